@@ -1,0 +1,1 @@
+//! What of the host is visible inside: bind mounts, files, devices, PMIx.

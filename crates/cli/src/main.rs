@@ -1,0 +1,3 @@
+//! The situla command and its personalities.
+
+fn main() {}

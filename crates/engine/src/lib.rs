@@ -1,0 +1,1 @@
+//! The use cases: resolve, admit, plan, run, record.

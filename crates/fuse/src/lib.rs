@@ -1,0 +1,1 @@
+//! A FUSE server for read-only images, speaking the kernel protocol directly.

@@ -1,0 +1,1 @@
+//! Image sources, content store, registry client, flattening and conversion.

@@ -1,0 +1,1 @@
+//! Image references, digests, manifests and platforms of the OCI specifications.

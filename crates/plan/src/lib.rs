@@ -1,0 +1,1 @@
+//! The Plan: everything a run will do, as one printable value.

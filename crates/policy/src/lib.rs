@@ -1,0 +1,1 @@
+//! Site policy: decide(request, policy) gives a verdict with reasons.

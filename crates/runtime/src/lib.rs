@@ -1,0 +1,1 @@
+//! Executes a Plan: namespaces, mounts, joining, signals, exit status.

@@ -1,0 +1,1 @@
+//! The Singularity Image Format: headers, descriptors, objects.

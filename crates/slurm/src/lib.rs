@@ -1,0 +1,1 @@
+//! The Slurm allocation as a step sees it: environment, hostlists, ids.

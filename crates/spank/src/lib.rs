@@ -1,0 +1,1 @@
+//! The SPANK plugin: parses options and sends the task through the trampoline.
