@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ImageIdentity, Rootfs, Share, Spec};
+use crate::{ImageIdentity, Rootfs, Share, Spec, Text};
 
 /// Version of the Plan's layout. Readers refuse what is newer; writers write this.
 pub const SCHEMA: u32 = 1;
@@ -39,6 +39,10 @@ pub struct Plan {
     /// Descriptors beyond standard input, output and error that stay open for the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub keep_fds: Vec<i32>,
+    /// Directories inside to try, in order, where the working directory does not exist. Empty where
+    /// the user named it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub cwd_fallbacks: Vec<Text>,
     /// What the runtime executes.
     pub spec: Spec,
 }

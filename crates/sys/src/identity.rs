@@ -3,9 +3,20 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
 
 use crate::checked;
+
+/// Moves the calling process into new namespaces: unshare(2). `EINVAL` for a user namespace in a
+/// process with several threads.
+///
+/// File descriptor tables cannot be unshared with this: a flag for them is left out, so that no
+/// descriptor that somebody owns can vanish.
+pub fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
+    let flags = flags.difference(UnshareFlags::FILES);
+    // SAFETY: rustix marks the call as unsafe for CLONE_FILES alone, which is taken out above.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
 
 /// Moves the calling process into the namespace behind `namespace` (an open nsfs file), whatever
 /// its type: setns(2). `EINVAL` for a user namespace in a process with several threads.

@@ -4,20 +4,24 @@
 //! nothing: no paths are chosen, nothing is retried, nothing is logged. Errors are errnos
 //! ([`Errno`]); callers know what they mean where.
 
+mod background;
+mod descriptor;
 mod exec;
 mod fork;
 mod identity;
 mod mount;
 mod signal;
 
+pub use background::become_background;
+pub use descriptor::{close_on_exec_from, with_inherited};
 pub use exec::{ExecStrings, execute};
 pub use fork::{Forked, exit_now, fork, is_single_threaded};
-pub use identity::{drop_all_capabilities, join_namespace};
+pub use identity::{drop_all_capabilities, join_namespace, unshare};
 pub use mount::{MountAttributes, set_mount_attributes};
 pub use rustix::io::Errno;
 pub use signal::{
     SignalFd, SignalInfo, SignalMask, block_signals, die_by, initial_sigpipe, restore_default_action,
-    set_signal_mask,
+    send_raw_signal, set_signal_mask,
 };
 
 /// The errno of the call that has just failed.

@@ -81,6 +81,12 @@ pub fn die_by(signal: i32) {
     let _ = set_signal_mask(&empty);
 }
 
+/// Sends a signal that has no name (a real-time signal) to a child of this process.
+pub fn send_raw_signal(child: rustix::process::Pid, signal: i32) {
+    // SAFETY: kill takes two integers; a wrong one gives an error that concerns nobody here.
+    unsafe { libc::kill(child.as_raw_pid(), signal) };
+}
+
 /// What arrived at a [`SignalFd`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignalInfo {

@@ -34,6 +34,11 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// Whether the image has a table of extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.xattr_table.is_some()
+    }
+
     /// Parses the first bytes of an image that lies in a file of `file_len` bytes.
     pub(crate) fn parse(bytes: &[u8; SUPERBLOCK_LEN], file_len: u64) -> Result<Self> {
         if le32(bytes, 0) != MAGIC {
