@@ -1,0 +1,248 @@
+//! From events to a record.
+//!
+//! Events of several processes arrive in the order of their writes, which need not be the order of
+//! their times. Folding therefore depends on what was said and not on where in the file, except
+//! that for two ends of one task the later line counts. A signal explains a death only if it came
+//! from root (Slurm's daemons) and the job is not root's own.
+
+use std::collections::BTreeMap;
+
+use crate::class::OutcomeClass;
+use crate::event::{Cause, Event, EventKind, Exit, SCHEMA, TaskRef};
+use crate::record::{EngineError, Outcome, Record, SignalSeen, Task};
+
+/// Tasks kept per run. A node has far fewer; a damaged journal could claim any number.
+const MAX_TASKS: usize = 1 << 16;
+
+/// Signals kept per task; a payload may be sent thousands, and the first ones tell.
+const MAX_SIGNALS: usize = 64;
+
+/// Engine errors kept per run.
+const MAX_ERRORS: usize = 1024;
+
+/// Linux's numbers, the same on all its architectures that Slurm runs on.
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+/// Makes one record for each run named in the events, in the order of first mention.
+pub fn fold_runs(events: &[Event]) -> Vec<Record> {
+    let mut order: Vec<&str> = Vec::new();
+    let mut runs: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
+    for event in events {
+        runs.entry(&event.run)
+            .or_insert_with(|| {
+                order.push(&event.run);
+                Vec::new()
+            })
+            .push(event);
+    }
+    order.into_iter().filter_map(|run| runs.get(run)).map(|events| fold(events.iter().copied())).collect()
+}
+
+/// Makes the record of one run.
+pub fn fold<'a>(events: impl IntoIterator<Item = &'a Event>) -> Record {
+    let mut state = Fold::default();
+    for event in events {
+        state.add(event);
+    }
+    state.finish()
+}
+
+#[derive(Default)]
+struct Fold {
+    run: Option<String>,
+    start: Option<crate::event::Start>,
+    times: Option<(u64, u64)>,
+    end_seen: bool,
+    tasks: BTreeMap<(u32, u32), Task>,
+    errors: Vec<EngineError>,
+    observed: Vec<(Cause, String)>,
+}
+
+impl Fold {
+    fn add(&mut self, event: &Event) {
+        self.run.get_or_insert_with(|| event.run.clone());
+        let time_ns = event.time_ns;
+        let (first, last) = self.times.unwrap_or((time_ns, time_ns));
+        self.times = Some((first.min(time_ns), last.max(time_ns)));
+        match &event.kind {
+            // Ranks that raced to set up may each say so; they agree, or they would not share.
+            EventKind::Start(start) => {
+                self.start.get_or_insert_with(|| (**start).clone());
+            }
+            EventKind::TaskStart { task, pid, phases } => {
+                if let Some(entry) = self.task(*task) {
+                    entry.pid = Some(*pid);
+                    entry.started_ns = Some(time_ns);
+                    entry.phases.clone_from(phases);
+                }
+            }
+            EventKind::TaskSignal { task, signal, sender } => {
+                let seen = SignalSeen { time_ns, signal: *signal, sender: *sender };
+                if let Some(entry) = self.task(*task).filter(|entry| entry.signals.len() < MAX_SIGNALS) {
+                    entry.signals.push(seen);
+                }
+            }
+            EventKind::TaskExit { task, exit } => {
+                if let Some(entry) = self.task(*task) {
+                    entry.exit = Some(*exit);
+                    entry.ended_ns = Some(time_ns);
+                }
+            }
+            EventKind::Observed { cause, evidence } => {
+                if self.observed.len() < MAX_ERRORS {
+                    self.observed.push((*cause, evidence.clone()));
+                }
+            }
+            EventKind::EngineError { class, message, task } => {
+                if self.errors.len() < MAX_ERRORS {
+                    let error =
+                        EngineError { time_ns, class: class.clone(), message: message.clone(), task: *task };
+                    self.errors.push(error);
+                }
+            }
+            EventKind::End => self.end_seen = true,
+            EventKind::Unknown => {}
+        }
+    }
+
+    fn task(&mut self, task: TaskRef) -> Option<&mut Task> {
+        let full = self.tasks.len() >= MAX_TASKS;
+        match self.tasks.entry((task.local, task.rank)) {
+            std::collections::btree_map::Entry::Vacant(_) if full => None,
+            entry => Some(entry.or_insert_with(|| Task {
+                task,
+                pid: None,
+                started_ns: None,
+                ended_ns: None,
+                phases: Vec::new(),
+                signals: Vec::new(),
+                exit: None,
+                class: OutcomeClass::Incomplete,
+            })),
+        }
+    }
+
+    fn finish(mut self) -> Record {
+        let n_exits = self.tasks.values().filter(|task| task.exit.is_some()).count();
+        let expected = self.start.as_ref().and_then(|start| start.n_local_tasks);
+        let all_left = expected.is_some_and(|n| n > 0 && usize::try_from(n).is_ok_and(|n| n_exits >= n));
+        let ended = self.end_seen || all_left;
+
+        let deadline_ns = self.start.as_ref().and_then(|start| start.deadline_ns);
+        let root_job = self.start.as_ref().is_some_and(|start| start.identity.uid == 0);
+        let mut tasks = std::mem::take(&mut self.tasks);
+        for task in tasks.values_mut() {
+            task.class = self.classify(task, deadline_ns, root_job);
+        }
+        let tasks: Vec<Task> = tasks.into_values().collect();
+        let outcome = self.outcome(&tasks, ended);
+        Record {
+            schema: SCHEMA,
+            run: self.run.unwrap_or_default(),
+            start: self.start,
+            started_ns: self.times.map(|(first, _)| first),
+            last_ns: self.times.map(|(_, last)| last),
+            ended,
+            tasks,
+            errors: self.errors,
+            outcome,
+        }
+    }
+
+    fn classify(&self, task: &Task, deadline_ns: Option<u64>, root_job: bool) -> OutcomeClass {
+        let own_error = self.errors.iter().find(|error| error.task == Some(task.task));
+        if let Some(error) = own_error {
+            return OutcomeClass::Engine(error.class.clone());
+        }
+        let failed = match task.exit {
+            None => return OutcomeClass::Incomplete,
+            Some(Exit::Code(0)) => return OutcomeClass::Ok,
+            Some(Exit::Code(_)) => OutcomeClass::AppError,
+            Some(Exit::Signal(_)) => OutcomeClass::Signal,
+        };
+        // The kernel's killer uses SIGKILL, and a shell around the victim reports 128 + 9.
+        let killed = matches!(task.exit, Some(Exit::Signal(SIGKILL) | Exit::Code(137)));
+        if killed && self.saw(Cause::Oom) {
+            return OutcomeClass::Oom;
+        }
+        if self.saw(Cause::TimeLimit) {
+            return OutcomeClass::TimeLimit;
+        }
+        if self.saw(Cause::Cancelled) {
+            return OutcomeClass::Cancelled;
+        }
+        let from_root = |seen: &&SignalSeen| {
+            matches!(seen.signal, SIGTERM | SIGKILL) && seen.sender.is_some_and(|sender| sender.uid == 0)
+        };
+        match task.signals.iter().find(from_root) {
+            Some(seen) if !root_job => match deadline_ns {
+                Some(deadline) if seen.time_ns >= deadline => OutcomeClass::TimeLimit,
+                _ => OutcomeClass::Cancelled,
+            },
+            _ => failed,
+        }
+    }
+
+    fn saw(&self, cause: Cause) -> bool {
+        self.observed.iter().any(|(seen, _)| *seen == cause)
+    }
+
+    fn outcome(&self, tasks: &[Task], ended: bool) -> Outcome {
+        let engine = self.errors.iter().map(|error| Outcome {
+            class: OutcomeClass::Engine(error.class.clone()),
+            task: error.task,
+            exit: error
+                .task
+                .and_then(|of| tasks.iter().find(|task| task.task == of))
+                .and_then(|task| task.exit),
+            message: Some(error.message.clone()),
+        });
+        // The first error is the cause, later ones follow from it.
+        if let Some(outcome) = engine.into_iter().next() {
+            return outcome;
+        }
+        // Among equally bad tasks the lowest rank speaks.
+        let worst = tasks.iter().reduce(|worst, task| if task.class > worst.class { task } else { worst });
+        let by_task = worst.map(|task| Outcome {
+            class: task.class.clone(),
+            task: Some(task.task),
+            exit: task.exit,
+            message: self.evidence(&task.class),
+        });
+        if ended {
+            // A run that ended without tasks did nothing wrong and nothing else either.
+            return by_task.unwrap_or(Outcome {
+                class: OutcomeClass::Incomplete,
+                task: None,
+                exit: None,
+                message: Some("ended without any task".to_owned()),
+            });
+        }
+        // Killed at the limit, the engine itself may have had no time to say goodbye.
+        let explained = [
+            (Cause::Oom, OutcomeClass::Oom),
+            (Cause::TimeLimit, OutcomeClass::TimeLimit),
+            (Cause::Cancelled, OutcomeClass::Cancelled),
+        ];
+        let class = explained.into_iter().find(|(cause, _)| self.saw(*cause)).map(|(_, class)| class);
+        let class = class.unwrap_or(OutcomeClass::Incomplete);
+        match by_task {
+            Some(outcome) if outcome.class > class => outcome,
+            _ => Outcome { task: None, exit: None, message: self.evidence(&class), class },
+        }
+    }
+
+    fn evidence(&self, class: &OutcomeClass) -> Option<String> {
+        let cause = match class {
+            OutcomeClass::Oom => Cause::Oom,
+            OutcomeClass::TimeLimit => Cause::TimeLimit,
+            OutcomeClass::Cancelled => Cause::Cancelled,
+            _ => return None,
+        };
+        self.observed.iter().find(|(seen, _)| *seen == cause).map(|(_, evidence)| evidence.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

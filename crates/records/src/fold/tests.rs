@@ -1,0 +1,189 @@
+use super::*;
+use crate::class::EngineClass;
+use crate::event::{Identity, ImageFacts, Sender, Start, UNVERIFIED};
+
+const A: TaskRef = TaskRef { rank: 4, local: 0 };
+const B: TaskRef = TaskRef { rank: 5, local: 1 };
+const ROOT: Option<Sender> = Some(Sender { pid: 1, uid: 0 });
+const SELF: Option<Sender> = Some(Sender { pid: 77, uid: 1001 });
+
+fn start() -> EventKind {
+    EventKind::Start(Box::new(Start {
+        identity: Identity { job: Some(5), host: "n1".to_owned(), uid: 1001, ..Identity::default() },
+        engine: "0.1.0".to_owned(),
+        argv: vec!["true".to_owned()],
+        image: ImageFacts {
+            reference: "a.sif".to_owned(),
+            manifest_digest: None,
+            rootfs_digest: UNVERIFIED.to_owned(),
+        },
+        plan: serde_json::Value::Null,
+        phases: vec![],
+        n_local_tasks: Some(2),
+        deadline_ns: Some(1000),
+    }))
+}
+
+fn enter(task: TaskRef) -> EventKind {
+    EventKind::TaskStart { task, pid: 100 + task.local, phases: vec![] }
+}
+
+fn exit(task: TaskRef, exit: Exit) -> EventKind {
+    EventKind::TaskExit { task, exit }
+}
+
+fn signal(task: TaskRef, signal: i32, sender: Option<Sender>) -> EventKind {
+    EventKind::TaskSignal { task, signal, sender }
+}
+
+fn observed(cause: Cause) -> EventKind {
+    EventKind::Observed { cause, evidence: "seen".to_owned() }
+}
+
+fn error(class: EngineClass, task: Option<TaskRef>) -> EventKind {
+    EventKind::EngineError { class, message: "it broke".to_owned(), task }
+}
+
+/// Numbers the events by their position: the n-th happens at n nanoseconds.
+fn record(kinds: Vec<EventKind>) -> Record {
+    let events: Vec<Event> = (1..)
+        .zip(kinds)
+        .map(|(time_ns, kind)| Event { schema: SCHEMA, run: String::new(), time_ns, kind })
+        .collect();
+    fold(&events)
+}
+
+#[test]
+fn outcomes() {
+    use Exit::{Code, Signal};
+    let table: Vec<(&str, Vec<EventKind>, &str, Option<TaskRef>)> = vec![
+        ("two good tasks", vec![exit(A, Code(0)), exit(B, Code(0)), EventKind::End], "ok", Some(A)),
+        ("all left, no end", vec![exit(A, Code(0)), exit(B, Code(0))], "ok", Some(A)),
+        ("one bad task", vec![exit(A, Code(0)), exit(B, Code(3)), EventKind::End], "app-error", Some(B)),
+        ("the worst decides", vec![exit(A, Signal(15)), exit(B, Code(3)), EventKind::End], "signal", Some(A)),
+        (
+            "one task unseen",
+            vec![enter(A), exit(A, Code(0)), enter(B), EventKind::End],
+            "incomplete",
+            Some(B),
+        ),
+        ("no end", vec![enter(A), enter(B), exit(A, Code(0))], "incomplete", None),
+        ("no end after a failure", vec![enter(A), enter(B), exit(A, Code(3))], "incomplete", None),
+        ("nothing but a start", vec![], "incomplete", None),
+        ("an empty run", vec![EventKind::End], "incomplete", None),
+        ("oom", vec![exit(A, Signal(9)), exit(B, Code(0)), observed(Cause::Oom)], "oom", Some(A)),
+        ("oom of a child", vec![exit(A, Code(137)), exit(B, Code(0)), observed(Cause::Oom)], "oom", Some(A)),
+        ("survived an oom", vec![exit(A, Code(0)), exit(B, Code(0)), observed(Cause::Oom)], "ok", Some(A)),
+        (
+            "failed beside an oom",
+            vec![exit(A, Code(1)), exit(B, Code(0)), observed(Cause::Oom)],
+            "app-error",
+            Some(A),
+        ),
+        (
+            "limit seen",
+            vec![exit(A, Signal(15)), exit(B, Code(0)), observed(Cause::TimeLimit)],
+            "time-limit",
+            Some(A),
+        ),
+        ("limit, engine killed too", vec![enter(A), observed(Cause::TimeLimit)], "time-limit", None),
+        (
+            "scancel",
+            vec![signal(A, 15, ROOT), exit(A, Signal(15)), exit(B, Code(0)), EventKind::End],
+            "cancelled",
+            Some(A),
+        ),
+        (
+            "scancel and a payload that exits by itself",
+            vec![signal(A, 15, ROOT), exit(A, Code(1)), exit(B, Code(0)), EventKind::End],
+            "cancelled",
+            Some(A),
+        ),
+        (
+            "a term of the user himself",
+            vec![signal(A, 15, SELF), exit(A, Signal(15)), exit(B, Code(0)), EventKind::End],
+            "signal",
+            Some(A),
+        ),
+        (
+            "another signal of root",
+            vec![signal(A, 10, ROOT), exit(A, Signal(10)), exit(B, Code(0)), EventKind::End],
+            "signal",
+            Some(A),
+        ),
+        ("engine", vec![error(EngineClass::NoFuse, None), EventKind::End], "engine-no-fuse", None),
+        ("engine without end", vec![error(EngineClass::PolicyDenied, None)], "engine-policy-denied", None),
+        (
+            "the first error is the cause",
+            vec![
+                error(EngineClass::ImageCorrupt, Some(B)),
+                error(EngineClass::SetupFailed, None),
+                exit(B, Code(255)),
+            ],
+            "engine-image-corrupt",
+            Some(B),
+        ),
+    ];
+    for (name, mut events, class, task) in table {
+        events.insert(0, start());
+        let got = record(events).outcome;
+        assert_eq!((got.class.to_string().as_str(), got.task), (class, task), "{name}");
+    }
+}
+
+#[test]
+fn a_term_after_the_deadline_is_the_time_limit() {
+    let event = |time_ns, kind| Event { schema: SCHEMA, run: String::new(), time_ns, kind };
+    let term = signal(A, 15, ROOT);
+    for (at, class) in [(999, OutcomeClass::Cancelled), (1000, OutcomeClass::TimeLimit)] {
+        let events = [event(1, start()), event(at, term.clone()), event(1500, exit(A, Exit::Signal(15)))];
+        assert_eq!(fold(&events).tasks[0].class, class);
+    }
+}
+
+#[test]
+fn a_record_keeps_what_was_said() {
+    let got = record(vec![
+        start(),
+        enter(B),
+        enter(A),
+        exit(A, Exit::Code(0)),
+        exit(B, Exit::Code(3)),
+        EventKind::End,
+    ]);
+    assert_eq!((got.started_ns, got.last_ns, got.ended), (Some(1), Some(6), true));
+    assert_eq!(got.tasks.iter().map(|task| task.task).collect::<Vec<_>>(), [A, B]);
+    assert_eq!(
+        (got.tasks[1].pid, got.tasks[1].started_ns, got.tasks[1].ended_ns),
+        (Some(101), Some(2), Some(5))
+    );
+    assert_eq!(got.outcome.exit, Some(Exit::Code(3)));
+    assert_eq!(got.start.map(|start| start.argv), Some(vec!["true".to_owned()]));
+}
+
+#[test]
+fn runs_of_one_step_are_kept_apart() {
+    let event = |run: &str, kind| Event { schema: SCHEMA, run: run.to_owned(), time_ns: 1, kind };
+    let events = [
+        event("b", start()),
+        event("a", start()),
+        event("b", exit(A, Exit::Code(1))),
+        event("a", exit(A, Exit::Code(0))),
+        event("b", EventKind::End),
+        event("a", EventKind::End),
+    ];
+    let got: Vec<_> = fold_runs(&events).into_iter().map(|r| (r.run, r.outcome.class)).collect();
+    assert_eq!(got, [("b".to_owned(), OutcomeClass::AppError), ("a".to_owned(), OutcomeClass::Ok)]);
+}
+
+#[test]
+fn a_journal_gone_wild_stays_bounded() {
+    let tasks = (0..70_000).map(|n| enter(TaskRef { rank: n, local: n }));
+    let signals = (0..1000).map(|_| signal(A, 10, None));
+    let errors = (0..2000).map(|_| error(EngineClass::ServerLost, None));
+    let got = record(signals.chain(tasks).chain(errors).collect());
+    assert_eq!(got.tasks.len(), MAX_TASKS);
+    assert_eq!(got.errors.len(), MAX_ERRORS);
+    let noisy = got.tasks.iter().map(|task| task.signals.len()).max();
+    assert_eq!(noisy, Some(MAX_SIGNALS));
+}
