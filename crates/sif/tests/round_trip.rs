@@ -21,8 +21,8 @@ fn options() -> SifOptions {
 }
 
 fn build(payload: &[u8]) -> Vec<u8> {
-    let writer = SifWriter::new(Cursor::new(Vec::new()), options()).unwrap();
-    writer.write_partition(&mut &payload[..]).unwrap().into_inner()
+    let writer = SifWriter::new(Cursor::new(Vec::new()), options()).expect("the options fit");
+    writer.write_partition(&mut &payload[..]).expect("memory takes everything").into_inner()
 }
 
 #[test]
