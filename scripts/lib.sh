@@ -42,6 +42,19 @@ need_packages() {
   [ $rc = 0 ] || { tail -5 "$log" >&2; die "apt-get failed, see $log"; }
 }
 
+# mmdebstrap's own apt does not read this machine's apt configuration. What the administrator set about
+# reaching a mirror (a proxy, a frozen snapshot whose Release files are past their date) must hold there too.
+# Sets the array MIRROR_OPTIONS. Signatures are checked in every case.
+mirror_options() {
+  local key value
+  MIRROR_OPTIONS=()
+  for key in Acquire::Check-Valid-Until Acquire::Check-Date Acquire::http::Proxy Acquire::https::Proxy; do
+    value=
+    eval "$(apt-config shell value "$key")"
+    [ -z "$value" ] || MIRROR_OPTIONS+=("--aptopt=$key \"$value\"")
+  done
+}
+
 # --- processes: only those we recorded, recognised by pid *and* start time -------------------------------
 # Field 22 of /proc/PID/stat; empty when there is no such process or when it is a zombie whose parent never
 # reaps it (PID 1 of a container often does not).
