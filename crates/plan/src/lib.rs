@@ -1,1 +1,22 @@
-//! The Plan: everything a run will do, as one printable value.
+//! The Plan: everything that a run will do, as one complete, printable value.
+//!
+//! A [`Plan`] is an OCI runtime-spec document ([`Spec`]) plus what OCI cannot say: which image and
+//! which rootfs, with whom the container is shared, why each thing of the host is visible inside,
+//! and what the policy said. `situla plan` prints it, the runtime executes it, the record embeds
+//! it. This crate holds types alone; nothing here looks at the machine.
+
+mod image;
+mod plan;
+mod rootfs;
+mod share;
+mod spec;
+mod text;
+
+pub use image::{ImageIdentity, RootfsIdentity};
+pub use plan::{Binding, Plan, SCHEMA};
+pub use rootfs::{Patch, PatchContent, Rootfs, RootfsSource, Rung};
+pub use share::{Share, ShareKey};
+pub use spec::{
+    IdMapping, LinuxSpec, Mount, Namespace, NamespaceKind, ProcessSpec, RootSpec, Spec, UserSpec,
+};
+pub use text::Text;

@@ -1,1 +1,24 @@
 //! Executes a Plan: namespaces, mounts, joining, signals, exit status.
+//!
+//! The runtime decides nothing. It lowers a [`situla_plan::Plan`] to system calls, in the process
+//! that becomes the payload, and reports a [`Failure`] where one of them fails. It is synchronous
+//! and must run in a process with a single thread: a user namespace cannot be made otherwise, and
+//! fork is sound only there. Only the keeper, a process of its own, has threads.
+
+mod construct;
+mod failure;
+mod image_tree;
+mod keeper;
+mod meeting;
+mod message;
+mod mounts;
+mod namespaces;
+mod payload;
+mod rootfs;
+mod run;
+mod supervise;
+
+pub use failure::{Failure, FailureClass};
+pub use run::{Observer, OpenImage, replace, run};
+pub use situla_sys::{SignalInfo, die_by};
+pub use supervise::Exit;

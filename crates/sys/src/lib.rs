@@ -1,1 +1,36 @@
-//! Safe wrappers over the Linux calls the runtime needs.
+//! Safe wrappers over the Linux calls that the runtime needs and rustix does not offer.
+//!
+//! Beside the plugin's own border to Slurm, this is the only crate with `unsafe` in it. It decides
+//! nothing: no paths are chosen, nothing is retried, nothing is logged. Errors are errnos
+//! ([`Errno`]); callers know what they mean where.
+
+mod background;
+mod descriptor;
+mod exec;
+mod fork;
+mod identity;
+mod mount;
+mod signal;
+
+pub use background::become_background;
+pub use descriptor::{close_on_exec_from, with_inherited};
+pub use exec::{ExecStrings, execute};
+pub use fork::{Forked, exit_now, fork, is_single_threaded};
+pub use identity::{drop_all_capabilities, join_namespace, unshare};
+pub use mount::{MountAttributes, set_mount_attributes};
+pub use rustix::io::Errno;
+pub use signal::{
+    SignalFd, SignalInfo, SignalMask, block_signals, die_by, initial_sigpipe, restore_default_action,
+    send_raw_signal, set_signal_mask,
+};
+
+/// The errno of the call that has just failed.
+fn last_errno() -> Errno {
+    let raw = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    Errno::from_raw_os_error(raw)
+}
+
+/// Turns the convention "-1 and errno" into a result.
+fn checked(result: libc::c_int) -> Result<libc::c_int, Errno> {
+    if result == -1 { Err(last_errno()) } else { Ok(result) }
+}

@@ -1,0 +1,421 @@
+//! Fetching, verifying and decompressing layers in parallel while they are merged one by one.
+//!
+//! Each worker takes the highest layer not yet taken and pushes its uncompressed bytes into that layer's
+//! bounded channel; the merging thread empties the channels from the top down. A worker ahead of the merge
+//! stops when its channel is full, so memory stays bounded whatever the layers' sizes. The lowest-numbered
+//! unfinished layer always has a worker, so there is no deadlock.
+
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use situla_oci::{Descriptor, Digest, Hasher, LayerKind};
+use thiserror::Error;
+
+use super::merge::{Level, MergeError, Merger};
+use crate::layer::{TarError, TarReader, decompress};
+use crate::progress::{Event, Progress};
+use crate::sink::FileSink;
+use crate::tree::Tree;
+use crate::verify::{VerifiedReader, VerifyError};
+use crate::{Addition, ImageParts};
+
+/// Uncompressed bytes handed over at a time.
+const CHUNK: usize = 256 * 1024;
+/// Chunks waiting per layer: with [`CHUNK`], 8 MiB of memory for every layer in flight.
+const QUEUE: usize = 32;
+/// Largest uncompressed layer. A bomb ends here; real layers are far below.
+const MAX_LAYER_BYTES: u64 = 1 << 40;
+
+/// Where layer blobs come from.
+pub trait LayerSource: Sync {
+    /// Opens the blob of `descriptor`. The bytes need not be verified. An error inside the stream is
+    /// reported as it is.
+    ///
+    /// # Errors
+    /// When the blob cannot be had.
+    fn open_layer(&self, what: &str, descriptor: &Descriptor) -> io::Result<Box<dyn Read + Send + '_>>;
+}
+
+/// Settings of [`flatten`].
+#[derive(Debug, Clone, Copy)]
+pub struct FlattenOptions {
+    /// Layers fetched at the same time; at least one is.
+    pub n_fetchers: usize,
+}
+
+impl Default for FlattenOptions {
+    fn default() -> Self {
+        Self { n_fetchers: 4 }
+    }
+}
+
+/// Why an image cannot be flattened.
+#[derive(Debug, Error)]
+pub enum FlattenError {
+    /// Bytes delivered are not those promised.
+    #[error("{0}")]
+    Verify(VerifyError),
+    /// The uncompressed layer is not the one that the configuration names.
+    #[error("{what} does not match its diff-id: expected {expected}, got {actual}")]
+    DiffId {
+        /// Which layer.
+        what: String,
+        /// Digest in the configuration.
+        expected: Digest,
+        /// Digest of the uncompressed bytes.
+        actual: Digest,
+    },
+    /// The configuration has another number of layers than the manifest.
+    #[error("image configuration lists {diff_ids} layers but the manifest has {layers}")]
+    LayerCount {
+        /// Layers in the manifest.
+        layers: usize,
+        /// Layers in the configuration.
+        diff_ids: usize,
+    },
+    /// A layer's media type is not that of a file system layer.
+    #[error("{what} is not a file system layer (media type '{media_type}')")]
+    NotALayer {
+        /// Which layer.
+        what: String,
+        /// Its media type.
+        media_type: String,
+    },
+    /// Fetching failed.
+    #[error("cannot fetch {what}")]
+    Fetch {
+        /// Which layer.
+        what: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The compressed data is damaged although its digest is right.
+    #[error("cannot decompress {what}")]
+    Decompress {
+        /// Which layer.
+        what: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A layer is larger than any real one.
+    #[error("{what} is larger than {MAX_LAYER_BYTES} bytes when decompressed")]
+    TooLarge {
+        /// Which layer.
+        what: String,
+    },
+    /// The layer's archive, or its relation to the other layers, is broken.
+    #[error("cannot merge {what}")]
+    Merge {
+        /// Which layer.
+        what: String,
+        /// The cause.
+        #[source]
+        source: MergeError,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread to fetch layers")]
+    Thread(#[source] io::Error),
+}
+
+/// What [`flatten`] gives.
+#[derive(Debug)]
+pub struct Flattened<F> {
+    /// The tree.
+    pub tree: Tree<F>,
+    /// Compressed bytes fetched.
+    pub n_fetched: u64,
+}
+
+enum Message {
+    Chunk(Vec<u8>),
+    End(Result<(), FlattenError>),
+}
+
+struct Job<'a> {
+    layer_idx: usize,
+    what: String,
+    descriptor: &'a Descriptor,
+    diff_id: &'a Digest,
+}
+
+/// Merges the layers of an image, handing file contents to `sink`. `additions` are put above the layers
+/// (files this program adds) and `fallbacks` below them (directories that must exist).
+///
+/// # Errors
+/// When a layer cannot be had, is not what the manifest promises, or makes no sense; the sink is then in an
+/// undefined state and its output must be thrown away.
+pub fn flatten<S: FileSink>(
+    source: &dyn LayerSource,
+    image: &ImageParts,
+    additions: &[Addition],
+    fallbacks: &[Addition],
+    sink: &mut S,
+    options: FlattenOptions,
+    progress: &dyn Progress,
+) -> Result<Flattened<S::File>, FlattenError> {
+    let jobs = plan_jobs(image)?;
+    let n_layers = u32::try_from(jobs.len()).unwrap_or(u32::MAX - 2);
+    let mut merger = Merger::new(sink, Level(n_layers + 1));
+    let merge = |what: &str, source| FlattenError::Merge { what: what.to_owned(), source };
+    add_all(&mut merger, Level(n_layers + 1), additions).map_err(|e| merge("added files", e))?;
+
+    let next = AtomicUsize::new(0);
+    let mut receivers = Vec::new();
+    let mut senders = Vec::new();
+    for _ in &jobs {
+        let (sender, receiver) = sync_channel(QUEUE);
+        senders.push(Mutex::new(Some(sender)));
+        receivers.push(receiver);
+    }
+    thread::scope(|scope| -> Result<(), FlattenError> {
+        // Moved in, so that an early return drops the receivers and thereby stops the workers.
+        let receivers = receivers;
+        for _ in 0..options.n_fetchers.clamp(1, jobs.len().max(1)) {
+            let worker = || {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let position = jobs.len() - 1 - job.layer_idx;
+                    let sender = senders[position].lock().unwrap_or_else(PoisonError::into_inner).take();
+                    if let Some(sender) = sender {
+                        run_job(source, job, &sender, progress);
+                    }
+                }
+            };
+            thread::Builder::new()
+                .name("layer".to_owned())
+                .spawn_scoped(scope, worker)
+                .map_err(FlattenError::Thread)?;
+        }
+        for (position, receiver) in receivers.into_iter().enumerate() {
+            let job = &jobs[position];
+            let level = Level(n_layers - u32::try_from(position).unwrap_or(n_layers));
+            consume(job, receiver, |tar| merger.layer(level, tar))?;
+            if merger.end_layer().map_err(|e| merge(&job.what, e))? {
+                let (sender, receiver) = sync_channel(QUEUE);
+                thread::Builder::new()
+                    .name("layer".to_owned())
+                    .spawn_scoped(scope, move || run_job(source, job, &sender, &()))
+                    .map_err(FlattenError::Thread)?;
+                consume(job, receiver, |tar| merger.rescue(tar))?;
+            }
+            progress.event(Event::LayerDone { layer_idx: job.layer_idx });
+        }
+        Ok(())
+    })?;
+    add_all(&mut merger, Level(0), fallbacks).map_err(|e| merge("added directories", e))?;
+    let tree = merger.finish().map_err(|e| merge("the layers", e))?;
+    Ok(Flattened { tree, n_fetched: image.manifest.layers.iter().map(|l| l.size).sum() })
+}
+
+/// Lists the layers, top first.
+fn plan_jobs(image: &ImageParts) -> Result<Vec<Job<'_>>, FlattenError> {
+    let layers = &image.manifest.layers;
+    let diff_ids = &image.config.rootfs.diff_ids;
+    if layers.len() != diff_ids.len() {
+        return Err(FlattenError::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() });
+    }
+    let mut jobs = Vec::with_capacity(layers.len());
+    for (layer_idx, (descriptor, diff_id)) in layers.iter().zip(diff_ids).enumerate().rev() {
+        let what = format!("layer {} of {} ({})", layer_idx + 1, layers.len(), descriptor.digest);
+        if LayerKind::parse(&descriptor.media_type) == LayerKind::NotALayer {
+            let media_type = descriptor.media_type.chars().take(100).collect();
+            return Err(FlattenError::NotALayer { what, media_type });
+        }
+        jobs.push(Job { layer_idx, what, descriptor, diff_id });
+    }
+    Ok(jobs)
+}
+
+fn add_all<S: FileSink>(
+    merger: &mut Merger<'_, S>,
+    level: Level,
+    additions: &[Addition],
+) -> Result<(), MergeError> {
+    merger.begin_layer(level);
+    for addition in additions {
+        merger.entry(addition.entry.clone(), &mut addition.content.as_slice())?;
+    }
+    Ok(())
+}
+
+/// Runs a layer's parse, then drains its stream to the end, so that every byte is verified. An error of
+/// the stream explains an error of the parse and is preferred to it.
+fn consume(
+    job: &Job<'_>,
+    receiver: Receiver<Message>,
+    parse: impl FnOnce(&mut TarReader<ChannelReader>) -> Result<(), MergeError>,
+) -> Result<(), FlattenError> {
+    let mut tar = TarReader::new(ChannelReader { receiver, chunk: Vec::new(), at: 0, end: None });
+    let parsed = parse(&mut tar);
+    let mut reader = tar.into_inner();
+    if let Err(MergeError::Sink(source)) = parsed {
+        // The output is broken: nothing more to learn from the layer.
+        return Err(FlattenError::Merge { what: job.what.clone(), source: MergeError::Sink(source) });
+    }
+    reader.drain();
+    match (reader.end, parsed) {
+        (Some(Err(stream)), _) => Err(stream),
+        (_, Err(source)) => Err(FlattenError::Merge { what: job.what.clone(), source }),
+        (Some(Ok(())), Ok(())) => Ok(()),
+        (None, Ok(())) => Err(FlattenError::Merge {
+            what: job.what.clone(),
+            source: MergeError::Tar(TarError::UnexpectedEnd),
+        }),
+    }
+}
+
+struct ChannelReader {
+    receiver: Receiver<Message>,
+    chunk: Vec<u8>,
+    at: usize,
+    end: Option<Result<(), FlattenError>>,
+}
+
+impl ChannelReader {
+    /// Gets the next chunk; false at the end, good or bad.
+    fn refill(&mut self) -> bool {
+        if self.end.is_some() {
+            return false;
+        }
+        match self.receiver.recv() {
+            Ok(Message::Chunk(chunk)) => {
+                self.chunk = chunk;
+                self.at = 0;
+                true
+            }
+            Ok(Message::End(result)) => {
+                self.end = Some(result);
+                false
+            }
+            // The worker died; `end` stays empty and the layer counts as unfinished.
+            Err(_) => false,
+        }
+    }
+
+    fn drain(&mut self) {
+        while self.refill() {}
+    }
+}
+
+impl Read for ChannelReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.chunk.len() {
+            self.chunk.clear();
+            self.at = 0;
+            if !self.refill() {
+                return match &self.end {
+                    Some(Ok(())) => Ok(0),
+                    _ => Err(io::Error::other("the layer's stream failed")),
+                };
+            }
+        }
+        let n = buf.len().min(self.chunk.len() - self.at);
+        buf[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+fn run_job(source: &dyn LayerSource, job: &Job<'_>, sender: &SyncSender<Message>, progress: &dyn Progress) {
+    let result = stream_layer(source, job, sender, progress);
+    // If nobody listens any more, nobody wants to know.
+    let _ = sender.send(Message::End(result));
+}
+
+fn stream_layer(
+    source: &dyn LayerSource,
+    job: &Job<'_>,
+    sender: &SyncSender<Message>,
+    progress: &dyn Progress,
+) -> Result<(), FlattenError> {
+    let fetch = |source: io::Error| match VerifyError::in_io(&source) {
+        Some(error) => FlattenError::Verify(error.clone()),
+        None => FlattenError::Fetch { what: job.what.clone(), source },
+    };
+    let raw = source.open_layer(&job.what, job.descriptor).map_err(fetch)?;
+    let counted = Counted { inner: raw, layer_idx: job.layer_idx, progress };
+    let mut verified = VerifiedReader::new(job.what.clone(), job.descriptor, counted);
+    let mut hasher = Hasher::new(job.diff_id.algorithm());
+    let unpacked = pump(&mut verified, &mut hasher, sender);
+    if let Err(PumpError::NobodyListens) = unpacked {
+        return Ok(());
+    }
+    // The decoder stops at its own end mark or its first complaint; the digest is over all bytes, and a
+    // wrong one is the better explanation.
+    io::copy(&mut verified, &mut io::sink()).map_err(fetch)?;
+    match unpacked {
+        Ok(()) => {}
+        Err(PumpError::Read(source)) => {
+            return Err(FlattenError::Decompress { what: job.what.clone(), source });
+        }
+        Err(PumpError::TooLarge) => return Err(FlattenError::TooLarge { what: job.what.clone() }),
+        Err(PumpError::NobodyListens) => return Ok(()),
+    }
+    let actual = hasher.finish();
+    if actual == *job.diff_id {
+        Ok(())
+    } else {
+        Err(FlattenError::DiffId { what: job.what.clone(), expected: job.diff_id.clone(), actual })
+    }
+}
+
+enum PumpError {
+    Read(io::Error),
+    TooLarge,
+    NobodyListens,
+}
+
+fn pump<R: Read + Send>(
+    verified: &mut R,
+    hasher: &mut Hasher,
+    sender: &SyncSender<Message>,
+) -> Result<(), PumpError> {
+    let (_, mut plain) = decompress(verified).map_err(PumpError::Read)?;
+    let mut total = 0u64;
+    loop {
+        let mut chunk = vec![0; CHUNK];
+        let mut have = 0;
+        let mut ended = false;
+        while have < CHUNK {
+            match plain.read(&mut chunk[have..]) {
+                Ok(0) => {
+                    ended = true;
+                    break;
+                }
+                Ok(n) => have += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(PumpError::Read(e)),
+            }
+        }
+        total += have as u64;
+        if total > MAX_LAYER_BYTES {
+            return Err(PumpError::TooLarge);
+        }
+        chunk.truncate(have);
+        hasher.update(&chunk);
+        if have > 0 && sender.send(Message::Chunk(chunk)).is_err() {
+            return Err(PumpError::NobodyListens);
+        }
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+struct Counted<'a, R> {
+    inner: R,
+    layer_idx: usize,
+    progress: &'a dyn Progress,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.progress.event(Event::Fetched { layer_idx: self.layer_idx, bytes: n as u64 });
+        Ok(n)
+    }
+}

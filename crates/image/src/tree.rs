@@ -1,0 +1,139 @@
+//! A file tree in memory: names and metadata, with the files' contents already handed to a sink.
+
+use std::collections::BTreeMap;
+
+/// Owner, mode, time and extended attributes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// Permission, set-id and sticky bits (at most `0o7777`).
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time in Unix seconds; may be negative.
+    pub mtime: i64,
+    /// Extended attributes with their full names, sorted by name, without duplicates.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Meta {
+    /// Metadata of things this program adds: owned by root, time zero, so that nothing depends on when
+    /// or by whom an image was converted.
+    #[must_use]
+    pub fn root_owned(mode: u16) -> Self {
+        Self { mode, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new() }
+    }
+}
+
+/// Index of an inode in [`Tree::inodes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InodeId(pub(crate) usize);
+
+impl InodeId {
+    /// Returns the index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// A file that is no directory. Several names may point to one: hard links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inode<F> {
+    /// Type and content.
+    pub kind: InodeKind<F>,
+    /// Metadata.
+    pub meta: Meta,
+}
+
+/// Type and content of an inode; `F` is the sink's handle for a file's content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InodeKind<F> {
+    /// A regular file.
+    File {
+        /// The sink's handle.
+        content: F,
+        /// Size in bytes.
+        size: u64,
+    },
+    /// A symbolic link and its target.
+    Symlink(Vec<u8>),
+    /// A character device.
+    CharDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    BlockDevice {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+}
+
+/// A directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// Metadata.
+    pub meta: Meta,
+    /// Entries by name.
+    pub children: BTreeMap<Vec<u8>, Child>,
+}
+
+/// An entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Child {
+    /// A directory.
+    Directory(Directory),
+    /// Anything else.
+    Inode(InodeId),
+}
+
+/// A whole tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree<F> {
+    /// The root directory.
+    pub root: Directory,
+    /// All inodes; each has at least one name.
+    pub inodes: Vec<Inode<F>>,
+}
+
+impl<F> Tree<F> {
+    /// Looks a path up, without following symbolic links.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Option<&Child> {
+        let mut children = &self.root.children;
+        let mut components = path.split('/').filter(|c| !c.is_empty()).peekable();
+        while let Some(name) = components.next() {
+            let child = children.get(name.as_bytes())?;
+            match child {
+                _ if components.peek().is_none() => return Some(child),
+                Child::Directory(dir) => children = &dir.children,
+                Child::Inode(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// Counts the names of every inode.
+    #[must_use]
+    pub fn link_counts(&self) -> Vec<u32> {
+        fn count(dir: &Directory, counts: &mut [u32]) {
+            for child in dir.children.values() {
+                match child {
+                    Child::Directory(dir) => count(dir, counts),
+                    Child::Inode(id) => counts[id.0] = counts[id.0].saturating_add(1),
+                }
+            }
+        }
+        let mut counts = vec![0; self.inodes.len()];
+        count(&self.root, &mut counts);
+        counts
+    }
+}

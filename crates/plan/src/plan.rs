@@ -1,0 +1,48 @@
+//! The Plan itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ImageIdentity, Rootfs, Share, Spec, Text};
+
+/// Version of the Plan's layout. Readers refuse what is newer; writers write this.
+pub const SCHEMA: u32 = 1;
+
+/// One thing of the host that is visible inside, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// The path inside, or the number of a file descriptor that stays open (`fd:7`).
+    pub destination: String,
+    /// What it is on the host.
+    pub source: String,
+    /// Who asked for it, and why.
+    pub reason: String,
+}
+
+/// Everything that a run will do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The image.
+    pub image: ImageIdentity,
+    /// What the policy said, with its reasons.
+    pub verdict: serde_json::Value,
+    /// The allocation that the Plan was made for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub allocation: Option<serde_json::Value>,
+    /// The root file system.
+    pub rootfs: Rootfs,
+    /// With whom the container is shared.
+    pub share: Share,
+    /// Why each thing of the host is visible inside.
+    pub bindings: Vec<Binding>,
+    /// Descriptors beyond standard input, output and error that stay open for the payload.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub keep_fds: Vec<i32>,
+    /// Directories inside to try, in order, where the working directory does not exist. Empty where
+    /// the user named it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub cwd_fallbacks: Vec<Text>,
+    /// What the runtime executes.
+    pub spec: Spec,
+}

@@ -1,0 +1,60 @@
+//! Runs the Plan in a JSON file: the runtime alone, for tests and measurements.
+//!
+//! Usage: `run_plan PLAN.json [exec-only]`. Exits as the payload does; 125 where it did not start.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+
+use situla_plan::{Plan, RootfsSource};
+use situla_runtime::{Exit, Observer, OpenImage, SignalInfo};
+use situla_squashfs::{Image, ReadOptions, Window};
+
+struct Silent;
+
+impl Observer for Silent {
+    fn phase(&mut self, _: &'static str) {}
+    fn started(&mut self, _: i32) {}
+    fn signal(&mut self, _: &SignalInfo) {}
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
+        Ok(Exit::Signal(signal)) => {
+            situla_runtime::die_by(signal);
+            ExitCode::FAILURE
+        }
+        Err(message) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "error: {message}");
+            ExitCode::from(125)
+        }
+    }
+}
+
+fn run() -> Result<Exit, String> {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().ok_or("which plan?")?;
+    let text = std::fs::read(&path).map_err(|error| format!("{path}: {error}"))?;
+    let plan: Plan = serde_json::from_slice(&text).map_err(|error| format!("{path}: {error}"))?;
+    if arguments.next().is_some() {
+        return Err(describe(&situla_runtime::replace(&plan)));
+    }
+    let image = match &plan.rootfs.source {
+        RootfsSource::Directory { .. } => None,
+        RootfsSource::Squashfs { path, offset, length } => {
+            let file = File::open(path.as_os_str()).map_err(|error| error.to_string())?;
+            let descriptor = file.as_raw_fd();
+            let image = Image::open(Window::new(file, *offset, *length), ReadOptions::default())
+                .map_err(|error| error.to_string())?;
+            Some(OpenImage { image, descriptor })
+        }
+    };
+    situla_runtime::run(&plan, image, std::process::id(), &mut Silent).map_err(|failure| describe(&failure))
+}
+
+fn describe(failure: &situla_runtime::Failure) -> String {
+    let cause = failure.errno().map(|errno| format!(": {errno}")).unwrap_or_default();
+    format!("{:?}: {failure}{cause}", failure.class())
+}

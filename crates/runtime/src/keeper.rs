@@ -1,0 +1,266 @@
+//! The keeper: the process that serves a container's image and hands its namespaces to late tasks.
+//!
+//! It is forked by the first task of a node and lives in the cgroup of the step, so Slurm ends it
+//! with the step whatever happens. It never enters the container: when the last process has left
+//! and no more tasks are expected, the kernel takes the mount away, and the keeper ends with it.
+//! It has nothing of the payload's open, ignores every signal but SIGKILL, and its death is noticed
+//! by all tasks, which then end their payloads.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
+use situla_fuse::{Server, Tree};
+
+use crate::failure::{Context, Failure, FailureClass};
+use crate::meeting::{ANSWER_READY, check_user};
+use crate::message::{Message, receive, send};
+
+/// From the constructing process: the FUSE device of the new mount.
+pub(crate) const DEVICE: u8 = b'F';
+/// From the constructing process: the container stands, and these are its namespaces.
+pub(crate) const NAMESPACES: u8 = b'N';
+
+/// From the keeper: it ends because the container has ended.
+pub(crate) const FAREWELL: u8 = b'B';
+
+/// How long a keeper without any task waits for those that have not come yet. Slurm ends it long
+/// before, with its step; this is for a launcher that has lost its tasks.
+const IDLE_LIMIT: Timespec = Timespec { tv_sec: 300, tv_nsec: 0 };
+
+/// The most threads that serve one image: requests of a few ranks, and the decompression behind
+/// them, rarely keep more busy.
+const MAX_SERVERS: usize = 4;
+
+/// What a keeper is to do.
+#[derive(Debug)]
+pub(crate) struct Duties {
+    /// The tree to serve, where the rootfs is an image.
+    pub(crate) tree: Option<Box<dyn Tree>>,
+    /// The descriptor behind the tree, which must stay open.
+    pub(crate) image: Option<RawFd>,
+    /// The meeting point, where the container is shared.
+    pub(crate) listener: Option<OwnedFd>,
+    /// The connection to the constructing process.
+    pub(crate) control: OwnedFd,
+    /// How many tasks will come in all.
+    pub(crate) n_expected: usize,
+    /// The rank of the task that leads.
+    pub(crate) leader: u32,
+}
+
+/// Turns this freshly forked process into a keeper.
+pub(crate) fn keep(duties: Duties) -> ! {
+    let listener = duties.listener.as_ref().map(AsRawFd::as_raw_fd);
+    let kept: Vec<RawFd> =
+        [duties.image, listener, Some(duties.control.as_raw_fd())].into_iter().flatten().collect();
+    situla_sys::become_background(c"situla-keeper", &kept, move || serve(duties))
+}
+
+/// Serves the tree on this thread and tends the meeting point on another.
+fn serve(duties: Duties) {
+    let Duties { tree, listener, control, n_expected, leader, .. } = duties;
+    let connected = Connected::default();
+    let mut meeting = listener.map(|listener| Meeting::new(listener, n_expected, leader, &connected));
+    let Some(tree) = tree.as_deref() else {
+        // A directory: nothing to serve, only namespaces to hand on.
+        if let Some(meeting) = &mut meeting {
+            meeting.tend(&control);
+        }
+        return;
+    };
+    // Nothing comes where the constructing process has failed: then there is nothing to serve.
+    let Some(Message { bytes, mut descriptors }) = receive(control.as_fd()).ok().flatten() else { return };
+    let Some(device) = descriptors.pop().filter(|_| bytes.first() == Some(&DEVICE)) else { return };
+    let server = Server::new(tree);
+    let serve = || {
+        // Unmounted, or beyond help: there is nothing left to do for any thread.
+        let clean = server.serve(device.as_fd()).is_ok();
+        if clean {
+            connected.say_farewell();
+        }
+        situla_sys::exit_now(i32::from(!clean));
+    };
+    std::thread::scope(|scope| {
+        // A thread that cannot be made is one server less, or tasks that lead for themselves.
+        let _ = thread(scope, || {
+            let n_servers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_SERVERS);
+            for _ in 1..n_servers {
+                let _ = thread(scope, serve);
+            }
+            if let Some(meeting) = &mut meeting {
+                meeting.tend(&control);
+            }
+        });
+        serve();
+    });
+}
+
+/// Starts a thread with a small stack; buffers are on the heap.
+fn thread<'scope, 'env>(
+    scope: &'scope std::thread::Scope<'scope, 'env>,
+    body: impl FnOnce() + Send + 'scope,
+) -> std::io::Result<()> {
+    const STACK: usize = 512 * 1024;
+    std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, body).map(|_| ())
+}
+
+/// The tasks that have the namespaces and are still there.
+#[derive(Default)]
+struct Connected(Mutex<Vec<Arc<OwnedFd>>>);
+
+impl Connected {
+    fn all(&self) -> Vec<Arc<OwnedFd>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn add(&self, task: OwnedFd) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(task));
+    }
+
+    fn remove(&self, task: &Arc<OwnedFd>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, task));
+    }
+
+    /// Tells all that the keeper goes because the container has gone, not because it was killed.
+    fn say_farewell(&self) {
+        for task in self.all() {
+            // A task that has gone needs no farewell.
+            let _ = send(task.as_fd(), &[FAREWELL], &[]);
+        }
+    }
+}
+
+/// The meeting point, and who has come.
+struct Meeting<'a> {
+    listener: Option<OwnedFd>,
+    namespaces: Option<Vec<OwnedFd>>,
+    waiting: Vec<OwnedFd>,
+    connected: &'a Connected,
+    come: HashSet<u32>,
+    n_expected: usize,
+}
+
+/// What is ready at the meeting point.
+enum Event {
+    Control,
+    Visitor,
+    Task(Arc<OwnedFd>),
+    Idle,
+}
+
+impl<'a> Meeting<'a> {
+    fn new(listener: OwnedFd, n_expected: usize, leader: u32, connected: &'a Connected) -> Self {
+        Meeting {
+            listener: Some(listener),
+            namespaces: None,
+            waiting: Vec::new(),
+            connected,
+            come: HashSet::from([leader]),
+            n_expected,
+        }
+    }
+
+    /// Answers tasks until all have come and gone, or nobody is there any more.
+    fn tend(&mut self, control: &OwnedFd) {
+        let mut leader_lives = true;
+        loop {
+            if self.come.len() >= self.n_expected && self.namespaces.is_some() && self.waiting.is_empty() {
+                // Nobody else will come: the namespaces live on by their processes alone, and the
+                // name is free for the next container of this step.
+                self.namespaces = Some(Vec::new());
+                self.listener = None;
+                if self.connected.all().is_empty() {
+                    return;
+                }
+            }
+            let idle = !leader_lives && self.connected.all().is_empty() && self.waiting.is_empty();
+            match self.wait(leader_lives.then_some(control.as_fd()), idle) {
+                Ok(Event::Control) => match receive(control.as_fd()).ok().flatten() {
+                    Some(message) if message.bytes.first() == Some(&NAMESPACES) => {
+                        self.namespaces = Some(message.descriptors);
+                        for task in std::mem::take(&mut self.waiting) {
+                            self.answer(task);
+                        }
+                    }
+                    Some(_) => {}
+                    None if self.namespaces.is_none() => {
+                        // The leader failed before its container stood; whoever waits sees the end
+                        // of this process and leads in its place.
+                        situla_sys::exit_now(1);
+                    }
+                    None => leader_lives = false,
+                },
+                Ok(Event::Visitor) => self.admit(),
+                // A task has nothing to say after its greeting: it has gone.
+                Ok(Event::Task(task)) => self.connected.remove(&task),
+                Ok(Event::Idle) | Err(_) => {
+                    self.namespaces = Some(Vec::new());
+                    self.listener = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn wait(&self, control: Option<BorrowedFd<'_>>, idle: bool) -> Result<Event, Errno> {
+        let listener = self.listener.as_ref().map(AsFd::as_fd);
+        let fixed = [control, listener];
+        let connected = self.connected.all();
+        let watched = fixed.into_iter().flatten().chain(connected.iter().map(|task| task.as_fd()));
+        let mut polled: Vec<PollFd<'_>> =
+            watched.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        loop {
+            match poll(&mut polled, idle.then_some(&IDLE_LIMIT)) {
+                Ok(0) => return Ok(Event::Idle),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+                Ok(_) => break,
+            }
+        }
+        let n_fixed = fixed.iter().flatten().count();
+        let ready = polled.iter().position(|fd| !fd.revents().is_empty()).ok_or(Errno::IO)?;
+        Ok(match ready {
+            0 if control.is_some() => Event::Control,
+            index if index < n_fixed => Event::Visitor,
+            index => Event::Task(connected.get(index - n_fixed).cloned().ok_or(Errno::IO)?),
+        })
+    }
+
+    /// Takes a connection and hears who it is.
+    fn admit(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        let Ok(task) = accept_with(listener, SocketFlags::CLOEXEC) else { return };
+        if check_user(task.as_fd()).is_err() {
+            return;
+        }
+        let Some(hello) = receive(task.as_fd()).ok().flatten() else { return };
+        let Ok(rank) = <[u8; 4]>::try_from(hello.bytes.as_slice()) else { return };
+        self.come.insert(u32::from_ne_bytes(rank));
+        if self.namespaces.is_some() { self.answer(task) } else { self.waiting.push(task) }
+    }
+
+    fn answer(&mut self, task: OwnedFd) {
+        let Some(namespaces) = &self.namespaces else { return };
+        let descriptors: Vec<BorrowedFd<'_>> = namespaces.iter().map(AsFd::as_fd).collect();
+        if send(task.as_fd(), &[ANSWER_READY], &descriptors).is_ok() {
+            self.connected.add(task);
+        }
+    }
+}
+
+/// Sends the keeper what [`serve`] waits for first.
+pub(crate) fn hand_over_device(control: BorrowedFd<'_>, device: BorrowedFd<'_>) -> Result<(), Failure> {
+    send(control, &[DEVICE], &[device])
+        .or_fail(FailureClass::ServerLost, || "the process that is to serve the image has ended".to_owned())
+}
+
+/// Tells the keeper that the container stands.
+pub(crate) fn hand_over_namespaces(control: BorrowedFd<'_>, namespaces: &[OwnedFd]) -> Result<(), Failure> {
+    let descriptors: Vec<BorrowedFd<'_>> = namespaces.iter().map(AsFd::as_fd).collect();
+    send(control, &[NAMESPACES], &descriptors)
+        .or_fail(FailureClass::ServerLost, || "the process that keeps the container has ended".to_owned())
+}

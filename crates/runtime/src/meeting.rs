@@ -1,0 +1,143 @@
+//! How the tasks of a step find each other on a node.
+//!
+//! The meeting point is a Unix socket in the abstract namespace, named after the share key. Binding
+//! it is atomic, so the first task leads and the others connect; when the leader dies the kernel
+//! takes the name away, and the next task to come leads. There is no file to leave behind and no
+//! lock to break. Names in the abstract namespace are visible to all users of a machine, so both
+//! sides check the other's user id.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+use situla_plan::ShareKey;
+
+use crate::failure::{Context, Failure, FailureClass};
+use crate::message::{receive, send};
+
+/// First byte of the keeper's answer: the namespaces follow as descriptors.
+pub(crate) const ANSWER_READY: u8 = b'R';
+
+/// How long a task waits for the leader's container. Set-up takes milliseconds; a node that needs
+/// longer than this is sick, and Slurm would give up in the end as well.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long to wait before trying again while another task is between bind and listen, or dying.
+const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
+
+/// What a task turned out to be.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// It sets the container up; others will connect here.
+    Leader(OwnedFd),
+    /// It enters a container that another task has set up.
+    Member {
+        /// Stays open as long as this task runs; it breaks when the keeper ends.
+        connection: OwnedFd,
+        /// The namespaces to enter, in order.
+        namespaces: Vec<OwnedFd>,
+    },
+}
+
+/// Finds out whether this task leads or follows. `rank` tells the keeper who has come.
+pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
+    let fail =
+        |errno| Failure::of_call(FailureClass::Setup, "cannot meet the other tasks of the step", errno);
+    let address = SocketAddrUnix::new_abstract_name(format!("situla/{}", key.0).as_bytes()).map_err(fail)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let socket = new_socket().map_err(fail)?;
+        match connect(socket.as_fd(), &address) {
+            Ok(()) => {
+                check_user(socket.as_fd())?;
+                if let Some(namespaces) = ask(socket.as_fd(), rank, deadline).map_err(fail)? {
+                    return Ok(Role::Member { connection: socket, namespaces });
+                }
+                // The leader failed or died: try to lead.
+            }
+            Err(Errno::CONNREFUSED) => {}
+            Err(errno) => return Err(fail(errno)),
+        }
+        match lead(&address) {
+            Ok(listener) => return Ok(Role::Leader(listener)),
+            Err(Errno::ADDRINUSE) => {}
+            Err(errno) => return Err(fail(errno)),
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::new(
+                FailureClass::Setup,
+                format!("no task of the step has set the container up in {} seconds", PATIENCE.as_secs()),
+            ));
+        }
+        let _ = poll(&mut [], Some(&RETRY));
+    }
+}
+
+fn new_socket() -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+}
+
+fn lead(address: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
+    /// All tasks of a node may arrive at once.
+    const BACKLOG: i32 = 1024;
+    let socket = new_socket()?;
+    bind(socket.as_fd(), address)?;
+    listen(socket.as_fd(), BACKLOG)?;
+    Ok(socket)
+}
+
+/// Asks the keeper for the namespaces; `None` where it has gone without an answer.
+fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Option<Vec<OwnedFd>>, Errno> {
+    match send(socket, &rank.to_ne_bytes(), &[]) {
+        Ok(()) => {}
+        Err(Errno::PIPE | Errno::CONNRESET) => return Ok(None),
+        Err(errno) => return Err(errno),
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(0), tv_nsec: 0 };
+    let waited = poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::IN)], Some(&timeout));
+    if matches!(waited, Ok(0)) {
+        return Err(Errno::TIMEDOUT);
+    }
+    let answer = receive(socket)?;
+    Ok(answer.filter(|answer| answer.bytes.first() == Some(&ANSWER_READY)).map(|answer| answer.descriptors))
+}
+
+/// Refuses a peer of another user, who may have taken the name to get at our tasks.
+pub(crate) fn check_user(socket: BorrowedFd<'_>) -> Result<(), Failure> {
+    let peer = socket_peercred(socket)
+        .or_fail(FailureClass::Setup, || "cannot see who is at the meeting point of the step".to_owned())?;
+    if peer.uid == rustix::process::geteuid() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FailureClass::Setup,
+        format!("user {} has taken the name under which the tasks of this step meet", peer.uid.as_raw()),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_leads_and_the_next_takes_over() {
+        let key = ShareKey(format!("test/{}", std::process::id()));
+        let Role::Leader(first) = meet(&key, 0).unwrap() else { panic!("the first task must lead") };
+        let follower = std::thread::spawn({
+            let key = key.clone();
+            move || meet(&key, 1).unwrap()
+        });
+        // A leader that goes without an answer is succeeded by whoever waits for it.
+        let visitor = rustix::net::accept(first.as_fd()).unwrap();
+        assert_eq!(receive(visitor.as_fd()).unwrap().unwrap().bytes, 1u32.to_ne_bytes());
+        drop(first);
+        drop(visitor);
+        assert!(matches!(follower.join().unwrap(), Role::Leader(_)));
+    }
+}

@@ -1,0 +1,181 @@
+//! The last steps before the payload runs: give up privileges, close, exec.
+
+use std::ffi::CString;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use rustix::io::{Errno, FdFlags};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use situla_plan::Plan;
+use situla_sys::{ExecStrings, SignalMask};
+
+use crate::failure::{Context, Failure, FailureClass};
+
+/// Where the command is searched if the container's environment has no PATH (`execvp(3)`, and what
+/// Apptainer uses).
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The strings of the payload, made before anything is locked or forked.
+#[derive(Debug)]
+pub(crate) struct Command {
+    arguments: ExecStrings,
+    environment: ExecStrings,
+    /// The same command through a shell, for scripts without an interpreter line.
+    shell_arguments: ExecStrings,
+    candidates: Vec<CString>,
+    name: String,
+}
+
+impl Command {
+    /// Prepares the command of `plan`.
+    pub(crate) fn prepare(plan: &Plan) -> Result<Self, Failure> {
+        let process = &plan.spec.process;
+        let nul = |_| Failure::new(FailureClass::Setup, "an argument or variable holds a NUL byte");
+        let bytes = |texts: &[situla_plan::Text]| -> Vec<Vec<u8>> {
+            texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+        };
+        let words = bytes(&process.args);
+        let Some(program) = words.first().cloned() else {
+            return Err(Failure::new(FailureClass::Setup, "there is no command to run"));
+        };
+        let path = process.env.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
+        let candidates = candidates(&program, path.unwrap_or(DEFAULT_PATH));
+        let shell = [b"/bin/sh".to_vec(), program.clone()].into_iter().chain(words.iter().skip(1).cloned());
+        Ok(Command {
+            name: String::from_utf8_lossy(&program).into_owned(),
+            candidates: candidates.into_iter().map(CString::new).collect::<Result<_, _>>().map_err(nul)?,
+            shell_arguments: ExecStrings::new(shell).map_err(nul)?,
+            arguments: ExecStrings::new(words).map_err(nul)?,
+            environment: ExecStrings::new(bytes(&process.env)).map_err(nul)?,
+        })
+    }
+
+    /// Executes the command; returns only with the reason why that failed.
+    fn execute(&self) -> Failure {
+        let mut denied = None;
+        for candidate in &self.candidates {
+            match situla_sys::execute(candidate, &self.arguments, &self.environment) {
+                Errno::NOENT | Errno::NOTDIR => {}
+                Errno::NOEXEC => {
+                    let errno = situla_sys::execute(c"/bin/sh", &self.shell_arguments, &self.environment);
+                    denied = Some(errno);
+                }
+                errno => denied = denied.or(Some(errno)),
+            }
+        }
+        match denied {
+            Some(errno) => Failure::of_call(
+                FailureClass::CommandNotExecutable,
+                format!("cannot execute {}", self.name),
+                errno,
+            ),
+            None => Failure::of_call(
+                FailureClass::CommandNotFound,
+                format!("{} is not in the container", self.name),
+                Errno::NOENT,
+            ),
+        }
+    }
+}
+
+/// The paths to try for `program`.
+fn candidates(program: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
+    if program.contains(&b'/') {
+        return vec![program.to_vec()];
+    }
+    path.split(|byte| *byte == b':')
+        .map(|directory| {
+            let directory = if directory.is_empty() { b".".as_slice() } else { directory };
+            [directory, b"/", program].concat()
+        })
+        .collect()
+}
+
+/// What the payload inherits from its surroundings.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    /// The signal mask of whoever started us.
+    pub(crate) mask: SignalMask,
+    /// The process that waits for the payload; without it the payload must not live.
+    pub(crate) parent: Option<Pid>,
+}
+
+/// Turns this process, which is inside the container already, into the payload. Returns only with
+/// the reason why that failed.
+pub(crate) fn become_payload(plan: &Plan, command: &Command, surroundings: &Surroundings) -> Failure {
+    match prepare(plan, surroundings) {
+        Ok(()) => command.execute(),
+        Err(failure) => failure,
+    }
+}
+
+fn prepare(plan: &Plan, surroundings: &Surroundings) -> Result<(), Failure> {
+    enter_working_directory(plan)?;
+    let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
+    if plan.spec.process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).map_err(setup("cannot set no_new_privs"))?;
+    }
+    situla_sys::drop_all_capabilities().map_err(setup("cannot drop capabilities"))?;
+    close_descriptors(plan)?;
+    if let Some(parent) = surroundings.parent {
+        // Set last: a change of credentials clears it (prctl(2)).
+        set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(setup("cannot bind to the parent's life"))?;
+        if getppid() != Some(parent) {
+            return Err(Failure::new(FailureClass::Setup, "the waiting process has ended"));
+        }
+    }
+    if !situla_sys::initial_sigpipe() {
+        // Rust's runtime ignores SIGPIPE, and exec would pass that on. SIGPIPE is 13 everywhere.
+        situla_sys::restore_default_action(13).map_err(setup("cannot restore SIGPIPE"))?;
+    }
+    situla_sys::set_signal_mask(&surroundings.mask).map_err(setup("cannot restore the signal mask"))
+}
+
+/// Enters the working directory, or the first fallback that exists where the user did not choose.
+fn enter_working_directory(plan: &Plan) -> Result<(), Failure> {
+    let wanted = &plan.spec.process.cwd;
+    let errno = match rustix::process::chdir(wanted.as_bytes()) {
+        Ok(()) => return Ok(()),
+        Err(errno) => errno,
+    };
+    for fallback in &plan.cwd_fallbacks {
+        if rustix::process::chdir(fallback.as_bytes()).is_ok() {
+            return Ok(());
+        }
+    }
+    let path = Path::new(wanted.as_os_str()).display();
+    Err(Failure::of_call(
+        FailureClass::WorkingDirectory,
+        format!("cannot enter {path} inside the container"),
+        errno,
+    ))
+}
+
+/// Leaves standard input, output, error and what the plan names open over exec, nothing else.
+fn close_descriptors(plan: &Plan) -> Result<(), Failure> {
+    situla_sys::close_on_exec_from(3)
+        .or_fail(FailureClass::Setup, || "cannot mark descriptors to be closed".to_owned())?;
+    for fd in &plan.keep_fds {
+        situla_sys::with_inherited(*fd, |fd: BorrowedFd<'_>| rustix::io::fcntl_setfd(fd, FdFlags::empty()))
+            .or_fail(FailureClass::Setup, || format!("descriptor {fd} is to stay open, but is not open"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_searched_as_execvp_does() {
+        let strings = |program: &str, path: &str| -> Vec<String> {
+            let found = candidates(program.as_bytes(), path.as_bytes());
+            found.into_iter().map(|path| String::from_utf8(path).unwrap()).collect()
+        };
+        assert_eq!(strings("ls", "/a:/b"), ["/a/ls", "/b/ls"]);
+        assert_eq!(strings("ls", ":/b"), ["./ls", "/b/ls"]);
+        assert_eq!(strings("./ls", "/a"), ["./ls"]);
+        assert_eq!(strings("/bin/ls", "/a"), ["/bin/ls"]);
+    }
+}

@@ -1,0 +1,242 @@
+//! Running a Plan: who forks whom.
+//!
+//! There are two shapes. *Exec-only* ([`replace`]) turns the calling process into the payload and
+//! leaves nothing of ours behind. *Supervised* ([`run`]) forks the payload and waits for it; where
+//! an image must be served or a container shared, it forks a keeper as well:
+//!
+//! ```text
+//! task process ── waits, forwards signals, reports
+//!   ├── payload   makes or joins the namespaces, gives up privileges, exec
+//!   └── keeper    serves the image, hands the namespaces to other tasks (first task only)
+//! ```
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+use situla_fuse::{Layered, Tree};
+use situla_plan::{NamespaceKind, PatchContent, Plan, Share};
+use situla_squashfs::Image;
+use situla_sys::{Forked, SignalFd, SignalInfo, fork};
+
+use crate::construct::construct;
+use crate::failure::{Context, Failure, FailureClass};
+use crate::image_tree::ImageTree;
+use crate::keeper::{self, Duties};
+use crate::meeting::{Role, meet};
+use crate::message;
+use crate::payload::{Command, Surroundings, become_payload};
+use crate::supervise::{self, Exit, Keeper, Supervised, forwarded};
+
+/// Hears what happens during a run. Calls come from the waiting process, never from the payload.
+pub trait Observer {
+    /// A phase of the start has ended.
+    fn phase(&mut self, name: &'static str);
+    /// The payload runs, under this pid.
+    fn started(&mut self, pid: i32);
+    /// A signal has arrived and is being passed on.
+    fn signal(&mut self, info: &SignalInfo);
+}
+
+/// An open image: its reader, and the descriptor behind it.
+#[derive(Debug)]
+pub struct OpenImage {
+    /// The reader.
+    pub image: Image,
+    /// The descriptor that the reader reads from.
+    pub descriptor: RawFd,
+}
+
+/// Replaces this process by the payload of `plan`: a directory, shared with nobody, with nobody
+/// who waits. Returns only with the reason why that failed.
+pub fn replace(plan: &Plan) -> Failure {
+    let command = match Command::prepare(plan) {
+        Ok(command) => command,
+        Err(failure) => return failure,
+    };
+    let surroundings = Surroundings { mask: situla_sys::SignalMask::of([]), parent: None };
+    let mut serve = |_: BorrowedFd<'_>| {
+        Err(Failure::new(FailureClass::Setup, "an image file needs a process that serves it"))
+    };
+    match construct(plan, &mut serve, &mut || Ok(())) {
+        Ok(()) => become_payload(plan, &command, &surroundings),
+        Err(failure) => failure,
+    }
+}
+
+/// Runs the payload of `plan` and waits for it. `image` is the open image of a plan whose rootfs is
+/// one; `rank` is this task's among the tasks of its node's step.
+pub fn run(
+    plan: &Plan,
+    image: Option<OpenImage>,
+    rank: u32,
+    observer: &mut dyn Observer,
+) -> Result<Exit, Failure> {
+    let command = Command::prepare(plan)?;
+    let role = match &plan.share {
+        Share::Step { key, local_tasks, .. } if *local_tasks > 1 => Some(meet(key, rank)?),
+        _ => None,
+    };
+    observer.phase("meet");
+    let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
+    let forwarded = forwarded();
+    let mask = situla_sys::block_signals(&forwarded).map_err(setup("cannot block signals"))?;
+    let signals = SignalFd::new(&forwarded).map_err(setup("cannot read signals"))?;
+    let surroundings = Surroundings { mask, parent: Some(getpid()) };
+    let ends_with_keeper = image.is_some();
+    let start = Start { plan, command: &command, surroundings: &surroundings };
+    match role {
+        Some(Role::Member { connection, namespaces }) => {
+            let (pid, report) = start.fork_payload(|| enter(&namespaces))?;
+            drop(namespaces);
+            let keeper = ends_with_keeper.then(|| Keeper::Connection(connection.as_fd()));
+            Supervised { pid, report, signals: &signals, keeper }.wait(observer)
+        }
+        Some(Role::Leader(listener)) => start.lead(image, Some(listener), rank, &signals, observer),
+        None if image.is_some() => start.lead(image, None, rank, &signals, observer),
+        None => {
+            let mut serve = |_: BorrowedFd<'_>| Err(Failure::new(FailureClass::Setup, "no image was opened"));
+            let (pid, report) = start.fork_payload(|| construct(plan, &mut serve, &mut || Ok(())))?;
+            Supervised { pid, report, signals: &signals, keeper: None }.wait(observer)
+        }
+    }
+}
+
+/// What every way of starting needs.
+struct Start<'a> {
+    plan: &'a Plan,
+    command: &'a Command,
+    surroundings: &'a Surroundings,
+}
+
+impl Start<'_> {
+    /// Forks a child that gets itself into the container by `enter` and becomes the payload. The
+    /// pipe that is returned carries a failure, or ends with the exec.
+    fn fork_payload(&self, enter: impl FnOnce() -> Result<(), Failure>) -> Result<(Pid, OwnedFd), Failure> {
+        let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(setup("cannot make a pipe"))?;
+        match fork().map_err(setup("cannot fork"))? {
+            Forked::Parent(pid) => Ok((pid, reader)),
+            Forked::Child => {
+                let failure = match enter() {
+                    Ok(()) => become_payload(self.plan, self.command, self.surroundings),
+                    Err(failure) => failure,
+                };
+                let _ = rustix::io::write(&writer, &failure.encode());
+                situla_sys::exit_now(1)
+            }
+        }
+    }
+
+    /// Sets the container up: forks the keeper, then the payload, which builds the container
+    /// around itself.
+    fn lead(
+        &self,
+        image: Option<OpenImage>,
+        listener: Option<OwnedFd>,
+        rank: u32,
+        signals: &SignalFd,
+        observer: &mut dyn Observer,
+    ) -> Result<Exit, Failure> {
+        let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
+        let serves_image = image.is_some();
+        let shared = listener.is_some();
+        let descriptor = image.as_ref().map(|image| image.descriptor);
+        let tree = image.map(|image| served_tree(self.plan, image.image)).transpose()?;
+        let (ours, theirs) = message::pair().map_err(setup("cannot make a pair of sockets"))?;
+        let n_expected = match &self.plan.share {
+            Share::Step { local_tasks, .. } => usize::try_from(*local_tasks).unwrap_or(usize::MAX),
+            Share::Nobody { .. } => 1,
+        };
+        let duties = Duties { tree, image: descriptor, listener, control: theirs, n_expected, leader: rank };
+        let keeper = match fork().map_err(setup("cannot fork"))? {
+            Forked::Child => keeper::keep(duties),
+            Forked::Parent(pid) => pid,
+        };
+        // The keeper alone has its ends now, so that their closing tells its death.
+        drop(duties);
+        let keeper_fd = pidfd_open(keeper, PidfdFlags::empty()).map_err(setup("cannot watch the keeper"))?;
+        let started = self.fork_payload(|| {
+            let mut namespaces = Vec::new();
+            let mut serve = |device: BorrowedFd<'_>| keeper::hand_over_device(ours.as_fd(), device);
+            construct(self.plan, &mut serve, &mut || {
+                if shared {
+                    namespaces = open_namespaces(self.plan)?;
+                }
+                Ok(())
+            })?;
+            if shared { keeper::hand_over_namespaces(ours.as_fd(), &namespaces) } else { Ok(()) }
+        });
+        let (pid, report) = match started {
+            Ok(started) => started,
+            Err(failure) => {
+                supervise::end(keeper);
+                return Err(failure);
+            }
+        };
+        let keeper_watch = serves_image.then(|| Keeper::Child(keeper_fd.as_fd()));
+        let outcome = Supervised { pid, report, signals, keeper: keeper_watch }.wait(observer);
+        if !shared {
+            drop(ours);
+            supervise::reap_soon(keeper, keeper_fd.as_fd());
+        }
+        outcome
+    }
+}
+
+/// Puts the patches of `plan` on top of its image.
+fn served_tree(plan: &Plan, image: Image) -> Result<Box<dyn Tree>, Failure> {
+    let user = plan.spec.process.user;
+    let mut tree = Layered::new(ImageTree::new(image, user.uid, user.gid), user.uid, user.gid);
+    for patch in &plan.rootfs.patches {
+        let laid = match &patch.content {
+            PatchContent::Directory => tree.add_directory(&patch.path),
+            PatchContent::File { content, mode } => {
+                tree.add_file(&patch.path, content.as_bytes().to_vec(), *mode)
+            }
+        };
+        laid.map_err(|error| {
+            let cause =
+                std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            Failure::new(FailureClass::Rootfs, format!("{error}{cause}"))
+        })?;
+    }
+    Ok(Box::new(tree))
+}
+
+/// The file of `/proc/self/ns` for a type of namespace, in the order in which they are entered.
+fn namespace_files(plan: &Plan) -> impl Iterator<Item = &'static str> {
+    let order = [
+        (NamespaceKind::User, "user"),
+        (NamespaceKind::Ipc, "ipc"),
+        (NamespaceKind::Uts, "uts"),
+        (NamespaceKind::Network, "net"),
+        (NamespaceKind::Mount, "mnt"),
+    ];
+    let kinds: Vec<NamespaceKind> =
+        plan.spec.linux.namespaces.iter().map(|namespace| namespace.kind).collect();
+    order.into_iter().filter(move |(kind, _)| kinds.contains(kind)).map(|(_, name)| name)
+}
+
+/// Opens the namespaces of this process, through the host's `/proc`.
+fn open_namespaces(plan: &Plan) -> Result<Vec<OwnedFd>, Failure> {
+    namespace_files(plan)
+        .map(|name| {
+            let path = Path::new("/proc/self/ns").join(name);
+            openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .or_fail(FailureClass::Setup, || format!("cannot open {}", path.display()))
+        })
+        .collect()
+}
+
+/// Enters namespaces that another task has made.
+fn enter(namespaces: &[OwnedFd]) -> Result<(), Failure> {
+    for namespace in namespaces {
+        situla_sys::join_namespace(namespace.as_fd())
+            .or_fail(FailureClass::Setup, || format!("cannot enter namespace {}", namespace.as_raw_fd()))?;
+    }
+    // Entering a mount namespace sets root and working directory to its root.
+    Ok(())
+}

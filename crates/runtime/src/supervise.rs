@@ -1,0 +1,184 @@
+//! Waiting for a payload: forward signals, notice the keeper's death, take the exit status.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, pidfd_open,
+    pidfd_send_signal, waitid,
+};
+use situla_sys::{SignalFd, SignalInfo, SignalMask};
+
+use crate::Observer;
+use crate::failure::{Failure, FailureClass};
+use crate::keeper::FAREWELL;
+use crate::message::receive;
+
+/// How a payload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this status.
+    Code(i32),
+    /// It died by this signal.
+    Signal(i32),
+}
+
+/// The signals that a waiting process passes on: all that end or inform a process, except those
+/// that a terminal's driver sends to stop it, which must stop the waiting process too.
+pub(crate) fn forwarded() -> SignalMask {
+    // HUP INT QUIT USR1 USR2 ALRM TERM CONT XCPU XFSZ VTALRM PROF WINCH IO PWR and the real-time
+    // signals: signal(7), the numbers of x86 and Arm.
+    SignalMask::of([1, 2, 3, 10, 12, 14, 15, 18, 24, 25, 26, 27, 28, 29, 30].into_iter().chain(34..=64))
+}
+
+/// A payload being waited for.
+pub(crate) struct Supervised<'a> {
+    pub(crate) pid: Pid,
+    /// Reads a failure that happened before exec; ends with exec.
+    pub(crate) report: OwnedFd,
+    /// Blocked signals to pass on.
+    pub(crate) signals: &'a SignalFd,
+    /// How the keeper's end is noticed, where the payload cannot live without it.
+    pub(crate) keeper: Option<Keeper<'a>>,
+}
+
+/// A keeper to be watched. It ends by itself when its container has ended, which may be seen a
+/// moment before the payload's end is.
+#[derive(Clone, Copy)]
+pub(crate) enum Keeper<'a> {
+    /// Our child: its exit status tells whether it was killed.
+    Child(BorrowedFd<'a>),
+    /// Another task's child: it says farewell, or the connection just breaks.
+    Connection(BorrowedFd<'a>),
+}
+
+impl<'a> Keeper<'a> {
+    fn watched(self) -> BorrowedFd<'a> {
+        match self {
+            Keeper::Child(fd) | Keeper::Connection(fd) => fd,
+        }
+    }
+
+    /// Tells, once it has ended, whether it did so because the container has.
+    fn ended_in_order(self) -> bool {
+        match self {
+            Keeper::Child(pidfd) => {
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+                let status = waitid(WaitId::PidFd(pidfd), options);
+                status.is_ok_and(|status| status.is_some_and(|status| status.exit_status() == Some(0)))
+            }
+            Keeper::Connection(socket) => {
+                let message = receive(socket).ok().flatten();
+                message.is_some_and(|message| message.bytes.first() == Some(&FAREWELL))
+            }
+        }
+    }
+}
+
+impl Supervised<'_> {
+    /// Waits until the payload has ended.
+    pub(crate) fn wait(self, observer: &mut dyn Observer) -> Result<Exit, Failure> {
+        let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
+        let Supervised { pid, report, signals, mut keeper } = self;
+        let mut report = Some(File::from(report));
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(setup("cannot watch the payload"))?;
+        let mut failure = None;
+        loop {
+            let payload = pidfd.as_fd();
+            let fixed = [
+                Some(payload),
+                Some(signals.as_fd()),
+                report.as_ref().map(AsFd::as_fd),
+                keeper.map(Keeper::watched),
+            ];
+            let mut polled: Vec<PollFd<'_>> =
+                fixed.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+            match poll(&mut polled, None) {
+                Err(Errno::INTR) => continue,
+                other => other.map_err(setup("cannot wait for the payload"))?,
+            };
+            let mut ready = polled.iter().map(|fd| !fd.revents().is_empty());
+            let [ended, signalled, reported, lost] =
+                fixed.map(|fd| fd.is_some() && ready.next().unwrap_or(false));
+            drop(polled);
+            if reported {
+                failure = failure.or(report.take().and_then(read_report));
+                if failure.is_none() {
+                    observer.started(pid.as_raw_pid());
+                }
+            }
+            if signalled {
+                while let Ok(Some(info)) = signals.next() {
+                    pass_on(&info, pid, &pidfd, observer);
+                }
+            }
+            if ended {
+                break;
+            }
+            if let Some(keeper) = keeper.take_if(|_| lost)
+                && !keeper.ended_in_order()
+            {
+                failure.get_or_insert_with(|| {
+                    Failure::new(FailureClass::ServerLost, "the process that serves the image has ended")
+                });
+                // A payload that has ended meanwhile needs no signal.
+                let _ = pidfd_send_signal(pidfd.as_fd(), Signal::KILL);
+            }
+        }
+        // A payload that ended between its report and our poll.
+        let failure = failure.or_else(|| report.take().and_then(read_report));
+        let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
+            .map_err(setup("cannot take the payload's status"))?;
+        match failure {
+            Some(failure) => Err(failure),
+            None => Ok(exit(status.as_ref())),
+        }
+    }
+}
+
+/// Passes a signal on, unless the terminal has sent it to the whole foreground group already.
+fn pass_on(info: &SignalInfo, pid: Pid, pidfd: &OwnedFd, observer: &mut dyn Observer) {
+    observer.signal(info);
+    if info.from_kernel {
+        return;
+    }
+    match Signal::from_named_raw(info.signal) {
+        // A payload that has ended meanwhile needs no signal.
+        Some(signal) => drop(pidfd_send_signal(pidfd.as_fd(), signal)),
+        None => situla_sys::send_raw_signal(pid, info.signal),
+    }
+}
+
+fn exit(status: Option<&WaitIdStatus>) -> Exit {
+    let Some(status) = status else { return Exit::Code(0) };
+    match (status.exit_status(), status.terminating_signal()) {
+        (_, Some(signal)) => Exit::Signal(signal),
+        (code, None) => Exit::Code(code.unwrap_or(0)),
+    }
+}
+
+/// Reads a failure from the report pipe; `None` where exec has closed it.
+fn read_report(mut report: File) -> Option<Failure> {
+    let mut bytes = Vec::new();
+    // A read error would mean a broken kernel; the exit status tells the rest.
+    report.read_to_end(&mut bytes).ok()?;
+    Failure::decode(&bytes)
+}
+
+/// Waits a moment for a child that is about to end, so that it leaves no zombie behind.
+pub(crate) fn reap_soon(child: Pid, pidfd: BorrowedFd<'_>) {
+    const MOMENT: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    if poll(&mut polled, Some(&MOMENT)).is_ok_and(|n_ready| n_ready > 0) {
+        let _ = waitid(WaitId::Pid(child), WaitIdOptions::EXITED);
+    }
+}
+
+/// Ends a child at once: one that was started for a payload that could not be.
+pub(crate) fn end(child: Pid) {
+    let _ = kill_process(child, Signal::KILL);
+    let _ = waitid(WaitId::Pid(child), WaitIdOptions::EXITED);
+}

@@ -1,0 +1,231 @@
+//! The callbacks that Slurm calls, and the data by which it knows the plugin.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+use crate::ffi::{
+    Context, FAILURE, Handle, SUCCESS, context, option_argument, plugin_arguments, report_error, tell_user,
+};
+use crate::multi_prog;
+use crate::options::{ContainerOption, Given, PROGRAM_VARIABLE, Settings};
+
+/// `SPANK_PLUGIN(situla, 1)`: Slurm looks these symbols up by name.
+#[unsafe(no_mangle)]
+static plugin_name: [u8; 7] = *b"situla\0";
+#[unsafe(no_mangle)]
+static plugin_type: [u8; 6] = *b"spank\0";
+/// `SLURM_VERSION_NUMBER` of the Slurm that this plugin was built for: Slurm refuses a plugin of
+/// another major or minor version.
+#[unsafe(no_mangle)]
+static plugin_version: u32 = parse_version(env!("SITULA_SLURM_VERSION"));
+#[unsafe(no_mangle)]
+static spank_plugin_version: u32 = 1;
+
+/// `SLURM_VERSION_NUM(major, minor, micro)`: a byte each.
+const fn parse_version(text: &str) -> u32 {
+    let bytes = text.as_bytes();
+    let mut parts = [0u32; 3];
+    let (mut part, mut index) = (0, 0);
+    while index < bytes.len() && part < 3 {
+        match bytes[index] {
+            b'.' => part += 1,
+            digit if digit.is_ascii_digit() => parts[part] = parts[part] * 10 + (digit - b'0') as u32,
+            _ => break,
+        }
+        index += 1;
+    }
+    (parts[0] << 16) | (parts[1] << 8) | parts[2]
+}
+
+/// What the plugin knows in this process.
+struct State {
+    given: Given,
+    settings: Option<Settings>,
+    /// An error of an early callback, to be raised where Slurm takes notice of it.
+    pending: Option<String>,
+}
+
+static STATE: Mutex<State> = Mutex::new(State { given: Given::NOTHING, settings: None, pending: None });
+
+fn with_state<T>(act: impl FnOnce(&mut State) -> T) -> T {
+    act(&mut STATE.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Runs a callback so that no panic reaches Slurm.
+fn guarded(body: impl FnOnce() -> Result<(), String>, fail: impl FnOnce(&str)) -> c_int {
+    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| Err("internal error".to_owned()));
+    match result {
+        Ok(()) => SUCCESS,
+        Err(message) => {
+            fail(&format!("situla: {message}"));
+            FAILURE
+        }
+    }
+}
+
+/// Called first in every context: registers the options.
+///
+/// # Safety
+/// Called by Slurm alone, with a valid handle and `ac` terminated strings in `av`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn slurm_spank_init(spank: Handle, ac: c_int, av: *mut *mut c_char) -> c_int {
+    // SAFETY: Slurm passes the words of plugstack.conf.
+    let arguments = unsafe { plugin_arguments(ac, av) };
+    guarded(|| init(spank, &arguments), report_error)
+}
+
+fn init(spank: Handle, arguments: &[String]) -> Result<(), String> {
+    let context = context();
+    if context == Context::Other {
+        return Ok(());
+    }
+    let settings = match Settings::parse(arguments) {
+        Ok(settings) => settings,
+        Err(error) => {
+            let message = format!("{error}; mend the plugin's line in plugstack.conf");
+            // On the node this would drain it, or let the step look completed.
+            if context == Context::Remote {
+                with_state(|state| state.pending = Some(message));
+                return Ok(());
+            }
+            return Err(message);
+        }
+    };
+    for option in ContainerOption::ALL {
+        let name = format!("{}-{}", settings.prefix, option.suffix());
+        let value = option as c_int;
+        if !spank.register(&name, Some(option.arginfo()), option.usage(), value, option_given) {
+            let message = format!("the option --{name} cannot be registered; does another plugin have it?");
+            if context == Context::Remote {
+                with_state(|state| state.pending = Some(message));
+                break;
+            }
+            return Err(message);
+        }
+    }
+    with_state(|state| state.settings = Some(settings));
+    Ok(())
+}
+
+/// Called for every option that was given, in srun or sbatch and again on the node.
+extern "C" fn option_given(value: c_int, argument: *const c_char, _remote: c_int) -> c_int {
+    // SAFETY: Slurm passes null or the option's argument.
+    let argument = unsafe { option_argument(argument) };
+    let result = catch_unwind(|| {
+        if let (Some(option), Some(argument)) = (ContainerOption::from_value(value), argument) {
+            with_state(|state| state.given.set(option, argument));
+        }
+    });
+    if result.is_ok() { SUCCESS } else { FAILURE }
+}
+
+/// Called when all options are known: refuses in srun and sbatch what cannot work.
+#[unsafe(no_mangle)]
+extern "C" fn slurm_spank_init_post_opt(_spank: Handle, _ac: c_int, _av: *mut *mut c_char) -> c_int {
+    guarded(init_post_opt, report_error)
+}
+
+fn init_post_opt() -> Result<(), String> {
+    let context = context();
+    if !matches!(context, Context::Local | Context::Allocator) {
+        return Ok(());
+    }
+    let (given, prefix) = with_state(|state| {
+        let prefix = state.settings.as_ref().map_or_else(String::new, |settings| settings.prefix.clone());
+        (state.given.clone(), prefix)
+    });
+    let complete = given.complete(own_variable);
+    if complete.get(ContainerOption::Image).is_none() {
+        return match given.orphans().next() {
+            Some(option) => Err(format!(
+                "--{prefix}-{} has no effect without an image; add --{prefix}-image=IMAGE",
+                option.suffix()
+            )),
+            None => Ok(()),
+        };
+    }
+    if context == Context::Local {
+        let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
+        if multi_prog::on_command_line(line.split(|byte| *byte == 0)) {
+            return Err(format!(
+                "--{prefix}-image cannot be combined with --multi-prog; {MULTI_PROG_REMEDY}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+const MULTI_PROG_REMEDY: &str =
+    "let one script choose by $SLURM_PROCID, or write `apptainer exec IMAGE` into the table";
+
+fn own_variable(name: &CStr) -> Option<CString> {
+    let value = std::env::var_os(name.to_str().ok()?)?;
+    CString::new(value.into_encoded_bytes()).ok()
+}
+
+/// Called in the task's process, as the user, last before TaskProlog and exec.
+#[unsafe(no_mangle)]
+extern "C" fn slurm_spank_task_init(spank: Handle, _ac: c_int, _av: *mut *mut c_char) -> c_int {
+    guarded(
+        || task_init(spank),
+        |message| {
+            let (job, step) = spank.job_and_step();
+            tell_user(&format!("{message} (job {job}, step {})", step_name(step)));
+        },
+    )
+}
+
+fn task_init(spank: Handle) -> Result<(), String> {
+    let (given, settings, pending) =
+        with_state(|state| (state.given.clone(), state.settings.clone(), state.pending.take()));
+    let complete = given.complete(|name| spank.variable(name));
+    if complete.get(ContainerOption::Image).is_none() {
+        return Ok(());
+    }
+    if let Some(message) = pending {
+        return Err(message);
+    }
+    let settings = settings.ok_or("the plugin was not initialised")?;
+    let arguments = spank.arguments().ok_or("Slurm does not tell the program of the task")?;
+    if multi_prog::is_table(arguments.len(), arguments.get(1)) {
+        return Err(format!("a container cannot be combined with --multi-prog; {MULTI_PROG_REMEDY}"));
+    }
+    let program = arguments.get(0).ok_or("the task has no program")?.to_owned();
+    for option in ContainerOption::ALL {
+        match complete.get(option) {
+            Some(value) if !spank.set_variable(option.task_variable(), value) => {
+                return Err(format!("cannot pass on the {} of the container", option.suffix()));
+            }
+            Some(_) => {}
+            // Whatever the job's environment has under this name is not from this plugin.
+            None => spank.unset_variable(option.task_variable()),
+        }
+    }
+    if !spank.set_variable(PROGRAM_VARIABLE, &program) || !arguments.replace_program(settings.trampoline) {
+        return Err("cannot send the task into the container".to_owned());
+    }
+    Ok(())
+}
+
+/// The name of a step as users know it.
+fn step_name(step: u32) -> String {
+    match step {
+        // SLURM_BATCH_SCRIPT and SLURM_INTERACTIVE_STEP of slurm/slurm.h.
+        0xffff_fffb => "batch".to_owned(),
+        0xffff_fffa => "interactive".to_owned(),
+        number => number.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_numbers_of_three_bytes() {
+        for (text, number) in [("22.05.8", 0x16_0508), ("23.11", 0x17_0b00), ("26.05.3-1", 0x1a_0503)] {
+            assert_eq!(parse_version(text), number, "{text}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The dozen declarations of `slurm/spank.h` that the plugin uses, the same from Slurm 22.05 on.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+/// `typedef struct spank_handle *spank_t`: opaque, valid for the length of a callback.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handle(*mut c_void);
+
+/// `ESPANK_SUCCESS`.
+pub(crate) const SUCCESS: c_int = 0;
+/// `SLURM_ERROR`: what a callback returns to fail.
+pub(crate) const FAILURE: c_int = -1;
+
+/// `S_CTX_LOCAL`: inside srun.
+const CONTEXT_LOCAL: c_int = 1;
+/// `S_CTX_REMOTE`: inside slurmstepd.
+const CONTEXT_REMOTE: c_int = 2;
+/// `S_CTX_ALLOCATOR`: inside sbatch or salloc.
+const CONTEXT_ALLOCATOR: c_int = 3;
+
+/// `S_JOB_ID`, `S_JOB_STEPID`, `S_JOB_ARGV` of `enum spank_item`.
+const ITEM_JOB_ID: c_int = 2;
+const ITEM_STEP_ID: c_int = 3;
+const ITEM_ARGV: c_int = 9;
+
+/// `spank_opt_cb_f`.
+pub(crate) type OptionCallback = extern "C" fn(c_int, *const c_char, c_int) -> c_int;
+
+/// `struct spank_option`.
+#[repr(C)]
+pub(crate) struct SpankOption {
+    name: *mut c_char,
+    arginfo: *mut c_char,
+    usage: *mut c_char,
+    has_arg: c_int,
+    val: c_int,
+    callback: OptionCallback,
+}
+
+unsafe extern "C" {
+    fn spank_option_register(spank: Handle, option: *mut SpankOption) -> c_int;
+    fn spank_context() -> c_int;
+    fn spank_get_item(spank: Handle, item: c_int, ...) -> c_int;
+    fn spank_getenv(spank: Handle, name: *const c_char, buffer: *mut c_char, length: c_int) -> c_int;
+    fn spank_setenv(spank: Handle, name: *const c_char, value: *const c_char, overwrite: c_int) -> c_int;
+    fn spank_unsetenv(spank: Handle, name: *const c_char) -> c_int;
+    fn slurm_error(format: *const c_char, ...);
+    fn slurm_spank_log(format: *const c_char, ...);
+}
+
+/// Where the plugin has been loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Context {
+    /// srun.
+    Local,
+    /// sbatch or salloc.
+    Allocator,
+    /// slurmstepd.
+    Remote,
+    /// slurmd or a job script: nothing to do.
+    Other,
+}
+
+/// The context of this process.
+pub(crate) fn context() -> Context {
+    // SAFETY: takes nothing, returns an enumeration.
+    match unsafe { spank_context() } {
+        CONTEXT_LOCAL => Context::Local,
+        CONTEXT_ALLOCATOR => Context::Allocator,
+        CONTEXT_REMOTE => Context::Remote,
+        _ => Context::Other,
+    }
+}
+
+/// Tells the user of srun or sbatch, or slurmstepd's log, that something failed.
+pub(crate) fn report_error(message: &str) {
+    let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
+    // SAFETY: the format takes one string, which is terminated and lives until the call returns.
+    unsafe { slurm_error(c"%s".as_ptr(), message.as_ptr()) };
+}
+
+/// Tells the user, on the standard error of the task.
+pub(crate) fn tell_user(message: &str) {
+    let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
+    // SAFETY: the format takes one string, which is terminated and lives until the call returns.
+    unsafe { slurm_spank_log(c"%s".as_ptr(), message.as_ptr()) };
+}
+
+/// The arguments of the job's program, as Slurm holds them.
+pub(crate) struct Arguments {
+    count: usize,
+    first: *mut *mut c_char,
+}
+
+impl Arguments {
+    /// The argument at `index`.
+    pub(crate) fn get(&self, index: usize) -> Option<&CStr> {
+        if index >= self.count {
+            return None;
+        }
+        // SAFETY: the index is below the count that Slurm gave for this array.
+        let argument = unsafe { self.first.add(index) };
+        // SAFETY: the array is Slurm's and lives as long as the job.
+        let argument = unsafe { *argument };
+        // SAFETY: Slurm's arguments are terminated strings; null is excluded.
+        (!argument.is_null()).then(|| unsafe { CStr::from_ptr(argument) })
+    }
+
+    /// The number of arguments.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Replaces the program. The string is never freed: this process executes it next.
+    pub(crate) fn replace_program(&self, program: CString) -> bool {
+        if self.count == 0 {
+            return false;
+        }
+        // SAFETY: the array has at least one element, and slurmstepd's forked child, which has no
+        // other thread, is the only one to use it; Slurm frees nothing of it before its exec.
+        unsafe { *self.first = program.into_raw() };
+        true
+    }
+}
+
+impl Handle {
+    /// Registers an option; `value` comes back in the callback.
+    pub(crate) fn register(
+        self,
+        name: &str,
+        arginfo: Option<&str>,
+        usage: &str,
+        value: c_int,
+        callback: OptionCallback,
+    ) -> bool {
+        let owned = |text: &str| CString::new(text).unwrap_or_default().into_raw();
+        let mut option = SpankOption {
+            name: owned(name),
+            arginfo: arginfo.map_or(std::ptr::null_mut(), owned),
+            usage: owned(usage),
+            has_arg: c_int::from(arginfo.is_some()),
+            val: value,
+            callback,
+        };
+        // SAFETY: the structure is complete; Slurm copies what it needs, and the strings are never
+        // freed, so it does not matter when.
+        unsafe { spank_option_register(self, &raw mut option) == SUCCESS }
+    }
+
+    /// The arguments of the job's program.
+    pub(crate) fn arguments(self) -> Option<Arguments> {
+        let mut count: c_int = 0;
+        let mut first: *mut *mut c_char = std::ptr::null_mut();
+        // SAFETY: S_JOB_ARGV takes an int and a char ***, as given; both live until the call returns.
+        let result = unsafe { spank_get_item(self, ITEM_ARGV, &raw mut count, &raw mut first) };
+        let count = usize::try_from(count).ok()?;
+        (result == SUCCESS && !first.is_null()).then_some(Arguments { count, first })
+    }
+
+    /// Job and step, for messages.
+    pub(crate) fn job_and_step(self) -> (u32, u32) {
+        let (mut job, mut step) = (0u32, 0u32);
+        // SAFETY: S_JOB_ID takes a uint32_t *.
+        unsafe { spank_get_item(self, ITEM_JOB_ID, &raw mut job) };
+        // SAFETY: S_JOB_STEPID takes a uint32_t *.
+        unsafe { spank_get_item(self, ITEM_STEP_ID, &raw mut step) };
+        (job, step)
+    }
+
+    /// A variable of the job's environment.
+    pub(crate) fn variable(self, name: &CStr) -> Option<CString> {
+        // Longer than any path list in use; a longer value is refused by Slurm with ESPANK_NOSPACE.
+        const LENGTH: usize = 64 * 1024;
+        let mut buffer = vec![0u8; LENGTH];
+        let length = c_int::try_from(LENGTH).ok()?;
+        // SAFETY: the name is terminated; the buffer is as long as said.
+        let result = unsafe { spank_getenv(self, name.as_ptr(), buffer.as_mut_ptr().cast(), length) };
+        let value = CStr::from_bytes_until_nul(&buffer).ok()?;
+        (result == SUCCESS).then(|| value.to_owned())
+    }
+
+    /// Sets a variable of the task's environment.
+    pub(crate) fn set_variable(self, name: &CStr, value: &CStr) -> bool {
+        // SAFETY: both strings are terminated; Slurm copies them.
+        unsafe { spank_setenv(self, name.as_ptr(), value.as_ptr(), 1) == SUCCESS }
+    }
+
+    /// Takes a variable out of the task's environment, if it is there.
+    pub(crate) fn unset_variable(self, name: &CStr) {
+        // SAFETY: the name is terminated.
+        unsafe { spank_unsetenv(self, name.as_ptr()) };
+    }
+}
+
+/// The strings of `plugstack.conf` that a callback gets.
+///
+/// # Safety
+/// `first` must point to `count` terminated strings that live until this returns.
+pub(crate) unsafe fn plugin_arguments(count: c_int, first: *mut *mut c_char) -> Vec<String> {
+    let count = if first.is_null() { 0 } else { usize::try_from(count).unwrap_or(0) };
+    (0..count)
+        .map(|index| {
+            // SAFETY: the caller vouches for `count` elements.
+            let argument = unsafe { first.add(index) };
+            // SAFETY: as above.
+            let argument = unsafe { *argument };
+            // SAFETY: as above: terminated strings.
+            unsafe { CStr::from_ptr(argument) }.to_string_lossy().into_owned()
+        })
+        .collect()
+}
+
+/// The string that an option's callback gets.
+///
+/// # Safety
+/// `text` must be null or a terminated string that lives until this returns.
+pub(crate) unsafe fn option_argument(text: *const c_char) -> Option<CString> {
+    // SAFETY: the caller vouches for it; null is excluded.
+    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_owned())
+}

@@ -1,0 +1,54 @@
+//! Turning a forked child into a background process that has nothing of its parent's open.
+
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::process::setsid;
+
+use crate::signal::{SignalMask, block_signals};
+use crate::{exit_now, last_errno};
+
+/// Makes this process a background one named `name` (15 bytes are kept), then runs `main` and ends.
+///
+/// It gets a session of its own, standard streams on `/dev/null`, `/` as its directory and every
+/// signal blocked that can be; descriptors from 3 on are closed except those in `keep`, which are
+/// all that `main` may use. For the child of a fork alone: it ends the process in any case.
+pub fn become_background(name: &CStr, keep: &[RawFd], main: impl FnOnce()) -> ! {
+    if detach(name, keep).is_ok() {
+        main();
+    }
+    exit_now(0)
+}
+
+fn detach(name: &CStr, keep: &[RawFd]) -> Result<(), Errno> {
+    block_signals(&SignalMask::of(1..=64))?;
+    // Fails where the process leads a group already, which a forked child does not.
+    setsid()?;
+    rustix::process::chdir(c"/")?;
+    rustix::thread::set_name(name)?;
+    let null = openat(CWD, c"/dev/null", OFlags::RDWR, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    drop(null);
+    let mut kept: Vec<RawFd> = keep.iter().copied().filter(|fd| *fd > 2).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().chain([RawFd::MAX]) {
+        if first < fd {
+            close_range(first, fd - 1)?;
+        }
+        first = fd.saturating_add(1);
+    }
+    Ok(())
+}
+
+fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
+    // SAFETY: this process never returns from `become_background`, so values of the parent's code
+    // that own the descriptors closed here are never used or dropped in it; what `main` uses is
+    // not in the range.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if result == -1 { Err(last_errno()) } else { Ok(()) }
+}
