@@ -1,0 +1,234 @@
+//! `/etc/passwd` and `/etc/group` for the container: the image's own, with the host's user in them.
+//!
+//! The image's text is untrusted and kept line by line as it is, so that a malformed line stays the
+//! image's problem. The host's names are checked, because a colon or newline in one (from a careless
+//! directory service) would add fields or whole accounts.
+
+use thiserror::Error;
+
+/// Bytes of an image's passwd or group file.
+pub const MAX_ACCOUNT_FILE: usize = 4 << 20;
+
+/// Groups that are added, as in Linux's NGROUPS_MAX.
+pub const MAX_GROUPS: usize = 65536;
+
+/// The merged file cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AccountError {
+    /// The image's file is too long.
+    #[error("{file} of the image has {length} bytes, more than {limit}")]
+    TooLong {
+        /// Which.
+        file: &'static str,
+        /// Its length in bytes.
+        length: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The user is in too many groups.
+    #[error("user is in {count} groups, more than {limit}")]
+    TooManyGroups {
+        /// How many.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A name or path of the host holds a colon or a control character.
+    #[error("{field} {value:?} of the host cannot be written into {file}")]
+    BadField {
+        /// What it is.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// Where it should have gone.
+        file: &'static str,
+    },
+}
+
+/// The user, as the host knows him.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostUser {
+    /// Login name.
+    pub name: String,
+    /// User id.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Full name and the like.
+    pub gecos: String,
+    /// Home directory as it is inside.
+    pub home: String,
+    /// Login shell.
+    pub shell: String,
+}
+
+/// A group the user is in, as the host knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostGroup {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub gid: u32,
+}
+
+/// Puts the user into the image's passwd: an entry of the same uid takes the host's name, full name
+/// and home and keeps its group and shell (the superuser's keeps its names); else one is added.
+///
+/// # Errors
+/// The image's file is too long, or a field of the user cannot be written.
+pub fn merge_passwd(image: &str, user: &HostUser) -> Result<String, AccountError> {
+    const FILE: &str = "/etc/passwd";
+    check_length(FILE, image)?;
+    let fields = [("name", &user.name), ("gecos", &user.gecos), ("home", &user.home), ("shell", &user.shell)];
+    for (field, value) in fields {
+        check_field(FILE, field, value)?;
+    }
+    if user.name.is_empty() {
+        return Err(AccountError::BadField { field: "name", value: String::new(), file: FILE });
+    }
+
+    let HostUser { name, uid, gid, gecos, home, shell } = user;
+    let mut merged = String::with_capacity(image.len() + 256);
+    let mut found = false;
+    for line in image.lines() {
+        let parts: Vec<&str> = line.split(':').collect();
+        match parts[..] {
+            [theirs, password, id, group, full_name, _, login] if !found && id.parse() == Ok(*uid) => {
+                found = true;
+                let (name, gecos) = match uid {
+                    0 => (theirs, full_name),
+                    _ => (name.as_str(), gecos.as_str()),
+                };
+                merged.push_str(&format!("{name}:{password}:{id}:{group}:{gecos}:{home}:{login}\n"));
+            }
+            _ => {
+                merged.push_str(line);
+                merged.push('\n');
+            }
+        }
+    }
+    if !found {
+        merged.push_str(&format!("{name}:x:{uid}:{gid}:{gecos}:{home}:{shell}\n"));
+    }
+    Ok(merged)
+}
+
+/// Adds a line to the image's group file for each of the user's groups, each with him as member.
+///
+/// # Errors
+/// The image's file is too long, the groups too many, or a name cannot be written.
+pub fn merge_group(image: &str, user: &str, groups: &[HostGroup]) -> Result<String, AccountError> {
+    const FILE: &str = "/etc/group";
+    check_length(FILE, image)?;
+    if groups.len() > MAX_GROUPS {
+        return Err(AccountError::TooManyGroups { count: groups.len(), limit: MAX_GROUPS });
+    }
+    check_field(FILE, "name", user)?;
+    let mut merged = String::with_capacity(image.len() + 32 * groups.len() + 1);
+    for line in image.lines() {
+        merged.push_str(line);
+        merged.push('\n');
+    }
+    for HostGroup { name, gid } in groups {
+        check_field(FILE, "group name", name)?;
+        merged.push_str(&format!("{name}:x:{gid}:{user}\n"));
+    }
+    Ok(merged)
+}
+
+fn check_length(file: &'static str, text: &str) -> Result<(), AccountError> {
+    match text.len() > MAX_ACCOUNT_FILE {
+        true => Err(AccountError::TooLong { file, length: text.len(), limit: MAX_ACCOUNT_FILE }),
+        false => Ok(()),
+    }
+}
+
+fn check_field(file: &'static str, field: &'static str, value: &str) -> Result<(), AccountError> {
+    match value.contains(|c: char| c == ':' || c.is_control()) {
+        true => Err(AccountError::BadField { field, value: value.to_owned(), file }),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alice(uid: u32) -> HostUser {
+        HostUser {
+            name: "alice".to_owned(),
+            uid,
+            gid: 100,
+            gecos: "Alice A".to_owned(),
+            home: "/home/alice".to_owned(),
+            shell: "/bin/zsh".to_owned(),
+        }
+    }
+
+    #[test]
+    fn passwd_takes_the_user() {
+        let image = "root:x:0:0:root:/root:/bin/bash\nubuntu:x:1000:1000:Ubuntu:/home/ubuntu:/bin/sh\n";
+        let table = [
+            ("added", 1001, format!("{image}alice:x:1001:100:Alice A:/home/alice:/bin/zsh\n")),
+            (
+                "same uid",
+                1000,
+                "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000:Alice A:/home/alice:/bin/sh\n".to_owned(),
+            ),
+            (
+                "superuser",
+                0,
+                "root:x:0:0:root:/home/alice:/bin/bash\nubuntu:x:1000:1000:Ubuntu:/home/ubuntu:/bin/sh\n"
+                    .to_owned(),
+            ),
+        ];
+        for (name, uid, want) in table {
+            assert_eq!(merge_passwd(image, &alice(uid)).as_deref(), Ok(want.as_str()), "{name}");
+        }
+    }
+
+    #[test]
+    fn odd_images_are_left_alone() {
+        let added = "alice:x:1001:100:Alice A:/home/alice:/bin/zsh\n";
+        for image in ["", "no newline at end:x", "x:1001\n::::\n", "a:x:1001:1:a:/a:/a:extra\n"] {
+            let got = merge_passwd(image, &alice(1001)).expect("bounded");
+            let kept: String = image.lines().map(|line| format!("{line}\n")).collect();
+            assert_eq!(got, format!("{kept}{added}"), "{image:?}");
+        }
+        // Only the first of two equal ids speaks for the user.
+        let twice = "a:x:7:7::/a:/s\nb:x:7:7::/b:/s\n";
+        let got = merge_passwd(twice, &alice(7)).expect("bounded");
+        assert_eq!(got, "alice:x:7:7:Alice A:/home/alice:/s\nb:x:7:7::/b:/s\n");
+    }
+
+    #[test]
+    fn hostile_input_is_refused() {
+        let long = "x".repeat(MAX_ACCOUNT_FILE + 1);
+        assert!(matches!(merge_passwd(&long, &alice(1)), Err(AccountError::TooLong { .. })));
+        assert!(matches!(merge_group(&long, "alice", &[]), Err(AccountError::TooLong { .. })));
+        for bad in ["a:b", "a\nroot:x:0:0::/:/bin/sh", "a\0"] {
+            let user = HostUser { gecos: bad.to_owned(), ..alice(1) };
+            assert!(matches!(merge_passwd("", &user), Err(AccountError::BadField { .. })), "{bad:?}");
+            let group = HostGroup { name: bad.to_owned(), gid: 1 };
+            assert!(
+                matches!(merge_group("", "alice", &[group]), Err(AccountError::BadField { .. })),
+                "{bad:?}"
+            );
+            assert!(merge_group("", bad, &[]).is_err(), "{bad:?}");
+        }
+        assert!(merge_passwd("", &HostUser { name: String::new(), ..alice(1) }).is_err());
+        let many = vec![HostGroup { name: "g".to_owned(), gid: 1 }; MAX_GROUPS + 1];
+        assert!(matches!(merge_group("", "alice", &many), Err(AccountError::TooManyGroups { .. })));
+    }
+
+    #[test]
+    fn group_lists_the_users_groups() {
+        let groups = [
+            HostGroup { name: "users".to_owned(), gid: 100 },
+            HostGroup { name: "physics".to_owned(), gid: 2000 },
+        ];
+        let got = merge_group("root:x:0:\nusers:x:100:", "alice", &groups).expect("fine");
+        assert_eq!(got, "root:x:0:\nusers:x:100:\nusers:x:100:alice\nphysics:x:2000:alice\n");
+    }
+}

@@ -1,0 +1,170 @@
+use super::*;
+
+/// Writes binds as `SRC:DST:ro` or `SRC:DST:rw`.
+fn show(binds: Result<Vec<BindRequest>, SyntaxError>) -> Result<String, SyntaxError> {
+    let one = |bind: &BindRequest| {
+        let source = match &bind.source {
+            BindSource::Host(path) => path.display().to_string(),
+            BindSource::Tmpfs { size } => format!("tmpfs({size:?})"),
+            BindSource::MinimalDev => "dev".to_owned(),
+        };
+        format!("{source}|{}|{}", bind.destination.display(), if bind.read_only { "ro" } else { "rw" })
+    };
+    Ok(binds?.iter().map(one).collect::<Vec<_>>().join(" "))
+}
+
+const CWD: &str = "/work/dir";
+
+fn bind(text: &str) -> Result<String, SyntaxError> {
+    show(parse_apptainer_bind(text, Path::new(CWD), "--bind"))
+}
+
+fn mount(text: &str) -> Result<String, SyntaxError> {
+    show(parse_apptainer_mount(text, Path::new(CWD), "--mount"))
+}
+
+fn pyxis(text: &str) -> Result<String, SyntaxError> {
+    show(parse_pyxis_mounts(text, Path::new(CWD), "--container-mounts"))
+}
+
+#[test]
+fn apptainer_binds() {
+    let table = [
+        ("/a", "/a|/a|rw"),
+        ("/a:/b", "/a|/b|rw"),
+        ("/a:/b:ro", "/a|/b|ro"),
+        ("/a:/b:rw,/c", "/a|/b|rw /c|/c|rw"),
+        ("/a,/b:/c:ro,/d:/e", "/a|/a|rw /b|/c|ro /d|/e|rw"),
+        ("/a:/b:ro,ro", "/a|/b|ro"),
+        // Without options of its own, a word like an option is a relative path.
+        ("/a:/b,ro", "/a|/b|rw /work/dir/ro|/work/dir/ro|rw"),
+        ("/a:/b:ro,ro/x", "/a|/b|ro /work/dir/ro/x|/work/dir/ro/x|rw"),
+        (r"/a\:b:/c\,d", "/a:b|/c,d|rw"),
+        (r"/a\b", r"/a\b|/a\b|rw"),
+        ("data", "/work/dir/data|/work/dir/data|rw"),
+        ("./data/:/d//e/", "/work/dir/data|/d/e|rw"),
+        ("../x:/x", "/work/dir/../x|/x|rw"),
+        ("/é:/ü:ro", "/é|/ü|ro"),
+    ];
+    for (text, want) in table {
+        assert_eq!(bind(text).as_deref(), Ok(want), "{text}");
+    }
+}
+
+#[test]
+fn apptainer_binds_that_are_refused() {
+    use SyntaxError as E;
+    type Fits = fn(&E) -> bool;
+    let is: [(&str, Fits); 13] = [
+        ("", |e| matches!(e, E::NoSource { .. })),
+        (":/b", |e| matches!(e, E::NoSource { .. })),
+        ("/a,", |e| matches!(e, E::NoSource { .. })),
+        ("/a::ro", |e| matches!(e, E::NoDestination { .. })),
+        ("/a:/b:ro:rw", |e| matches!(e, E::TooManyFields { .. })),
+        ("/a:b", |e| matches!(e, E::BadDestination { .. })),
+        ("/a:/", |e| matches!(e, E::BadDestination { .. })),
+        ("/", |e| matches!(e, E::BadDestination { .. })),
+        ("/a:/b/../c", |e| matches!(e, E::BadDestination { .. })),
+        ("/a:/b:readonly", |e| matches!(e, E::UnknownOption { .. })),
+        ("/a:/b:ro,rw", |e| matches!(e, E::Contradiction { .. })),
+        ("/a.sif:/b:image-src=/", |e| matches!(e, E::Unsupported { .. })),
+        ("/a\0:/b", |e| matches!(e, E::BadPath { .. })),
+    ];
+    for (text, fits) in is {
+        let error = bind(text).expect_err(text);
+        assert!(fits(&error), "{text}: {error}");
+    }
+    assert!(matches!(bind(&format!("/{}", "x".repeat(5000))), Err(E::BadPath { .. })));
+    assert!(matches!(bind(&"/a,".repeat(2000)), Err(E::TooMany { .. })));
+}
+
+#[test]
+fn apptainer_mounts() {
+    let table = [
+        ("type=bind,src=/a,dst=/b", "/a|/b|rw"),
+        ("type=bind,source=/a,destination=/b,ro", "/a|/b|ro"),
+        ("src=/a,target=/b,readonly", "/a|/b|ro"),
+        ("type=bind,\"src=/a,b\",dst=/c", "/a,b|/c|rw"),
+        ("type=bind,\"src=/a\"\"b\",dst=/c", "/a\"b|/c|rw"),
+        ("type=bind,src=/a:x,dst=/b", "/a:x|/b|rw"),
+        ("type=bind,src=/a,dst=/b\n\ntype=bind,src=/c,dst=/d,ro\n", "/a|/b|rw /c|/d|ro"),
+        ("", ""),
+    ];
+    for (text, want) in table {
+        assert_eq!(mount(text).as_deref(), Ok(want), "{text}");
+    }
+    for text in [
+        "type=bind,src=/a",
+        "type=bind,dst=/a",
+        "type=tmpfs,dst=/a",
+        "type=bind,src=,dst=/a",
+        "type=bind,src=/a,dst=b",
+        "type=bind,src=/a,dst=/b,bind-propagation=shared",
+        "type=bind,src=/a,dst=/b,read-only",
+        "type=bind,src=/a,dst=/b,ro,rw",
+        "type=bind,\"src=/a,dst=/b",
+        "type=bind,src=/\"a\",dst=/b",
+        "type=bind,\"src=/a\"x,dst=/b",
+        "type=bind,src=/a,dst=/b,",
+    ] {
+        assert!(mount(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn pyxis_mounts() {
+    let table = [
+        ("/a", "/a|/a|rw"),
+        ("/a:/b,/c:/d:ro", "/a|/b|rw /c|/d|ro"),
+        ("/a:/b:ro+rbind+rprivate", "/a|/b|ro"),
+        ("/a:/b,/a:/b", "/a|/b|rw"),
+        ("./data", "/work/dir/data|/work/dir/data|rw"),
+        (".:/here", "/work/dir|/here|rw"),
+        ("tmpfs:/scratch", "tmpfs(None)|/scratch|rw"),
+        ("tmpfs:/scratch:size=2m+noexec", "tmpfs(Some(2097152))|/scratch|rw"),
+    ];
+    for (text, want) in table {
+        assert_eq!(pyxis(text).as_deref(), Ok(want), "{text}");
+    }
+    let flags =
+        parse_pyxis_mounts("/a:/b:bind+private+noexec+nofail", Path::new(CWD), "o").expect("known flags");
+    let bind = &flags[0];
+    assert!(!bind.recursive && bind.no_exec && bind.optional && bind.propagation == Propagation::Private);
+}
+
+#[test]
+fn pyxis_mounts_that_are_refused() {
+    for text in [
+        "",
+        "/a,",
+        ":/b",
+        "/a:",
+        "/a::ro",
+        "data:/b",
+        "overlay:/b",
+        "umount:/proc",
+        "tmpfs",
+        "tmpfs:",
+        "/a:b",
+        "/a:./b",
+        "/a:/b:ro:x",
+        "/a:/b:readonly",
+        "/a:/b:ro+",
+        "/a:/b:ro+rw",
+        "/a:/b:size=1m",
+        "tmpfs:/b:size=x",
+        "tmpfs:/b:size=99999999999999999999g",
+        "/a:/b:shared",
+    ] {
+        assert!(pyxis(text).is_err(), "{text:?}");
+    }
+    let error = pyxis("/a:/b:readonly").expect_err("unknown").to_string();
+    assert!(error.contains("readonly") && error.contains("rprivate"), "{error}");
+}
+
+#[test]
+fn a_bind_says_who_asked() {
+    let binds = parse_apptainer_bind("/a:/b", Path::new("/"), "APPTAINER_BIND").expect("fine");
+    assert_eq!(binds[0].origin, Origin::User("APPTAINER_BIND".to_owned()));
+    assert_eq!(binds[0].reason, "APPTAINER_BIND /a:/b");
+}
