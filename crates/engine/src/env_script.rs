@@ -113,7 +113,12 @@ impl Parser<'_, '_> {
     }
 
     /// Text up to `end` (or to the end of all), in which only `$`, `` ` `` and `\` are special.
-    fn double_quoted(&mut self, out: &mut String, end: Option<char>, depth: usize) -> Result<(), Unsupported> {
+    fn double_quoted(
+        &mut self,
+        out: &mut String,
+        end: Option<char>,
+        depth: usize,
+    ) -> Result<(), Unsupported> {
         while let Some(c) = self.next() {
             match c {
                 c if Some(c) == end => return Ok(()),

@@ -8,7 +8,9 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType as HostType, Mode, OFlags, ResolveFlags, openat2, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, CWD, FileType as HostType, Mode, OFlags, ResolveFlags, openat2, readlinkat, statat,
+};
 use rustix::io::Errno;
 use situla_squashfs::{FileType, Image};
 
@@ -19,7 +21,7 @@ const MAX_LINKS: usize = 40;
 #[derive(Debug)]
 pub(crate) enum ImageView {
     /// A SquashFS image.
-    Squashfs(Image),
+    Squashfs(Box<Image>),
     /// A directory of the host.
     Directory(OwnedFd),
 }

@@ -1,1 +1,24 @@
-//! The use cases: resolve, admit, plan, run, record.
+//! The use cases of Situla: resolve an image, ask the policy, plan, run, record.
+//!
+//! Each step is a function from values to values, up to [`Prepared::run`], which acts. Facts about
+//! the host come in as a [`Host`], made by the edge; nothing here reads the environment, prints, or
+//! ends the process.
+
+mod assemble;
+mod env_script;
+mod environment;
+mod error;
+mod host;
+mod image_view;
+mod journal;
+mod prepare;
+mod request;
+mod resolve;
+mod site;
+
+pub use error::EngineError;
+pub use host::{Host, HostError};
+pub use prepare::{Prepared, prepare};
+pub use request::{Action, Personality, RunRequest};
+pub use site::Site;
+pub use situla_runtime::{Exit, Failure, FailureClass, die_by};

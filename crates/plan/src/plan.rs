@@ -19,17 +19,17 @@ pub struct Binding {
 }
 
 /// Everything that a run will do.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// [`SCHEMA`].
     pub schema: u32,
     /// The image.
     pub image: ImageIdentity,
     /// What the policy said, with its reasons.
-    pub verdict: serde_json::Value,
+    pub verdict: situla_policy::Verdict,
     /// The allocation that the Plan was made for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub allocation: Option<serde_json::Value>,
+    pub allocation: Option<situla_slurm::Allocation>,
     /// The root file system.
     pub rootfs: Rootfs,
     /// With whom the container is shared.

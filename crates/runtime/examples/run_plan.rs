@@ -14,6 +14,7 @@ struct Silent;
 
 impl Observer for Silent {
     fn phase(&mut self, _: &'static str) {}
+    fn met(&mut self, _: &str, _: bool) {}
     fn started(&mut self, _: i32) {}
     fn signal(&mut self, _: &SignalInfo) {}
 }
@@ -51,7 +52,8 @@ fn run() -> Result<Exit, String> {
             Some(OpenImage { image, descriptor })
         }
     };
-    situla_runtime::run(&plan, image, std::process::id(), &mut Silent).map_err(|failure| describe(&failure))
+    situla_runtime::run(&plan, image, std::process::id(), "run", &mut Silent)
+        .map_err(|failure| describe(&failure))
 }
 
 fn describe(failure: &situla_runtime::Failure) -> String {

@@ -50,6 +50,8 @@ pub(crate) struct Duties {
     pub(crate) n_expected: usize,
     /// The rank of the task that leads.
     pub(crate) leader: u32,
+    /// The name of the run, for the tasks that join it.
+    pub(crate) run: String,
 }
 
 /// Turns this freshly forked process into a keeper.
@@ -62,9 +64,9 @@ pub(crate) fn keep(duties: Duties) -> ! {
 
 /// Serves the tree on this thread and tends the meeting point on another.
 fn serve(duties: Duties) {
-    let Duties { tree, listener, control, n_expected, leader, .. } = duties;
+    let Duties { tree, listener, control, n_expected, leader, run, .. } = duties;
     let connected = Connected::default();
-    let mut meeting = listener.map(|listener| Meeting::new(listener, n_expected, leader, &connected));
+    let mut meeting = listener.map(|listener| Meeting::new(listener, n_expected, leader, run, &connected));
     let Some(tree) = tree.as_deref() else {
         // A directory: nothing to serve, only namespaces to hand on.
         if let Some(meeting) = &mut meeting {
@@ -142,6 +144,7 @@ struct Meeting<'a> {
     connected: &'a Connected,
     come: HashSet<u32>,
     n_expected: usize,
+    run: String,
 }
 
 /// What is ready at the meeting point.
@@ -153,7 +156,7 @@ enum Event {
 }
 
 impl<'a> Meeting<'a> {
-    fn new(listener: OwnedFd, n_expected: usize, leader: u32, connected: &'a Connected) -> Self {
+    fn new(listener: OwnedFd, n_expected: usize, leader: u32, run: String, connected: &'a Connected) -> Self {
         Meeting {
             listener: Some(listener),
             namespaces: None,
@@ -161,6 +164,7 @@ impl<'a> Meeting<'a> {
             connected,
             come: HashSet::from([leader]),
             n_expected,
+            run,
         }
     }
 
@@ -246,7 +250,8 @@ impl<'a> Meeting<'a> {
     fn answer(&mut self, task: OwnedFd) {
         let Some(namespaces) = &self.namespaces else { return };
         let descriptors: Vec<BorrowedFd<'_>> = namespaces.iter().map(AsFd::as_fd).collect();
-        if send(task.as_fd(), &[ANSWER_READY], &descriptors).is_ok() {
+        let answer = [&[ANSWER_READY], self.run.as_bytes()].concat();
+        if send(task.as_fd(), &answer, &descriptors).is_ok() {
             self.connected.add(task);
         }
     }

@@ -20,7 +20,7 @@ use situla_plan::ShareKey;
 use crate::failure::{Context, Failure, FailureClass};
 use crate::message::{receive, send};
 
-/// First byte of the keeper's answer: the namespaces follow as descriptors.
+/// First byte of the keeper's answer: the name of the run follows, and the namespaces as descriptors.
 pub(crate) const ANSWER_READY: u8 = b'R';
 
 /// How long a task waits for the leader's container. Set-up takes milliseconds; a node that needs
@@ -41,6 +41,8 @@ pub(crate) enum Role {
         connection: OwnedFd,
         /// The namespaces to enter, in order.
         namespaces: Vec<OwnedFd>,
+        /// The name of the run that this task has joined.
+        run: String,
     },
 }
 
@@ -55,8 +57,8 @@ pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
         match connect(socket.as_fd(), &address) {
             Ok(()) => {
                 check_user(socket.as_fd())?;
-                if let Some(namespaces) = ask(socket.as_fd(), rank, deadline).map_err(fail)? {
-                    return Ok(Role::Member { connection: socket, namespaces });
+                if let Some((namespaces, run)) = ask(socket.as_fd(), rank, deadline).map_err(fail)? {
+                    return Ok(Role::Member { connection: socket, namespaces, run });
                 }
                 // The leader failed or died: try to lead.
             }
@@ -91,8 +93,11 @@ fn lead(address: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
+/// Namespaces to enter, and the name of the run.
+type Joined = (Vec<OwnedFd>, String);
+
 /// Asks the keeper for the namespaces; `None` where it has gone without an answer.
-fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Option<Vec<OwnedFd>>, Errno> {
+fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Option<Joined>, Errno> {
     match send(socket, &rank.to_ne_bytes(), &[]) {
         Ok(()) => {}
         Err(Errno::PIPE | Errno::CONNRESET) => return Ok(None),
@@ -104,8 +109,9 @@ fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Option<Ve
     if matches!(waited, Ok(0)) {
         return Err(Errno::TIMEDOUT);
     }
-    let answer = receive(socket)?;
-    Ok(answer.filter(|answer| answer.bytes.first() == Some(&ANSWER_READY)).map(|answer| answer.descriptors))
+    let Some(answer) = receive(socket)? else { return Ok(None) };
+    let Some(run) = answer.bytes.strip_prefix(&[ANSWER_READY]) else { return Ok(None) };
+    Ok(Some((answer.descriptors, String::from_utf8_lossy(run).into_owned())))
 }
 
 /// Refuses a peer of another user, who may have taken the name to get at our tasks.

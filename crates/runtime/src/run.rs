@@ -34,6 +34,8 @@ use crate::supervise::{self, Exit, Keeper, Supervised, forwarded};
 pub trait Observer {
     /// A phase of the start has ended.
     fn phase(&mut self, name: &'static str);
+    /// It is known which run this task belongs to, and whether it sets the container up.
+    fn met(&mut self, run: &str, leads: bool);
     /// The payload runs, under this pid.
     fn started(&mut self, pid: i32);
     /// A signal has arrived and is being passed on.
@@ -67,11 +69,13 @@ pub fn replace(plan: &Plan) -> Failure {
 }
 
 /// Runs the payload of `plan` and waits for it. `image` is the open image of a plan whose rootfs is
-/// one; `rank` is this task's among the tasks of its node's step.
+/// one; `rank` is this task's among the tasks of its node's step; `name` is the name of the run if
+/// this task leads, which the others then learn.
 pub fn run(
     plan: &Plan,
     image: Option<OpenImage>,
     rank: u32,
+    name: &str,
     observer: &mut dyn Observer,
 ) -> Result<Exit, Failure> {
     let command = Command::prepare(plan)?;
@@ -80,15 +84,19 @@ pub fn run(
         _ => None,
     };
     observer.phase("meet");
+    match &role {
+        Some(Role::Member { run, .. }) => observer.met(run, false),
+        _ => observer.met(name, true),
+    }
     let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
     let forwarded = forwarded();
     let mask = situla_sys::block_signals(&forwarded).map_err(setup("cannot block signals"))?;
     let signals = SignalFd::new(&forwarded).map_err(setup("cannot read signals"))?;
     let surroundings = Surroundings { mask, parent: Some(getpid()) };
     let ends_with_keeper = image.is_some();
-    let start = Start { plan, command: &command, surroundings: &surroundings };
+    let start = Start { plan, name, command: &command, surroundings: &surroundings };
     match role {
-        Some(Role::Member { connection, namespaces }) => {
+        Some(Role::Member { connection, namespaces, .. }) => {
             let (pid, report) = start.fork_payload(|| enter(&namespaces))?;
             drop(namespaces);
             let keeper = ends_with_keeper.then(|| Keeper::Connection(connection.as_fd()));
@@ -107,6 +115,7 @@ pub fn run(
 /// What every way of starting needs.
 struct Start<'a> {
     plan: &'a Plan,
+    name: &'a str,
     command: &'a Command,
     surroundings: &'a Surroundings,
 }
@@ -150,7 +159,15 @@ impl Start<'_> {
             Share::Step { local_tasks, .. } => usize::try_from(*local_tasks).unwrap_or(usize::MAX),
             Share::Nobody { .. } => 1,
         };
-        let duties = Duties { tree, image: descriptor, listener, control: theirs, n_expected, leader: rank };
+        let duties = Duties {
+            tree,
+            image: descriptor,
+            listener,
+            control: theirs,
+            n_expected,
+            leader: rank,
+            run: self.name.to_owned(),
+        };
         let keeper = match fork().map_err(setup("cannot fork"))? {
             Forked::Child => keeper::keep(duties),
             Forked::Parent(pid) => pid,

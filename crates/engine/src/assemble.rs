@@ -1,0 +1,506 @@
+//! From a resolved image and the facts about the host to the frozen Plan.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use situla_bindings::{
+    BindRequest, BindSource, DefaultOptions, HostFacts, NoMount, Openable, Origin, PmiFacts, merge_group,
+    merge_passwd, plan_default_binds, plan_devices, plan_pmi,
+};
+use situla_oci::Digest;
+use situla_plan::{
+    Binding, IdMapping, LinuxSpec, Mount, Namespace, NamespaceKind, Patch, PatchContent, Plan, ProcessSpec,
+    RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey, Spec, Text, UserSpec,
+};
+use situla_policy::Verdict;
+use situla_slurm::StepId;
+
+use crate::environment::{self, Circumstances};
+use crate::error::EngineError;
+use crate::host::Host;
+use crate::image_view::{Found, ImageView};
+use crate::request::{Action, Personality, RunRequest};
+use crate::resolve::Resolved;
+
+/// The most that is read of the image's account files.
+const MAX_ACCOUNTS: usize = situla_bindings::MAX_ACCOUNT_FILE;
+
+/// Directories that must be visible because a variable names them, besides those of PMIx.
+const DIRECTORY_VARIABLES: [&str; 1] = ["OMPI_MCA_btl_vader_backing_directory"];
+
+/// The binds of a run, in the order in which they are mounted. A function of its arguments and of
+/// what exists on the host.
+pub(crate) fn plan_binds(
+    request: &RunRequest,
+    host: &Host,
+) -> (Vec<BindRequest>, Option<PathBuf>, Vec<(i32, String)>) {
+    let mut options: DefaultOptions = request.defaults.clone();
+    if request.personality == Personality::Task {
+        options.no_home = true;
+        options.no_mount.push(NoMount::Cwd);
+    }
+    let home = Some(PathBuf::from(&host.user.home)).filter(|home| home.is_absolute());
+    let facts = host_facts(host, home.as_deref());
+    let defaults = plan_default_binds(&facts, &options, &request.binds);
+    let mut binds = defaults.binds;
+    // The working directory comes last: a bind of the user's may show it already.
+    let cwd = binds.pop_if(|last| last.reason == "working directory");
+    let pmi = plan_pmi(
+        host.env.iter().filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?))),
+        &PmiFacts { uid: host.user.uid, step: numeric_step(host), bases: &[], is_dir: &|path| path.is_dir() },
+    );
+    binds.extend(pmi.binds);
+    for name in DIRECTORY_VARIABLES {
+        let path = host.variable(name).map(PathBuf::from);
+        if let Some(path) = path.filter(|path| path.is_absolute() && path.is_dir()) {
+            binds.push(host_bind(path, format!("{name}: files that ranks share")));
+        }
+    }
+    drop_covered(&mut binds);
+    let mut user = request.binds.clone();
+    user.sort_by(|a, b| a.destination.cmp(&b.destination));
+    binds.extend(user);
+    binds.extend(cwd);
+    let fds = pmi.keep_fds.into_iter().map(|keep| (keep.fd, keep.reason)).collect();
+    (binds, defaults.home, fds)
+}
+
+fn host_bind(path: PathBuf, reason: String) -> BindRequest {
+    BindRequest {
+        source: BindSource::Host(path.clone()),
+        destination: path,
+        read_only: false,
+        recursive: true,
+        no_exec: false,
+        propagation: situla_bindings::Propagation::default(),
+        optional: true,
+        no_follow: false,
+        origin: Origin::Default,
+        reason,
+    }
+}
+
+/// Drops binds that show what an earlier bind shows already: same path inside and outside.
+fn drop_covered(binds: &mut Vec<BindRequest>) {
+    let same_inside_and_outside = |bind: &BindRequest| match &bind.source {
+        BindSource::Host(source) => *source == bind.destination && bind.recursive,
+        _ => false,
+    };
+    let mut roots: Vec<PathBuf> = Vec::new();
+    binds.retain(|bind| {
+        let plain = same_inside_and_outside(bind);
+        if plain && roots.iter().any(|root| bind.destination.starts_with(root)) {
+            return false;
+        }
+        if plain {
+            roots.push(bind.destination.clone());
+        }
+        true
+    });
+}
+
+fn host_facts(host: &Host, home: Option<&Path>) -> HostFacts {
+    let mut facts = HostFacts {
+        uid: host.user.uid,
+        home: home.map(Path::to_owned),
+        cwd: Some(host.cwd.clone()),
+        ..HostFacts::default()
+    };
+    for path in HostFacts::paths_of_interest(home, Some(&host.cwd)) {
+        let Ok(real) = path.canonicalize() else { continue };
+        if real != path {
+            facts.resolved.insert(path.clone(), real);
+        }
+        facts.existing.insert(path);
+    }
+    facts
+}
+
+fn numeric_step(host: &Host) -> Option<(u32, u32)> {
+    let allocation = host.allocation.as_ref()?;
+    match allocation.step? {
+        StepId::Numeric(step) => Some((allocation.job.0, step)),
+        _ => None,
+    }
+}
+
+/// Everything that the Plan is made of.
+pub(crate) struct Parts<'a> {
+    pub(crate) request: &'a RunRequest,
+    pub(crate) host: &'a Host,
+    pub(crate) image: &'a Resolved,
+    pub(crate) verdict: Verdict,
+    pub(crate) binds: Vec<BindRequest>,
+    pub(crate) home: Option<PathBuf>,
+    pub(crate) keep_fds: Vec<(i32, String)>,
+}
+
+/// Freezes the Plan.
+pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
+    let Parts { request, host, image, verdict, binds, home, keep_fds } = parts;
+    let shown = image.path.display().to_string();
+    let mut layout = Layout::new(&image.view, host, &shown);
+    for bind in binds {
+        layout.bind(bind)?;
+    }
+    layout.accounts(home.as_deref())?;
+    layout.devices();
+    let home_text = home.as_ref().and_then(|home| home.to_str());
+    let destinations: Vec<String> =
+        request.binds.iter().map(|bind| bind.destination.display().to_string()).collect();
+    let environment = environment::build(
+        &image.view,
+        image.config.as_ref(),
+        &Circumstances {
+            request,
+            host: &host.env,
+            image_path: &image.path,
+            home: home_text,
+            bind_destinations: &destinations,
+        },
+    )?;
+    let mut args = command(request, image, &shown)?;
+    if let Some(script) = environment.shell {
+        let prefix = ["/bin/sh", "-c", &script, "sh"].map(OsString::from);
+        args = prefix.into_iter().chain(args).collect();
+    }
+    let (cwd, cwd_fallbacks) = working_directory(request, host, image, home_text);
+    let (uid, gid) = (host.user.uid, host.user.gid);
+    let mapping = |id| vec![IdMapping { container_id: id, host_id: id, size: 1 }];
+    let Layout { mounts, patches, mut bindings, .. } = layout;
+    bindings.extend(keep_fds.iter().map(|(fd, reason)| Binding {
+        destination: format!("fd:{fd}"),
+        source: format!("fd:{fd}"),
+        reason: reason.clone(),
+    }));
+    let (rung, reason, path) = match &image.source {
+        RootfsSource::Squashfs { path, .. } => {
+            (Rung::Fuse, "an image file, and no privileged mount is set up at this site", path.clone())
+        }
+        RootfsSource::Directory { path } => (Rung::Directory, "a directory", path.clone()),
+    };
+    let spec = Spec {
+        oci_version: "1.2.0".to_owned(),
+        process: ProcessSpec {
+            terminal: false,
+            user: UserSpec { uid, gid },
+            args: args.into_iter().map(Text::from).collect(),
+            env: environment.entries,
+            cwd,
+            no_new_privileges: true,
+        },
+        root: RootSpec { path, readonly: true },
+        hostname: None,
+        mounts,
+        linux: LinuxSpec {
+            namespaces: [NamespaceKind::User, NamespaceKind::Mount].map(|kind| Namespace { kind }).to_vec(),
+            uid_mappings: mapping(uid),
+            gid_mappings: mapping(gid),
+        },
+        annotations: std::collections::BTreeMap::new(),
+    };
+    let rootfs = Rootfs { source: image.source.clone(), rung, reason: reason.to_owned(), patches };
+    let share = share(request, host, &rootfs, &spec);
+    Ok(Plan {
+        schema: SCHEMA,
+        image: image.identity.clone(),
+        verdict,
+        allocation: host.allocation.clone(),
+        rootfs,
+        share,
+        bindings,
+        keep_fds: keep_fds.into_iter().map(|(fd, _)| fd).collect(),
+        cwd_fallbacks,
+        spec,
+    })
+}
+
+/// What the image's own command line is, or the user's.
+fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<OsString>, EngineError> {
+    let exists = |path: &str| -> Result<bool, EngineError> {
+        let located = image.view.locate(path).map_err(EngineError::look_into(shown))?;
+        Ok(located.found == Some(Found::File))
+    };
+    let strings = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
+    Ok(match &request.action {
+        Action::Exec(command) => command.clone(),
+        Action::Shell(Some(shell)) => vec![shell.clone()],
+        Action::Shell(None) if exists("/bin/bash")? => vec!["/bin/bash".into(), "--norc".into()],
+        Action::Shell(None) => vec!["/bin/sh".into()],
+        Action::Run(arguments) => {
+            let own = image.config.as_ref().map(|config| (strings(&config.entrypoint), strings(&config.cmd)));
+            let (mut line, default_arguments) = match own {
+                Some((entrypoint, cmd)) if !(entrypoint.is_empty() && cmd.is_empty()) => (entrypoint, cmd),
+                _ if exists("/.singularity.d/runscript")? => {
+                    (vec!["/.singularity.d/runscript".into()], Vec::new())
+                }
+                _ => (vec!["/bin/sh".into()], Vec::new()),
+            };
+            line.extend(if arguments.is_empty() { default_arguments } else { arguments.clone() });
+            line
+        }
+    })
+}
+
+/// The working directory, and where to go if it does not exist inside.
+fn working_directory(
+    request: &RunRequest,
+    host: &Host,
+    image: &Resolved,
+    home: Option<&str>,
+) -> (Text, Vec<Text>) {
+    if let Some(named) = &request.workdir {
+        return (named.clone().into(), Vec::new());
+    }
+    if request.personality == Personality::Task {
+        let own = image.config.as_ref().map(|config| config.working_dir.as_str()).unwrap_or_default();
+        let own = if own.starts_with('/') { own } else { "/" };
+        return (own.into(), vec!["/".into()]);
+    }
+    let fallbacks = home.into_iter().chain(["/"]).map(Text::from).collect();
+    (host.cwd.clone().into_os_string().into(), fallbacks)
+}
+
+/// Decides with whom the container is shared.
+fn share(request: &RunRequest, host: &Host, rootfs: &Rootfs, spec: &Spec) -> Share {
+    let nobody = |reason: &str| Share::Nobody { reason: reason.to_owned() };
+    if !request.share {
+        return nobody("switched off");
+    }
+    let Some(allocation) = &host.allocation else { return nobody("not in a step of Slurm") };
+    let Some((job, step)) = numeric_step(host) else { return nobody("not in a numeric step of Slurm") };
+    let (Some(local_tasks), Some(node)) = (allocation.tasks_on_node, &allocation.node) else {
+        return nobody("the number of tasks on this node is not known");
+    };
+    if local_tasks < 2 {
+        return nobody("the only task of its step on this node");
+    }
+    // Arguments, environment and working directory belong to each rank; the rest must be the same.
+    let shared = (&rootfs.source, &rootfs.patches, &spec.mounts, &spec.linux, &spec.process.user, node);
+    let bytes = serde_json::to_vec(&shared).unwrap_or_default();
+    let digest = Digest::sha256(&bytes);
+    let digest = digest.hex().get(..16).unwrap_or_default().to_owned();
+    Share::Step {
+        key: ShareKey(format!("{}/{job}.{step}/{digest}", host.user.uid)),
+        local_tasks,
+        cgroup: host.step_cgroup.clone(),
+    }
+}
+
+/// Collects mounts and what the image must show for them.
+struct Layout<'a> {
+    view: &'a ImageView,
+    host: &'a Host,
+    shown: &'a str,
+    mounts: Vec<Mount>,
+    patches: Vec<Patch>,
+    bindings: Vec<Binding>,
+    /// Canonical destinations of the mounts so far.
+    mounted: BTreeSet<PathBuf>,
+}
+
+impl<'a> Layout<'a> {
+    fn new(view: &'a ImageView, host: &'a Host, shown: &'a str) -> Self {
+        Layout {
+            view,
+            host,
+            shown,
+            mounts: Vec::new(),
+            patches: Vec::new(),
+            bindings: Vec::new(),
+            mounted: BTreeSet::new(),
+        }
+    }
+
+    fn bind(&mut self, bind: BindRequest) -> Result<(), EngineError> {
+        let user_asked = matches!(bind.origin, Origin::User(_));
+        let (source, kind, is_directory) = match &bind.source {
+            BindSource::Host(path) => match std::fs::metadata(path) {
+                Ok(metadata) => (path.clone().into_os_string(), "bind", metadata.is_dir()),
+                Err(_) if bind.optional || !user_asked => return Ok(()),
+                Err(_) => {
+                    let host = self.host.hostname.clone();
+                    return Err(EngineError::BindSourceMissing { path: path.clone(), host });
+                }
+            },
+            BindSource::Tmpfs { .. } => (OsString::from("tmpfs"), "tmpfs", true),
+            BindSource::MinimalDev => {
+                return Err(EngineError::BadOption {
+                    message: "a /dev of the container's own (--contain) is not supported yet".to_owned(),
+                    remedy: "leave the option out".to_owned(),
+                });
+            }
+        };
+        let asked = bind.destination.to_string_lossy().into_owned();
+        let destination = self.mount_point(&bind, &asked, is_directory)?;
+        let mut options: Vec<String> = Vec::new();
+        match &bind.source {
+            BindSource::Tmpfs { size } => {
+                options.push("mode=0755".to_owned());
+                options.extend(size.map(|size| format!("size={size}")));
+            }
+            _ => options.push(if bind.recursive { "rbind" } else { "bind" }.to_owned()),
+        }
+        options.push("nosuid".to_owned());
+        if asked != "/dev" {
+            options.push("nodev".to_owned());
+        }
+        if bind.read_only {
+            options.push("ro".to_owned());
+        }
+        if bind.no_exec {
+            options.push("noexec".to_owned());
+        }
+        self.bindings.push(Binding {
+            destination: destination.display().to_string(),
+            source: source.to_string_lossy().into_owned(),
+            reason: match &bind.origin {
+                Origin::User(option) => format!("{option}: {}", bind.reason),
+                _ => bind.reason.clone(),
+            },
+        });
+        self.mounts.push(Mount {
+            destination: destination.clone().into_os_string().into(),
+            source: source.into(),
+            kind: kind.to_owned(),
+            options,
+        });
+        self.mounted.insert(destination);
+        Ok(())
+    }
+
+    /// Finds where a mount goes, and makes the image show a mount point there.
+    fn mount_point(
+        &mut self,
+        bind: &BindRequest,
+        asked: &str,
+        is_directory: bool,
+    ) -> Result<PathBuf, EngineError> {
+        let wrong = |what: &str| EngineError::BadOption {
+            message: format!("{} cannot be mounted at {asked}: {what}", bind_name(bind)),
+            remedy: "choose another destination".to_owned(),
+        };
+        let look = |path: &str| self.view.locate(path).map_err(EngineError::look_into(self.shown));
+        let located = if bind.no_follow {
+            let (parent, name) = asked.rsplit_once('/').unwrap_or(("", asked));
+            let parent = look(if parent.is_empty() { "/" } else { parent })?;
+            let path = format!("{}/{name}", parent.path.trim_end_matches('/'));
+            let followed = look(asked)?;
+            // A link is hidden by a file of its own; what it leads to stays as it is.
+            let found = followed.found.filter(|_| followed.path == path);
+            crate::image_view::Located { path, found }
+        } else {
+            look(asked)?
+        };
+        let destination = PathBuf::from(&located.path);
+        if located.path == "/" {
+            return Err(wrong("that is the root"));
+        }
+        // Below another mount the host's files decide; the image cannot show anything there.
+        let below_mount =
+            self.mounted.iter().any(|mount| destination.starts_with(mount) && destination != *mount);
+        match located.found {
+            Some(Found::Directory) if !is_directory => {
+                Err(wrong("that is a directory in the image, and this is a file"))
+            }
+            Some(Found::File | Found::Symlink(_)) if is_directory => {
+                Err(wrong("that is a file in the image, and this is a directory"))
+            }
+            Some(_) => Ok(destination),
+            None if below_mount => Ok(destination),
+            None => {
+                let content = if is_directory {
+                    PatchContent::Directory
+                } else {
+                    PatchContent::File { content: Text::default(), mode: 0o644 }
+                };
+                self.add_patch(located.path, content, format!("mount point of {}", bind_name(bind)));
+                Ok(destination)
+            }
+        }
+    }
+
+    fn add_patch(&mut self, path: String, content: PatchContent, reason: String) {
+        if !self.patches.iter().any(|patch| patch.path == path) {
+            self.patches.push(Patch { path, content, reason });
+        }
+    }
+
+    /// Puts the user into the image's account files, where it has any.
+    fn accounts(&mut self, home: Option<&Path>) -> Result<(), EngineError> {
+        let mut user = self.host.user.clone();
+        if let Some(home) = home.and_then(Path::to_str) {
+            home.clone_into(&mut user.home);
+        }
+        let look = |path: &str| -> Result<Option<(String, String)>, EngineError> {
+            let located = self.view.locate(path).map_err(EngineError::look_into(self.shown))?;
+            let text = self.view.read_file(path, MAX_ACCOUNTS).map_err(EngineError::look_into(self.shown))?;
+            Ok(text.map(|text| (located.path, String::from_utf8_lossy(&text).into_owned())))
+        };
+        let passwd = look("/etc/passwd")?;
+        let group = look("/etc/group")?;
+        if let Some((path, text)) = passwd {
+            let content = merge_passwd(&text, &user)?.into();
+            self.add_patch(
+                path,
+                PatchContent::File { content, mode: 0o644 },
+                "the user's name and home".to_owned(),
+            );
+        }
+        if let Some((path, text)) = group {
+            let content = merge_group(&text, &user.name, &self.host.groups)?.into();
+            self.add_patch(path, PatchContent::File { content, mode: 0o644 }, "the user's groups".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Notes which accelerators of the host's `/dev` the step can open.
+    fn devices(&mut self) {
+        if self.host.allocation.as_ref().is_none_or(|allocation| allocation.gpus.is_none()) {
+            return;
+        }
+        let plan = plan_devices(&accelerator_nodes(), &|path| openable(path));
+        for node in plan.nodes {
+            let path = node.path.display().to_string();
+            self.bindings.push(Binding { destination: path.clone(), source: path, reason: node.reason });
+        }
+    }
+}
+
+fn bind_name(bind: &BindRequest) -> String {
+    match &bind.source {
+        BindSource::Host(path) => path.display().to_string(),
+        BindSource::Tmpfs { .. } => "a tmpfs".to_owned(),
+        BindSource::MinimalDev => "a /dev".to_owned(),
+    }
+}
+
+/// Device nodes that may be accelerators, by the names that drivers use.
+fn accelerator_nodes() -> Vec<PathBuf> {
+    let list = |directory: &str, wanted: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> = entries
+            .filter(|entry| wanted(&String::from_utf8_lossy(entry.file_name().as_bytes())))
+            .map(|entry| entry.path())
+            .collect();
+        paths.sort();
+        paths
+    };
+    let mut found = list("/dev", &|name| name.starts_with("nvidia") || name == "kfd" || name.contains("gpu"));
+    found.extend(list("/dev/dri", &|name| name.starts_with("renderD")));
+    found
+}
+
+/// Tries to open a device node, which is what the step's device cgroup judges.
+fn openable(path: &Path) -> Openable {
+    use rustix::fs::{CWD, Mode, OFlags};
+    use rustix::io::Errno;
+    match rustix::fs::openat(CWD, path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()) {
+        Err(Errno::PERM | Errno::ACCESS) => Openable::Denied,
+        Err(Errno::NOENT) => Openable::Missing,
+        // No driver behind it, or busy: the cgroup has let it pass.
+        _ => Openable::Yes,
+    }
+}

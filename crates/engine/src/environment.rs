@@ -1,0 +1,272 @@
+//! The environment of the payload, by Apptainer's rules.
+//!
+//! What the image sets wins over the host's, and what the user asks for wins over both; `HOME`,
+//! `PATH` and `LD_LIBRARY_PATH` never come from the host. An image's own scripts are evaluated here
+//! where they only set variables; else the container's shell runs them, before the command.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use situla_oci::ExecConfig;
+use situla_plan::Text;
+
+use crate::env_script::{Variables, evaluate, expand};
+use crate::error::EngineError;
+use crate::image_view::ImageView;
+use crate::request::{Personality, RunRequest};
+
+/// Apptainer's search path inside a container.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where an image keeps its environment scripts.
+const SCRIPTS: &str = "/.singularity.d/env";
+/// Where libraries of the host would be bound.
+const LIBRARIES: &str = "/.singularity.d/libs";
+/// The most that is read of one script, and how many of them.
+const MAX_SCRIPT: usize = 1 << 20;
+const MAX_SCRIPTS: usize = 100;
+/// Scripts that every Apptainer image has and whose effect is built in here: placeholders, SCIF
+/// applications (refused as an option), the library path and the user's changes to the path.
+const BUILT_IN: [&str; 5] = ["01-base.sh", "94-appsbase.sh", "95-apps.sh", "99-base.sh", "99-runtimevars.sh"];
+/// What passes `--cleanenv`, besides the variables for proxies.
+const ALWAYS_PASSED: [&str; 1] = ["TERM"];
+const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "no_proxy", "all_proxy", "ftp_proxy"];
+
+/// The environment, and how to get there.
+#[derive(Debug, Default)]
+pub(crate) struct Environment {
+    /// `NAME=value` entries.
+    pub(crate) entries: Vec<Text>,
+    /// A shell script to run before the command, where the image's own scripts need a shell.
+    pub(crate) shell: Option<String>,
+}
+
+/// What the environment is made for.
+pub(crate) struct Circumstances<'a> {
+    pub(crate) request: &'a RunRequest,
+    pub(crate) host: &'a [(OsString, OsString)],
+    pub(crate) image_path: &'a Path,
+    pub(crate) home: Option<&'a str>,
+    pub(crate) bind_destinations: &'a [String],
+}
+
+/// Builds the environment.
+pub(crate) fn build(
+    view: &ImageView,
+    config: Option<&ExecConfig>,
+    around: &Circumstances<'_>,
+) -> Result<Environment, EngineError> {
+    let request = around.request;
+    let mut image = Variables::new();
+    image.insert("PATH".to_owned(), DEFAULT_PATH.to_owned());
+    image.insert("HOME".to_owned(), around.home.unwrap_or("/").to_owned());
+    let mut needs_shell = false;
+    match config {
+        Some(config) => {
+            let pairs = config.env.iter().filter_map(|entry| entry.split_once('='));
+            image.extend(pairs.filter(|(name, _)| is_name(name)).map(|(k, v)| (k.to_owned(), v.to_owned())));
+            if let Some(path) = image.get_mut("PATH") {
+                complete_path(path);
+            }
+        }
+        None => needs_shell = !run_scripts(view, &mut image, around)?,
+    }
+    image.insert("HOME".to_owned(), around.home.unwrap_or("/").to_owned());
+    let host = passed_from_host(around);
+    let user = user_variables(request, around.host);
+    let mut result = Environment::default();
+    if needs_shell {
+        result.shell = Some(shell_script(&host, &user, request));
+        // The scripts must not see the host's variables, or they would keep their values.
+        result.entries = entries(&image, &[], around);
+        return Ok(result);
+    }
+    for (name, value) in &user {
+        apply(&mut image, name, value, request.no_eval);
+    }
+    if request.personality != Personality::Task {
+        let libraries = image.entry("LD_LIBRARY_PATH".to_owned()).or_default();
+        let separator = if libraries.is_empty() { "" } else { ":" };
+        libraries.push_str(separator);
+        libraries.push_str(LIBRARIES);
+    }
+    result.entries = entries(&image, &host, around);
+    Ok(result)
+}
+
+/// Evaluates the scripts of the image; false where one of them needs a shell.
+fn run_scripts(
+    view: &ImageView,
+    image: &mut Variables,
+    around: &Circumstances<'_>,
+) -> Result<bool, EngineError> {
+    let shown = around.image_path.display().to_string();
+    let names = view.list(SCRIPTS).map_err(EngineError::look_into(&shown))?;
+    let scripts = names.iter().filter(|name| name.ends_with(".sh") && !BUILT_IN.contains(&name.as_str()));
+    for name in scripts.take(MAX_SCRIPTS) {
+        let path = format!("{SCRIPTS}/{name}");
+        let found = view.read_file(&path, MAX_SCRIPT).map_err(EngineError::look_into(&shown))?;
+        let Some(script) = found.and_then(|bytes| String::from_utf8(bytes).ok()) else { continue };
+        if evaluate(without_helpers(&script).as_str(), image).is_err() {
+            return Ok(false);
+        }
+        if let Some(path) = image.get_mut("PATH") {
+            complete_path(path);
+        }
+    }
+    Ok(true)
+}
+
+/// Takes out the call of `fixpath`, a function of Apptainer's interpreter, whose effect is
+/// [`complete_path`].
+fn without_helpers(script: &str) -> String {
+    script.lines().filter(|line| line.trim() != "fixpath").collect::<Vec<_>>().join("\n")
+}
+
+/// Appends the directories of the default path that are missing.
+fn complete_path(path: &mut String) {
+    let present: BTreeSet<String> = path.split(':').map(str::to_owned).collect();
+    for directory in DEFAULT_PATH.split(':').filter(|directory| !present.contains(*directory)) {
+        if !path.is_empty() {
+            path.push(':');
+        }
+        path.push_str(directory);
+    }
+}
+
+/// The host's variables that go inside.
+fn passed_from_host(around: &Circumstances<'_>) -> Vec<(String, Vec<u8>)> {
+    let clean = around.request.clean_env;
+    let passes = |name: &str| {
+        let own = ["APPTAINER", "SINGULARITY", "SITULA_TASK_"];
+        if !is_name(name) || own.iter().any(|prefix| name.starts_with(prefix)) {
+            return false;
+        }
+        if matches!(name, "HOME" | "PATH" | "LD_LIBRARY_PATH") {
+            return false;
+        }
+        !clean || ALWAYS_PASSED.contains(&name) || PROXIES.contains(&name.to_ascii_lowercase().as_str())
+    };
+    let named = around.host.iter().filter_map(|(name, value)| Some((name.to_str()?, value)));
+    named
+        .filter(|(name, _)| passes(name))
+        .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
+        .collect()
+}
+
+/// What the user sets: `APPTAINERENV_X` of the host, then `--env`.
+fn user_variables(request: &RunRequest, host: &[(OsString, OsString)]) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    if request.personality != Personality::Task {
+        for prefix in ["SINGULARITYENV_", "APPTAINERENV_"] {
+            let pairs = host.iter().filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)));
+            found.extend(
+                pairs
+                    .filter_map(|(name, value)| Some((name.strip_prefix(prefix)?, value)))
+                    .filter(|(name, _)| is_name(name))
+                    .map(|(name, value)| (name.to_owned(), value.to_owned())),
+            );
+        }
+    }
+    found.extend(request.env.iter().cloned());
+    found
+}
+
+/// Sets one variable of the user, or changes the path.
+fn apply(image: &mut Variables, name: &str, value: &str, literally: bool) {
+    let expanded = if literally { None } else { expand(value, image) };
+    let value = expanded.unwrap_or_else(|| value.to_owned());
+    let path = image.get("PATH").cloned().unwrap_or_default();
+    match name {
+        "PREPEND_PATH" => image.insert("PATH".to_owned(), format!("{value}:{path}")),
+        "APPEND_PATH" => image.insert("PATH".to_owned(), format!("{path}:{value}")),
+        // Apptainer refuses to override HOME this way.
+        "HOME" => None,
+        _ => image.insert(name.to_owned(), value),
+    };
+}
+
+/// Puts image, host and container variables together.
+fn entries(image: &Variables, host: &[(String, Vec<u8>)], around: &Circumstances<'_>) -> Vec<Text> {
+    let mut merged: Vec<(String, Vec<u8>)> = Vec::with_capacity(host.len() + image.len());
+    merged.extend(host.iter().filter(|(name, _)| !image.contains_key(name)).cloned());
+    // A variable that the image defines as empty is taken out: Apptainer's restore_env.
+    let set = image.iter().filter(|(_, value)| !value.is_empty());
+    merged.extend(set.map(|(name, value)| (name.clone(), value.clone().into_bytes())));
+    if around.request.personality != Personality::Task {
+        let own = container_variables(around);
+        merged.retain(|(name, _)| !own.iter().any(|(other, _)| other == name));
+        merged.extend(own.into_iter().map(|(name, value)| (name, value.into_bytes())));
+    }
+    merged
+        .into_iter()
+        .map(|(name, value)| {
+            let mut entry = OsString::from(name).into_vec();
+            entry.push(b'=');
+            entry.extend(value);
+            Text::from(entry)
+        })
+        .collect()
+}
+
+/// The variables by which programs see that they are in a container.
+fn container_variables(around: &Circumstances<'_>) -> Vec<(String, String)> {
+    let path = around.image_path.display().to_string();
+    let name =
+        around.image_path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let binds = around.bind_destinations.join(",");
+    let mut found = vec![("PS1".to_owned(), "Apptainer> ".to_owned())];
+    for prefix in ["APPTAINER", "SINGULARITY"] {
+        let mut set =
+            |suffix: &str, value: &str| found.push((format!("{prefix}_{suffix}"), value.to_owned()));
+        set("CONTAINER", &path);
+        set("NAME", &name);
+        set("BIND", &binds);
+        set("ENVIRONMENT", "/.singularity.d/env/91-environment.sh");
+        if prefix == "APPTAINER" {
+            set("COMMAND", around.request.action.name());
+        }
+    }
+    found
+}
+
+/// A script for the container's `/bin/sh`: the image's scripts, then the host's variables that they
+/// have not set, then the user's.
+fn shell_script(host: &[(String, Vec<u8>)], user: &[(String, String)], request: &RunRequest) -> String {
+    let mut script = String::from(
+        "fixpath() { :; }\nfor situla_script in /.singularity.d/env/*.sh; do . \"$situla_script\"; done\n\
+         unset -f fixpath; unset situla_script\n",
+    );
+    for (name, value) in host {
+        let value = quoted(&String::from_utf8_lossy(value));
+        script.push_str(&format!("[ -n \"${{{name}+x}}\" ] || export {name}={value}\n"));
+    }
+    for (name, value) in user {
+        let value =
+            if request.no_eval { quoted(value) } else { format!("\"{}\"", value.replace('"', "\\\"")) };
+        script.push_str(&match name.as_str() {
+            "PREPEND_PATH" => format!("export PATH={value}:\"$PATH\"\n"),
+            "APPEND_PATH" => format!("export PATH=\"$PATH\":{value}\n"),
+            "HOME" => continue,
+            _ => format!("export {name}={value}\n"),
+        });
+    }
+    script.push_str("exec \"$@\"\n");
+    script
+}
+
+/// A word in single quotes.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "'\\''"))
+}
+
+/// Tells whether a shell could have a variable of this name.
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+#[cfg(test)]
+mod tests;

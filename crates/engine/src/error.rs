@@ -1,0 +1,215 @@
+//! Why a run did not happen, with what to do about it.
+
+use std::path::PathBuf;
+
+use situla_policy::{PolicyError, Verdict};
+use situla_records::EngineClass;
+use situla_runtime::{Failure, FailureClass};
+
+use crate::image_view::ViewError;
+
+/// A use case failed before or while the payload was started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The image is not where the user says.
+    #[error("image {path} does not exist")]
+    ImageMissing {
+        /// The path as the user named it.
+        path: String,
+    },
+    /// The image cannot be opened.
+    #[error("cannot open image {path}")]
+    OpenImage {
+        /// The path.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is no image of a known format.
+    #[error("{path} is neither a SquashFS nor a SIF image")]
+    UnknownFormat {
+        /// The path.
+        path: String,
+    },
+    /// The SIF file is damaged, or has no root file system that can be served.
+    #[error("cannot use the SIF image {path}")]
+    Sif {
+        /// The path.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The SquashFS is damaged.
+    #[error("cannot read the SquashFS image {path}")]
+    Squashfs {
+        /// The path.
+        path: String,
+        /// Why.
+        #[source]
+        source: situla_squashfs::Error,
+    },
+    /// The root file system cannot be looked into.
+    #[error("cannot look into image {path}")]
+    LookInto {
+        /// The path.
+        path: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The image's name cannot be understood.
+    #[error("{text} is neither a file nor an image reference")]
+    Reference {
+        /// What the user gave.
+        text: String,
+        /// Why.
+        #[source]
+        source: situla_oci::ReferenceError,
+    },
+    /// A reference must be fetched before it can be run.
+    #[error("cannot fetch {reference}")]
+    Fetch {
+        /// The reference.
+        reference: String,
+        /// What the fetching process said, if it could be started at all.
+        message: String,
+        /// The class that it gave.
+        class: EngineClass,
+    },
+    /// An option's value cannot be used.
+    #[error("{message}")]
+    BadOption {
+        /// What is wrong.
+        message: String,
+        /// What to do instead.
+        remedy: String,
+    },
+    /// The source of a bind mount does not exist.
+    #[error("the bind source {path} does not exist on {host}")]
+    BindSourceMissing {
+        /// The path.
+        path: PathBuf,
+        /// The host.
+        host: String,
+    },
+    /// The site's policy says no.
+    #[error("the site's policy refuses this run: {}", reasons(.0))]
+    Denied(Box<Verdict>),
+    /// The policy file cannot be read.
+    #[error("cannot read the site's policy {path}")]
+    ReadPolicy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The policy file cannot be understood.
+    #[error("cannot apply the site's policy")]
+    Policy(#[from] PolicyError),
+    /// A passwd or group file cannot be made.
+    #[error("cannot make the container's account files")]
+    Accounts(#[from] situla_bindings::AccountError),
+    /// The container could not be started, or was lost.
+    #[error("{0}")]
+    Runtime(Failure),
+}
+
+fn reasons(verdict: &Verdict) -> String {
+    let denied: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
+    denied.join("; ")
+}
+
+impl EngineError {
+    pub(crate) fn look_into(path: impl Into<String>) -> impl FnOnce(ViewError) -> EngineError {
+        let path = path.into();
+        |source| EngineError::LookInto { path, source: Box::new(source) }
+    }
+
+    /// The class under which records count this failure.
+    pub fn class(&self) -> EngineClass {
+        match self {
+            EngineError::ImageMissing { .. } => EngineClass::ImageMissing,
+            EngineError::OpenImage { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                EngineClass::ImageMissing
+            }
+            EngineError::OpenImage { .. }
+            | EngineError::UnknownFormat { .. }
+            | EngineError::Sif { .. }
+            | EngineError::Squashfs { .. }
+            | EngineError::LookInto { .. } => EngineClass::ImageCorrupt,
+            EngineError::Reference { .. } | EngineError::BadOption { .. } => EngineClass::BadOption,
+            EngineError::Fetch { class, .. } => class.clone(),
+            EngineError::BindSourceMissing { .. } => EngineClass::BindSourceMissing,
+            EngineError::Denied(_) => EngineClass::PolicyDenied,
+            EngineError::ReadPolicy { .. } | EngineError::Policy(_) | EngineError::Accounts(_) => {
+                EngineClass::SetupFailed
+            }
+            EngineError::Runtime(failure) => match failure.class() {
+                FailureClass::NoUserNamespaces => EngineClass::NoUserns,
+                FailureClass::NoFuse => EngineClass::NoFuse,
+                FailureClass::BindSourceMissing => EngineClass::BindSourceMissing,
+                FailureClass::CommandNotFound | FailureClass::CommandNotExecutable => {
+                    EngineClass::CommandMissing
+                }
+                FailureClass::ServerLost => EngineClass::ServerLost,
+                _ => EngineClass::SetupFailed,
+            },
+        }
+    }
+
+    /// What the user or the administrator can do about it.
+    pub fn remedy(&self) -> Option<String> {
+        Some(match self {
+            EngineError::ImageMissing { .. } => {
+                "check the path; on a cluster it must be visible on the compute node".to_owned()
+            }
+            EngineError::OpenImage { .. } => "check the file's permissions".to_owned(),
+            EngineError::UnknownFormat { .. } => "make one with `situla pull` or `situla convert`".to_owned(),
+            EngineError::Sif { .. } | EngineError::Squashfs { .. } | EngineError::LookInto { .. } => {
+                "the file may be cut short or damaged; copy or pull it again".to_owned()
+            }
+            EngineError::Reference { .. } => {
+                "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
+            }
+            EngineError::Fetch { .. } => return None,
+            EngineError::BadOption { remedy, .. } => remedy.clone(),
+            EngineError::BindSourceMissing { .. } => "create it, or leave the bind out".to_owned(),
+            // Every reason of a verdict carries its own remedy.
+            EngineError::Denied(_) => return None,
+            EngineError::ReadPolicy { .. } | EngineError::Policy(_) => {
+                "the administrator must mend the file".to_owned()
+            }
+            EngineError::Accounts(_) => "report the account's entry to the administrator".to_owned(),
+            EngineError::Runtime(failure) => return runtime_remedy(failure).map(str::to_owned),
+        })
+    }
+}
+
+fn runtime_remedy(failure: &Failure) -> Option<&'static str> {
+    Some(match failure.class() {
+        FailureClass::NoUserNamespaces => {
+            "the administrator can allow user namespaces with `sysctl user.max_user_namespaces=15000`, and on \
+             Debian and Ubuntu with `kernel.unprivileged_userns_clone=1` or an AppArmor profile"
+        }
+        FailureClass::NoFuse => {
+            "the administrator can run `modprobe fuse` and `chmod 0666 /dev/fuse`, or you can unpack the image \
+             into a directory with `situla convert`"
+        }
+        FailureClass::BindSourceMissing => "create it, or leave the bind out",
+        FailureClass::MountFailed => "choose another destination for the bind",
+        FailureClass::Rootfs => "the image may be damaged; check it with `situla inspect`",
+        FailureClass::WorkingDirectory => "name a directory that exists inside, or bind it",
+        FailureClass::CommandNotFound => "check the name, and the image's PATH",
+        FailureClass::CommandNotExecutable => {
+            "check that it is a program for this machine, and its permissions"
+        }
+        FailureClass::ServerLost => {
+            "look for messages about killed processes in the node's log, then run again"
+        }
+        _ => return None,
+    })
+}

@@ -1,0 +1,184 @@
+//! Facts about the host and the user, gathered once at the edge.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use situla_bindings::{HostGroup, HostUser};
+use situla_slurm::cgroup;
+use situla_slurm::{Allocation, Confirmation};
+
+/// What a run needs to know of the machine and of who runs it.
+#[derive(Debug)]
+pub struct Host {
+    /// The account of the user.
+    pub user: HostUser,
+    /// The groups of the process, primary one first.
+    pub groups: Vec<HostGroup>,
+    /// The host's name.
+    pub hostname: String,
+    /// The working directory, as the shell shows it.
+    pub cwd: PathBuf,
+    /// The environment, in its order.
+    pub env: Vec<(OsString, OsString)>,
+    /// The Slurm allocation, where there is one and the cgroup confirms it.
+    pub allocation: Option<Allocation>,
+    /// The cgroup of the step, relative to the memory hierarchy's root.
+    pub step_cgroup: Option<String>,
+    /// Where this user's records go.
+    pub records: Option<PathBuf>,
+    /// Where this user's images go.
+    pub store: Option<PathBuf>,
+}
+
+/// A fact that must be known cannot be found out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The working directory is gone or cannot be reached.
+    #[error("cannot determine the working directory")]
+    WorkingDirectory(#[source] std::io::Error),
+    /// The environment contradicts itself about the job.
+    #[error("cannot read the Slurm job from the environment")]
+    Allocation(#[source] situla_slurm::SlurmError),
+}
+
+impl Host {
+    /// Gathers the facts; `env` is the environment of the process.
+    ///
+    /// # Errors
+    /// The working directory cannot be determined, or a variable of Slurm holds no number.
+    pub fn gather(env: Vec<(OsString, OsString)>) -> Result<Self, HostError> {
+        let lookup = |name: &str| {
+            let found = env.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+            found.and_then(|value| value.to_str()).map(str::to_owned)
+        };
+        let cwd = working_directory(lookup("PWD").as_deref())?;
+        let uid = rustix::process::getuid().as_raw();
+        let gid = rustix::process::getgid().as_raw();
+        let user = account(uid, gid, &lookup);
+        let mut allocation = Allocation::from_env(&lookup).map_err(HostError::Allocation)?;
+        let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let placed = cgroup::parse(&text).ok().flatten();
+        let mut step_cgroup = None;
+        if let Some(found) = &mut allocation {
+            match placed.as_ref().map(|placed| found.confirm(placed)) {
+                // Variables left over from another job say nothing about this process.
+                Some(Confirmation::OtherJob) => allocation = None,
+                _ => step_cgroup = placed.and_then(|placed| placed.hierarchy("memory")?.step_path.clone()),
+            }
+        }
+        let home = Path::new(&user.home).to_owned();
+        let below = |name: &str, default: &str| {
+            let base = lookup(name).map(PathBuf::from).filter(|path| path.is_absolute());
+            base.or_else(|| home.is_absolute().then(|| home.join(default))).map(|base| base.join("situla"))
+        };
+        Ok(Host {
+            groups: groups(gid),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            records: below("XDG_STATE_HOME", ".local/state").map(|path| path.join("records")),
+            store: below("XDG_CACHE_HOME", ".cache"),
+            user,
+            cwd,
+            env,
+            allocation,
+            step_cgroup,
+        })
+    }
+
+    /// The value of a variable, where it is text.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.env.iter().find(|(key, _)| key == name).and_then(|(_, value)| value.to_str())
+    }
+}
+
+/// The working directory: `PWD` where it leads there, since it shows links as the user knows them.
+fn working_directory(pwd: Option<&str>) -> Result<PathBuf, HostError> {
+    use std::os::unix::fs::MetadataExt;
+    let real = std::env::current_dir().map_err(HostError::WorkingDirectory)?;
+    let same = |path: &Path| {
+        let (Ok(a), Ok(b)) = (std::fs::metadata(path), std::fs::metadata(".")) else { return false };
+        (a.dev(), a.ino()) == (b.dev(), b.ino())
+    };
+    match pwd.map(Path::new) {
+        Some(path) if path.is_absolute() && same(path) => Ok(path.to_owned()),
+        _ => Ok(real),
+    }
+}
+
+/// The account of the user: from `/etc/passwd`, else from getent(1), which asks all name services
+/// that the site has configured, else from what the environment says.
+fn account(uid: u32, gid: u32, lookup: &dyn Fn(&str) -> Option<String>) -> HostUser {
+    let file = std::fs::read("/etc/passwd").unwrap_or_default();
+    let key = uid.to_string();
+    let line = find_line(&file, 2, &key).or_else(|| getent("passwd", &key));
+    let fields = |line: &str| {
+        let mut fields = line.split(':').map(str::to_owned);
+        let name = fields.next()?;
+        let mut rest = fields.skip(3);
+        Some((name, rest.next()?, rest.next()?, rest.next()?))
+    };
+    match line.as_deref().and_then(fields) {
+        Some((name, gecos, home, shell)) => HostUser { name, uid, gid, gecos, home, shell },
+        None => HostUser {
+            name: lookup("USER").or_else(|| lookup("LOGNAME")).unwrap_or_else(|| format!("uid{uid}")),
+            uid,
+            gid,
+            gecos: String::new(),
+            home: lookup("HOME").unwrap_or_else(|| "/".to_owned()),
+            shell: lookup("SHELL").unwrap_or_else(|| "/bin/sh".to_owned()),
+        },
+    }
+}
+
+/// The groups of this process that have a name.
+fn groups(primary: u32) -> Vec<HostGroup> {
+    let mut ids = vec![primary];
+    let others = rustix::process::getgroups().unwrap_or_default();
+    ids.extend(others.into_iter().map(rustix::process::Gid::as_raw).filter(|gid| *gid != primary));
+    let file = std::fs::read("/etc/group").unwrap_or_default();
+    ids.into_iter()
+        .filter_map(|gid| {
+            let key = gid.to_string();
+            let line = find_line(&file, 2, &key).or_else(|| getent("group", &key))?;
+            let name = line.split(':').next()?.to_owned();
+            Some(HostGroup { name, gid })
+        })
+        .collect()
+}
+
+/// The first line whose field `index` is `key`.
+fn find_line(file: &[u8], index: usize, key: &str) -> Option<String> {
+    let lines = file.split(|byte| *byte == b'\n');
+    let mut matching =
+        lines.filter(|line| line.split(|byte| *byte == b':').nth(index) == Some(key.as_bytes()));
+    matching.next().map(|line| OsStr::from_bytes(line).to_string_lossy().into_owned())
+}
+
+/// Asks the site's name services through a helper program, because this binary is static and
+/// cannot load their libraries.
+fn getent(database: &str, key: &str) -> Option<String> {
+    let output = Command::new("getent")
+        .args([database, key])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().next().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_found_by_field() {
+        let file = b"root:x:0:0:root:/root:/bin/sh\nbad\nx:y:10:1::/:\n";
+        assert!(find_line(file, 2, "0").unwrap().starts_with("root:"));
+        assert!(find_line(file, 2, "10").unwrap().starts_with("x:"));
+        assert_eq!(find_line(file, 2, "1"), None);
+    }
+}

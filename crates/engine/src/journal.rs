@@ -1,0 +1,218 @@
+//! Writing the record of a run while it happens. Nothing here can fail the run.
+
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use situla_plan::{Plan, RootfsIdentity};
+use situla_records::{
+    Cause, EngineClass, Event, EventKind, Exit as RecordedExit, Identity, ImageFacts, Journal, Phase,
+    RecordId, SCHEMA, Sender, Start, TaskRef, UNVERIFIED,
+};
+use situla_runtime::{Exit, Observer, SignalInfo};
+
+use crate::error::EngineError;
+use crate::host::Host;
+
+/// Names of the phases up to the frozen Plan, with the moment at which each ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Phases {
+    begun: Instant,
+    ended: Vec<(&'static str, Instant)>,
+}
+
+impl Phases {
+    pub(crate) fn begin() -> Self {
+        Phases { begun: Instant::now(), ended: Vec::new() }
+    }
+
+    pub(crate) fn end(&mut self, name: &'static str) {
+        self.ended.push((name, Instant::now()));
+    }
+
+    fn recorded(&self) -> Vec<Phase> {
+        let since = |moment: Instant| {
+            u64::try_from(moment.saturating_duration_since(self.begun).as_nanos()).unwrap_or(u64::MAX)
+        };
+        let mut start_ns = 0;
+        let phase = |(name, end): &(&'static str, Instant)| {
+            let end_ns = since(*end);
+            let phase = Phase { name: (*name).to_owned(), start_ns, end_ns };
+            start_ns = end_ns;
+            phase
+        };
+        self.ended.iter().map(phase).collect()
+    }
+}
+
+/// The record of one task's part in a run.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    journal: Option<Journal>,
+    run: String,
+    task: TaskRef,
+    phases: Phases,
+    start: Option<Box<Start>>,
+    step_cgroup: Option<String>,
+}
+
+impl Recorder {
+    /// Opens the record that this run belongs to; one that cannot be opened stays silent.
+    pub(crate) fn open(host: &Host, wanted_outside_slurm: bool, phases: Phases) -> Self {
+        let (id, task) = name(host);
+        let wanted = host.allocation.is_some() || wanted_outside_slurm;
+        let journal = match (&host.records, id) {
+            (Some(directory), Some(id)) if wanted => Journal::open(directory, &id).ok(),
+            _ => None,
+        };
+        let run = format!("{}-{}", std::process::id(), now_ns());
+        Recorder { journal, run, task, phases, start: None, step_cgroup: host.step_cgroup.clone() }
+    }
+
+    /// Whether anything is recorded at all.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// The name of the run, if this task turns out to lead it.
+    pub(crate) fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// Prepares what the first task writes when the container is about to be set up.
+    pub(crate) fn describe(&mut self, host: &Host, plan: &Plan) {
+        if self.journal.is_none() {
+            return;
+        }
+        let allocation = host.allocation.as_ref();
+        let rootfs_digest = match &plan.image.rootfs {
+            RootfsIdentity::Verified(digest) => digest.clone(),
+            RootfsIdentity::Unverified => UNVERIFIED.to_owned(),
+        };
+        let argv = plan
+            .spec
+            .process
+            .args
+            .iter()
+            .map(|word| word.as_os_str().to_string_lossy().into_owned())
+            .collect();
+        self.start = Some(Box::new(Start {
+            identity: identity(host),
+            engine: env!("CARGO_PKG_VERSION").to_owned(),
+            argv,
+            image: ImageFacts {
+                reference: plan.image.requested.clone(),
+                manifest_digest: plan.image.manifest_digest.clone(),
+                rootfs_digest,
+            },
+            plan: serde_json::to_value(plan).unwrap_or_default(),
+            phases: self.phases.recorded(),
+            n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
+            deadline_ns: None,
+        }));
+    }
+
+    /// Records how the payload ended.
+    pub(crate) fn exit(&mut self, exit: Exit) {
+        let exit = match exit {
+            Exit::Code(code) => RecordedExit::Code(code),
+            Exit::Signal(signal) => RecordedExit::Signal(signal),
+        };
+        if exit == RecordedExit::Signal(SIGKILL)
+            && let Some(evidence) = self.step_cgroup.as_deref().and_then(out_of_memory)
+        {
+            self.write(EventKind::Observed { cause: Cause::Oom, evidence });
+        }
+        self.write(EventKind::TaskExit { task: self.task, exit });
+    }
+
+    /// Records that the payload was not started, or was lost.
+    pub(crate) fn error(&mut self, error: &EngineError) {
+        if let Some(start) = self.start.take() {
+            self.write(EventKind::Start(start));
+        }
+        self.failure(error.class(), error.to_string());
+    }
+
+    fn failure(&self, class: EngineClass, message: String) {
+        self.write(EventKind::EngineError { class, message, task: Some(self.task) });
+    }
+
+    fn write(&self, kind: EventKind) {
+        let Some(journal) = &self.journal else { return };
+        let event = Event { schema: SCHEMA, run: self.run.clone(), time_ns: now_ns(), kind };
+        // A full disk must not fail a job; the reader shows the gap as incomplete.
+        let _ = journal.append(&event);
+    }
+}
+
+/// Out-of-memory kills end a process with this signal.
+const SIGKILL: i32 = 9;
+
+impl Observer for Recorder {
+    fn phase(&mut self, name: &'static str) {
+        self.phases.end(name);
+    }
+
+    fn met(&mut self, run: &str, leads: bool) {
+        run.clone_into(&mut self.run);
+        let start = self.start.take();
+        if let Some(start) = start.filter(|_| leads) {
+            self.write(EventKind::Start(start));
+        }
+    }
+
+    fn started(&mut self, pid: i32) {
+        self.phases.end("start");
+        let pid = u32::try_from(pid).unwrap_or(0);
+        self.write(EventKind::TaskStart { task: self.task, pid, phases: self.phases.recorded() });
+    }
+
+    fn signal(&mut self, info: &SignalInfo) {
+        let sender = (!info.from_kernel)
+            .then(|| Sender { pid: u32::try_from(info.sender).unwrap_or(0), uid: info.sender_uid });
+        self.write(EventKind::TaskSignal { task: self.task, signal: info.signal, sender });
+    }
+}
+
+/// The record's name, and this task's place in it.
+fn name(host: &Host) -> (Option<RecordId>, TaskRef) {
+    let alone = TaskRef { rank: 0, local: 0 };
+    let local = || RecordId::local(now_ns(), std::process::id(), &host.hostname).ok();
+    let Some(allocation) = &host.allocation else { return (local(), alone) };
+    let task =
+        allocation.task.map_or(alone, |task| TaskRef { rank: task.proc_id.0, local: task.local_rank.0 });
+    let (Some(step), Some(node)) = (allocation.step, &allocation.node) else { return (local(), task) };
+    let id = RecordId::step(allocation.cluster.as_deref(), allocation.job.0, &step.to_string(), node);
+    (id.ok(), task)
+}
+
+fn identity(host: &Host) -> Identity {
+    let allocation = host.allocation.as_ref();
+    Identity {
+        cluster: allocation.and_then(|allocation| allocation.cluster.clone()),
+        job: allocation.map(|allocation| allocation.job.0),
+        step: allocation.and_then(|allocation| allocation.step).map(|step| step.to_string()),
+        node: allocation.and_then(|allocation| allocation.node.clone()),
+        host: host.hostname.clone(),
+        uid: host.user.uid,
+        user: Some(host.user.name.clone()),
+        account: allocation.and_then(|allocation| allocation.account.clone()),
+        partition: allocation.and_then(|allocation| allocation.partition.clone()),
+    }
+}
+
+/// Looks for kills in the memory cgroup of the step, v1 or v2.
+fn out_of_memory(step_cgroup: &str) -> Option<String> {
+    let candidates = [("/sys/fs/cgroup/memory", "memory.oom_control"), ("/sys/fs/cgroup", "memory.events")];
+    candidates.iter().find_map(|(mount, file)| {
+        let path = Path::new(mount).join(step_cgroup.trim_start_matches('/')).join(file);
+        let text = std::fs::read_to_string(&path).ok()?;
+        let count: u64 = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()?;
+        (count > 0).then(|| format!("{file} of the step: oom_kill {count}"))
+    })
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

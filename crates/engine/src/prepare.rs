@@ -1,0 +1,142 @@
+//! The use case of running: request to Plan, Plan to payload, payload to record.
+
+use situla_bindings::{BindSource, Origin};
+use situla_plan::Plan;
+use situla_policy::{BindUse, Decision, Request as PolicyRequest, RequestedOption, Subject, Verdict, decide};
+use situla_runtime::{Exit, OpenImage};
+
+use crate::assemble::{Parts, assemble, plan_binds};
+use crate::error::EngineError;
+use crate::host::Host;
+use crate::image_view::ImageView;
+use crate::journal::{Phases, Recorder};
+use crate::request::RunRequest;
+use crate::resolve::{self, Resolved};
+use crate::site::Site;
+
+/// A run that is ready: the Plan is frozen, the image open, nothing done yet.
+#[derive(Debug)]
+pub struct Prepared {
+    plan: Plan,
+    image: Option<OpenImage>,
+    recorder: Recorder,
+    rank: u32,
+    /// Warnings of the policy, for the user.
+    warnings: Vec<String>,
+}
+
+/// Resolves, admits and plans. A failure is recorded before it is returned.
+///
+/// # Errors
+/// Everything that can be known before the container is made.
+pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepared, EngineError> {
+    let mut phases = Phases::begin();
+    match plan(request, host, site, &mut phases) {
+        Ok((plan, image, warnings)) => {
+            let mut recorder = Recorder::open(host, request.record, phases);
+            recorder.describe(host, &plan);
+            let task = host.allocation.as_ref().and_then(|allocation| allocation.task);
+            let rank = task.map_or(0, |task| task.local_rank.0);
+            Ok(Prepared { plan, image, recorder, rank, warnings })
+        }
+        Err(error) => {
+            Recorder::open(host, request.record, phases).error(&error);
+            Err(error)
+        }
+    }
+}
+
+type Planned = (Plan, Option<OpenImage>, Vec<String>);
+
+fn plan(request: &RunRequest, host: &Host, site: &Site, phases: &mut Phases) -> Result<Planned, EngineError> {
+    let named = resolve::name(&request.image, &host.cwd, request.personality)?;
+    let (binds, home, keep_fds) = plan_binds(request, host);
+    // Before anything is fetched: what is forbidden is not downloaded either.
+    let verdict = admit(request, host, site, &named)?;
+    phases.end("admit");
+    let image = resolve::open(&named, &request.image)?;
+    phases.end("resolve");
+    let warnings = match verdict.decision {
+        Decision::Warn => verdict.reasons.iter().map(ToString::to_string).collect(),
+        _ => Vec::new(),
+    };
+    let plan = assemble(Parts { request, host, image: &image, verdict, binds, home, keep_fds })?;
+    phases.end("plan");
+    let Resolved { view, descriptor, .. } = image;
+    let open = match (view, descriptor) {
+        (ImageView::Squashfs(image), Some(descriptor)) => Some(OpenImage { image: *image, descriptor }),
+        _ => None,
+    };
+    Ok((plan, open, warnings))
+}
+
+/// Asks the policy.
+fn admit(
+    request: &RunRequest,
+    host: &Host,
+    site: &Site,
+    named: &resolve::Named,
+) -> Result<Verdict, EngineError> {
+    let mut options: Vec<RequestedOption> =
+        request.options.iter().cloned().map(RequestedOption::Named).collect();
+    for bind in request.binds.iter().filter(|bind| matches!(bind.origin, Origin::User(_))) {
+        if let BindSource::Host(source) = &bind.source {
+            // Links must not lead around a rule about paths.
+            let source = source.canonicalize().unwrap_or_else(|_| source.clone());
+            options.push(RequestedOption::Bind(BindUse { source, read_only: bind.read_only }));
+        }
+    }
+    let allocation = host.allocation.as_ref();
+    let asked = PolicyRequest {
+        image: resolve::for_policy(named),
+        options,
+        subject: Subject {
+            uid: Some(host.user.uid),
+            user: Some(host.user.name.clone()),
+            account: allocation.and_then(|allocation| allocation.account.clone()),
+            partition: allocation.and_then(|allocation| allocation.partition.clone()),
+        },
+    };
+    let verdict = decide(&asked, &site.policy);
+    if verdict.decision == Decision::Deny {
+        return Err(EngineError::Denied(Box::new(verdict)));
+    }
+    Ok(verdict)
+}
+
+impl Prepared {
+    /// The frozen Plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What the user should be told before the run.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Runs the payload. Where nobody need wait for it (no image to serve, nothing shared, no
+    /// record) this process becomes the payload and does not return.
+    ///
+    /// # Errors
+    /// The payload could not be started, or its container was lost.
+    pub fn run(self) -> Result<Exit, EngineError> {
+        let Prepared { plan, image, mut recorder, rank, .. } = self;
+        let alone = matches!(plan.share, situla_plan::Share::Nobody { .. });
+        if image.is_none() && alone && !recorder.is_wanted() {
+            return Err(EngineError::Runtime(situla_runtime::replace(&plan)));
+        }
+        let run = recorder.run().to_owned();
+        match situla_runtime::run(&plan, image, rank, &run, &mut recorder) {
+            Ok(exit) => {
+                recorder.exit(exit);
+                Ok(exit)
+            }
+            Err(failure) => {
+                let error = EngineError::Runtime(failure);
+                recorder.error(&error);
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What a user asks for, whatever front end he uses.
+
+use std::ffi::OsString;
+
+use situla_bindings::{BindRequest, DefaultOptions};
+
+/// Whose conventions a run follows where they differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Personality {
+    /// The `apptainer` command line.
+    Apptainer,
+    /// Our own command line: Apptainer's defaults, our exit codes.
+    Native,
+    /// A task that the Slurm plugin sent here: pyxis's defaults.
+    Task,
+}
+
+/// What to execute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A command.
+    Exec(Vec<OsString>),
+    /// The image's own command, with arguments.
+    Run(Vec<OsString>),
+    /// A shell, of the user's choice or the best that the image has.
+    Shell(Option<OsString>),
+}
+
+impl Action {
+    /// The word for it in `APPTAINER_COMMAND`.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Action::Exec(_) => "exec",
+            Action::Run(_) => "run",
+            Action::Shell(_) => "shell",
+        }
+    }
+}
+
+/// A run, as asked for.
+#[derive(Clone, Debug)]
+pub struct RunRequest {
+    /// Whose conventions.
+    pub personality: Personality,
+    /// The image, as the user named it.
+    pub image: String,
+    /// What to execute.
+    pub action: Action,
+    /// Bind mounts that the user asked for.
+    pub binds: Vec<BindRequest>,
+    /// Which of the default binds to make.
+    pub defaults: DefaultOptions,
+    /// Working directory inside, where the user named one.
+    pub workdir: Option<String>,
+    /// Variables for the container, in order; later ones win.
+    pub env: Vec<(String, String)>,
+    /// Whether the host's variables stay outside.
+    pub clean_env: bool,
+    /// Whether values of `env` are taken letter by letter (`--no-eval`).
+    pub no_eval: bool,
+    /// Whether the tasks of a step share one container where they can.
+    pub share: bool,
+    /// Whether a run outside Slurm is recorded as well.
+    pub record: bool,
+    /// Options that a policy may refuse, by name.
+    pub options: Vec<String>,
+}
+
+impl RunRequest {
+    /// A request with nothing but an image and an action.
+    pub fn new(personality: Personality, image: impl Into<String>, action: Action) -> Self {
+        RunRequest {
+            personality,
+            image: image.into(),
+            action,
+            binds: Vec::new(),
+            defaults: DefaultOptions::default(),
+            workdir: None,
+            env: Vec::new(),
+            clean_env: false,
+            no_eval: false,
+            share: true,
+            record: false,
+            options: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! From the name of an image to an open root file system.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use situla_oci::{Digest, ExecConfig, ImageConfig, Reference};
+use situla_plan::{ImageIdentity, RootfsIdentity, RootfsSource, Text};
+use situla_policy::{Image as PolicyImage, RegistryImage};
+use situla_records::EngineClass;
+use situla_sif::{FsType, SifFile};
+use situla_squashfs::{Image, ReadOptions, Window};
+
+use crate::error::EngineError;
+use crate::image_view::ImageView;
+use crate::request::Personality;
+
+/// Where converted images keep the manifest and configuration that they were made from.
+const MANIFEST_PATH: &str = "/.situla/manifest.json";
+const CONFIG_PATH: &str = "/.situla/config.json";
+/// The most that is read of either.
+const MAX_DOCUMENT: usize = 4 << 20;
+
+/// First bytes of a SquashFS image.
+const SQUASHFS_MAGIC: &[u8] = b"hsqs";
+/// Magic of a SIF image, and where it lies.
+const SIF_MAGIC: &[u8] = b"SIF_MAGIC";
+const SIF_MAGIC_OFFSET: usize = 32;
+
+/// What an image name means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// A file or directory of this host.
+    Path(PathBuf),
+    /// An image in a registry.
+    Registry(Reference),
+}
+
+/// An image, open and looked into.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) identity: ImageIdentity,
+    pub(crate) source: RootfsSource,
+    pub(crate) view: ImageView,
+    /// The descriptor behind `view`, where it is an image file.
+    pub(crate) descriptor: Option<RawFd>,
+    /// How the image wants to be run, where it says so in OCI's terms.
+    pub(crate) config: Option<ExecConfig>,
+    /// The path of the file or directory.
+    pub(crate) path: PathBuf,
+}
+
+/// Finds out what `text` names. What exists as a file is a file; a reference needs a transport on
+/// the Apptainer command line, and elsewhere only a shape that no path has.
+pub(crate) fn name(text: &str, cwd: &Path, personality: Personality) -> Result<Named, EngineError> {
+    let transport = ["docker://", "dockerd://"].iter().find_map(|prefix| text.strip_prefix(prefix));
+    if text.starts_with("docker://") && transport.is_some() {
+        let parsed = match personality {
+            Personality::Task => Reference::parse_enroot(text).map(|enroot| enroot.reference),
+            _ => Reference::parse(text),
+        };
+        return match parsed {
+            Ok(reference) => Ok(Named::Registry(reference)),
+            Err(source) => Err(EngineError::Reference { text: text.to_owned(), source }),
+        };
+    }
+    if let Some((scheme, _)) = text.split_once("://") {
+        return Err(EngineError::BadOption {
+            message: format!("images of the kind {scheme}:// are not supported"),
+            remedy: "use docker://REGISTRY/NAME:TAG, a .sif or .sqsh file, or a directory".to_owned(),
+        });
+    }
+    let path = cwd.join(text);
+    let looks_like_path = text.starts_with(['.', '/']) || text.ends_with(".sif") || text.ends_with(".sqsh");
+    if looks_like_path || personality != Personality::Task || path.exists() {
+        return Ok(Named::Path(path));
+    }
+    match Reference::parse_enroot(text) {
+        Ok(enroot) => Ok(Named::Registry(enroot.reference)),
+        Err(source) => Err(EngineError::Reference { text: text.to_owned(), source }),
+    }
+}
+
+/// What the policy judges.
+pub(crate) fn for_policy(named: &Named) -> PolicyImage {
+    match named {
+        Named::Registry(reference) => PolicyImage::Registry(RegistryImage {
+            registry: reference.registry().to_string(),
+            repository: reference.repository().to_string(),
+            tag: reference.tag().map(ToString::to_string),
+            digest: reference.digest().map(ToString::to_string),
+        }),
+        Named::Path(path) => {
+            // Links must not lead around a rule about paths.
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            if path.is_dir() {
+                PolicyImage::Directory { path }
+            } else {
+                PolicyImage::File { path, digest: None }
+            }
+        }
+    }
+}
+
+/// Opens what `named` means; a reference is fetched into the store first.
+pub(crate) fn open(named: &Named, requested: &str) -> Result<Resolved, EngineError> {
+    match named {
+        Named::Path(path) => open_path(path, requested),
+        Named::Registry(reference) => {
+            let fetched = fetch(reference)?;
+            let mut resolved = open_path(&fetched.path, requested)?;
+            resolved.identity.manifest_digest = Some(fetched.manifest_digest);
+            resolved.identity.rootfs = RootfsIdentity::Verified(fetched.rootfs_digest);
+            Ok(resolved)
+        }
+    }
+}
+
+fn open_path(path: &Path, requested: &str) -> Result<Resolved, EngineError> {
+    let shown = path.display().to_string();
+    let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
+            EngineError::ImageMissing { path: shown.clone() }
+        }
+        _ => EngineError::OpenImage { path: shown.clone(), source },
+    })?;
+    let (source, view, descriptor) = if metadata.is_dir() {
+        let view = ImageView::open_directory(path)
+            .map_err(|errno| EngineError::OpenImage { path: shown.clone(), source: errno.into() })?;
+        (RootfsSource::Directory { path: text(path) }, view, None)
+    } else {
+        open_file(path, &shown)?
+    };
+    let manifest = view.read_file(MANIFEST_PATH, MAX_DOCUMENT).map_err(EngineError::look_into(&shown))?;
+    let config = view.read_file(CONFIG_PATH, MAX_DOCUMENT).map_err(EngineError::look_into(&shown))?;
+    let digest = |bytes: &Vec<u8>| Digest::sha256(bytes).to_string();
+    let identity = ImageIdentity {
+        requested: requested.to_owned(),
+        manifest_digest: manifest.as_ref().map(digest),
+        config_digest: config.as_ref().map(digest),
+        rootfs: RootfsIdentity::Unverified,
+    };
+    let config = config.and_then(|bytes| ImageConfig::parse(&bytes).ok()).map(|config| config.config);
+    Ok(Resolved { identity, source, view, descriptor, config, path: path.to_owned() })
+}
+
+fn open_file(path: &Path, shown: &str) -> Result<(RootfsSource, ImageView, Option<RawFd>), EngineError> {
+    let unreadable = |source| EngineError::OpenImage { path: shown.to_owned(), source };
+    let file = File::open(path).map_err(unreadable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    let mut head = [0; SIF_MAGIC_OFFSET + SIF_MAGIC.len()];
+    let n_read = file.read_at(&mut head, 0).map_err(unreadable)?;
+    let head = head.get(..n_read).unwrap_or_default();
+    let (offset, length) = if head.starts_with(SQUASHFS_MAGIC) {
+        (0, length)
+    } else if head.get(SIF_MAGIC_OFFSET..).is_some_and(|magic| magic == SIF_MAGIC) {
+        primary_partition(&file, shown)?
+    } else {
+        return Err(EngineError::UnknownFormat { path: shown.to_owned() });
+    };
+    let descriptor = file.as_raw_fd();
+    let image = Image::open(Window::new(file, offset, length), ReadOptions::default())
+        .map_err(|source| EngineError::Squashfs { path: shown.to_owned(), source })?;
+    let source = RootfsSource::Squashfs { path: text(path), offset, length };
+    Ok((source, ImageView::Squashfs(Box::new(image)), Some(descriptor)))
+}
+
+/// Offset and length of the root file system of a SIF image.
+fn primary_partition(file: &File, shown: &str) -> Result<(u64, u64), EngineError> {
+    let fail = |source| EngineError::Sif { path: shown.to_owned(), source };
+    let sif = SifFile::open(file).map_err(|error| fail(error.into()))?;
+    let partition = sif.primary_partition().map_err(|error| fail(error.into()))?;
+    if partition.fs != FsType::Squashfs {
+        return Err(fail(format!("its root file system is {:?}, not SquashFS", partition.fs).into()));
+    }
+    Ok((partition.offset, partition.len))
+}
+
+fn text(path: &Path) -> Text {
+    path.as_os_str().to_owned().into()
+}
+
+/// What a fetch gives.
+struct Fetched {
+    path: PathBuf,
+    manifest_digest: String,
+    rootfs_digest: String,
+}
+
+/// Fetches an image in a process of its own: fetching takes threads, and a process with threads can
+/// make no user namespace. The answer is one JSON object on its standard output.
+fn fetch(reference: &Reference) -> Result<Fetched, EngineError> {
+    let fail =
+        |class, message: String| EngineError::Fetch { reference: reference.to_string(), message, class };
+    let mut child = Command::new("/proc/self/exe")
+        .args(["pull", "--json", "--store-only", &format!("docker://{reference}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| {
+            fail(EngineClass::SetupFailed, format!("cannot start the fetching process: {error}"))
+        })?;
+    let mut output = Vec::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        // A broken pipe shows as a missing answer below.
+        let _ = stdout.read_to_end(&mut output);
+    }
+    let status = child.wait();
+    let answer: serde_json::Value = serde_json::from_slice(&output).unwrap_or_default();
+    let field = |name: &str| answer.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
+    if let (Some(path), Some(manifest_digest), Some(rootfs_digest)) =
+        (field("path"), field("manifest_digest"), field("rootfs_digest"))
+    {
+        return Ok(Fetched { path: path.into(), manifest_digest, rootfs_digest });
+    }
+    let class = field("class").map_or(EngineClass::FetchFailed, EngineClass::from);
+    let message = field("message").unwrap_or_else(|| match status {
+        Ok(status) => format!("the fetching process ended with {status}"),
+        Err(error) => format!("the fetching process cannot be waited for: {error}"),
+    });
+    Err(fail(class, message))
+}
