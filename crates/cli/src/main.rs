@@ -1,3 +1,63 @@
-//! The situla command and its personalities.
+//! The `situla` command and its personalities.
+//!
+//! Which front end speaks is decided by the name of the program (`apptainer`, `singularity`,
+//! `run-singularity`) or by the Slurm plugin, which sends tasks here with variables of its own.
+//! This is the edge: it reads the environment, prints, and chooses the exit status.
 
-fn main() {}
+mod apptainer;
+mod command_error;
+mod commands;
+mod native;
+mod output;
+mod run_options;
+mod task;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use situla_engine::{Exit, Host, Site};
+
+use crate::command_error::CommandError;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let called = arguments.first().map(PathBuf::from).unwrap_or_default();
+    let called = called.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let rest = arguments.into_iter().skip(1).collect::<Vec<_>>();
+    if let Some(program) = std::env::var_os(task::PROGRAM) {
+        return task::main(program, rest);
+    }
+    match called.as_str() {
+        "apptainer" | "singularity" => apptainer::main(rest),
+        "run-singularity" => apptainer::main(["--quiet".into(), "run".into()].into_iter().chain(rest).collect()),
+        _ => native::main(rest),
+    }
+}
+
+/// Facts about the host and the site's decisions, which every use case needs.
+struct Context {
+    host: Host,
+    site: Site,
+}
+
+impl Context {
+    fn gather() -> Result<Self, CommandError> {
+        let host = Host::gather(std::env::vars_os().collect()).map_err(CommandError::host)?;
+        let executable = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+        let site = Site::load(Path::new(&executable)).map_err(CommandError::engine)?;
+        Ok(Context { host, site })
+    }
+}
+
+/// Ends as the payload did: with its status, or by its signal.
+fn end_as(exit: Exit) -> ExitCode {
+    match exit {
+        Exit::Code(code) => ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+        Exit::Signal(signal) => {
+            situla_engine::die_by(signal);
+            // The signal did not kill: say what a shell would.
+            ExitCode::from(u8::try_from(128 + (signal & 0x7f)).unwrap_or(u8::MAX))
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! How failures look to the user: message, cause, remedy and exit status, in one place.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use situla_engine::{EngineError, FailureClass, HostError};
+
+use crate::output::note;
+
+/// Exit statuses of our own command line and of tasks, as `env(1)` and `docker run` have them.
+const ENGINE_FAILED: u8 = 125;
+const CANNOT_EXECUTE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// Apptainer's status for every failure of its own, and for wrong usage.
+const APPTAINER_FATAL: u8 = 255;
+const APPTAINER_USAGE: u8 = 1;
+/// Wrong usage of our own command line (clap's convention).
+const USAGE: u8 = 2;
+
+/// What kind of failure it is: this decides the exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Usage,
+    Engine,
+    CannotExecute,
+    NotFound,
+}
+
+/// A failure on its way to the user.
+#[derive(Debug)]
+pub(crate) struct CommandError {
+    kind: Kind,
+    message: String,
+    causes: Vec<String>,
+    remedy: Option<String>,
+    /// The class under which it is recorded, for `--json`.
+    class: String,
+}
+
+impl CommandError {
+    /// The user asked wrongly.
+    pub(crate) fn usage(message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let remedy = Some(remedy.into()).filter(|remedy| !remedy.is_empty());
+        CommandError {
+            kind: Kind::Usage,
+            message: message.into(),
+            causes: Vec::new(),
+            remedy,
+            class: "bad-option".to_owned(),
+        }
+    }
+
+    /// The engine failed.
+    pub(crate) fn engine(error: EngineError) -> Self {
+        let kind = match &error {
+            EngineError::Runtime(failure) => match failure.class() {
+                FailureClass::CommandNotFound => Kind::NotFound,
+                FailureClass::CommandNotExecutable => Kind::CannotExecute,
+                _ => Kind::Engine,
+            },
+            _ => Kind::Engine,
+        };
+        let mut causes = causes(match &error {
+            // The failure stands in the message already; its own causes follow.
+            EngineError::Runtime(failure) => failure,
+            other => other,
+        });
+        if let EngineError::Fetch { message, .. } = &error {
+            causes.push(message.clone());
+        }
+        CommandError {
+            kind,
+            message: error.to_string(),
+            causes,
+            remedy: error.remedy(),
+            class: error.class().name().to_owned(),
+        }
+    }
+
+    /// The host's facts cannot be gathered.
+    pub(crate) fn host(error: HostError) -> Self {
+        CommandError::other(&error, "setup-failed", None)
+    }
+
+    /// Any other failure, with the class under which it is known.
+    pub(crate) fn other(error: &dyn Error, class: &str, remedy: Option<String>) -> Self {
+        CommandError {
+            kind: Kind::Engine,
+            message: error.to_string(),
+            causes: causes(error),
+            remedy,
+            class: class.to_owned(),
+        }
+    }
+
+    /// Everything in one line: for tasks of Slurm, whose output is mixed with that of others.
+    fn one_line(&self) -> String {
+        let mut line = self.message.clone();
+        for cause in self.causes.iter().chain(&self.remedy) {
+            // A message that repeats its cause says it once.
+            if !line.contains(cause.as_str()) {
+                line.push_str(if Some(cause) == self.remedy.as_ref() { "; " } else { ": " });
+                line.push_str(cause);
+            }
+        }
+        line.replace('\n', " ")
+    }
+
+    /// For `--json`: class, message and remedy.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let mut message = self.message.clone();
+        for cause in &self.causes {
+            message.push_str(": ");
+            message.push_str(cause);
+        }
+        serde_json::json!({ "class": self.class, "message": message, "remedy": self.remedy })
+    }
+
+    fn native_status(&self) -> u8 {
+        match self.kind {
+            Kind::Usage => USAGE,
+            Kind::Engine => ENGINE_FAILED,
+            Kind::CannotExecute => CANNOT_EXECUTE,
+            Kind::NotFound => NOT_FOUND,
+        }
+    }
+
+    /// Reports to the user of our own command line.
+    pub(crate) fn report(&self, in_step: Option<&str>) -> ExitCode {
+        match in_step {
+            Some(step) => note(&format!("situla: error: {} ({step})", self.one_line())),
+            None => {
+                note(&format!("error: {}", self.message));
+                for cause in &self.causes {
+                    note(&format!("caused by: {cause}"));
+                }
+                if let Some(remedy) = &self.remedy {
+                    note(&format!("\nhint: {remedy}"));
+                }
+            }
+        }
+        ExitCode::from(self.native_status())
+    }
+
+    /// Reports as Apptainer does, in a line that begins with `FATAL:`.
+    pub(crate) fn report_fatal(&self, in_step: Option<&str>) -> ExitCode {
+        let place = in_step.map(|step| format!(" ({step})")).unwrap_or_default();
+        note(&format!("FATAL:   {}{place}", self.one_line()));
+        ExitCode::from(if self.kind == Kind::Usage { APPTAINER_USAGE } else { APPTAINER_FATAL })
+    }
+}
+
+/// The messages of the causes of an error, outermost first.
+fn causes(error: &dyn Error) -> Vec<String> {
+    std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_holds_message_cause_and_remedy() {
+        let source = std::io::Error::other("disk on fire");
+        let error = EngineError::OpenImage { path: "a.sif".to_owned(), source };
+        let line = CommandError::engine(error).one_line();
+        assert_eq!(line, "cannot open image a.sif: disk on fire; check the file's permissions");
+    }
+}

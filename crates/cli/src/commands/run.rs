@@ -1,0 +1,121 @@
+//! `situla exec`, `run`, `shell` and `plan`.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Args;
+use situla_engine::{Action, Personality, Prepared, prepare};
+
+use crate::command_error::CommandError;
+use crate::output::{data, note};
+use crate::run_options::{ImageAndArguments, ImageAndCommand, RunOptions};
+use crate::{Context, end_as};
+
+/// Run a command in a container.
+#[derive(Args, Debug)]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    options: RunOptions,
+    #[command(flatten)]
+    what: ImageAndCommand,
+}
+
+/// Run the image's own command.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    options: RunOptions,
+    #[command(flatten)]
+    what: ImageAndArguments,
+}
+
+/// Open a shell in a container.
+#[derive(Args, Debug)]
+pub(crate) struct ShellArgs {
+    #[command(flatten)]
+    options: RunOptions,
+    /// The shell to use
+    #[arg(short, long, value_name = "PATH")]
+    shell: Option<OsString>,
+    /// The image: a .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG
+    #[arg(value_name = "IMAGE")]
+    image: String,
+}
+
+/// Print what `exec` would do, as JSON, and do nothing.
+#[derive(Args, Debug)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    options: RunOptions,
+    #[command(flatten)]
+    what: ImageAndArguments,
+}
+
+/// A run, whichever command asked for it.
+#[derive(Debug)]
+pub(crate) struct RunCommand {
+    pub(crate) personality: Personality,
+    pub(crate) options: RunOptions,
+    pub(crate) image: String,
+    pub(crate) action: Action,
+}
+
+impl From<ExecArgs> for RunCommand {
+    fn from(arguments: ExecArgs) -> Self {
+        let ExecArgs { options, what } = arguments;
+        let action = Action::Exec(what.command);
+        RunCommand { personality: Personality::Native, options, image: what.image, action }
+    }
+}
+
+impl From<RunArgs> for RunCommand {
+    fn from(arguments: RunArgs) -> Self {
+        let RunArgs { options, what } = arguments;
+        let action = Action::Run(what.arguments);
+        RunCommand { personality: Personality::Native, options, image: what.image, action }
+    }
+}
+
+impl From<ShellArgs> for RunCommand {
+    fn from(arguments: ShellArgs) -> Self {
+        let ShellArgs { options, shell, image } = arguments;
+        RunCommand { personality: Personality::Native, options, image, action: Action::Shell(shell) }
+    }
+}
+
+impl From<PlanArgs> for RunCommand {
+    fn from(arguments: PlanArgs) -> Self {
+        let PlanArgs { options, what } = arguments;
+        let ImageAndArguments { image, arguments } = what;
+        // Without a command it is the image's own that would run.
+        let action = if arguments.is_empty() { Action::Run(arguments) } else { Action::Exec(arguments) };
+        RunCommand { personality: Personality::Native, options, image, action }
+    }
+}
+
+/// Prepares a run up to the frozen Plan.
+fn prepared(command: RunCommand) -> Result<Prepared, CommandError> {
+    let context = Context::gather()?;
+    let RunCommand { personality, options, image, action } = command;
+    let variable = |name: &str| context.host.variable(name).map(str::to_owned);
+    let request = options.request(personality, image, action, &context.host.cwd, &variable)?;
+    prepare(&request, &context.host, &context.site).map_err(CommandError::engine)
+}
+
+/// Runs a command in a container and ends as it does.
+pub(crate) fn run(command: RunCommand) -> Result<ExitCode, CommandError> {
+    let prepared = prepared(command)?;
+    for warning in prepared.warnings() {
+        note(&format!("warning: {warning}"));
+    }
+    prepared.run().map(end_as).map_err(CommandError::engine)
+}
+
+/// Prints the Plan.
+pub(crate) fn plan(command: RunCommand) -> Result<ExitCode, CommandError> {
+    let prepared = prepared(command)?;
+    let text = serde_json::to_string_pretty(prepared.plan())
+        .map_err(|error| CommandError::other(&error, "setup-failed", None))?;
+    data(&format!("{text}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,92 @@
+//! Our own command line.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::command_error::CommandError;
+use crate::commands;
+use crate::commands::run::RunCommand;
+use crate::task::in_step;
+
+/// Containers with Slurm: run images in place, inside the allocation you already have.
+#[derive(Debug, Parser)]
+#[command(name = "situla", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a container
+    Exec(commands::run::ExecArgs),
+    /// Run the image's own command
+    Run(commands::run::RunArgs),
+    /// Open a shell in a container
+    Shell(commands::run::ShellArgs),
+    /// Print what `exec` would do, as JSON, and do nothing
+    Plan(commands::run::PlanArgs),
+    /// Fetch an image from a registry into the store, or into a file
+    Pull(commands::pull::PullArgs),
+    /// Convert a directory, an OCI layout or an image into a .sqsh or .sif file
+    Convert(commands::convert::ConvertArgs),
+    /// List the images of the store
+    Images(commands::images::ImagesArgs),
+    /// Show what an image says about itself
+    Inspect(commands::inspect::InspectArgs),
+    /// List the records of runs
+    Runs(commands::runs::RunsArgs),
+    /// Show the record of one step on one node
+    Show(commands::runs::ShowArgs),
+    /// Print a completion script for a shell
+    Completion(commands::manual::CompletionArgs),
+    /// Print the manual page
+    Manual(commands::manual::ManualArgs),
+}
+
+/// Runs the command line.
+pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
+    let parsed = Cli::try_parse_from(std::iter::once(OsString::from("situla")).chain(arguments));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are data; everything else goes to standard error with status 2.
+            let code = error.exit_code();
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(code).unwrap_or(2));
+        }
+    };
+    run(cli).unwrap_or_else(|error| error.report(in_step().as_deref()))
+}
+
+fn run(cli: Cli) -> Result<ExitCode, CommandError> {
+    match cli.command {
+        Command::Exec(arguments) => commands::run::run(arguments.into()),
+        Command::Run(arguments) => commands::run::run(arguments.into()),
+        Command::Shell(arguments) => commands::run::run(arguments.into()),
+        Command::Plan(arguments) => commands::run::plan(RunCommand::from(arguments)),
+        Command::Pull(arguments) => commands::pull::pull(&arguments),
+        Command::Convert(arguments) => commands::convert::convert(&arguments),
+        Command::Images(arguments) => commands::images::images(&arguments),
+        Command::Inspect(arguments) => commands::inspect::inspect(&arguments),
+        Command::Runs(arguments) => commands::runs::runs(&arguments),
+        Command::Show(arguments) => commands::runs::show(&arguments),
+        Command::Completion(arguments) => commands::manual::completion(&arguments, command_tree()),
+        Command::Manual(arguments) => commands::manual::manual(&arguments, &command_tree()),
+    }
+}
+
+/// The tree of commands, for completion and manual.
+fn command_tree() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_tree_is_sound() {
+        super::command_tree().debug_assert();
+    }
+}

@@ -1,0 +1,231 @@
+//! Options of running that Apptainer's command line and ours have in common.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::Args;
+use situla_bindings::{CustomHome, NoMount, parse_apptainer_bind, parse_apptainer_mount};
+use situla_engine::{Action, Personality, RunRequest};
+
+use crate::command_error::CommandError;
+use crate::output::note;
+
+/// How a container is made and entered.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct RunOptions {
+    /// Bind a path of the host: SRC[:DST[:OPTIONS]], comma-separated; OPTIONS are ro and rw
+    #[arg(short = 'B', long, value_name = "SPEC")]
+    bind: Vec<String>,
+    /// Bind with key=value pairs: type=bind,source=SRC,destination=DST[,ro]
+    #[arg(long, value_name = "SPEC")]
+    mount: Vec<String>,
+    /// Working directory inside the container
+    #[arg(long, visible_alias = "pwd", value_name = "DIR")]
+    cwd: Option<String>,
+    /// Home directory: SRC[:DST]
+    #[arg(short = 'H', long, value_name = "SPEC")]
+    home: Option<String>,
+    /// Do not bind the home directory
+    #[arg(long)]
+    no_home: bool,
+    /// Leave default binds out: proc, sys, dev, home, tmp, cwd, bind-paths or /etc/hosts, ...
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    no_mount: Vec<String>,
+    /// Keep the host's variables outside
+    #[arg(short = 'e', long)]
+    cleanenv: bool,
+    /// Set variables: NAME=VALUE, comma-separated
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Take the values of variables letter by letter
+    #[arg(long)]
+    no_eval: bool,
+    /// Run in a user namespace (always so; accepted for compatibility)
+    #[arg(short = 'u', long)]
+    userns: bool,
+    /// Share one container among the tasks of a step (always so where it can be; for compatibility)
+    #[arg(long, conflicts_with = "no_share")]
+    sharens: bool,
+    /// Give every task a container of its own
+    #[arg(long)]
+    no_share: bool,
+    /// Record this run also outside of Slurm
+    #[arg(long)]
+    record: bool,
+}
+
+impl RunOptions {
+    /// Makes a request of the options, completed by what the environment sets.
+    pub(crate) fn request(
+        &self,
+        personality: Personality,
+        image: String,
+        action: Action,
+        cwd: &Path,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<RunRequest, CommandError> {
+        let bad = |error: situla_bindings::SyntaxError| CommandError::other(&error, "bad-option", None);
+        let set = Environment { variable };
+        let mut request = RunRequest::new(personality, image, action);
+        // Binds of the environment are added to those of the command line, not replaced by them.
+        for text in &self.bind {
+            request.binds.extend(parse_apptainer_bind(text, cwd, "--bind").map_err(bad)?);
+        }
+        for (name, text) in set.all(&["BIND", "BINDPATH"]) {
+            request.binds.extend(parse_apptainer_bind(&text, cwd, &name).map_err(bad)?);
+        }
+        for text in &self.mount {
+            request.binds.extend(parse_apptainer_mount(text, cwd, "--mount").map_err(bad)?);
+        }
+        for (name, text) in set.all(&["MOUNT"]) {
+            for line in text.lines().filter(|line| !line.trim().is_empty()) {
+                request.binds.extend(parse_apptainer_mount(line, cwd, &name).map_err(bad)?);
+            }
+        }
+        request.workdir = self.cwd.clone().or_else(|| set.first(&["CWD", "TARGET_CWD", "PWD", "TARGET_PWD"]));
+        if let Some(home) = self.home.clone().or_else(|| set.first(&["HOME"])) {
+            request.defaults.home = Some(custom_home(&home, cwd)?);
+            request.options.push("home".to_owned());
+        }
+        request.defaults.no_home = self.no_home || set.flag("NO_HOME");
+        let mut no_mount = self.no_mount.clone();
+        no_mount.extend(set.first(&["NO_MOUNT"]).iter().flat_map(|list| list.split(',')).map(|word| word.trim().to_owned()));
+        for word in no_mount {
+            match NoMount::parse(&word) {
+                Some(what) => request.defaults.no_mount.push(what),
+                // Apptainer only warns, so scripts carry such words.
+                None => note(&format!("WARNING: unknown mount type {word} of --no-mount")),
+            }
+        }
+        request.clean_env = self.cleanenv || set.flag("CLEANENV");
+        request.no_eval = self.no_eval || set.flag("NO_EVAL");
+        request.share = !(self.no_share || set.flag("NO_SHARE"));
+        request.record = self.record;
+        for text in &self.env {
+            request.env.extend(assignments(text)?);
+        }
+        let named = [
+            ("cleanenv", request.clean_env),
+            ("no-home", request.defaults.no_home),
+            ("no-mount", !request.defaults.no_mount.is_empty()),
+            ("env", !request.env.is_empty()),
+            ("userns", self.userns),
+        ];
+        request.options.extend(named.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).to_owned()));
+        Ok(request)
+    }
+}
+
+/// Options in `APPTAINER_X`, else in `SINGULARITY_X`.
+struct Environment<'a> {
+    variable: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Environment<'_> {
+    fn get(&self, key: &str) -> Option<(String, String)> {
+        ["APPTAINER", "SINGULARITY"].iter().find_map(|prefix| {
+            let name = format!("{prefix}_{key}");
+            (self.variable)(&name).filter(|value| !value.is_empty()).map(|value| (name, value))
+        })
+    }
+
+    fn all(&self, keys: &[&str]) -> Vec<(String, String)> {
+        keys.iter().filter_map(|key| self.get(key)).collect()
+    }
+
+    fn first(&self, keys: &[&str]) -> Option<String> {
+        keys.iter().find_map(|key| self.get(key)).map(|(_, value)| value)
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|(_, value)| matches!(value.as_str(), "1" | "true" | "TRUE" | "yes" | "y"))
+    }
+}
+
+fn custom_home(text: &str, cwd: &Path) -> Result<CustomHome, CommandError> {
+    let (source, destination) = text.split_once(':').unwrap_or((text, text));
+    let (source, destination) = (cwd.join(source), cwd.join(destination));
+    if source.as_os_str().is_empty() || destination == Path::new("/") {
+        return Err(CommandError::usage(format!("{text} is no home directory"), "use --home SRC[:DST]"));
+    }
+    Ok(CustomHome { source, destination })
+}
+
+/// `A=1,B=2`; a comma that no `NAME=` follows belongs to the value.
+fn assignments(text: &str) -> Result<Vec<(String, String)>, CommandError> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for part in text.split(',') {
+        let name_end = part.find('=').filter(|end| {
+            let name = &part[..*end];
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        });
+        match (name_end, found.last_mut()) {
+            (Some(end), _) => found.push((part[..end].to_owned(), part[end + 1..].to_owned())),
+            (None, Some((_, value))) => {
+                value.push(',');
+                value.push_str(part);
+            }
+            (None, None) => {
+                return Err(CommandError::usage(format!("{text} sets no variable"), "use --env NAME=VALUE"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// An image and what follows it: everything behind the image belongs to the command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ImageAndCommand {
+    /// The image: a .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// The command and its arguments
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// An image and arguments for its own command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ImageAndArguments {
+    /// The image: a .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Arguments for the image's own command
+    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_split_at_names_only() {
+        let pairs = |text: &str| assignments(text).unwrap();
+        let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        };
+        assert_eq!(pairs("A=1,B=2"), own(&[("A", "1"), ("B", "2")]));
+        assert_eq!(pairs("A=1,2,B=x=y"), own(&[("A", "1,2"), ("B", "x=y")]));
+        assert_eq!(pairs("A="), own(&[("A", "")]));
+        assert!(assignments("nothing").is_err());
+    }
+
+    #[test]
+    fn the_environment_adds_binds_and_sets_flags() {
+        let variable = |name: &str| match name {
+            "APPTAINER_BIND" => Some("/b".to_owned()),
+            "SINGULARITY_BIND" => Some("/ignored".to_owned()),
+            "SINGULARITY_CLEANENV" => Some("1".to_owned()),
+            _ => None,
+        };
+        let options = RunOptions { bind: vec!["/a:/x:ro".to_owned()], ..RunOptions::default() };
+        let request = options
+            .request(Personality::Apptainer, "i".to_owned(), Action::Shell(None), Path::new("/"), &variable)
+            .unwrap();
+        let destinations: Vec<_> = request.binds.iter().map(|bind| bind.destination.to_string_lossy()).collect();
+        assert_eq!(destinations, ["/x", "/b"]);
+        assert!(request.binds[0].read_only && request.clean_env);
+        assert_eq!(request.options, ["cleanenv"]);
+    }
+}
