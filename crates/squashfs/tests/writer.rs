@@ -248,6 +248,12 @@ fn duplicates_are_stored_once() {
 }
 
 #[test]
+fn a_writer_may_move_to_another_thread() {
+    fn sendable<T: Send>() {}
+    sendable::<Writer<fs::File>>();
+}
+
+#[test]
 fn holes_take_no_space() {
     let mut writer = Writer::create(Cursor::new(Vec::new()), options(128 << 10, 2)).unwrap();
     writer.begin_file().unwrap();
