@@ -5,40 +5,55 @@
 mod support;
 
 use std::fs;
+use std::io::Cursor;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use situla_squashfs::Error;
+use situla_squashfs::{Error, WriterOptions};
 use support::tree::Random;
-use support::{exercise, have, mksquashfs, tree};
+use support::{exercise, have, mksquashfs, pack, tree};
 
 /// Longest time one small lying image may take; generous, as tests run unoptimised on busy machines.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-const COMPRESSORS: [&str; 6] = ["gzip", "lzo", "lz4", "xz", "zstd", "none"];
-
-/// A small image with everything in it.
-fn seed(dir: &Path, compressor: &str) -> Vec<u8> {
-    let root = dir.join("tree");
-    if !root.exists() {
-        tree::build(&root, 600);
-        // Large incompressible content would take the mutations for itself.
-        for entry in fs::read_dir(root.join("sub")).unwrap() {
-            let path = entry.unwrap().path();
-            let long = path.metadata().is_ok_and(|found| found.is_file() && found.len() > 9000);
-            if long && !path.ends_with("sparse") {
-                fs::remove_file(path).unwrap();
-            }
+/// Small images with everything in them: one of ours, and what mksquashfs makes if it is there.
+fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("tree");
+    tree::build(&root, 600);
+    thin_out(&root);
+    let options = WriterOptions { block_size: 4096, ..WriterOptions::default() };
+    let (_, own) = pack::directory(&root, Cursor::new(Vec::new()), options);
+    let mut seeds = vec![("own", own.into_inner())];
+    if have("mksquashfs") {
+        for compressor in ["gzip", "lzo", "lz4", "xz", "zstd", "none"] {
+            seeds.push((compressor, made(&root, dir.path(), compressor)));
         }
-        fs::remove_file(root.join("sub/deeper/program")).unwrap();
-        fs::write(root.join("sub/deeper/copy"), Random(3).words(40_000)).unwrap();
     }
+    seeds
+}
+
+/// Removes large incompressible content, which would take the mutations for itself.
+fn thin_out(root: &Path) {
+    for entry in fs::read_dir(root.join("sub")).unwrap() {
+        let path = entry.unwrap().path();
+        let long = path.metadata().is_ok_and(|found| found.is_file() && found.len() > 9000);
+        if long && !path.ends_with("sparse") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    fs::remove_file(root.join("sub/deeper/program")).unwrap();
+    fs::write(root.join("sub/deeper/copy"), Random(3).words(40_000)).unwrap();
+}
+
+/// An image of mksquashfs.
+fn made(root: &Path, dir: &Path, compressor: &str) -> Vec<u8> {
     let image = dir.join(format!("{compressor}.sqfs"));
     let options = match compressor {
         "none" => "-comp gzip -b 4096 -noI -noD -noF -noX -noId".to_owned(),
         name => format!("-comp {name} -b 4096"),
     };
-    mksquashfs(&root, &image, &options.split(' ').collect::<Vec<_>>());
+    mksquashfs(root, &image, &options.split(' ').collect::<Vec<_>>());
     fs::read(image).unwrap()
 }
 
@@ -51,12 +66,8 @@ fn bounded(what: &str, bytes: Vec<u8>) -> Result<exercise::Walk, Error> {
 
 #[test]
 fn intact_seeds_have_no_failures() {
-    if !have("mksquashfs") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    for compressor in COMPRESSORS {
-        let walk = exercise::image(seed(dir.path(), compressor)).unwrap();
+    for (compressor, bytes) in seeds() {
+        let walk = exercise::image(bytes).unwrap();
         assert!(walk.visits > 300, "{compressor}: {walk:?}");
         // The walk asks for one looping path twice, two inode numbers that do not exist, and goes on
         // from made-up cookies.
@@ -66,12 +77,7 @@ fn intact_seeds_have_no_failures() {
 
 #[test]
 fn truncated_images_do_not_open() {
-    if !have("mksquashfs") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    for compressor in COMPRESSORS {
-        let bytes = seed(dir.path(), compressor);
+    for (compressor, bytes) in seeds() {
         let used = usize::try_from(u64::from_le_bytes(bytes[40..48].try_into().unwrap())).unwrap();
         for length in (0..used).step_by(used / 97).chain([95, 96, 97, used - 1]) {
             let error = exercise::image(bytes[..length].to_vec()).unwrap_err();
@@ -91,13 +97,8 @@ fn truncated_images_do_not_open() {
 
 #[test]
 fn changed_images_never_panic() {
-    if !have("mksquashfs") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
     let mut refused = 0;
-    for compressor in COMPRESSORS {
-        let bytes = seed(dir.path(), compressor);
+    for (compressor, bytes) in seeds() {
         let table = usize::try_from(u64::from_le_bytes(bytes[64..72].try_into().unwrap())).unwrap();
         let mut random = Random(1 + compressor.len() as u64);
         for round in 0..700 {

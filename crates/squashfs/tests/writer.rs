@@ -248,22 +248,31 @@ fn duplicates_are_stored_once() {
 }
 
 #[test]
+fn a_writer_may_move_to_another_thread() {
+    fn sendable<T: Send>() {}
+    sendable::<Writer<fs::File>>();
+}
+
+#[test]
 fn holes_take_no_space() {
-    let mut writer = Writer::create(Cursor::new(Vec::new()), options(128 << 10, 2)).unwrap();
+    // Past 4 GiB, so that the size needs its wide form.
+    const HOLE: u64 = (4 << 30) + (1 << 20);
+    let mut writer = Writer::create(Cursor::new(Vec::new()), options(1 << 20, 2)).unwrap();
     writer.begin_file().unwrap();
     let zeros = vec![0; 1 << 20];
-    for _ in 0..200 {
+    for _ in 0..HOLE >> 20 {
         writer.write(&zeros).unwrap();
     }
     writer.write(b"end").unwrap();
     let file = writer.finish_file().unwrap();
-    assert_eq!(file.size(), (200 << 20) + 3);
+    assert_eq!(file.size(), HOLE + 3);
     let (summary, bytes) = finish(writer, &[("file", file)]);
     assert!(summary.bytes_used < 4096, "{summary:?}");
     let image = read(&bytes);
     let inode = image.resolve("file", true).unwrap().unwrap();
+    assert_eq!(inode.size, HOLE + 3);
     let mut tail = [1; 10];
-    assert_eq!(image.read(&inode, (200 << 20) - 7, &mut tail).unwrap(), 10);
+    assert_eq!(image.read(&inode, HOLE - 7, &mut tail).unwrap(), 10);
     assert_eq!(&tail, b"\0\0\0\0\0\0\0end");
 }
 
