@@ -7,14 +7,17 @@
 //! This crate reads no environment and prints nothing: directories, platforms and limits are arguments,
 //! and [`Progress`] receives what a terminal might show.
 
+mod client;
 mod flatten;
 mod image_parts;
 mod layer;
 mod progress;
 mod sink;
+mod source;
 mod tree;
 mod verify;
 
+pub use client::{Client, ClientError, ClientOptions, RegistryImage};
 pub use flatten::{
     FlattenError, FlattenOptions, Flattened, LayerSource, Level, MAX_ENTRIES, MergeError, Merger, flatten,
 };
@@ -25,5 +28,8 @@ pub use layer::{
 };
 pub use progress::{Event, Progress};
 pub use sink::{FileSink, MemorySink, TreeSink};
+pub use source::{
+    FetchedManifest, ImageSource, LayoutError, LayoutImage, ResolveError, SourceError, resolve,
+};
 pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree};
 pub use verify::{VerifiedReader, VerifyError};

@@ -5,6 +5,9 @@
 //! It takes no lock while it reads or decompresses, keeps bounded caches, and answers bytes that lie
 //! with an error.
 //!
+//! The writer ([`Writer`]) takes file content as it streams in and a [`Tree`] at the end, and makes
+//! the same bytes of the same input whatever the number of threads.
+//!
 //! The crate knows no host paths, no network and no image registry.
 
 mod codec;
@@ -12,6 +15,7 @@ mod error;
 mod layout;
 mod reader;
 mod source;
+mod writer;
 
 pub use codec::Compressor;
 pub use error::{Error, Result};
@@ -20,3 +24,6 @@ pub use reader::{
     ReadOptions, Superblock, SymlinkData, Xattr,
 };
 pub use source::{ReadAt, Window};
+pub use writer::{
+    Metadata, Node, NodeId, NodeKind, StoredFile, Summary, Tree, WriteError, Writer, WriterOptions,
+};

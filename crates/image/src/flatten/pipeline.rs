@@ -57,7 +57,7 @@ impl Default for FlattenOptions {
 pub enum FlattenError {
     /// Bytes delivered are not those promised.
     #[error("{0}")]
-    Verify(VerifyError),
+    Verify(Box<VerifyError>),
     /// The uncompressed layer is not the one that the configuration names.
     #[error("{what} does not match its diff-id: expected {expected}, got {actual}")]
     DiffId {
@@ -333,7 +333,7 @@ fn stream_layer(
     progress: &dyn Progress,
 ) -> Result<(), FlattenError> {
     let fetch = |source: io::Error| match VerifyError::in_io(&source) {
-        Some(error) => FlattenError::Verify(error.clone()),
+        Some(error) => FlattenError::Verify(Box::new(error.clone())),
         None => FlattenError::Fetch { what: job.what.clone(), source },
     };
     let raw = source.open_layer(&job.what, job.descriptor).map_err(fetch)?;

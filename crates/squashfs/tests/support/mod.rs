@@ -5,6 +5,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod exercise;
+pub(crate) mod pack;
 pub(crate) mod tree;
 
 use std::ffi::OsStr;

@@ -1,0 +1,180 @@
+//! Where images come from, and how a source becomes one verified manifest and configuration.
+
+mod layout;
+
+use std::io::Read;
+
+use situla_oci::{
+    Descriptor, Digest, Document, ImageConfig, ImageConfigError, MAX_CONFIG_BYTES, MAX_INDEX_DEPTH,
+    MAX_MANIFEST_BYTES, ManifestError, Platform, PlatformError,
+};
+use thiserror::Error;
+
+pub use layout::{LayoutError, LayoutImage};
+
+use crate::client::ClientError;
+use crate::flatten::LayerSource;
+use crate::image_parts::ImageParts;
+use crate::verify::{VerifiedReader, VerifyError};
+
+/// A manifest or index as delivered.
+#[derive(Debug, Clone)]
+pub struct FetchedManifest {
+    /// Exact bytes.
+    pub bytes: Vec<u8>,
+    /// Their digest.
+    pub digest: Digest,
+    /// Media type the source said.
+    pub content_type: Option<String>,
+}
+
+/// Why a source did not deliver.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// A registry.
+    #[error(transparent)]
+    Registry(ClientError),
+    /// A layout directory.
+    #[error(transparent)]
+    Layout(LayoutError),
+}
+
+/// One image in a registry, a layout directory, …
+pub trait ImageSource: LayerSource {
+    /// Fetches the manifest or index that the image's name points to.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn fetch_top(&self) -> Result<FetchedManifest, SourceError>;
+
+    /// Fetches a manifest or index that an index lists; the caller checks its digest.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn fetch_child(&self, descriptor: &Descriptor) -> Result<FetchedManifest, SourceError>;
+
+    /// Returns the descriptor of what [`ImageSource::fetch_top`] gives, if the source has one that the bytes
+    /// must be checked against. (A registry's client checks by itself.)
+    fn top_descriptor(&self) -> Option<&Descriptor> {
+        None
+    }
+}
+
+/// Why an image cannot be resolved.
+#[derive(Debug, Error)]
+pub enum ResolveError {
+    /// The source did not deliver.
+    #[error(transparent)]
+    Source(SourceError),
+    /// Bytes are not those promised.
+    #[error("{0}")]
+    Verify(Box<VerifyError>),
+    /// A manifest is unusable.
+    #[error("cannot use manifest {digest}")]
+    Manifest {
+        /// Its digest.
+        digest: Digest,
+        /// The cause.
+        #[source]
+        source: ManifestError,
+    },
+    /// No manifest fits the platform.
+    #[error(transparent)]
+    Platform(Box<PlatformError>),
+    /// Indexes within indexes without end.
+    #[error("indexes are nested more than {MAX_INDEX_DEPTH} deep")]
+    TooDeep,
+    /// A manifest or configuration is announced larger than allowed.
+    #[error("{what} of {size} bytes is too large")]
+    TooLarge {
+        /// Which part.
+        what: &'static str,
+        /// Announced size.
+        size: u64,
+    },
+    /// The configuration cannot be read from the source.
+    #[error("cannot fetch the image configuration")]
+    FetchConfig(#[source] std::io::Error),
+    /// The configuration is unusable.
+    #[error("cannot use image configuration {digest}")]
+    Config {
+        /// Its digest.
+        digest: Digest,
+        /// The cause.
+        #[source]
+        source: ImageConfigError,
+    },
+}
+
+/// Finds the manifest for `platform` and its configuration, everything verified.
+///
+/// # Errors
+/// When something cannot be had, is not what its digest says, or does not fit the platform.
+pub fn resolve(source: &dyn ImageSource, platform: &Platform) -> Result<ImageParts, ResolveError> {
+    let mut fetched = source.fetch_top().map_err(ResolveError::Source)?;
+    if let Some(descriptor) = source.top_descriptor() {
+        verify_manifest(descriptor, &fetched)?;
+    }
+    for _ in 0..MAX_INDEX_DEPTH {
+        let document = Document::parse(&fetched.bytes, fetched.content_type.as_deref())
+            .map_err(|source| ResolveError::Manifest { digest: fetched.digest.clone(), source })?;
+        let index = match document {
+            Document::Manifest(manifest) => {
+                let (config_bytes, config) = fetch_config(source, &manifest.config)?;
+                let actual = config.platform();
+                let says_platform = !actual.os.is_empty() && !actual.architecture.is_empty();
+                if says_platform && (actual.os != platform.os || actual.architecture != platform.architecture)
+                {
+                    let available = actual.to_string();
+                    let error = PlatformError::NoMatch { wanted: platform.clone(), available };
+                    return Err(ResolveError::Platform(Box::new(error)));
+                }
+                return Ok(ImageParts {
+                    digest: fetched.digest,
+                    manifest_bytes: fetched.bytes,
+                    manifest,
+                    config_bytes,
+                    config,
+                });
+            }
+            Document::Index(index) => index,
+        };
+        let chosen = platform.select(&index).map_err(|e| ResolveError::Platform(Box::new(e)))?;
+        if chosen.size > MAX_MANIFEST_BYTES {
+            return Err(ResolveError::TooLarge { what: "manifest", size: chosen.size });
+        }
+        fetched = source.fetch_child(chosen).map_err(ResolveError::Source)?;
+        verify_manifest(chosen, &fetched)?;
+        fetched.digest = chosen.digest.clone();
+    }
+    Err(ResolveError::TooDeep)
+}
+
+fn verify_manifest(descriptor: &Descriptor, fetched: &FetchedManifest) -> Result<(), ResolveError> {
+    let what = format!("manifest {}", descriptor.digest);
+    let mut verified = VerifiedReader::new(what, descriptor, fetched.bytes.as_slice());
+    std::io::copy(&mut verified, &mut std::io::sink()).map(|_| ()).map_err(fetch_error)
+}
+
+fn fetch_error(error: std::io::Error) -> ResolveError {
+    match VerifyError::in_io(&error) {
+        Some(error) => ResolveError::Verify(Box::new(error.clone())),
+        None => ResolveError::FetchConfig(error),
+    }
+}
+
+fn fetch_config(
+    source: &dyn ImageSource,
+    descriptor: &Descriptor,
+) -> Result<(Vec<u8>, ImageConfig), ResolveError> {
+    if descriptor.size > MAX_CONFIG_BYTES {
+        return Err(ResolveError::TooLarge { what: "image configuration", size: descriptor.size });
+    }
+    let what = format!("image configuration {}", descriptor.digest);
+    let raw = source.open_layer(&what, descriptor).map_err(fetch_error)?;
+    let mut bytes = Vec::new();
+    VerifiedReader::new(what, descriptor, raw).read_to_end(&mut bytes).map_err(fetch_error)?;
+    let config = ImageConfig::parse(&bytes)
+        .map_err(|source| ResolveError::Config { digest: descriptor.digest.clone(), source })?;
+    Ok((bytes, config))
+}
