@@ -25,7 +25,7 @@ pub enum SlurmError {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum HostlistError {
-    /// The expression exceeds [`crate::hostlist::MAX_EXPRESSION`] bytes.
+    /// The expression is longer than one environment string can be.
     #[error("hostlist of {length} bytes is longer than the limit of {limit}")]
     TooLong {
         /// Length of the expression in bytes.

@@ -13,7 +13,7 @@ fn show(binds: Result<Vec<BindRequest>, SyntaxError>) -> Result<String, SyntaxEr
     Ok(binds?.iter().map(one).collect::<Vec<_>>().join(" "))
 }
 
-const CWD: &str = "/work/dir";
+const CWD: &str = "/start/dir";
 
 fn bind(text: &str) -> Result<String, SyntaxError> {
     show(parse_apptainer_bind(text, Path::new(CWD), "--bind"))
@@ -37,13 +37,13 @@ fn apptainer_binds() {
         ("/a,/b:/c:ro,/d:/e", "/a|/a|rw /b|/c|ro /d|/e|rw"),
         ("/a:/b:ro,ro", "/a|/b|ro"),
         // Without options of its own, a word like an option is a relative path.
-        ("/a:/b,ro", "/a|/b|rw /work/dir/ro|/work/dir/ro|rw"),
-        ("/a:/b:ro,ro/x", "/a|/b|ro /work/dir/ro/x|/work/dir/ro/x|rw"),
+        ("/a:/b,ro", "/a|/b|rw /start/dir/ro|/start/dir/ro|rw"),
+        ("/a:/b:ro,ro/x", "/a|/b|ro /start/dir/ro/x|/start/dir/ro/x|rw"),
         (r"/a\:b:/c\,d", "/a:b|/c,d|rw"),
         (r"/a\b", r"/a\b|/a\b|rw"),
-        ("data", "/work/dir/data|/work/dir/data|rw"),
-        ("./data/:/d//e/", "/work/dir/data|/d/e|rw"),
-        ("../x:/x", "/work/dir/../x|/x|rw"),
+        ("data", "/start/dir/data|/start/dir/data|rw"),
+        ("./data/:/d//e/", "/start/dir/data|/d/e|rw"),
+        ("../x:/x", "/start/dir/../x|/x|rw"),
         ("/é:/ü:ro", "/é|/ü|ro"),
     ];
     for (text, want) in table {
@@ -118,8 +118,8 @@ fn pyxis_mounts() {
         ("/a:/b,/c:/d:ro", "/a|/b|rw /c|/d|ro"),
         ("/a:/b:ro+rbind+rprivate", "/a|/b|ro"),
         ("/a:/b,/a:/b", "/a|/b|rw"),
-        ("./data", "/work/dir/data|/work/dir/data|rw"),
-        (".:/here", "/work/dir|/here|rw"),
+        ("./data", "/start/dir/data|/start/dir/data|rw"),
+        (".:/here", "/start/dir|/here|rw"),
         ("tmpfs:/scratch", "tmpfs(None)|/scratch|rw"),
         ("tmpfs:/scratch:size=2m+noexec", "tmpfs(Some(2097152))|/scratch|rw"),
     ];
