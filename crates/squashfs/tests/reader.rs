@@ -1,0 +1,202 @@
+//! The reader against images made by mksquashfs.
+
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use situla_squashfs::{Error, Image, ReadOptions, Window};
+use support::compare::{Changes, image_with_tree};
+use support::{have, mksquashfs, open, tree};
+
+#[test]
+fn reads_what_mksquashfs_writes() {
+    if !have("mksquashfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("tree");
+    tree::build(&root, 3000);
+    let image = dir.path().join("image.sqfs");
+    let matrix = [
+        "-comp gzip",
+        "-comp gzip -Xcompression-level 1 -b 4096",
+        "-comp lzo",
+        "-comp lzo -Xalgorithm lzo1x_1 -b 4096",
+        "-comp lzo -Xalgorithm lzo1x_1_15 -b 1M",
+        "-comp lz4",
+        "-comp lz4 -Xhc -b 64K",
+        "-comp xz",
+        "-comp xz -Xbcj x86,arm",
+        "-comp xz -Xdict-size 8K -b 8K",
+        "-comp zstd -Xcompression-level 3",
+        "-comp zstd -Xcompression-level 3 -b 4096",
+        "-comp zstd -Xcompression-level 3 -b 1M",
+        "-comp zstd -Xcompression-level 1 -noD",
+        "-comp zstd -Xcompression-level 1 -noI",
+        "-comp zstd -Xcompression-level 1 -noF",
+        "-comp zstd -Xcompression-level 1 -noX -noId",
+        "-comp zstd -Xcompression-level 1 -noI -noD -noF -noX",
+        "-comp zstd -Xcompression-level 1 -no-fragments",
+        "-comp zstd -Xcompression-level 1 -always-use-fragments",
+        "-comp zstd -Xcompression-level 1 -no-exports",
+        "-comp zstd -Xcompression-level 1 -no-xattrs",
+        "-comp zstd -Xcompression-level 1 -all-root",
+        "-comp zstd -Xcompression-level 1 -no-duplicates -no-sparse -nopad",
+    ];
+    for options in matrix {
+        mksquashfs(&root, &image, &options.split(' ').collect::<Vec<_>>());
+        let changes =
+            Changes { all_root: options.contains("all-root"), no_xattrs: options.contains("no-xattrs") };
+        let count = image_with_tree(&open(&image), &root, changes);
+        assert!(count > 3050, "{options}: {count} entries");
+        let exported = open(&image).inode_by_number(1).unwrap();
+        assert_eq!(exported.is_none(), options.contains("no-exports"), "{options}");
+    }
+}
+
+#[test]
+fn reads_large_directories() {
+    if !have("mksquashfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("tree");
+    tree::build(&root, 20_000);
+    let image = dir.path().join("image.sqfs");
+    mksquashfs(&root, &image, &["-comp", "zstd", "-Xcompression-level", "1"]);
+    // A cache too small to hold anything for long gives the same answers.
+    for cache_bytes in [0, 64 << 20] {
+        let image = Image::open(fs::File::open(&image).unwrap(), ReadOptions { cache_bytes }).unwrap();
+        assert!(image_with_tree(&image, &root, Changes::default()) > 20_000);
+    }
+}
+
+#[test]
+fn reads_files_over_four_gibibytes() {
+    if !have("mksquashfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("tree");
+    fs::create_dir(&root).unwrap();
+    let file = fs::File::create(root.join("huge")).unwrap();
+    let size = (4 << 30) + 300_000_001;
+    file.set_len(size).unwrap();
+    let marks = [0, 77_000_000, (4 << 30) - 9, 4 << 30, size - 6];
+    for (index, mark) in marks.iter().enumerate() {
+        file.write_all_at(format!("mark-{index}").as_bytes(), *mark).unwrap();
+    }
+    let image = dir.path().join("image.sqfs");
+    mksquashfs(&root, &image, &["-comp", "lz4", "-b", "16K"]);
+    let image = open(&image);
+    let inode = image.resolve("huge", true).unwrap().unwrap();
+    assert_eq!(inode.size, size);
+    // Backwards first, so that the block list is not simply walked.
+    for (index, mark) in marks.iter().enumerate().rev().chain(marks.iter().enumerate()) {
+        let mut found = [0; 6];
+        assert_eq!(image.read(&inode, *mark, &mut found).unwrap(), 6);
+        assert_eq!(&found, format!("mark-{index}").as_bytes());
+    }
+    let mut hole = vec![1; 1 << 20];
+    assert_eq!(image.read(&inode, 3 << 30, &mut hole).unwrap(), hole.len());
+    assert!(hole.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn resolves_paths_inside_the_image() {
+    if !have("mksquashfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("tree");
+    tree::build(&root, 10);
+    let path = dir.path().join("image.sqfs");
+    mksquashfs(&root, &path, &["-comp", "gzip"]);
+    let image = open(&path);
+    let number = |path: &str, follow| image.resolve(path, follow).unwrap().map(|inode| inode.number);
+    let target = number("/sub/text-100", true);
+    assert!(target.is_some());
+    for same in [
+        "sub/text-100",
+        "//sub/./deeper/../text-100",
+        "../../sub/text-100",
+        "links/relative",
+        "links/absolute",
+        "links/escaping",
+        "links/directory/text-100",
+    ] {
+        assert_eq!(number(same, true), target, "{same}");
+    }
+    assert_eq!(number("", true), number("/", true));
+    assert_eq!(number("/..", true), number("/", true));
+    assert_ne!(number("links/relative", false), target);
+    assert_eq!(number("links/directory/", false), number("sub", false));
+    for nowhere in
+        ["absent", "sub/absent/x", "sub/text-100/x", "sub/text-100/", "links/broken", "zero-length/.."]
+    {
+        assert_eq!(number(nowhere, true), None, "{nowhere}");
+    }
+    assert!(matches!(image.resolve("links/loop-a", true), Err(Error::TooManyLinks)));
+    assert!(image.resolve("links/loop-a", false).unwrap().is_some());
+
+    let text = fs::read(root.join("sub/text-4097")).unwrap();
+    assert_eq!(image.read_file("hard-b", 1 << 20).unwrap(), Some(text));
+    assert!(matches!(image.read_file("hard-b", 4096), Err(Error::Limit { .. })));
+    assert_eq!(image.read_file("sub", 4096).unwrap(), None);
+    let file = image.resolve("hard-b", true).unwrap().unwrap();
+    assert!(matches!(image.read_dir(&file), Err(Error::WrongKind { .. })));
+    assert!(matches!(image.read_link(&file), Err(Error::WrongKind { .. })));
+
+    // The same image inside a larger file.
+    let mut shifted = vec![0xa5; 1000];
+    let bytes = fs::read(&path).unwrap();
+    shifted.extend_from_slice(&bytes);
+    shifted.extend_from_slice(&[0x5a; 1000]);
+    let window = Window::new(shifted, 1000, bytes.len() as u64);
+    let inside = Image::open(window, ReadOptions::default()).unwrap();
+    image_with_tree(&inside, &root, Changes::default());
+}
+
+#[test]
+fn many_threads_share_an_image() {
+    if !have("mksquashfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("tree");
+    tree::build(&root, 500);
+    let path = dir.path().join("image.sqfs");
+    mksquashfs(&root, &path, &["-comp", "zstd", "-Xcompression-level", "1"]);
+    let image = Image::open(fs::File::open(path).unwrap(), ReadOptions { cache_bytes: 1 << 20 }).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| image_with_tree(&image, &root, Changes::default()));
+        }
+    });
+}
+
+#[test]
+fn refuses_what_it_cannot_read() {
+    let open = |bytes: Vec<u8>| Image::open(bytes, ReadOptions::default());
+    assert!(matches!(open(Vec::new()), Err(Error::NotSquashfs)));
+    assert!(matches!(open(vec![0; 4096]), Err(Error::NotSquashfs)));
+    if !have("mksquashfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.sqfs");
+    fs::create_dir(dir.path().join("tree")).unwrap();
+    mksquashfs(&dir.path().join("tree"), &path, &["-comp", "lzma"]);
+    let error = open(fs::read(&path).unwrap()).unwrap_err();
+    assert_eq!(error.to_string(), "squashfs compressor lzma (id 2) is not supported");
+    mksquashfs(&dir.path().join("tree"), &path, &["-comp", "gzip"]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[28] = 3;
+    assert!(matches!(open(bytes.clone()), Err(Error::Version { major: 3, minor: 0 })));
+    bytes[28] = 4;
+    bytes[12] = 1;
+    assert!(matches!(open(bytes), Err(Error::Superblock { field: "block size", .. })));
+}
