@@ -1,8 +1,9 @@
 //! Talks to one of our clusters as its users do: `srun`, `sbatch`, `sacct`, `scontrol`, `scancel`.
 //!
 //! Every job gets a name of its own, so that accounting can be asked about exactly that job even when `srun`
-//! failed before it could tell a number. Accounting arrives late; everything here waits for the condition it
-//! needs, with a deadline.
+//! failed before it could tell a number. Accounting arrives late (slurmctld hands new jobs to slurmdbd in batches,
+//! every five seconds); everything here waits for the condition it needs, with a deadline, and cases start
+//! what does not depend on each other together.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
