@@ -1,0 +1,292 @@
+//! What goes wrong, and how it must look: an error that names the thing, a failed status in `srun` and in
+//! accounting, a record with the right class, no payload on the host, and no drained node.
+
+use std::fs;
+
+use super::Site;
+use super::bare::expect_account;
+use crate::cluster::Job;
+use crate::command::Running;
+use crate::environment::PATIENCE;
+use crate::leaks::Snapshot;
+use crate::outcome;
+use crate::tier::Check;
+
+/// A payload that says where it ran; none of these cases may let it run at all.
+const PAYLOAD: [&str; 3] = ["sh", "-c", "echo THE-PAYLOAD-RAN $(readlink /proc/self/ns/mnt)"];
+
+/// Exit status of our own failures: the native command line and the plugin, and the `apptainer` personality.
+const NATIVE: i32 = 125;
+const APPTAINER: i32 = 255;
+
+/// Starts the payload by the plugin and by `apptainer exec`, at once, and judges both.
+fn both(site: &Site, image: &str, extra: (&[&str], &[&str]), on: &[&str], names: &str, class: &str) -> Check {
+    let dir = site.env().work_dir("fault")?;
+    let option = format!("--container-image={image}");
+    let plugin = on.iter().copied().chain([option.as_str()]).chain(extra.0.iter().copied()).chain(PAYLOAD);
+    let plugin = site.cluster.start_srun(dir.path(), ["-n1"].into_iter().chain(plugin))?;
+    let words =
+        ["apptainer", "exec"].into_iter().chain(extra.1.iter().copied()).chain([image]).chain(PAYLOAD);
+    let apptainer =
+        site.cluster.start_srun(dir.path(), ["-n1"].into_iter().chain(on.iter().copied()).chain(words))?;
+    for ((name, running), code) in [(plugin, NATIVE), (apptainer, APPTAINER)] {
+        let job = finish(site, &name, running)?;
+        failed(site, &job, code, names, class)?;
+    }
+    Ok(())
+}
+
+fn finish(site: &Site, name: &str, running: Running) -> Result<Job, String> {
+    site.cluster.job(name, running.finish(PATIENCE)?)
+}
+
+/// The one judgement for all faults.
+fn failed(site: &Site, job: &Job, code: i32, names: &str, class: &str) -> Check {
+    job.output.clone().expect_code(code)?;
+    let exit = format!("{code}:0");
+    expect_account(job, "FAILED", &exit, "FAILED", &exit)?;
+    if job.output.stdout.contains("THE-PAYLOAD-RAN") {
+        return Err(format!("the payload ran\n{}", job.output).into());
+    }
+    if !job.output.stderr.lines().any(|line| !line.starts_with("srun:") && line.contains(names)) {
+        return Err(format!("no line names {names:?}\n{}", job.output).into());
+    }
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    if records.iter().any(|r| r.class != class) {
+        return Err(format!("expected the class {class}, the record says {records:#?}").into());
+    }
+    site.cluster.settled()?;
+    Ok(())
+}
+
+/// The image is not there.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn missing_image(site: &Site) -> Check {
+    both(site, "./no-such-image.sqsh", (&[], &[]), &[], "no-such-image.sqsh", "engine-image-missing")
+}
+
+/// Half of the image is missing.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn truncated_image(site: &Site) -> Check {
+    let dir = site.env().work_dir("truncated")?;
+    for name in ["tiny.sqsh", "tiny.sif"] {
+        let half = dir.path().join(format!("half-{name}"));
+        let bytes = fs::read(site.images.path(name))?;
+        fs::write(&half, &bytes[..bytes.len() / 2])?;
+        both(
+            site,
+            &half.display().to_string(),
+            (&[], &[]),
+            &[],
+            &format!("half-{name}"),
+            "engine-image-corrupt",
+        )?;
+    }
+    Ok(())
+}
+
+/// A layer's bytes do not match its digest: conversion refuses, and no file appears under the target's name.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn wrong_layer(site: &Site) -> Check {
+    let dir = site.env().work_dir("layer")?;
+    let layout = dir.path().join("layout");
+    site.env()
+        .as_user(
+            dir.path(),
+            ["cp".as_ref(), "-r".as_ref(), site.env().image_layout("tiny").as_os_str(), layout.as_os_str()],
+        )?
+        .success()?;
+    // The biggest blob is the layer. One bit of it, in the middle, makes another valid-looking file.
+    let blobs = fs::read_dir(layout.join("blobs/sha256"))?.flatten();
+    let layer =
+        blobs.max_by_key(|b| b.metadata().map_or(0, |m| m.len())).ok_or("the layout has no blobs")?.path();
+    let mut bytes = fs::read(&layer)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&layer, bytes)?;
+    let digest = layer.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let source = format!("oci:{}", layout.display());
+    let job = site.cluster.srun(dir.path(), ["-n1", "situla", "convert", &source, "out.sqsh"])?;
+    job.output.clone().expect_code(NATIVE)?.expect_text(&digest[..12])?;
+    expect_account(&job, "FAILED", "125:0", "FAILED", "125:0")?;
+    let left: Vec<_> =
+        fs::read_dir(dir.path())?.flatten().map(|e| e.file_name()).filter(|n| n != "layout").collect();
+    if left.is_empty() { Ok(()) } else { Err(format!("conversion failed and left {left:?}").into()) }
+}
+
+/// An option nobody knows: refused by `srun`, and by both command lines inside a step.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn unknown_option(site: &Site) -> Check {
+    let dir = site.env().work_dir("option")?;
+    let image = site.images.path("tiny.sqsh");
+    let (name, running) =
+        site.cluster.start_srun(dir.path(), ["-n1", "--container-colour=red"].into_iter().chain(PAYLOAD))?;
+    let output = running.finish(PATIENCE)?;
+    if output.status.success() || site.cluster.knows(&name)? || !output.stderr.contains("container-colour") {
+        return Err(format!("srun took it\n{output}").into());
+    }
+    for (program, code) in [("situla", NATIVE), ("apptainer", 1)] {
+        let args = ["-n1", program, "exec", "--colour", &image];
+        let job = site.cluster.srun(dir.path(), args.into_iter().chain(PAYLOAD))?;
+        job.output.clone().expect_code(code)?.expect_text("--colour")?;
+        if job.account.state != "FAILED" || job.output.stdout.contains("THE-PAYLOAD-RAN") {
+            return Err(format!("{:?}\n{}", job.account, job.output).into());
+        }
+    }
+    Ok(())
+}
+
+/// The source of a mount does not exist.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn missing_mount_source(site: &Site) -> Check {
+    let extra: (&[&str], &[&str]) =
+        (&["--container-mounts=/no/such/dir:/data"], &["--bind", "/no/such/dir:/data"]);
+    both(site, &site.images.path("tiny.sqsh"), extra, &[], "/no/such/dir", "engine-bind-source-missing")
+}
+
+/// The node lets nobody open /dev/fuse.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn no_fuse(site: &Site) -> Check {
+    sick_node(site, "nofuse", "/dev/fuse", "engine-no-fuse")
+}
+
+/// The node forbids user namespaces.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn no_user_namespaces(site: &Site) -> Check {
+    sick_node(site, "nouserns", "user namespace", "engine-no-userns")
+}
+
+fn sick_node(site: &Site, kind: &str, names: &str, class: &str) -> Check {
+    let mut cluster = site.cluster.clone();
+    let node = cluster.a_node().to_owned();
+    let fault = cluster.fault(&node, kind)?;
+    let sick = Site { cluster, images: site.images.clone() };
+    // The fault changes mounts and may restart slurmd, so what is left is looked for while it lasts.
+    let before = Snapshot::take(sick.env(), Some(&sick.cluster))?;
+    both(&sick, &site.images.path("tiny.sqsh"), (&[], &[]), &["-w", &node], names, class)?;
+    before.expect_clean()?;
+    drop(fault);
+    Ok(())
+}
+
+/// `--container-mounts` without any image is an error; the same as a variable from a profile is not.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn mounts_without_image(site: &Site) -> Check {
+    let dir = site.env().work_dir("noimage")?;
+    let (_, running) =
+        site.cluster.start_srun(dir.path(), ["-n1", "--container-mounts=/tmp"].into_iter().chain(PAYLOAD))?;
+    let output = running.finish(PATIENCE)?;
+    if output.status.success()
+        || output.stdout.contains("THE-PAYLOAD-RAN")
+        || !output.stderr.contains("--container-mounts")
+    {
+        return Err(format!("mounts without an image were taken\n{output}").into());
+    }
+    let profile = [("PYXIS_CONTAINER_MOUNTS", "/tmp")];
+    let (_, running) =
+        site.cluster.start_srun_with(dir.path(), &profile, ["-n1"].into_iter().chain(PAYLOAD))?;
+    running.finish(PATIENCE)?.success()?.expect_text("THE-PAYLOAD-RAN")?;
+    site.cluster.settled()?;
+    Ok(())
+}
+
+/// `--multi-prog`: in the container or refused, never on the host.
+///
+/// # Errors
+/// A task ran on the host.
+pub fn multi_prog(site: &Site) -> Check {
+    let dir = site.env().work_dir("multi")?;
+    let table =
+        dir.write("table", "0-1 /bin/sh -c \"cat /etc/situla-image-witness || echo ON-THE-HOST\"\n")?;
+    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let table = table.display().to_string();
+    let (_, running) = site.cluster.start_srun(dir.path(), ["-n2", &option, "--multi-prog", &table])?;
+    in_or_refused(site, &running.finish(PATIENCE)?)
+}
+
+/// `--pty`: in the container or refused.
+///
+/// # Errors
+/// The task ran on the host.
+pub fn pty(site: &Site) -> Check {
+    let dir = site.env().work_dir("pty")?;
+    let line = format!(
+        "srun -n1 --pty --container-image={} sh -c 'cat /etc/situla-image-witness || echo ON-THE-HOST; tty'",
+        site.images.path("tiny.sqsh")
+    );
+    // srun --pty wants a terminal; script(1) gives it one.
+    let command = site.cluster.user_command(dir.path(), ["script", "-qec", &line, "/dev/null"])?;
+    in_or_refused(site, &crate::command::run(command, PATIENCE)?)
+}
+
+/// `sbatch --container-image`: the script in the container, or refused.
+///
+/// # Errors
+/// The script ran on the host.
+pub fn batch_script_with_options(site: &Site) -> Check {
+    let dir = site.env().work_dir("script")?;
+    let script = dir.write("job.sh", "#!/bin/sh\ncat /etc/situla-image-witness || echo ON-THE-HOST\n")?;
+    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    match site.cluster.sbatch(dir.path(), &["-N1", &option], &script) {
+        Ok(job) => {
+            let judged = in_or_refused(site, &job.output);
+            if job.account.state == "COMPLETED" && !job.output.stdout.contains("situla tiny image") {
+                return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
+            }
+            judged
+        }
+        // Refused at submission: that is an answer, if it is ours.
+        Err(story) if story.contains("container") => Ok(()),
+        Err(story) => Err(story.into()),
+    }
+}
+
+/// Options given where the plugin is not loaded are refused at submission.
+///
+/// # Errors
+/// The job was taken.
+pub fn submission_without_plugin(site: &Site) -> Check {
+    let dir = site.env().work_dir("noplugin")?;
+    let conf = fs::read_to_string(site.cluster.state_dir().join("etc/slurm.conf"))?;
+    let plain: String =
+        conf.lines().filter(|l| !l.starts_with("PlugStackConfig=")).map(|l| format!("{l}\n")).collect();
+    // A submit host whose plugin stack is empty.
+    let stack = dir.write("plugstack.conf", "")?;
+    let conf = dir.write("slurm.conf", &format!("{plain}PlugStackConfig={}\n", stack.display()))?;
+    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let conf = conf.display().to_string();
+    let (name, running) = site.cluster.start_srun_with(
+        dir.path(),
+        &[("SLURM_CONF", &conf)],
+        ["-n1", &option].into_iter().chain(PAYLOAD),
+    )?;
+    let output = running.finish(PATIENCE)?;
+    if output.status.success() || output.stdout.contains("THE-PAYLOAD-RAN") || site.cluster.knows(&name)? {
+        return Err(format!("the job was taken\n{output}").into());
+    }
+    Ok(())
+}
+
+fn in_or_refused(site: &Site, output: &crate::command::Output) -> Check {
+    site.cluster.settled()?;
+    let text = format!("{}{}", output.stdout, output.stderr);
+    let inside = text.contains("situla tiny image");
+    let refused = !output.status.success() && text.contains("container");
+    if !text.contains("ON-THE-HOST") && (inside || refused) { Ok(()) } else { Err(output.to_string().into()) }
+}

@@ -1,0 +1,239 @@
+//! What the system is for: the uses, each judged by what the payload printed from inside, the record, and
+//! accounting together.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::Site;
+use super::bare::expect_account;
+use crate::cluster::Job;
+use crate::images::WITNESS;
+use crate::outcome::{self, Exit};
+use crate::tier::Check;
+
+/// `srun apptainer exec image.sif python3 -V`, without any option of the plugin.
+///
+/// # Errors
+/// It does not work.
+pub fn srun_apptainer_exec(site: &Site) -> Check {
+    let dir = site.env().work_dir("apptainer")?;
+    let sif = site.images.path("demo.sif");
+    let job = site.cluster.srun(dir.path(), ["-n1", "apptainer", "exec", &sif, "python3", "-V"])?;
+    job.output.clone().success()?.expect_text("Python 3.")?;
+    expect_ok(site, &job, 1)?;
+    let script = format!("cat {WITNESS}; readlink /proc/self/ns/mnt; pwd");
+    let job = site.cluster.srun(dir.path(), ["-n1", "apptainer", "exec", &sif, "sh", "-c", &script])?;
+    inside(site, &job, 1)?;
+    job.output.clone().expect_text(&dir.path().display().to_string())?;
+    Ok(())
+}
+
+/// A batch script that calls `apptainer exec image.sif python train.py`.
+///
+/// # Errors
+/// It does not work.
+pub fn sbatch_apptainer(site: &Site) -> Check {
+    let dir = site.env().work_dir("batch")?;
+    dir.write("train.py", &fs::read_to_string(site.env().demo_file("train.py"))?)?;
+    let image = site.images.path("demo.sif");
+    let script =
+        format!("#!/bin/bash\n#SBATCH --job-name=container-demo\napptainer exec {image} python train.py\n");
+    let job = site.cluster.sbatch(dir.path(), &["-N1"], &dir.write("job.sh", &script)?)?;
+    job.output.clone().expect_text("slope 3.00")?.expect_text("image: situla demo image")?;
+    if job.account.state != "COMPLETED" {
+        return Err(format!("{:?}\n{}", job.account, job.output).into());
+    }
+    Ok(())
+}
+
+/// `srun -N4 --container-image=./image.sqsh --container-mounts=$PWD --container-workdir=$PWD python3 train.py`.
+///
+/// # Errors
+/// It does not work.
+pub fn plugin_on_four_nodes(site: &Site) -> Check {
+    let dir = site.env().work_dir("plugin")?;
+    dir.write("train.py", &fs::read_to_string(site.env().demo_file("train.py"))?)?;
+    // ./image.sqsh must be found from the working directory.
+    std::os::unix::fs::symlink(site.images.path("demo.sqsh"), dir.path().join("image.sqsh"))?;
+    let here = dir.path().display().to_string();
+    let (mounts, workdir) = (format!("--container-mounts={here}"), format!("--container-workdir={here}"));
+    let args = ["-N4", "--container-image=./image.sqsh", &mounts, &workdir, "python3", "train.py"];
+    let job = site.cluster.srun(dir.path(), args)?;
+    job.output.clone().success()?.expect_text(&format!("cwd {here}"))?;
+    let trained = job
+        .output
+        .stdout
+        .lines()
+        .filter(|l| l.contains("slope 3.00") && l.contains("image: situla demo image"));
+    let nodes: BTreeSet<&str> = trained.filter_map(|l| l.split(' ').nth(3)).collect();
+    if nodes.len() != 4 {
+        return Err(format!("not trained on four nodes: {nodes:?}\n{}", job.output).into());
+    }
+    expect_ok(site, &job, 4)
+}
+
+/// A directory, a `.sif` and a `.sqsh` of another writer are images too.
+///
+/// # Errors
+/// One is not.
+pub fn kinds_of_images(site: &Site) -> Check {
+    let dir = site.env().work_dir("kinds")?;
+    let foreign = dir.path().join("foreign.sqsh");
+    let tree = site.env().image_tree("tiny");
+    let mksquashfs = [
+        "mksquashfs".as_ref(),
+        tree.as_os_str(),
+        foreign.as_os_str(),
+        "-comp".as_ref(),
+        "xz".as_ref(),
+        "-quiet".as_ref(),
+    ];
+    site.env().as_user(dir.path(), mksquashfs)?.success()?;
+    let script = format!("cat {WITNESS}; readlink /proc/self/ns/mnt");
+    for image in [
+        tree.display().to_string(),
+        site.images.path("tiny.sif"),
+        site.images.path("tiny.sqsh"),
+        foreign.display().to_string(),
+    ] {
+        let option = format!("--container-image={image}");
+        let job = site.cluster.srun(dir.path(), ["-n1", &option, "sh", "-c", &script])?;
+        inside(site, &job, 1)?;
+    }
+    Ok(())
+}
+
+/// The tasks of a step on one node share one container; those of another node do not see it.
+///
+/// # Errors
+/// They do not, or it is the host.
+pub fn tasks_share_a_container(site: &Site) -> Check {
+    let dir = site.env().work_dir("share")?;
+    let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let script = "echo $SLURMD_NODENAME $(readlink /proc/self/ns/mnt) $(readlink /proc/self/ns/user)";
+    let job = site.cluster.srun(dir.path(), ["-N2", "--ntasks-per-node=2", &image, "sh", "-c", script])?;
+    job.output.clone().success()?;
+    let all: Vec<&str> = job.output.stdout.lines().collect();
+    let distinct: BTreeSet<&str> = all.iter().copied().collect();
+    if all.len() != 4 || distinct.len() != 2 {
+        return Err(format!("4 tasks on 2 nodes shall be in 2 containers\n{}", job.output).into());
+    }
+    expect_ok(site, &job, 2)
+}
+
+/// TaskProlog, which the image does not have, runs on the host; its exports reach the payload.
+///
+/// # Errors
+/// They do not.
+pub fn task_prolog(site: &Site) -> Check {
+    let dir = site.env().work_dir("prolog")?;
+    let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let script =
+        "echo $SLURMD_NODENAME $SITULA_TASKPROLOG $SITULA_TASKPROLOG_MNT $(readlink /proc/self/ns/mnt)";
+    let output = site.cluster.srun(dir.path(), ["-N2", &image, "sh", "-c", script])?.output.success()?;
+    for line in output.stdout.lines() {
+        let [node, told, prolog, payload] = line.split(' ').collect::<Vec<_>>()[..] else {
+            return Err(format!("the exports are missing\n{output}").into());
+        };
+        let host =
+            site.cluster.nodes().get(node).and_then(|pid| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok());
+        if told != node || host.is_none_or(|host| host.as_os_str() != prolog) || payload == prolog {
+            return Err(format!("TaskProlog ran in {prolog}, the payload in {payload}\n{output}").into());
+        }
+    }
+    if output.stdout.lines().count() == 2 { Ok(()) } else { Err(output.to_string().into()) }
+}
+
+/// MPI through PMIx, two ranks on each of four nodes, all in one image: by the plugin and by `apptainer`.
+///
+/// # Errors
+/// It is not one world, or a rank is on the host.
+pub fn mpi(site: &Site) -> Check {
+    let dir = site.env().work_dir("mpi")?;
+    let option = format!("--container-image={}", site.images.path("demo.sqsh"));
+    let sif = site.images.path("demo.sif");
+    let start = ["-N4", "--ntasks-per-node=2", "--mpi=pmix"];
+    for enter in [vec![option.as_str()], vec!["apptainer", "exec", sif.as_str()]] {
+        let args = start.iter().copied().chain(enter).chain(["mpi-hello", "8"]);
+        let job = site.cluster.srun(dir.path(), args)?;
+        job.output.clone().success()?.expect_text("ok: 8 ranks, sum of ranks 28")?;
+        if job.output.stdout.matches(" image yes ").count() != 8 {
+            return Err(format!("not every rank is in the image\n{}", job.output).into());
+        }
+        expect_ok(site, &job, 4)?;
+    }
+    Ok(())
+}
+
+/// Inside, the step's GPU can be opened as outside; the others cannot.
+///
+/// # Errors
+/// It differs from the bare step.
+pub fn gpu(site: &Site) -> Check {
+    let dir = site.env().work_dir("gpu")?;
+    let image = format!("--container-image={}", site.images.path("demo.sqsh"));
+    let script = "echo visible $CUDA_VISIBLE_DEVICES; for g in /dev/situla-gpu*; do (: <$g) 2>&1 | grep -q 'No such device' && echo $g; done; true";
+    let on = ["-n1", "--gres=gpu:1", "-w", site.cluster.a_node()];
+    let bare = site.cluster.srun(dir.path(), on.into_iter().chain(["sh", "-c", script]))?.output.success()?;
+    let contained = site
+        .cluster
+        .srun(dir.path(), on.into_iter().chain([image.as_str(), "sh", "-c", script]))?
+        .output
+        .success()?;
+    // Without a device cgroup the host's task can open all GPUs; the container shows those of the step alone.
+    let step_gpu = bare.stdout.lines().filter(|l| l.starts_with("/dev/")).take(1).collect::<Vec<_>>();
+    let seen: Vec<&str> = contained.stdout.lines().filter(|l| l.starts_with("/dev/")).collect();
+    if !contained.stdout.contains("visible 0")
+        || (site.cluster.constrains_devices() && !step_gpu.iter().all(|g| seen.contains(g)))
+    {
+        return Err(format!("bare:\n{bare}\ncontained:\n{contained}").into());
+    }
+    Ok(())
+}
+
+/// In an allocation made without any option, a step with options is in the container.
+///
+/// # Errors
+/// It is not.
+pub fn step_in_a_plain_allocation(site: &Site) -> Check {
+    let dir = site.env().work_dir("alloc")?;
+    let image = site.images.path("tiny.sqsh");
+    let script = format!(
+        "#!/bin/sh\nsrun -n1 --container-image={image} cat {WITNESS}\necho host: $(cat {WITNESS} 2>&1)\n"
+    );
+    let job = site.cluster.sbatch(dir.path(), &["-N1"], &dir.write("job.sh", &script)?)?;
+    job.output.clone().expect_text("situla tiny image")?.expect_text("host: cat:")?;
+    Ok(())
+}
+
+/// Every output line pair shows the image's witness and a namespace that is not the node's.
+///
+/// # Errors
+/// The payload ran on the host, or not at all.
+pub(super) fn inside(site: &Site, job: &Job, records: usize) -> Check {
+    job.output.clone().success()?.expect_text(" image, recipe ")?;
+    for pid in site.cluster.nodes().values() {
+        let host = fs::read_link(format!("/proc/{pid}/ns/mnt"))?;
+        if job.output.stdout.contains(&*host.to_string_lossy()) {
+            return Err(format!("the payload was in the node's own mount namespace\n{}", job.output).into());
+        }
+    }
+    expect_ok(site, job, records)
+}
+
+/// Accounting and as many records as nodes say that all went well.
+///
+/// # Errors
+/// One of them does not.
+pub(super) fn expect_ok(site: &Site, job: &Job, n_records: usize) -> Check {
+    expect_account(job, "COMPLETED", "0:0", "COMPLETED", "0:0")?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    let good = records
+        .iter()
+        .all(|r| r.class == "ok" && !r.exits.is_empty() && r.exits.iter().all(|e| *e == Exit::Code(0)));
+    if good && records.len() == n_records {
+        Ok(())
+    } else {
+        Err(format!("expected {n_records} records of class ok, got {records:#?}").into())
+    }
+}

@@ -1,0 +1,196 @@
+//! Finds what a run left behind: processes, mounts, sockets, control groups, files.
+//!
+//! A [`Snapshot`] is taken before a case; [`Snapshot::expect_clean`] waits, with a deadline, until nothing
+//! is there that was not there before. The look goes into the mount namespace of every node (a node's slurmd
+//! has one of its own) and into every network namespace that a process of the machine uses.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cluster::Cluster;
+use crate::command::wait_until;
+use crate::environment::TestEnv;
+
+/// After the end of a step Slurm gives processes KillWait (5 s here), then kills; accounting and epilog take
+/// their time on two cores. What is still there after this is a leak.
+const SETTLE: Duration = Duration::from_secs(15);
+
+/// How deep the directories under watch are listed: a step's own directories are at most this deep.
+const DEPTH: usize = 3;
+
+/// What is there at one moment, as lines that name it.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    uid: u32,
+    nodes: Vec<(String, u32)>,
+    watched: Vec<PathBuf>,
+    seen: BTreeSet<String>,
+}
+
+impl Snapshot {
+    /// Looks at the whole machine and, with a cluster, into its nodes.
+    ///
+    /// # Errors
+    /// There is no unprivileged user to look for.
+    pub fn take(env: &TestEnv, cluster: Option<&Cluster>) -> Result<Self, String> {
+        let mut watched: Vec<PathBuf> =
+            ["/tmp", "/var/tmp", "/dev/shm", "/run/user"].map(PathBuf::from).into();
+        let mut nodes = Vec::new();
+        if let Some(cluster) = cluster {
+            // Isolated nodes keep their /tmp below nodes/; the rest is Slurm's, PMIx's and ours.
+            watched.extend(["tmp", "spool", "nodes"].map(|d| cluster.state_dir().join(d)));
+            nodes = cluster.nodes().iter().map(|(n, p)| (n.clone(), *p)).collect();
+        }
+        let mut snapshot = Self { uid: env.uid()?, nodes, watched, seen: BTreeSet::new() };
+        snapshot.seen = snapshot.look();
+        Ok(snapshot)
+    }
+
+    /// Waits until nothing is left that was not there when the snapshot was taken.
+    ///
+    /// # Errors
+    /// One line for each thing that stays.
+    pub fn expect_clean(&self) -> Result<(), String> {
+        let mut left: Vec<String> = Vec::new();
+        if wait_until(SETTLE, || {
+            left = self.look().difference(&self.seen).cloned().collect();
+            left.is_empty()
+        }) {
+            Ok(())
+        } else {
+            Err(format!("left behind:\n  {}", left.join("\n  ")))
+        }
+    }
+
+    /// What is here and was not there.
+    #[must_use]
+    pub fn difference(&self, before: &Self) -> Vec<String> {
+        self.seen.difference(&before.seen).cloned().collect()
+    }
+
+    fn look(&self) -> BTreeSet<String> {
+        let mut seen = BTreeSet::new();
+        let mut networks = BTreeSet::new();
+        for pid in process_ids() {
+            let dir = PathBuf::from(format!("/proc/{pid}"));
+            self.look_at_process(pid, &dir, &mut seen);
+            if let Ok(network) = fs::read_link(dir.join("ns/net"))
+                && networks.insert(network)
+            {
+                sockets(&dir, &mut seen);
+            }
+        }
+        mounts("host", Path::new("/proc/self"), &mut seen);
+        for (node, pid) in &self.nodes {
+            mounts(node, &PathBuf::from(format!("/proc/{pid}")), &mut seen);
+            // In isolated nodes /dev/shm and /run are seen from inside only.
+            for inner in ["dev/shm", "run"] {
+                self.files(
+                    &PathBuf::from(format!("/proc/{pid}/root")).join(inner),
+                    DEPTH,
+                    &format!("{node}:"),
+                    &mut seen,
+                );
+            }
+            cgroups(node, &mut seen);
+        }
+        for dir in &self.watched {
+            self.files(dir, DEPTH, "", &mut seen);
+        }
+        seen
+    }
+
+    /// Processes of the user, and any process that is our program under whatever user.
+    fn look_at_process(&self, pid: u32, dir: &Path, seen: &mut BTreeSet<String>) {
+        let Ok(status) = fs::read_to_string(dir.join("status")) else { return };
+        let field =
+            |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("").trim().to_owned();
+        if matches!(field("State:").chars().next(), Some('Z' | 'X')) {
+            return;
+        }
+        let uid = field("Uid:").split_whitespace().next().and_then(|u| u.parse().ok());
+        let name = field("Name:");
+        if uid == Some(self.uid) || name.starts_with("situla") {
+            let line = fs::read(dir.join("cmdline")).unwrap_or_default();
+            let line: String = String::from_utf8_lossy(&line).replace('\0', " ").chars().take(120).collect();
+            seen.insert(format!("process {pid} ({name}): {line}"));
+        }
+    }
+
+    /// Files of the user, and any file with our name, under a directory.
+    fn files(&self, dir: &Path, depth: usize, prefix: &str, seen: &mut BTreeSet<String>) {
+        let Ok(entries) = fs::read_dir(dir) else { return };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let Ok(meta) = path.symlink_metadata() else { continue };
+            let ours = entry.file_name().to_string_lossy().starts_with("situla");
+            if meta.uid() == self.uid || ours {
+                seen.insert(format!("file {prefix}{}", path.display()));
+            }
+            if meta.is_dir() && depth > 1 {
+                self.files(&path, depth - 1, prefix, seen);
+            }
+        }
+    }
+}
+
+fn process_ids() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Mounts of a namespace. The same mount point twice (a bind over a bind) counts twice.
+fn mounts(place: &str, process: &Path, seen: &mut BTreeSet<String>) {
+    let Ok(table) = fs::read_to_string(process.join("mountinfo")) else { return };
+    for line in table.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        if let (Some(id), Some(point)) = (fields.first(), fields.get(4)) {
+            seen.insert(format!("mount {id} on {place} at {point}"));
+        }
+    }
+}
+
+/// Unix sockets, abstract ones too, whose name holds ours (those of the clusters' own daemons are older than
+/// any case and so in every snapshot).
+fn sockets(process: &Path, seen: &mut BTreeSet<String>) {
+    let Ok(table) = fs::read_to_string(process.join("net/unix")) else { return };
+    for name in table.lines().filter_map(|line| line.split_whitespace().nth(7)) {
+        let slurms = name.contains("/situla-cluster");
+        if name.contains("situla") && !slurms {
+            seen.insert(format!("socket {name}"));
+        }
+    }
+}
+
+/// Slurm's control groups of jobs on a node, in every hierarchy.
+fn cgroups(node: &str, seen: &mut BTreeSet<String>) {
+    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
+    for hierarchy in hierarchies.flatten() {
+        let root = hierarchy.path().join(format!("slurm_{node}"));
+        directories(&root, &mut |path| {
+            seen.insert(format!("cgroup {}", path.display()));
+        });
+    }
+    directories(
+        &PathBuf::from(format!("/sys/fs/cgroup/system.slice/{node}_slurmstepd.scope")),
+        &mut |path| {
+            // Version 2 keeps "system" for slurmd itself.
+            if path.to_string_lossy().contains("/job_") {
+                seen.insert(format!("cgroup {}", path.display()));
+            }
+        },
+    );
+}
+
+fn directories(root: &Path, visit: &mut impl FnMut(&Path)) {
+    let Ok(entries) = fs::read_dir(root) else { return };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            visit(&entry.path());
+            directories(&entry.path(), visit);
+        }
+    }
+}

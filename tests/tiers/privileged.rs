@@ -1,0 +1,7 @@
+//! The privileged tier.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    situla_tests::tier::run(Vec::new())
+}
