@@ -12,6 +12,8 @@ use crate::image_parts::{Addition, ImageParts};
 pub const MANIFEST_PATH: &str = ".situla/manifest.json";
 /// Path of the image configuration in a converted image.
 pub const CONFIG_PATH: &str = ".situla/config.json";
+/// Path of the script that sets the image's environment.
+pub(crate) const ENVIRONMENT_PATH: &str = ".singularity.d/env/10-docker2singularity.sh";
 /// Directory of the Apptainer and Singularity metadata.
 pub(crate) const SINGULARITY_DIR: &str = ".singularity.d";
 
@@ -82,7 +84,7 @@ pub fn mount_points() -> Vec<Addition> {
 }
 
 /// Writes the image's environment so that a value given from outside wins, but for PATH.
-fn environment_script(config: &ExecConfig) -> String {
+pub(crate) fn environment_script(config: &ExecConfig) -> String {
     let mut script = EMPTY_SCRIPT.to_owned();
     for line in &config.env {
         let (name, value) = line.split_once('=').unwrap_or((line, ""));
@@ -102,7 +104,7 @@ fn environment_script(config: &ExecConfig) -> String {
 
 /// Writes a script that runs entry point and command as an OCI runtime would: arguments replace the
 /// command, never the entry point.
-fn run_script(config: &ExecConfig) -> String {
+pub(crate) fn run_script(config: &ExecConfig) -> String {
     let words = |list: &[String]| -> String { list.iter().map(|word| quote(word) + " ").collect() };
     let mut script = EMPTY_SCRIPT.to_owned();
     let default = if config.cmd.is_empty() && config.entrypoint.is_empty() {

@@ -14,7 +14,9 @@ use situla_sif::{DataType, FsType, SifError, SifFile, SifObject, SifOptions, Sif
 use situla_squashfs::{ReadOptions, StoredFile, WriteError, WriterOptions};
 use thiserror::Error;
 
-use crate::additions::{CONFIG_PATH, MANIFEST_PATH, SINGULARITY_DIR};
+use crate::additions::{
+    CONFIG_PATH, ENVIRONMENT_PATH, MANIFEST_PATH, SINGULARITY_DIR, environment_script, run_script,
+};
 use crate::additions::{image_additions, mount_points, singularity_additions};
 use crate::flatten::{FlattenError, FlattenOptions, Level, MergeError, Merger, flatten};
 use crate::image_parts::{Addition, ImageParts};
@@ -435,8 +437,13 @@ fn sif_options(config: &ImageConfig) -> SifOptions {
         name: name.to_owned(),
         bytes: value.to_string().into_bytes(),
     };
+    // What Apptainer's `inspect` shows without starting the container.
     let inspect = serde_json::json!({
-        "data": { "attributes": { "labels": config.config.labels } },
+        "data": { "attributes": {
+            "environment": { format!("/{ENVIRONMENT_PATH}"): environment_script(&config.config) },
+            "labels": config.config.labels,
+            "runscript": run_script(&config.config),
+        } },
         "type": "container",
     });
     SifOptions {
