@@ -7,17 +7,28 @@
 //! This crate reads no environment and prints nothing: directories, platforms and limits are arguments,
 //! and [`Progress`] receives what a terminal might show.
 
+mod additions;
 mod client;
+mod convert;
 mod flatten;
 mod image_parts;
 mod layer;
+mod output;
 mod progress;
+mod pull;
 mod sink;
 mod source;
+mod squash;
+mod store;
 mod tree;
 mod verify;
 
+pub use additions::{CONFIG_PATH, MANIFEST_PATH, image_additions, mount_points, singularity_additions};
 pub use client::{Client, ClientError, ClientOptions, RegistryImage};
+pub use convert::{
+    ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,
+    unwrap_sif, wrap_sqsh,
+};
 pub use flatten::{
     FlattenError, FlattenOptions, Flattened, LayerSource, Level, MAX_ENTRIES, MergeError, Merger, flatten,
 };
@@ -27,9 +38,12 @@ pub use layer::{
     Compression, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
 };
 pub use progress::{Event, Progress};
-pub use sink::{FileSink, MemorySink, TreeSink};
+pub use pull::{PullError, PulledImage, pull, pull_from};
+pub use sink::{FileSink, MemorySink};
 pub use source::{
-    FetchedManifest, ImageSource, LayoutError, LayoutImage, ResolveError, SourceError, resolve,
+    DirectoryError, FetchedManifest, ImageSource, LayoutError, LayoutImage, Owners, ResolveError,
+    SourceError, resolve,
 };
-pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree};
+pub use store::{Acquired, Lease, Store, StoreError, StoreOptions, StoredImage};
+pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree, Xattrs};
 pub use verify::{VerifiedReader, VerifyError};

@@ -1,6 +1,4 @@
-//! Where file contents and finished trees go.
-
-use crate::tree::Tree;
+//! Where file contents go.
 
 /// Takes the contents of regular files one after the other, before the tree that names them is complete.
 pub trait FileSink {
@@ -26,15 +24,6 @@ pub trait FileSink {
     /// # Errors
     /// When the sink cannot store it.
     fn finish(&mut self) -> Result<Self::File, Self::Error>;
-}
-
-/// Takes files and then the tree that names them.
-pub trait TreeSink: FileSink {
-    /// Stores the tree. No file is written afterwards.
-    ///
-    /// # Errors
-    /// When the sink cannot store it.
-    fn finish_tree(&mut self, tree: &Tree<Self::File>) -> Result<(), Self::Error>;
 }
 
 /// Keeps contents in memory, for tests and small things.

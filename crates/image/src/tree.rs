@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// Extended attributes: full names and values.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Owner, mode, time and extended attributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {
@@ -14,7 +17,7 @@ pub struct Meta {
     /// Modification time in Unix seconds; may be negative.
     pub mtime: i64,
     /// Extended attributes with their full names, sorted by name, without duplicates.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Xattrs,
 }
 
 impl Meta {

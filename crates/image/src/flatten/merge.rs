@@ -143,17 +143,28 @@ impl<'s, S: FileSink> Merger<'s, S> {
     /// # Errors
     /// When the entry contradicts others, or reading or writing its content fails.
     pub fn entry(&mut self, entry: Entry, data: &mut impl Read) -> Result<(), MergeError> {
-        self.n_entries += 1;
-        if self.n_entries > MAX_ENTRIES {
-            return Err(MergeError::TooManyEntries);
-        }
-        let level = self.level;
-        let Entry { path, kind, meta } = entry;
-        if let Some((parent, name)) = split(&path)
+        if let Some((parent, name)) = split(&entry.path)
             && name.starts_with(WHITEOUT_PREFIX)
         {
-            return self.whiteout(parent, name, &path);
+            self.count_entry()?;
+            return self.whiteout(parent, name, &entry.path);
         }
+        self.literal_entry(entry, data)
+    }
+
+    fn count_entry(&mut self) -> Result<(), MergeError> {
+        self.n_entries += 1;
+        if self.n_entries > MAX_ENTRIES { Err(MergeError::TooManyEntries) } else { Ok(()) }
+    }
+
+    /// Feeds one entry whose name means itself, even if it looks like a whiteout.
+    ///
+    /// # Errors
+    /// As [`Merger::entry`].
+    pub fn literal_entry(&mut self, entry: Entry, data: &mut impl Read) -> Result<(), MergeError> {
+        self.count_entry()?;
+        let level = self.level;
+        let Entry { path, kind, meta } = entry;
         let symlink = match &kind {
             EntryKind::Symlink { target } => Some(target.clone()),
             _ => None,

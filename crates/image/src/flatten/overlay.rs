@@ -285,7 +285,7 @@ impl Overlay {
 
     /// Hides `name` in the directory `parent` from the levels below `level`.
     pub(crate) fn whiteout(&mut self, level: Level, parent: &[u8], name: &[u8]) -> Result<(), MergeError> {
-        let Some(dir) = self.enter(level, parent)? else { return Ok(()) };
+        let Some(dir) = self.enter_to_hide(level, parent)? else { return Ok(()) };
         if self.is_walled(dir, level) {
             return Ok(());
         }
@@ -305,10 +305,19 @@ impl Overlay {
 
     /// Hides everything in the directory `path` from the levels below `level`.
     pub(crate) fn opaque(&mut self, level: Level, path: &[u8]) -> Result<(), MergeError> {
-        if let Some(dir) = self.enter(level, path)? {
+        if let Some(dir) = self.enter_to_hide(level, path)? {
             self.dirs[dir.0].barrier.get_or_insert(level);
         }
         Ok(())
+    }
+
+    /// As [`Overlay::enter`], but a file on the way is no error: some writers white out the content of a
+    /// directory beside replacing it by a file, which hides that content anyway.
+    fn enter_to_hide(&mut self, level: Level, path: &[u8]) -> Result<Option<DirId>, MergeError> {
+        match self.enter(level, path) {
+            Err(MergeError::NotADirectory(_)) => Ok(None),
+            result => result,
+        }
     }
 
     /// Tells whether something visible is at `path`, following no symbolic links.

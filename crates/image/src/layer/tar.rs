@@ -185,8 +185,11 @@ impl<R: Read> TarReader<R> {
         let is_dir = flag == b'5' || (is_file && flag != b'S' && raw_name.ends_with(b"/"));
         let device = || -> Result<(u32, u32), TarError> {
             let (major, minor) = header.device().ok_or(TarError::Malformed("device number"))?;
-            let narrow = |n: i64| u32::try_from(n).map_err(|_| TarError::Malformed("device number"));
-            Ok((narrow(major)?, narrow(minor)?))
+            // Linux has 12 and 20 bits for them.
+            let narrow = |n: i64, bits: u32| {
+                u32::try_from(n).ok().filter(|n| *n < 1 << bits).ok_or(TarError::Malformed("device number"))
+            };
+            Ok((narrow(major, 12)?, narrow(minor, 20)?))
         };
         // Only files have data; other types with a size are skipped over, as other readers do (a hard
         // link's size repeats the file's in some writers and has no data: POSIX pax 10.2.1 leaves it open,

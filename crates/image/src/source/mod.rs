@@ -1,5 +1,6 @@
 //! Where images come from, and how a source becomes one verified manifest and configuration.
 
+mod directory;
 mod layout;
 
 use std::io::Read;
@@ -10,6 +11,8 @@ use situla_oci::{
 };
 use thiserror::Error;
 
+pub(crate) use directory::walk;
+pub use directory::{DirectoryError, Owners};
 pub use layout::{LayoutError, LayoutImage};
 
 use crate::client::ClientError;

@@ -1,5 +1,8 @@
 //! Tests of the image crate against archives built here and against independent tools.
 
+mod convert;
 mod merge;
+mod registry;
 mod tar;
 mod tar_builder;
+mod tools;

@@ -125,6 +125,11 @@ fn whiteouts_hide_only_lower_layers() {
         &[t().dir("d").file("d/e/a", b"1").file("d/b", b"2"), t().file("d/e/.wh.a", b"")],
         &["d/", "d/b=2"],
     );
+    check(
+        "below a file of the same layer",
+        &[t().file("d/a", b"1"), t().file("d", b"2").file("d/.wh.a", b"").file("d/.wh..wh..opq", b"")],
+        &["d=2"],
+    );
     check("of nothing", &[t().file("a", b"1"), t().file("x/.wh.y", b"")], &["a=1"]);
     check("in the lowest layer", &[t().file("a", b"1").file(".wh.a", b"").file("d/.wh.x", b"")], &["a=1"]);
     check("below a file", &[t().file("d/a", b"1"), t().file("d/.wh.a", b""), t().file("d", b"2")], &["d=2"]);

@@ -1,0 +1,48 @@
+//! Converts an image from the command line, for trying the library out:
+//! `convert SOURCE OUTPUT`, where SOURCE is `docker://…`, `oci:DIR[:TAG]`, a directory, a `.sif` or a
+//! `.sqsh`, and OUTPUT is a `.sif` or `.sqsh`.
+
+use std::error::Error;
+use std::path::Path;
+
+use situla_image::{
+    Client, ClientOptions, ConvertOptions, Converted, LayoutImage, OutputFormat, Owners, convert_directory,
+    convert_image, unwrap_sif, wrap_sqsh,
+};
+use situla_oci::{Platform, Reference};
+
+#[expect(clippy::print_stdout, reason = "an example shows its result")]
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [source, out] = args.as_slice() else { return Err("usage: convert SOURCE OUTPUT".into()) };
+    let made = convert(source, Path::new(out))?;
+    println!("{} bytes, rootfs {}, {:?}", made.bytes, made.rootfs_digest, made.timings);
+    Ok(())
+}
+
+fn convert(source: &str, out: &Path) -> Result<Converted, Box<dyn Error>> {
+    let options = ConvertOptions { overwrite: true, ..ConvertOptions::default() };
+    let format = OutputFormat::of_path(out);
+    let platform = Platform::native();
+    if source.starts_with("docker://") {
+        let client = Client::new(ClientOptions::default());
+        let reference = Reference::parse(source)?;
+        return Ok(convert_image(&client.image(&reference), &platform, out, format, &options, &())?);
+    }
+    if let Some(layout) = source.strip_prefix("oci:") {
+        let (dir, tag) = match layout.rsplit_once(':') {
+            Some((dir, tag)) => (dir, Some(tag.parse()?)),
+            None => (layout, None),
+        };
+        let image = LayoutImage::open(Path::new(dir), tag.as_ref())?;
+        return Ok(convert_image(&image, &platform, out, format, &options, &())?);
+    }
+    let path = Path::new(source);
+    if path.is_dir() {
+        return Ok(convert_directory(path, Owners::Root, out, format, &options, &())?);
+    }
+    match OutputFormat::of_path(path) {
+        OutputFormat::Sif => Ok(unwrap_sif(path, out, &options)?),
+        OutputFormat::Sqsh => Ok(wrap_sqsh(path, out, &options)?),
+    }
+}

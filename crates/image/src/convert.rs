@@ -1,0 +1,492 @@
+//! From any source to a `.sqsh` or `.sif` file.
+//!
+//! A file appears under its name only complete; on an error nothing is left. SquashFS and SIF are turned
+//! into each other without touching the file system's bytes.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use situla_oci::{Algorithm, Digest, ExecConfig, Hasher, ImageConfig, MAX_CONFIG_BYTES, Platform};
+use situla_sif::{DataType, FsType, SifError, SifFile, SifObject, SifOptions, SifWriteError, SifWriter};
+use situla_squashfs::{ReadOptions, StoredFile, WriteError, WriterOptions};
+use thiserror::Error;
+
+use crate::additions::{
+    CONFIG_PATH, ENVIRONMENT_PATH, MANIFEST_PATH, SINGULARITY_DIR, environment_script, run_script,
+};
+use crate::additions::{image_additions, mount_points, singularity_additions};
+use crate::flatten::{FlattenError, FlattenOptions, Level, MergeError, Merger, flatten};
+use crate::image_parts::{Addition, ImageParts};
+use crate::output::{Existing, PendingFile};
+use crate::progress::{Event, Progress};
+use crate::source::{DirectoryError, ImageSource, Owners, ResolveError, resolve, walk};
+use crate::squash::SquashSink;
+use crate::tree::Tree;
+
+/// File format of an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// A bare SquashFS.
+    Sqsh,
+    /// A SquashFS in a SIF.
+    Sif,
+}
+
+impl OutputFormat {
+    /// Chooses by the file name: `.sif` is a SIF, all else a SquashFS.
+    #[must_use]
+    pub fn of_path(path: &Path) -> Self {
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("sif")) { Self::Sif } else { Self::Sqsh }
+    }
+}
+
+/// Settings of a conversion.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// Layers fetched at the same time.
+    pub n_fetchers: usize,
+    /// Compression threads; the result does not depend on them.
+    pub n_threads: usize,
+    /// zstd level of the SquashFS.
+    pub zstd_level: i32,
+    /// Replace an existing output.
+    pub overwrite: bool,
+}
+
+impl Default for ConvertOptions {
+    fn default() -> Self {
+        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { n_fetchers: 4, n_threads, zstd_level: 3, overwrite: false }
+    }
+}
+
+/// How long the parts of a conversion took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Name to manifest and configuration.
+    pub resolve: Duration,
+    /// Fetching, merging and compressing, which overlap.
+    pub convert: Duration,
+    /// Hashing the result and bringing it to disk.
+    pub finish: Duration,
+}
+
+/// What a conversion made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Converted {
+    /// Digest of the image manifest, if the source has one.
+    pub manifest_digest: Option<Digest>,
+    /// SHA-256 of the SquashFS (in a SIF, of the partition).
+    pub rootfs_digest: Digest,
+    /// Size of the output file in bytes.
+    pub bytes: u64,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// Why a conversion failed.
+#[derive(Debug, Error)]
+pub enum ConvertError {
+    /// The source's name does not lead to a usable image.
+    #[error(transparent)]
+    Resolve(ResolveError),
+    /// The layers cannot be turned into a tree.
+    #[error(transparent)]
+    Flatten(FlattenError),
+    /// The directory cannot be read.
+    #[error(transparent)]
+    Directory(DirectoryError),
+    /// The tree cannot be completed.
+    #[error("cannot complete the file tree")]
+    Tree(#[source] MergeError),
+    /// The SquashFS cannot be written.
+    #[error("cannot write the SquashFS")]
+    Squash(#[source] WriteError),
+    /// The SIF cannot be written.
+    #[error("cannot write the SIF")]
+    SifWrite(#[source] SifWriteError),
+    /// The input is not a usable SIF.
+    #[error("cannot read SIF '{}'", path.display())]
+    SifRead {
+        /// The input.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: SifError,
+    },
+    /// The SIF's file system is none that can be taken out.
+    #[error("SIF '{}' has a root file system of type {fs:?}, not SquashFS", path.display())]
+    SifFs {
+        /// The input.
+        path: PathBuf,
+        /// Its file system.
+        fs: FsType,
+    },
+    /// The input is not a SquashFS.
+    #[error("'{}' is not a usable SquashFS", path.display())]
+    NotSquashfs {
+        /// The input.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: situla_squashfs::Error,
+    },
+    /// The input cannot be read.
+    #[error("cannot read '{}'", path.display())]
+    Read {
+        /// The input.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The output cannot be written.
+    #[error("cannot write '{}'", path.display())]
+    Write {
+        /// The output.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The output is there already.
+    #[error("'{}' exists already", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+}
+
+/// Converts an image from a registry or layout to a file.
+///
+/// # Errors
+/// When the image cannot be had, is not what its digests promise, or the output cannot be written.
+pub fn convert_image(
+    source: &dyn ImageSource,
+    platform: &Platform,
+    out: &Path,
+    format: OutputFormat,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+) -> Result<Converted, ConvertError> {
+    refuse_existing(out, options)?;
+    let began = Instant::now();
+    let image = resolve(source, platform).map_err(ConvertError::Resolve)?;
+    progress.event(resolved(&image));
+    let resolve_time = began.elapsed();
+    let pending = create_output(out)?;
+    let mut converted = write_output(
+        &pending,
+        out,
+        format,
+        &sif_options(&image.config),
+        options,
+        |sink| image_tree(source, &image, sink, options, progress),
+        progress,
+    )?;
+    converted.manifest_digest = Some(image.digest);
+    converted.timings.resolve = resolve_time;
+    publish(pending, out, format, options, &mut converted)?;
+    Ok(converted)
+}
+
+/// Converts a directory tree to a file.
+///
+/// # Errors
+/// When the tree cannot be read or the output cannot be written.
+pub fn convert_directory(
+    dir: &Path,
+    owners: Owners,
+    out: &Path,
+    format: OutputFormat,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+) -> Result<Converted, ConvertError> {
+    refuse_existing(out, options)?;
+    let pending = create_output(out)?;
+    let sif = SifOptions { arch: Platform::native().architecture, ..SifOptions::default() };
+    let mut converted = write_output(
+        &pending,
+        out,
+        format,
+        &sif,
+        options,
+        |sink| directory_tree(dir, owners, sink, progress),
+        progress,
+    )?;
+    publish(pending, out, format, options, &mut converted)?;
+    Ok(converted)
+}
+
+/// Puts a SquashFS file into a SIF, byte for byte.
+///
+/// # Errors
+/// When the input is not a SquashFS or the output cannot be written.
+pub fn wrap_sqsh(input: &Path, out: &Path, options: &ConvertOptions) -> Result<Converted, ConvertError> {
+    refuse_existing(out, options)?;
+    let began = Instant::now();
+    let read = |source| ConvertError::Read { path: input.to_owned(), source };
+    let mut file = File::open(input).map_err(read)?;
+    let (manifest_digest, sif) = describe_sqsh(input, &file)?;
+    file.rewind().map_err(read)?;
+    let pending = create_output(out)?;
+    let target = pending.file().map_err(|source| write_error(out, source))?;
+    let writer = SifWriter::new(target, sif).map_err(ConvertError::SifWrite)?;
+    let offset = writer.partition_offset();
+    let target = writer.write_partition(&mut file).map_err(ConvertError::SifWrite)?;
+    let convert = began.elapsed();
+    let (rootfs_digest, _) = hash_from(&target, offset).map_err(|source| write_error(out, source))?;
+    let timings = Timings { convert, ..Timings::default() };
+    let mut converted = Converted { manifest_digest, rootfs_digest, bytes: 0, timings };
+    publish(pending, out, OutputFormat::Sif, options, &mut converted)?;
+    Ok(converted)
+}
+
+/// Takes the SquashFS out of a SIF, byte for byte.
+///
+/// # Errors
+/// When the input is not a SIF with a SquashFS or the output cannot be written.
+pub fn unwrap_sif(input: &Path, out: &Path, options: &ConvertOptions) -> Result<Converted, ConvertError> {
+    refuse_existing(out, options)?;
+    let began = Instant::now();
+    let read = |source| ConvertError::Read { path: input.to_owned(), source };
+    let sif_error = |source| ConvertError::SifRead { path: input.to_owned(), source };
+    let sif = SifFile::open(File::open(input).map_err(read)?).map_err(sif_error)?;
+    let partition = sif.primary_partition().map_err(sif_error)?;
+    if partition.fs != FsType::Squashfs {
+        return Err(ConvertError::SifFs { path: input.to_owned(), fs: partition.fs });
+    }
+    let mut file = sif.into_inner();
+    let window =
+        situla_squashfs::Window::new(file.try_clone().map_err(read)?, partition.offset, partition.len);
+    let (manifest_digest, _) = describe_image(input, window)?;
+    file.seek(SeekFrom::Start(partition.offset)).map_err(read)?;
+    let pending = create_output(out)?;
+    let mut target = pending.file().map_err(|source| write_error(out, source))?;
+    let n = io::copy(&mut (&mut file).take(partition.len), &mut target).map_err(|e| write_error(out, e))?;
+    if n != partition.len {
+        return Err(read(io::ErrorKind::UnexpectedEof.into()));
+    }
+    let convert = began.elapsed();
+    let (rootfs_digest, _) = hash_from(&target, 0).map_err(|source| write_error(out, source))?;
+    let timings = Timings { convert, ..Timings::default() };
+    let mut converted = Converted { manifest_digest, rootfs_digest, bytes: 0, timings };
+    publish(pending, out, OutputFormat::Sqsh, options, &mut converted)?;
+    Ok(converted)
+}
+
+pub(crate) fn resolved(image: &ImageParts) -> Event {
+    let layers = &image.manifest.layers;
+    let bytes = layers.iter().map(|l| l.size).fold(0, u64::saturating_add);
+    Event::Resolved { manifest: image.digest.clone(), n_layers: layers.len(), bytes }
+}
+
+/// Fetches and merges an image's layers into `sink`.
+pub(crate) fn image_tree(
+    source: &dyn ImageSource,
+    image: &ImageParts,
+    sink: &mut SquashSink<File>,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+) -> Result<Tree<StoredFile>, ConvertError> {
+    let flatten_options = FlattenOptions { n_fetchers: options.n_fetchers };
+    let additions = image_additions(image);
+    let flat = flatten(source, image, &additions, &mount_points(), sink, flatten_options, progress);
+    Ok(flat.map_err(ConvertError::Flatten)?.tree)
+}
+
+fn directory_tree(
+    dir: &Path,
+    owners: Owners,
+    sink: &mut SquashSink<File>,
+    progress: &dyn Progress,
+) -> Result<Tree<StoredFile>, ConvertError> {
+    let mut merger = Merger::new(sink, Level(1));
+    merger.begin_layer(Level(1));
+    walk(dir, owners, &mut merger, progress).map_err(ConvertError::Directory)?;
+    merger.end_layer().map_err(ConvertError::Tree)?;
+    let keeps_own = merger.has(SINGULARITY_DIR);
+    merger.begin_layer(Level(0));
+    let mut add = |additions: Vec<Addition>| -> Result<(), ConvertError> {
+        for addition in additions {
+            let added = merger.entry(addition.entry, &mut addition.content.as_slice());
+            added.map_err(ConvertError::Tree)?;
+        }
+        Ok(())
+    };
+    if !keeps_own {
+        add(singularity_additions(&ImageConfig::default()))?;
+    }
+    add(mount_points())?;
+    merger.finish().map_err(ConvertError::Tree)
+}
+
+/// Writes a root file system to an open output in the given format, and hashes it.
+pub(crate) fn write_output(
+    pending: &PendingFile,
+    out: &Path,
+    format: OutputFormat,
+    sif: &SifOptions,
+    options: &ConvertOptions,
+    build: impl FnOnce(&mut SquashSink<File>) -> Result<Tree<StoredFile>, ConvertError>,
+    progress: &dyn Progress,
+) -> Result<Converted, ConvertError> {
+    let began = Instant::now();
+    let file = pending.file().map_err(|source| write_error(out, source))?;
+    let squash = |out: File| -> Result<(File, u64), ConvertError> {
+        let writer_options = WriterOptions {
+            zstd_level: options.zstd_level,
+            threads: options.n_threads.max(1),
+            ..WriterOptions::default()
+        };
+        let mut sink = SquashSink::create(out, writer_options).map_err(ConvertError::Squash)?;
+        let tree = build(&mut sink)?;
+        let (summary, out) = sink.finish(&tree, progress).map_err(ConvertError::Squash)?;
+        Ok((out, summary.padded_len))
+    };
+    let (file, offset) = match format {
+        OutputFormat::Sqsh => (squash(file)?.0, 0),
+        OutputFormat::Sif => {
+            let mut writer = SifWriter::new(file, sif.clone()).map_err(ConvertError::SifWrite)?;
+            let offset = writer.partition_offset();
+            // A clone of the descriptor shares its position, which stands at the partition.
+            let clone = writer.output().try_clone().map_err(|source| write_error(out, source))?;
+            let (_, len) = squash(clone)?;
+            (writer.finish(len).map_err(ConvertError::SifWrite)?, offset)
+        }
+    };
+    let convert = began.elapsed();
+    let began = Instant::now();
+    let (rootfs_digest, bytes) = hash_from(&file, offset).map_err(|source| write_error(out, source))?;
+    let timings = Timings { resolve: Duration::ZERO, convert, finish: began.elapsed() };
+    Ok(Converted { manifest_digest: None, rootfs_digest, bytes: offset + bytes, timings })
+}
+
+/// Hashes a file from `offset` to its end; it was just written, so this reads memory.
+fn hash_from(file: &File, offset: u64) -> io::Result<(Digest, u64)> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = offset;
+    loop {
+        match file.read_at(&mut buffer, at) {
+            Ok(0) => return Ok((hasher.finish(), at - offset)),
+            Ok(n) => {
+                hasher.update(&buffer[..n]);
+                at += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn refuse_existing(out: &Path, options: &ConvertOptions) -> Result<(), ConvertError> {
+    // Said early, before minutes of work; publishing checks again, atomically.
+    if !options.overwrite && fs::symlink_metadata(out).is_ok() {
+        return Err(ConvertError::Exists { path: out.to_owned() });
+    }
+    Ok(())
+}
+
+fn create_output(out: &Path) -> Result<PendingFile, ConvertError> {
+    let dir = match out.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    // The hidden name must not exceed the limit where the visible one does not.
+    let prefix: String = name.chars().take(40).collect();
+    PendingFile::create(dir, &prefix).map_err(|source| write_error(out, source))
+}
+
+fn publish(
+    pending: PendingFile,
+    out: &Path,
+    format: OutputFormat,
+    options: &ConvertOptions,
+    converted: &mut Converted,
+) -> Result<(), ConvertError> {
+    let began = Instant::now();
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::AlreadyExists => ConvertError::Exists { path: out.to_owned() },
+        _ => write_error(out, source),
+    };
+    let file = pending.file().map_err(failed)?;
+    converted.bytes = file.metadata().map_err(failed)?.len();
+    if format == OutputFormat::Sif {
+        // The launch line makes `./image.sif` start the container.
+        file.set_permissions(Permissions::from_mode(0o755)).map_err(failed)?;
+    }
+    let existing = if options.overwrite { Existing::Replace } else { Existing::Refuse };
+    pending.publish(out, existing).map_err(failed)?;
+    converted.timings.finish += began.elapsed();
+    Ok(())
+}
+
+fn write_error(path: &Path, source: io::Error) -> ConvertError {
+    ConvertError::Write { path: path.to_owned(), source }
+}
+
+/// Returns what goes around the partition of an image with this configuration.
+fn sif_options(config: &ImageConfig) -> SifOptions {
+    let object = |name: &str, value: &serde_json::Value| SifObject {
+        data_type: DataType::GenericJson,
+        name: name.to_owned(),
+        bytes: value.to_string().into_bytes(),
+    };
+    // What Apptainer's `inspect` shows without starting the container.
+    let inspect = serde_json::json!({
+        "data": { "attributes": {
+            "environment": { format!("/{ENVIRONMENT_PATH}"): environment_script(&config.config) },
+            "labels": config.config.labels,
+            "runscript": run_script(&config.config),
+        } },
+        "type": "container",
+    });
+    SifOptions {
+        arch: config.architecture.clone(),
+        deffile: None,
+        objects: vec![
+            object("oci-config.json", &oci_config(&config.config)),
+            object("inspect-metadata.json", &inspect),
+        ],
+    }
+}
+
+/// The execution parameters as other tools write them: without empty fields.
+fn oci_config(config: &ExecConfig) -> serde_json::Value {
+    let mut value = serde_json::to_value(config).unwrap_or_default();
+    if let serde_json::Value::Object(fields) = &mut value {
+        fields.retain(|_, field| {
+            *field != serde_json::json!([])
+                && *field != serde_json::json!({})
+                && *field != serde_json::json!("")
+        });
+    }
+    value
+}
+
+fn describe_sqsh(path: &Path, file: &File) -> Result<(Option<Digest>, SifOptions), ConvertError> {
+    let clone = file.try_clone().map_err(|source| ConvertError::Read { path: path.to_owned(), source })?;
+    describe_image(path, clone)
+}
+
+/// Reads what a SquashFS says about itself; one that says nothing is for this machine's architecture.
+fn describe_image(
+    path: &Path,
+    source: impl situla_squashfs::ReadAt + 'static,
+) -> Result<(Option<Digest>, SifOptions), ConvertError> {
+    let failed = |source| ConvertError::NotSquashfs { path: path.to_owned(), source };
+    let image = situla_squashfs::Image::open(source, ReadOptions::default()).map_err(failed)?;
+    let limit = usize::try_from(MAX_CONFIG_BYTES).unwrap_or(usize::MAX);
+    let manifest = image.read_file(MANIFEST_PATH, limit).map_err(failed)?.map(|bytes| Digest::sha256(&bytes));
+    let config = image.read_file(CONFIG_PATH, limit).map_err(failed)?;
+    let sif = match config.and_then(|bytes| ImageConfig::parse(&bytes).ok()) {
+        Some(config) => sif_options(&config),
+        None => SifOptions { arch: Platform::native().architecture, ..SifOptions::default() },
+    };
+    Ok((manifest, sif))
+}

@@ -1,0 +1,159 @@
+//! Files that appear under their name only when they are complete.
+//!
+//! Where the file system can, the file has no name at all until then (`O_TMPFILE`), so that even a killed
+//! process leaves nothing behind; elsewhere a hidden temporary name beside the final one is used.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+
+/// A file being written.
+#[derive(Debug)]
+pub(crate) struct PendingFile {
+    file: Option<File>,
+    dir: PathBuf,
+    /// Temporary name, if it has one.
+    temp: Option<PathBuf>,
+    prefix: String,
+}
+
+/// Whether an existing file is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Existing {
+    /// Replace it.
+    Replace,
+    /// Fail with `AlreadyExists`.
+    Refuse,
+}
+
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+impl PendingFile {
+    /// Creates a file in `dir`; temporary names begin with `.prefix`.
+    pub(crate) fn create(dir: &Path, prefix: &str) -> io::Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mut pending = Self { file: None, dir: dir.to_owned(), temp: None, prefix: prefix.to_owned() };
+        match rustix::fs::openat(CWD, dir, flags, Mode::from_raw_mode(0o644)) {
+            Ok(fd) => pending.file = Some(File::from(fd)),
+            // Old kernels and some network file systems lack it and say so in different ways.
+            Err(_) => {
+                let path = pending.temp_path();
+                let file =
+                    OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&path)?;
+                pending.temp = Some(path);
+                pending.file = Some(file);
+            }
+        }
+        Ok(pending)
+    }
+
+    fn temp_path(&self) -> PathBuf {
+        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let mut name = OsString::from(format!(".{}", self.prefix));
+        name.push(format!(".{}.{n}.tmp", std::process::id()));
+        self.dir.join(name)
+    }
+
+    /// Returns the open file.
+    pub(crate) fn file(&self) -> io::Result<File> {
+        match &self.file {
+            Some(file) => file.try_clone(),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Writes everything to disk and gives the file its name.
+    pub(crate) fn publish(mut self, path: &Path, existing: Existing) -> io::Result<()> {
+        let Some(file) = self.file.take() else { return Err(io::ErrorKind::NotFound.into()) };
+        file.sync_all()?;
+        match (self.temp.clone(), existing) {
+            (None, existing) => {
+                let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let link = |to: &Path| {
+                    rustix::fs::linkat(CWD, source.as_str(), CWD, to, AtFlags::SYMLINK_FOLLOW)
+                        .map_err(io::Error::from)
+                };
+                match link(path) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists && existing == Existing::Replace => {
+                        let temp = self.temp_path();
+                        link(&temp)?;
+                        self.temp = Some(temp.clone());
+                        fs::rename(&temp, path)?;
+                        self.temp = None;
+                    }
+                    result => result?,
+                }
+            }
+            (Some(temp), Existing::Replace) => {
+                fs::rename(&temp, path)?;
+                self.temp = None;
+            }
+            (Some(temp), Existing::Refuse) => {
+                // A link fails where a name exists; rename would replace it.
+                fs::hard_link(&temp, path)?;
+            }
+        }
+        drop(self);
+        sync_dir_of(path)
+    }
+}
+
+impl Drop for PendingFile {
+    fn drop(&mut self) {
+        if let Some(temp) = &self.temp {
+            // It may be gone; nothing else can be done about it here.
+            let _ = fs::remove_file(temp);
+        }
+    }
+}
+
+/// Writes a small file completely or not at all.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let pending = PendingFile::create(dir, "small")?;
+    io::Write::write_all(&mut pending.file()?, bytes)?;
+    pending.publish(path, Existing::Replace)
+}
+
+fn sync_dir_of(path: &Path) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_file_appears_complete_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let names = || fs::read_dir(dir.path()).unwrap().count();
+        let pending = PendingFile::create(dir.path(), "x").unwrap();
+        pending.file().unwrap().write_all(b"one").unwrap();
+        assert!(!path.exists());
+        pending.publish(&path, Existing::Refuse).unwrap();
+        assert_eq!((fs::read(&path).unwrap().as_slice(), names()), (&b"one"[..], 1));
+
+        let pending = PendingFile::create(dir.path(), "x").unwrap();
+        let error = pending.publish(&path, Existing::Refuse).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!((fs::read(&path).unwrap().as_slice(), names()), (&b"one"[..], 1));
+
+        write_atomically(&path, b"two").unwrap();
+        assert_eq!((fs::read(&path).unwrap().as_slice(), names()), (&b"two"[..], 1));
+        drop(PendingFile::create(dir.path(), "x").unwrap());
+        assert_eq!(names(), 1);
+    }
+}

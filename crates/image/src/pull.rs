@@ -1,0 +1,145 @@
+//! From a reference to an image in the store.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use situla_oci::{Digest, Platform, Reference};
+use situla_sif::SifOptions;
+use thiserror::Error;
+
+use crate::client::Client;
+use crate::convert::{
+    ConvertError, ConvertOptions, OutputFormat, Timings, image_tree, resolved, write_output,
+};
+use crate::progress::{Event, Progress};
+use crate::source::{ImageSource, ResolveError, resolve};
+use crate::store::{Acquired, Store, StoreError, StoredImage};
+
+/// Why a pull failed.
+#[derive(Debug, Error)]
+pub enum PullError {
+    /// The reference does not lead to a usable image.
+    #[error("cannot pull '{reference}'")]
+    Resolve {
+        /// The reference.
+        reference: Box<Reference>,
+        /// The cause.
+        #[source]
+        source: ResolveError,
+    },
+    /// The image cannot be converted.
+    #[error("cannot convert '{reference}'")]
+    Convert {
+        /// The reference.
+        reference: Box<Reference>,
+        /// The cause.
+        #[source]
+        source: ConvertError,
+    },
+    /// The store failed.
+    #[error("image store failed")]
+    Store(#[source] StoreError),
+}
+
+/// An image that is in the store now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PulledImage {
+    /// Digest of the image manifest.
+    pub manifest_digest: Digest,
+    /// SHA-256 of the SquashFS file.
+    pub rootfs_digest: Digest,
+    /// The SquashFS file.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Whether it was there before.
+    pub was_present: bool,
+    /// How long it took; zero for what was not done.
+    pub timings: Timings,
+}
+
+/// Makes sure that an image is in the store. A reference that is pinned by digest and was pulled before
+/// needs no network.
+///
+/// # Errors
+/// When the image cannot be had, is not what its digests promise, or the store fails.
+pub fn pull(
+    client: &Client,
+    reference: &Reference,
+    platform: &Platform,
+    store: &Store,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+) -> Result<PulledImage, PullError> {
+    if reference.digest().is_some()
+        && let Some(manifest) = store.lookup(reference, platform).map_err(PullError::Store)?
+        && let Some(image) = store.get(&manifest).map_err(PullError::Store)?
+    {
+        progress.event(Event::Present);
+        return Ok(present(image, Timings::default()));
+    }
+    let source = client.image(reference);
+    let pulled = pull_from(&source, reference, platform, store, options, progress)?;
+    store.set_ref(reference, platform, &pulled.manifest_digest).map_err(PullError::Store)?;
+    Ok(pulled)
+}
+
+/// Makes sure that an image of any source is in the store; `reference` only names it in errors.
+///
+/// # Errors
+/// As [`pull`].
+pub fn pull_from(
+    source: &dyn ImageSource,
+    reference: &Reference,
+    platform: &Platform,
+    store: &Store,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+) -> Result<PulledImage, PullError> {
+    let began = Instant::now();
+    let image = resolve(source, platform)
+        .map_err(|source| PullError::Resolve { reference: Box::new(reference.clone()), source })?;
+    progress.event(resolved(&image));
+    let resolve_time = began.elapsed();
+    let only_resolved = Timings { resolve: resolve_time, ..Timings::default() };
+    if let Some(stored) = store.get(&image.digest).map_err(PullError::Store)? {
+        progress.event(Event::Present);
+        return Ok(present(stored, only_resolved));
+    }
+    let lease = match store.acquire(&image.digest, progress).map_err(PullError::Store)? {
+        Acquired::Present(stored) => {
+            progress.event(Event::Present);
+            return Ok(present(stored, only_resolved));
+        }
+        Acquired::Ours(lease) => lease,
+    };
+    let pending = store.create_file(&lease).map_err(PullError::Store)?;
+    let converted = write_output(
+        &pending,
+        Path::new("image store"),
+        OutputFormat::Sqsh,
+        &SifOptions::default(),
+        options,
+        |sink| image_tree(source, &image, sink, options, progress),
+        progress,
+    )
+    .map_err(|source| PullError::Convert { reference: Box::new(reference.clone()), source })?;
+    let began = Instant::now();
+    let stored =
+        store.publish(lease, pending, converted.rootfs_digest, converted.bytes).map_err(PullError::Store)?;
+    let mut timings = converted.timings;
+    timings.resolve = resolve_time;
+    timings.finish += began.elapsed();
+    Ok(PulledImage { was_present: false, ..present(stored, timings) })
+}
+
+fn present(image: StoredImage, timings: Timings) -> PulledImage {
+    PulledImage {
+        manifest_digest: image.manifest_digest,
+        rootfs_digest: image.rootfs_digest,
+        path: image.path,
+        bytes: image.bytes,
+        was_present: true,
+        timings,
+    }
+}

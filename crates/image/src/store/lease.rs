@@ -1,0 +1,200 @@
+//! Who is converting an image: a file made with `O_EXCL`, kept warm by its owner.
+//!
+//! A lease only saves work: two owners at once would each write a file of their own and publish the same
+//! bytes atomically. So takeovers may err on the side of doing work twice, never of waiting for the dead.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use situla_oci::Digest;
+
+use super::{Acquired, Store, StoreError, read_record};
+use crate::progress::{Event, Progress};
+
+/// Pause between looks at another's lease.
+const POLL: Duration = Duration::from_millis(50);
+
+/// What is written into a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Holder {
+    /// Machine, boot and process namespace: within one, process ids can be compared.
+    realm: String,
+    host: String,
+    pid: u32,
+    /// Start time of the process in clock ticks since boot; tells a reused process id.
+    started: u64,
+    /// Tells leases of one process apart.
+    serial: u64,
+}
+
+/// The right and duty to make one image; given back when dropped.
+#[derive(Debug)]
+pub struct Lease {
+    manifest: Digest,
+    path: PathBuf,
+    holder: Holder,
+    stop: Option<Sender<()>>,
+    heart: Option<JoinHandle<()>>,
+}
+
+impl Lease {
+    /// Returns the manifest digest of the image.
+    #[must_use]
+    pub fn manifest(&self) -> &Digest {
+        &self.manifest
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(heart) = self.heart.take() {
+            // A heart that panicked has stopped too.
+            let _ = heart.join();
+        }
+        // Somebody may have taken it over while we were suspended: then it is no longer ours to remove.
+        if read_record::<Holder>(&self.path).ok().flatten().as_ref() == Some(&self.holder) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+pub(super) fn acquire(
+    store: &Store,
+    manifest: &Digest,
+    path: &Path,
+    progress: &dyn Progress,
+) -> Result<Acquired, StoreError> {
+    let began = Instant::now();
+    let mut told = false;
+    let mut watch: Option<(Option<Holder>, Option<SystemTime>, Instant)> = None;
+    loop {
+        if let Some(image) = store.get(manifest)? {
+            return Ok(Acquired::Present(image));
+        }
+        if let Some(lease) = try_create(store, manifest, path)? {
+            // The one who had it may have published between our two looks.
+            if let Some(image) = store.get(manifest)? {
+                return Ok(Acquired::Present(image));
+            }
+            store.remove_leftovers(manifest)?;
+            return Ok(Acquired::Ours(lease));
+        }
+        let holder = read_record::<Holder>(path)?;
+        let beat = fs::metadata(path).and_then(|m| m.modified()).ok();
+        let silent = match &watch {
+            Some((old, old_beat, since)) if *old == holder && *old_beat == beat => since.elapsed(),
+            _ => {
+                watch = Some((holder.clone(), beat, Instant::now()));
+                Duration::ZERO
+            }
+        };
+        let name =
+            holder.as_ref().map_or("unknown".to_owned(), |h| format!("process {} on {}", h.pid, h.host));
+        if holder.as_ref().is_some_and(is_dead) || silent > store.options.stale_after {
+            take_away(store, path, holder.as_ref(), manifest)?;
+            continue;
+        }
+        if !told {
+            told = true;
+            progress.event(Event::Waiting { holder: name.clone() });
+        }
+        if began.elapsed() > store.options.wait_limit {
+            return Err(StoreError::Busy { holder: name, waited: began.elapsed() });
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn try_create(store: &Store, manifest: &Digest, path: &Path) -> Result<Option<Lease>, StoreError> {
+    let failed = |source| StoreError::Write { path: path.to_owned(), source };
+    let mut file = match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    let holder = this_process();
+    let text = serde_json::to_vec(&holder).map_err(|e| failed(io::Error::other(e)))?;
+    file.write_all(&text).map_err(failed)?;
+    let (stop, stopped) = channel();
+    let pause = store.options.stale_after / 4;
+    let heart = thread::Builder::new().name("lease".to_owned()).spawn(move || beat(&file, pause, &stopped));
+    let heart = Some(heart.map_err(failed)?);
+    Ok(Some(Lease { manifest: manifest.clone(), path: path.to_owned(), holder, stop: Some(stop), heart }))
+}
+
+/// Shows a sign of life until told to stop.
+fn beat(file: &File, pause: Duration, stopped: &std::sync::mpsc::Receiver<()>) {
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(pause) {
+        // If it fails the lease grows stale and another process does the work too: harmless.
+        let _ = file.set_modified(SystemTime::now());
+    }
+}
+
+/// Moves a stale lease away. If another one took its place meanwhile, that one is put back.
+fn take_away(
+    store: &Store,
+    path: &Path,
+    stale: Option<&Holder>,
+    manifest: &Digest,
+) -> Result<(), StoreError> {
+    let serial = this_process();
+    let away = store.dir.join("tmp").join(format!(
+        "{}.{}.{}.stale",
+        manifest.file_stem(),
+        serial.pid,
+        serial.serial
+    ));
+    match fs::rename(path, &away) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(StoreError::Write { path: path.to_owned(), source }),
+    }
+    if read_record::<Holder>(&away)?.as_ref() != stale {
+        // If a third one is there already, two work at once; both are right.
+        let _ = fs::hard_link(&away, path);
+    }
+    let _ = fs::remove_file(&away);
+    Ok(())
+}
+
+fn this_process() -> Holder {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let pid = std::process::id();
+    Holder {
+        realm: realm(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        pid,
+        started: start_time(pid).unwrap_or_default(),
+        serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+    }
+}
+
+/// Names the set of processes among which ids are unique; empty if that cannot be told.
+fn realm() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    if boot.is_empty() || namespace.as_os_str().is_empty() {
+        return String::new();
+    }
+    format!("{} {}", boot.trim(), namespace.display())
+}
+
+/// Tells whether a holder is known to be gone; of other machines nothing is known.
+fn is_dead(holder: &Holder) -> bool {
+    !holder.realm.is_empty() && holder.realm == realm() && start_time(holder.pid) != Some(holder.started)
+}
+
+/// Reads field 22 of `/proc/PID/stat`; `None` if there is no such process.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command name may hold anything; fields are counted from its closing bracket.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
