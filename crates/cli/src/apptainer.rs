@@ -59,8 +59,6 @@ enum Command {
     Run(RunArgs),
     /// Run a shell within a container
     Shell(ShellArgs),
-    /// Pull an image from a registry
-    Pull(PullArgs),
     /// Show the version
     Version,
 }
@@ -92,30 +90,70 @@ struct ShellArgs {
     what: ImageAndArguments,
 }
 
-#[derive(Args, Debug)]
-struct PullArgs {
-    /// Overwrite an image file if it exists
-    #[arg(short = 'F', long)]
-    force: bool,
-    /// Use plain HTTP for the registry
-    #[arg(long, visible_alias = "nohttps")]
-    no_https: bool,
-    /// [OUTPUT] URI
-    #[arg(required = true, num_args = 1..=2, value_name = "[OUTPUT] URI")]
-    names: Vec<String>,
-}
-
 /// Options of Apptainer's run commands that are not supported here (yet).
 const UNSUPPORTED: [&str; 62] = [
-    "--app", "--scratch", "--workdir", "--contain", "--containall", "--compat", "--env-file", "--no-env",
-    "--no-umask", "--overlay", "--writable", "--writable-tmpfs", "--underlay", "--unsquash", "--disable-cache",
-    "--tmpdir", "--pid", "--no-pid", "--no-init", "--ipc", "--uts", "--net", "--hostname", "--network",
-    "--network-args", "--netns-path", "--dns", "--fakeroot", "--nv", "--nvccli", "--rocm", "--compat32",
-    "--intel-hpu", "--device", "--cdi-dirs", "--containlibs", "--fusemount", "--security", "--add-caps",
-    "--drop-caps", "--keep-privs", "--no-privs", "--allow-setuid", "--apply-cgroups", "--blkio-weight",
-    "--blkio-weight-device", "--cpu-shares", "--cpus", "--cpuset-cpus", "--cpuset-mems", "--memory",
-    "--memory-reservation", "--memory-swap", "--oom-kill-disable", "--pids-limit", "--passphrase", "--pem-path",
-    "--docker-login", "--docker-host", "--authfile", "--runscript-timeout", "--config",
+    "--app",
+    "--scratch",
+    "--workdir",
+    "--contain",
+    "--containall",
+    "--compat",
+    "--env-file",
+    "--no-env",
+    "--no-umask",
+    "--overlay",
+    "--writable",
+    "--writable-tmpfs",
+    "--underlay",
+    "--unsquash",
+    "--disable-cache",
+    "--tmpdir",
+    "--pid",
+    "--no-pid",
+    "--no-init",
+    "--ipc",
+    "--uts",
+    "--net",
+    "--hostname",
+    "--network",
+    "--network-args",
+    "--netns-path",
+    "--dns",
+    "--fakeroot",
+    "--nv",
+    "--nvccli",
+    "--rocm",
+    "--compat32",
+    "--intel-hpu",
+    "--device",
+    "--cdi-dirs",
+    "--containlibs",
+    "--fusemount",
+    "--security",
+    "--add-caps",
+    "--drop-caps",
+    "--keep-privs",
+    "--no-privs",
+    "--allow-setuid",
+    "--apply-cgroups",
+    "--blkio-weight",
+    "--blkio-weight-device",
+    "--cpu-shares",
+    "--cpus",
+    "--cpuset-cpus",
+    "--cpuset-mems",
+    "--memory",
+    "--memory-reservation",
+    "--memory-swap",
+    "--oom-kill-disable",
+    "--pids-limit",
+    "--passphrase",
+    "--pem-path",
+    "--docker-login",
+    "--docker-host",
+    "--authfile",
+    "--runscript-timeout",
+    "--config",
 ];
 
 /// The version that scripts compare with: the Apptainer whose behaviour is followed.
@@ -145,15 +183,6 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             }
             (options, what.image, Action::Shell(shell))
         }
-        Some(Command::Pull(arguments)) => {
-            let (output, reference) = match arguments.names.as_slice() {
-                [output, reference] => (Some(output.clone()), reference.clone()),
-                [reference, ..] => (None, reference.clone()),
-                [] => return Err(CommandError::usage("which image?", "apptainer pull [OUTPUT] URI")),
-            };
-            let output = output.unwrap_or_else(|| commands::pull::default_name(&reference, "sif"));
-            return commands::pull::pull_to_file(&reference, output.as_ref(), arguments.force, arguments.no_https);
-        }
         Some(Command::Version) => {
             data(&format!("{VERSION}\n"))?;
             return Ok(ExitCode::SUCCESS);
@@ -170,8 +199,12 @@ fn usage(error: &clap::Error) -> ExitCode {
         _ => None,
     };
     if let Some(name) = unknown.filter(|name| UNSUPPORTED.contains(name)) {
-        let message = format!("the option {name} of Apptainer is not supported by Situla {}", env!("CARGO_PKG_VERSION"));
-        return CommandError::usage(message, "leave it out, or use Apptainer for this image").report_fatal(None);
+        let message = format!(
+            "the option {name} of Apptainer is not supported by Situla {}",
+            env!("CARGO_PKG_VERSION")
+        );
+        return CommandError::usage(message, "leave it out, or use Apptainer for this image")
+            .report_fatal(None);
     }
     let _ = error.print();
     if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
@@ -188,7 +221,8 @@ mod tests {
 
     #[test]
     fn what_follows_the_image_belongs_to_the_command() {
-        let words = ["apptainer", "-q", "exec", "-B", "/a", "--pwd", "/x", "i.sif", "ls", "-l", "--bind", "x"];
+        let words =
+            ["apptainer", "-q", "exec", "-B", "/a", "--pwd", "/x", "i.sif", "ls", "-l", "--bind", "x"];
         let cli = Cli::try_parse_from(words).unwrap();
         let Some(Command::Exec(arguments)) = cli.command else { panic!("exec") };
         assert_eq!(arguments.what.image, "i.sif");
@@ -199,7 +233,11 @@ mod tests {
     fn options_of_apptainer_are_refused_by_name() {
         for name in UNSUPPORTED {
             let error = Cli::try_parse_from(["apptainer", "exec", name, "i.sif", "true"]).unwrap_err();
-            assert_eq!(error.get(ContextKind::InvalidArg), Some(&ContextValue::String(name.to_owned())), "{name}");
+            assert_eq!(
+                error.get(ContextKind::InvalidArg),
+                Some(&ContextValue::String(name.to_owned())),
+                "{name}"
+            );
         }
     }
 }

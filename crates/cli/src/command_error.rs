@@ -152,7 +152,13 @@ impl CommandError {
 
 /// The messages of the causes of an error, outermost first.
 fn causes(error: &dyn Error) -> Vec<String> {
-    std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string).collect()
+    let mut found = Vec::new();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        found.push(error.to_string());
+        cause = error.source();
+    }
+    found
 }
 
 #[cfg(test)]

@@ -30,7 +30,9 @@ fn main() -> ExitCode {
     }
     match called.as_str() {
         "apptainer" | "singularity" => apptainer::main(rest),
-        "run-singularity" => apptainer::main(["--quiet".into(), "run".into()].into_iter().chain(rest).collect()),
+        "run-singularity" => {
+            apptainer::main(["--quiet".into(), "run".into()].into_iter().chain(rest).collect())
+        }
         _ => native::main(rest),
     }
 }

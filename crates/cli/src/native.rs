@@ -28,14 +28,6 @@ enum Command {
     Shell(commands::run::ShellArgs),
     /// Print what `exec` would do, as JSON, and do nothing
     Plan(commands::run::PlanArgs),
-    /// Fetch an image from a registry into the store, or into a file
-    Pull(commands::pull::PullArgs),
-    /// Convert a directory, an OCI layout or an image into a .sqsh or .sif file
-    Convert(commands::convert::ConvertArgs),
-    /// List the images of the store
-    Images(commands::images::ImagesArgs),
-    /// Show what an image says about itself
-    Inspect(commands::inspect::InspectArgs),
     /// List the records of runs
     Runs(commands::runs::RunsArgs),
     /// Show the record of one step on one node
@@ -67,10 +59,6 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Run(arguments) => commands::run::run(arguments.into()),
         Command::Shell(arguments) => commands::run::run(arguments.into()),
         Command::Plan(arguments) => commands::run::plan(RunCommand::from(arguments)),
-        Command::Pull(arguments) => commands::pull::pull(&arguments),
-        Command::Convert(arguments) => commands::convert::convert(&arguments),
-        Command::Images(arguments) => commands::images::images(&arguments),
-        Command::Inspect(arguments) => commands::inspect::inspect(&arguments),
         Command::Runs(arguments) => commands::runs::runs(&arguments),
         Command::Show(arguments) => commands::runs::show(&arguments),
         Command::Completion(arguments) => commands::manual::completion(&arguments, command_tree()),

@@ -89,7 +89,12 @@ impl RunOptions {
         }
         request.defaults.no_home = self.no_home || set.flag("NO_HOME");
         let mut no_mount = self.no_mount.clone();
-        no_mount.extend(set.first(&["NO_MOUNT"]).iter().flat_map(|list| list.split(',')).map(|word| word.trim().to_owned()));
+        no_mount.extend(
+            set.first(&["NO_MOUNT"])
+                .iter()
+                .flat_map(|list| list.split(','))
+                .map(|word| word.trim().to_owned()),
+        );
         for word in no_mount {
             match NoMount::parse(&word) {
                 Some(what) => request.defaults.no_mount.push(what),
@@ -223,7 +228,8 @@ mod tests {
         let request = options
             .request(Personality::Apptainer, "i".to_owned(), Action::Shell(None), Path::new("/"), &variable)
             .unwrap();
-        let destinations: Vec<_> = request.binds.iter().map(|bind| bind.destination.to_string_lossy()).collect();
+        let destinations: Vec<_> =
+            request.binds.iter().map(|bind| bind.destination.to_string_lossy()).collect();
         assert_eq!(destinations, ["/x", "/b"]);
         assert!(request.binds[0].read_only && request.clean_env);
         assert_eq!(request.options, ["cleanenv"]);

@@ -22,3 +22,4 @@ pub use prepare::{Prepared, prepare};
 pub use request::{Action, Personality, RunRequest};
 pub use site::Site;
 pub use situla_runtime::{Exit, Failure, FailureClass, die_by};
+pub use situla_slurm::StepId;

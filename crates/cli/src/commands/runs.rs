@@ -1,0 +1,259 @@
+//! `situla runs` and `situla show`: the records.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use situla_engine::Host;
+use situla_records::{
+    Cause, Event, EventKind, Exit, Journal, Loaded, OutcomeClass, Record, RecordId, SCHEMA, list, load,
+};
+
+use crate::command_error::CommandError;
+use crate::output::{data, note, table};
+
+/// List the records of runs.
+#[derive(Args, Debug)]
+pub(crate) struct RunsArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Directory of the records (default: the user's own)
+    #[arg(long, value_name = "DIR")]
+    records: Option<PathBuf>,
+    /// Only this job, or JOB.STEP
+    #[arg(short, long, value_name = "JOB[.STEP]")]
+    job: Option<String>,
+    /// At most so many, the newest
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+}
+
+/// Show the record of one step on one node.
+#[derive(Args, Debug)]
+pub(crate) struct ShowArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Directory of the records (default: the user's own)
+    #[arg(long, value_name = "DIR")]
+    records: Option<PathBuf>,
+    /// Name of the record, or JOB[.STEP[.NODE]] for all that match
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+/// Lists records, oldest first.
+pub(crate) fn runs(arguments: &RunsArgs) -> Result<ExitCode, CommandError> {
+    let directory = directory(arguments.records.clone())?;
+    let mut ids = ids(&directory, arguments.job.as_deref())?;
+    let n_hidden = ids.len().saturating_sub(arguments.limit);
+    ids.drain(..n_hidden);
+    let found = loaded(&directory, &ids);
+    if arguments.json {
+        return print_json(&found);
+    }
+    let mut rows =
+        vec![["RECORD", "IMAGE", "TASKS", "OUTCOME", "EXIT", "COMMAND"].map(str::to_owned).to_vec()];
+    for (id, record) in
+        found.iter().flat_map(|loaded| loaded.records.iter().map(move |record| (&loaded.id, record)))
+    {
+        let start = record.start.as_ref();
+        rows.push(vec![
+            id.to_string(),
+            start.map_or_else(|| "-".to_owned(), |start| start.image.reference.clone()),
+            record.tasks.len().to_string(),
+            record.outcome.class.to_string(),
+            record.outcome.exit.map_or_else(|| "-".to_owned(), shown_exit),
+            start.map_or_else(|| "-".to_owned(), |start| shortened(&start.argv.join(" "))),
+        ]);
+    }
+    data(&table(&rows))?;
+    if n_hidden > 0 {
+        note(&format!("{n_hidden} older ones are not shown; see --limit"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows records in full.
+pub(crate) fn show(arguments: &ShowArgs) -> Result<ExitCode, CommandError> {
+    let directory = directory(arguments.records.clone())?;
+    let ids = match arguments.id.parse::<RecordId>() {
+        Ok(id) if directory.join(id.relative_path()).exists() => vec![id],
+        _ => ids(&directory, Some(&arguments.id))?,
+    };
+    let found = loaded(&directory, &ids);
+    if found.is_empty() {
+        let message = format!("there is no record {}", arguments.id);
+        return Err(CommandError::usage(message, "`situla runs` lists what there is"));
+    }
+    if arguments.json {
+        return print_json(&found);
+    }
+    for loaded in &found {
+        for record in &loaded.records {
+            data(&described(&loaded.id, record))?;
+        }
+        if loaded.unreadable > 0 {
+            note(&format!("{}: {} lines of the journal cannot be read", loaded.id, loaded.unreadable));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The directory of the records.
+fn directory(asked: Option<PathBuf>) -> Result<PathBuf, CommandError> {
+    if let Some(asked) = asked {
+        return Ok(asked);
+    }
+    let host = Host::gather(std::env::vars_os().collect()).map_err(CommandError::host)?;
+    host.records.ok_or_else(|| {
+        CommandError::usage("your account has no home directory for records", "use --records DIR")
+    })
+}
+
+/// The names of all records that match, oldest first.
+fn ids(directory: &std::path::Path, wanted: Option<&str>) -> Result<Vec<RecordId>, CommandError> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let mut entries = list(directory).map_err(|error| CommandError::other(&error, "setup-failed", None))?;
+    entries.sort_by_key(|entry| entry.modified);
+    let matches = |id: &RecordId| {
+        let Some(wanted) = wanted else { return true };
+        let name = id.to_string();
+        let stem = name.rsplit('/').next().unwrap_or(&name);
+        stem == wanted || stem.strip_prefix(wanted).is_some_and(|rest| rest.starts_with('.'))
+    };
+    Ok(entries.into_iter().map(|entry| entry.id).filter(matches).collect())
+}
+
+/// Reads records; one that cannot be read is named and passed over.
+fn loaded(directory: &std::path::Path, ids: &[RecordId]) -> Vec<Loaded> {
+    let mut found = Vec::new();
+    for id in ids {
+        match load(directory, id) {
+            Ok(loaded) if loaded.records.iter().any(|record| needs_slurm(id, record)) => {
+                found.push(complete(directory, loaded));
+            }
+            Ok(loaded) => found.push(loaded),
+            Err(error) => note(&format!("{id}: {error}")),
+        }
+    }
+    found
+}
+
+/// Whether only Slurm knows how a run ended: it was killed, or its end was not seen.
+fn needs_slurm(id: &RecordId, record: &Record) -> bool {
+    id.parts().is_some()
+        && matches!(
+            record.outcome.class,
+            OutcomeClass::Incomplete | OutcomeClass::Signal | OutcomeClass::Cancelled
+        )
+}
+
+/// Asks Slurm's accounting why it ended a step, and adds the answer to the journal, so that it is
+/// asked once.
+fn complete(directory: &std::path::Path, loaded: Loaded) -> Loaded {
+    let Some((job, step, _)) = loaded.id.parts() else { return loaded };
+    let Some(state) = accounting_state(job, step) else { return loaded };
+    let cause = match state.split_whitespace().next() {
+        Some("TIMEOUT") => Cause::TimeLimit,
+        Some("CANCELLED") => Cause::Cancelled,
+        Some("OUT_OF_MEMORY") => Cause::Oom,
+        _ => return loaded,
+    };
+    let Ok(journal) = Journal::open(directory, &loaded.id) else { return loaded };
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let time_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+    for record in loaded.records.iter().filter(|record| needs_slurm(&loaded.id, record)) {
+        let kind = EventKind::Observed { cause, evidence: format!("sacct: {state}") };
+        // What cannot be written is shown the next time all the same.
+        let _ = journal.append(&Event { schema: SCHEMA, run: record.run.clone(), time_ns, kind });
+    }
+    load(directory, &loaded.id).unwrap_or(loaded)
+}
+
+/// The state of a step in sacct(1), where there is one and it has ended.
+fn accounting_state(job: u32, step: &str) -> Option<String> {
+    let output = Command::new("sacct")
+        .args(["--noheader", "--parsable2", "--format=State", "--jobs", &format!("{job}.{step}")])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
+    let state = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned();
+    (!state.is_empty() && !state.starts_with("RUNNING")).then_some(state)
+}
+
+fn print_json(found: &[Loaded]) -> Result<ExitCode, CommandError> {
+    let mut values = Vec::new();
+    for loaded in found {
+        for record in &loaded.records {
+            let mut value = serde_json::to_value(record)
+                .map_err(|error| CommandError::other(&error, "setup-failed", None))?;
+            value["id"] = loaded.id.to_string().into();
+            value["unreadable"] = loaded.unreadable.into();
+            values.push(value);
+        }
+    }
+    let text = serde_json::to_string_pretty(&values)
+        .map_err(|error| CommandError::other(&error, "setup-failed", None))?;
+    data(&format!("{text}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shown_exit(exit: Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("{code}:0"),
+        Exit::Signal(signal) => format!("0:{signal}"),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    const WIDTH: usize = 40;
+    match text.char_indices().nth(WIDTH) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// A record in words.
+fn described(id: &RecordId, record: &Record) -> String {
+    let mut lines = vec![format!("{id} (run {})", record.run)];
+    let mut line = |name: &str, value: String| lines.push(format!("  {name:<10} {value}"));
+    if let Some(start) = &record.start {
+        line("command", start.argv.join(" "));
+        line("image", start.image.reference.clone());
+        if let Some(digest) = &start.image.manifest_digest {
+            line("manifest", digest.clone());
+        }
+        line("rootfs", start.image.rootfs_digest.clone());
+        let who = &start.identity;
+        let place = who.node.as_deref().unwrap_or(&who.host);
+        line("user", format!("{} ({}) on {place}", who.user.as_deref().unwrap_or("?"), who.uid));
+        line("engine", start.engine.clone());
+        let phases = start.phases.iter().map(|phase| {
+            let microseconds = phase.end_ns.saturating_sub(phase.start_ns) / 1000;
+            format!("{} {microseconds} us", phase.name)
+        });
+        line("phases", phases.collect::<Vec<_>>().join(", "));
+    }
+    let outcome = &record.outcome;
+    let message = outcome.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+    line("outcome", format!("{}{message}", outcome.class));
+    for task in &record.tasks {
+        let exit =
+            task.exit.map_or_else(|| "no end seen".to_owned(), |exit| format!("exit {}", shown_exit(exit)));
+        let signals = task.signals.iter().map(|seen| format!(", signal {} received", seen.signal));
+        let signals: String = signals.collect();
+        line(&format!("task {}", task.task.rank), format!("{exit} ({}){signals}", task.class));
+    }
+    for error in &record.errors {
+        line("error", format!("{}: {}", error.class.name(), error.message));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
