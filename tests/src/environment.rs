@@ -8,6 +8,7 @@
 //! | `SITULA_SPANK` | the plugin under test | `/var/lib/situla-dist/lib/spank_situla.so` |
 //! | `SITULA_IMAGES` | what `scripts/make-image` made | `/var/lib/situla-images` |
 //! | `SITULA_CLUSTER_USER` | the unprivileged user | `situla-demo` |
+//! | `SITULA_TEST_FULL` | `1`: long cases at full length | |
 //! | `SITULA_TEST_REQUIRE`, `CI` | `1` and `true`: nothing may be skipped | |
 
 use std::ffi::OsStr;
@@ -33,6 +34,7 @@ pub struct TestEnv {
     user: String,
     ids: Option<(u32, u32, PathBuf)>,
     required: bool,
+    full: bool,
 }
 
 impl TestEnv {
@@ -53,6 +55,7 @@ impl TestEnv {
             user,
             required: std::env::var("CI").is_ok_and(|v| v == "true")
                 || std::env::var("SITULA_TEST_REQUIRE").is_ok_and(|v| v == "1"),
+            full: std::env::var("SITULA_TEST_FULL").is_ok_and(|v| v == "1"),
         }
     }
 
@@ -60,6 +63,12 @@ impl TestEnv {
     #[must_use]
     pub fn required(&self) -> bool {
         self.required
+    }
+
+    /// Whether long cases run at full length (`make test-full`).
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.full
     }
 
     /// A script of the repository.

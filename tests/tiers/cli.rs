@@ -1,7 +1,7 @@
-//! The cli tier.
+//! The command-line tier: the program without Slurm, as an ordinary user.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    situla_tests::tier::run(Vec::new())
+    situla_tests::cases::run_command_line()
 }

@@ -1,7 +1,7 @@
-//! The privileged tier.
+//! The privileged tier: the kernel, real Apptainer and a real registry as judges.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    situla_tests::tier::run(Vec::new())
+    situla_tests::cases::run_privileged()
 }

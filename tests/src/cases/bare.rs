@@ -35,12 +35,16 @@ pub fn four_nodes(cluster: &Cluster) -> Check {
 /// They do not.
 pub fn exit_codes(cluster: &Cluster) -> Check {
     let dir = cluster.env().work_dir("exits")?;
-    for (script, code, state, exit, step) in [
+    let mut started = Vec::new();
+    for expected in [
         ("exit 3", 3, "FAILED", "3:0", "FAILED"),
         ("kill -TERM $$", 143, "FAILED", "0:15", "CANCELLED"),
         ("kill -KILL $$", 137, "FAILED", "0:9", "CANCELLED"),
     ] {
-        let job = cluster.srun(dir.path(), ["-n1", "sh", "-c", script])?;
+        started.push((expected, cluster.start_srun(dir.path(), ["-n1", "sh", "-c", expected.0])?));
+    }
+    for ((_, code, state, exit, step), (name, running)) in started {
+        let job = cluster.job(&name, running.finish(PATIENCE)?)?;
         job.output.clone().expect_code(code)?;
         expect_account(&job, state, exit, step, exit)?;
     }

@@ -2,8 +2,10 @@
 //! failure; the lists here say in which tier and under which name it runs.
 
 pub mod bare;
+pub mod command_line;
 pub mod ends;
 pub mod faults;
+pub mod privileged;
 pub mod uses;
 
 use std::process::ExitCode;
@@ -28,6 +30,74 @@ const BARE: &[(&str, BareCase)] = &[
     ("mpi", bare::mpi),
     ("leaks_are_seen", bare::leaks_are_seen),
 ];
+
+/// A machine without Slurm: a user, the program, and images.
+#[derive(Debug, Clone)]
+pub struct Desk {
+    /// The surroundings.
+    pub env: TestEnv,
+    /// The images.
+    pub images: Images,
+}
+
+/// A case that needs no Slurm.
+pub type DeskCase = fn(&Desk) -> Check;
+
+const COMMAND_LINE: &[(&str, DeskCase)] = &[
+    ("exec_each_kind", command_line::exec_each_kind),
+    ("python_and_numpy", command_line::python_and_numpy),
+    ("exit_codes", command_line::exit_codes),
+    ("unsquashfs_reads_ours", command_line::unsquashfs_reads_ours),
+    ("plan_runs_nothing", command_line::plan_runs_nothing),
+    ("runs_are_recorded", command_line::runs_are_recorded),
+];
+
+const PRIVILEGED: &[(&str, DeskCase)] = &[
+    ("kernel_mounts_ours", privileged::kernel_mounts_ours),
+    ("apptainer_runs_ours", privileged::apptainer_runs_ours),
+    ("we_run_apptainers", privileged::we_run_apptainers),
+    ("pull", privileged::pull),
+    ("pull_of_a_tampered_layer", privileged::pull_of_a_tampered_layer),
+];
+
+/// Runs the command-line tier.
+#[must_use]
+pub fn run_command_line() -> ExitCode {
+    run_on_desk(COMMAND_LINE)
+}
+
+/// Runs the privileged tier.
+#[must_use]
+pub fn run_privileged() -> ExitCode {
+    run_on_desk(PRIVILEGED)
+}
+
+fn run_on_desk(cases: &[(&'static str, DeskCase)]) -> ExitCode {
+    let env = TestEnv::from_environment();
+    let desk: Arc<OnceLock<Result<Desk, String>>> = Arc::default();
+    let trials = cases.iter().map(|&(name, case)| {
+        let ready = {
+            let (env, desk) = (env.clone(), Arc::clone(&desk));
+            move || {
+                tier::root()?;
+                tier::user(&env)?;
+                tier::program(&env)?;
+                tier::image(&env, "demo")?;
+                tier::image(&env, "tiny")?;
+                let prepare = || Ok(Desk { env: env.clone(), images: Images::prepare(&env)? });
+                Ok(desk.get_or_init(prepare).clone())
+            }
+        };
+        tier::trial(&env, name, ready, move |desk: Result<Desk, String>| {
+            let desk = desk?;
+            let before = Snapshot::take(&desk.env, None)?;
+            case(&desk)?;
+            before.expect_clean()?;
+            Ok(())
+        })
+    });
+    tier::run(trials.collect())
+}
 
 /// A cluster with the plugin loaded, and images to start on it.
 #[derive(Debug, Clone)]

@@ -1,0 +1,43 @@
+# The two commands of the README are `make demo` and `make test`. Both install the Debian packages they need
+# (saying so), and keep to state, configuration, ports and users of their own: see scripts/.
+# What needs root is run with sudo when you are not root.
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+DIST := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/dist
+
+.PHONY: help dist demo demo-down test test-full bench check fmt-check clippy doc tidy
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+dist: ## build the release: target/dist/situla and target/dist/spank_situla.so
+	cargo xtask dist
+
+demo: dist ## the three uses, MPI, a pull and the records, on a real four-node Slurm on this machine
+	$(SUDO) env SITULA_DIST=$(DIST) scripts/demo run
+
+demo-down: ## take away everything `make demo` brought
+	$(SUDO) scripts/demo down
+
+test: ## every tier of tests; the last line has the totals
+	@scripts/test
+
+test-full: ## the same, with the long cases
+	@scripts/test --full
+
+bench: ## compare starting times with other engines
+	@if [ -x scripts/bench ]; then $(SUDO) scripts/bench; else echo "scripts/bench is not there yet" >&2; exit 1; fi
+
+check: fmt-check clippy doc tidy ## formatting, lints, documentation, dependency rules
+
+fmt-check:
+	cargo fmt --all --check
+
+clippy:
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+tidy:
+	cargo xtask tidy

@@ -1,0 +1,159 @@
+//! What needs root to look at: the kernel's view of our images, real Apptainer, and a real registry.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::Desk;
+use super::command_line::same_trees;
+use crate::command::{self, Output};
+use crate::environment::PATIENCE;
+use crate::images::WITNESS;
+use crate::tier::Check;
+
+/// A mount that ends with the case.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // What stays mounted is found by the look for leaks.
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// The kernel mounts our `.sqsh` and sees exactly the tree.
+///
+/// # Errors
+/// It differs.
+pub fn kernel_mounts_ours(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("mount")?;
+    for name in ["tiny", "demo"] {
+        let point = dir.path().join(name);
+        fs::create_dir(&point)?;
+        let image = desk.images.path(&format!("{name}.sqsh"));
+        let mount =
+            ["mount", "-t", "squashfs", "-o", "loop,ro,nodev,nosuid", &image, &point.display().to_string()]
+                .map(String::from);
+        command::run(command::words(mount), PATIENCE)?.success()?;
+        let mounted = Mounted(point);
+        same_trees(&desk.env.image_tree(name), &mounted.0)?;
+    }
+    Ok(())
+}
+
+/// Real Apptainer, as the unprivileged user.
+fn apptainer(desk: &Desk, cwd: &std::path::Path, words: &[&str]) -> Result<Output, String> {
+    let mut command = Command::new(desk.env.script("apptainer-tree"));
+    command
+        .args(["run", "--user", desk.env.user(), "--bind"])
+        .arg(desk.env.image_tree("tiny"))
+        .args(["--", "apptainer"]);
+    command.args(words).current_dir(cwd);
+    command::run(command, PATIENCE)
+}
+
+/// Real Apptainer runs the `.sif` we wrote.
+///
+/// # Errors
+/// It does not.
+pub fn apptainer_runs_ours(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("theirs")?;
+    apptainer(desk, dir.path(), &["exec", &desk.images.path("tiny.sif"), "cat", WITNESS])?
+        .success()?
+        .expect_text("situla tiny image")?;
+    let python = [
+        "exec",
+        &desk.images.path("demo.sif"),
+        "python3",
+        "-c",
+        "import numpy; print(numpy.arange(10).sum())",
+    ];
+    apptainer(desk, dir.path(), &python)?.success()?.expect_text("45")?;
+    Ok(())
+}
+
+/// We run the `.sif` that real Apptainer built.
+///
+/// # Errors
+/// We do not.
+pub fn we_run_apptainers(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("build")?;
+    let tree = desk.env.image_tree("tiny").display().to_string();
+    apptainer(desk, dir.path(), &["build", "built.sif", &tree])?.success()?;
+    for program in ["situla", "apptainer"] {
+        desk.env
+            .as_user(dir.path(), [program, "exec", "./built.sif", "cat", WITNESS])?
+            .success()?
+            .expect_text("situla tiny image")?;
+    }
+    Ok(())
+}
+
+fn registry(desk: &Desk, word: &str) -> Result<Output, String> {
+    command::run(command::words([desk.env.script("registry").as_os_str(), word.as_ref()]), PATIENCE)?
+        .success()
+}
+
+/// A pull from a real registry gives the tree, from gzip and from zstd layers.
+///
+/// # Errors
+/// It does not.
+pub fn pull(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("pull")?;
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    registry(desk, "push")?;
+    for (reference, tree) in [("tiny:1", "tiny"), ("demo:1", "demo"), ("demo:zstd", "demo")] {
+        let file = dir.path().join(format!("{}.sqsh", reference.replace(':', "-"))).display().to_string();
+        let source = format!("docker://{address}/{reference}");
+        desk.env.as_user(dir.path(), ["situla", "pull", &source, "-o", &file])?.success()?;
+        let out = dir.path().join("tree").display().to_string();
+        let words =
+            ["unsquashfs", "-quiet", "-no-progress", "-force", "-dest", &out, &file].map(String::from);
+        command::run(command::words(words), PATIENCE)?.success()?;
+        let pulled = fs::read_to_string(format!("{out}{WITNESS}"))?;
+        if pulled != fs::read_to_string(desk.env.image_tree(tree).join(&WITNESS[1..]))? {
+            return Err(format!("{reference} gave another image: {pulled}").into());
+        }
+        // A whiteout and an opaque directory of the demo image.
+        if tree == "demo"
+            && (fs::exists(format!("{out}/usr/share/bug"))?
+                || fs::exists(format!("{out}/opt/situla/stale/hidden"))?)
+        {
+            return Err(format!("{reference}: what a later layer deleted is there").into());
+        }
+        fs::remove_dir_all(out)?;
+    }
+    Ok(())
+}
+
+/// A registry that serves a layer whose bytes do not match their digest is refused, and no file appears.
+///
+/// # Errors
+/// It is believed.
+pub fn pull_of_a_tampered_layer(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("tampered")?;
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    registry(desk, "push")?;
+    let state = PathBuf::from(
+        std::env::var_os("SITULA_REGISTRY_STATE").unwrap_or_else(|| "/var/lib/situla-registry".into()),
+    );
+    let manifest = fs::read_to_string(desk.env.image_layout("tiny").join("index.json"))?;
+    let digest = |text: &str| text.split("sha256:").nth(1).map(|d| d.chars().take(64).collect::<String>());
+    let manifest = digest(&manifest).ok_or("index.json names no manifest")?;
+    let manifest = fs::read_to_string(desk.env.image_layout("tiny").join("blobs/sha256").join(manifest))?;
+    let layers = manifest.split("\"layers\"").nth(1).and_then(digest).ok_or("the manifest names no layer")?;
+    let blob = state.join(format!("data/docker/registry/v2/blobs/sha256/{}/{layers}/data", &layers[..2]));
+    let good = fs::read(&blob)?;
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    fs::write(&blob, bad)?;
+    let source = format!("docker://{address}/tiny:1");
+    let pulled = desk.env.as_user(dir.path(), ["situla", "pull", &source, "-o", "out.sqsh"]);
+    fs::write(&blob, good)?;
+    pulled?.expect_code(125)?.expect_text(&layers[..12])?;
+    if fs::read_dir(dir.path())?.next().is_some() {
+        return Err("a refused pull left a file".into());
+    }
+    Ok(())
+}
