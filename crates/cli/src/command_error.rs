@@ -1,9 +1,10 @@
 //! How failures look to the user: message, cause, remedy and exit status, in one place.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use situla_engine::{EngineError, FailureClass, HostError};
+use situla_engine::{EngineClass, EngineError, FailureClass, Host, HostError};
 
 use crate::output::note;
 
@@ -35,6 +36,8 @@ pub(crate) struct CommandError {
     remedy: Option<String>,
     /// The class under which it is recorded, for `--json`.
     class: String,
+    /// Whether the engine has recorded it already.
+    recorded: bool,
 }
 
 impl CommandError {
@@ -47,6 +50,7 @@ impl CommandError {
             causes: Vec::new(),
             remedy,
             class: "bad-option".to_owned(),
+            recorded: false,
         }
     }
 
@@ -74,6 +78,7 @@ impl CommandError {
             causes,
             remedy: error.remedy(),
             class: error.class().name().to_owned(),
+            recorded: true,
         }
     }
 
@@ -90,6 +95,7 @@ impl CommandError {
             causes: causes(error),
             remedy,
             class: class.to_owned(),
+            recorded: false,
         }
     }
 
@@ -104,6 +110,14 @@ impl CommandError {
             }
         }
         line.replace('\n', " ")
+    }
+
+    /// Records a failure of a run in a step of Slurm, if the engine has not done so.
+    pub(crate) fn record(&self, host: &Host, image: &str, words: &[OsString]) {
+        if !self.recorded && host.allocation.is_some() {
+            let class = EngineClass::from(self.class.clone());
+            situla_engine::record_refusal(host, image, words, class, &self.message);
+        }
     }
 
     /// For `--json`: class, message and remedy.

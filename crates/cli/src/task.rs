@@ -29,10 +29,26 @@ pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
 
 fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandError> {
     let context = Context::gather()?;
+    let command: Vec<OsString> = std::iter::once(program).chain(arguments).collect();
+    let request = match request(&context, command.clone()) {
+        Ok(request) => request,
+        Err(error) => {
+            error.record(&context.host, context.host.variable(IMAGE).unwrap_or_default(), &command);
+            return Err(error);
+        }
+    };
+    let prepared = prepare(&request, &context.host, &context.site).map_err(CommandError::engine)?;
+    for warning in prepared.warnings() {
+        note(&format!("situla: warning: {warning} ({})", step_name()));
+    }
+    prepared.run().map(end_as).map_err(CommandError::engine)
+}
+
+/// What the plugin's variables ask for.
+fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, CommandError> {
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
     let image = variable(IMAGE).ok_or_else(|| CommandError::usage("the plugin has named no image", ""))?;
-    let script = batch_script(&program, &context);
-    let command = std::iter::once(program).chain(arguments).collect();
+    let script = command.first().and_then(|program| batch_script(program, context));
     let mut request = RunRequest::new(Personality::Task, image, Action::Exec(command));
     if let Some(mounts) = variable(MOUNTS) {
         request.binds = parse_pyxis_mounts(&mounts, &context.host.cwd, "--container-mounts")
@@ -40,11 +56,7 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
     }
     request.workdir = variable(WORKDIR);
     request.binds.extend(script);
-    let prepared = prepare(&request, &context.host, &context.site).map_err(CommandError::engine)?;
-    for warning in prepared.warnings() {
-        note(&format!("situla: warning: {warning} ({})", step_name()));
-    }
-    prepared.run().map(end_as).map_err(CommandError::engine)
+    Ok(request)
 }
 
 /// A batch script lies in the spool directory of slurmd, which the image does not have.

@@ -111,6 +111,28 @@ impl Recorder {
         }));
     }
 
+    /// Prepares the same for a run that fails before it has a Plan.
+    pub(crate) fn describe_request(&mut self, host: &Host, image: &str, argv: Vec<String>) {
+        if self.journal.is_none() {
+            return;
+        }
+        let allocation = host.allocation.as_ref();
+        self.start = Some(Box::new(Start {
+            identity: identity(host),
+            engine: env!("CARGO_PKG_VERSION").to_owned(),
+            argv,
+            image: ImageFacts {
+                reference: image.to_owned(),
+                manifest_digest: None,
+                rootfs_digest: UNVERIFIED.to_owned(),
+            },
+            plan: serde_json::Value::Null,
+            phases: self.phases.recorded(),
+            n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
+            deadline_ns: None,
+        }));
+    }
+
     /// Records how the payload ended.
     pub(crate) fn exit(&mut self, exit: Exit) {
         let exit = match exit {
@@ -127,13 +149,14 @@ impl Recorder {
 
     /// Records that the payload was not started, or was lost.
     pub(crate) fn error(&mut self, error: &EngineError) {
-        if let Some(start) = self.start.take() {
-            self.write(EventKind::Start(start));
-        }
         self.failure(error.class(), error.to_string());
     }
 
-    fn failure(&self, class: EngineClass, message: String) {
+    /// Records a failure that is not the engine's own.
+    pub(crate) fn failure(&mut self, class: EngineClass, message: String) {
+        if let Some(start) = self.start.take() {
+            self.write(EventKind::Start(start));
+        }
         self.write(EventKind::EngineError { class, message, task: Some(self.task) });
     }
 

@@ -18,8 +18,9 @@ mod site;
 
 pub use error::EngineError;
 pub use host::{Host, HostError};
-pub use prepare::{Prepared, prepare};
+pub use prepare::{Prepared, prepare, record_refusal};
 pub use request::{Action, Personality, RunRequest};
 pub use site::Site;
+pub use situla_records::EngineClass;
 pub use situla_runtime::{Exit, Failure, FailureClass, die_by};
 pub use situla_slurm::StepId;

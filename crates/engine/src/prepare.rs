@@ -1,8 +1,11 @@
 //! The use case of running: request to Plan, Plan to payload, payload to record.
 
+use std::ffi::OsString;
+
 use situla_bindings::{BindSource, Origin};
 use situla_plan::Plan;
 use situla_policy::{BindUse, Decision, Request as PolicyRequest, RequestedOption, Subject, Verdict, decide};
+use situla_records::EngineClass;
 use situla_runtime::{Exit, OpenImage};
 
 use crate::assemble::{Parts, assemble, plan_binds};
@@ -40,10 +43,25 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
             Ok(Prepared { plan, image, recorder, rank, warnings })
         }
         Err(error) => {
-            Recorder::open(host, request.record, phases).error(&error);
+            let mut recorder = Recorder::open(host, request.record, phases);
+            recorder.describe_request(host, &request.image, texts(request.action.words()));
+            recorder.error(&error);
             Err(error)
         }
     }
+}
+
+/// Records in a step of Slurm that a run could not even be asked for: an option that nobody knows,
+/// or a value that makes no sense.
+pub fn record_refusal(host: &Host, image: &str, words: &[OsString], class: EngineClass, message: &str) {
+    let mut recorder = Recorder::open(host, false, Phases::begin());
+    recorder.describe_request(host, image, texts(words));
+    recorder.failure(class, message.to_owned());
+}
+
+/// Words as a record has them: bytes that are not UTF-8 are replaced.
+fn texts(words: &[OsString]) -> Vec<String> {
+    words.iter().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
 type Planned = (Plan, Option<OpenImage>, Vec<String>);

@@ -27,6 +27,14 @@ pub enum Action {
 }
 
 impl Action {
+    /// The words that the user gave.
+    pub fn words(&self) -> &[OsString] {
+        match self {
+            Action::Exec(words) | Action::Run(words) => words,
+            Action::Shell(shell) => shell.as_slice(),
+        }
+    }
+
     /// The word for it in `APPTAINER_COMMAND`.
     pub(crate) fn name(&self) -> &'static str {
         match self {

@@ -73,7 +73,8 @@ pub(crate) fn name(text: &str, cwd: &Path, personality: Personality) -> Result<N
             remedy: "use docker://REGISTRY/NAME:TAG, a .sif or .sqsh file, or a directory".to_owned(),
         });
     }
-    let path = cwd.join(text);
+    // Without the `.` of `./image.sif`, which would stand in every message.
+    let path: PathBuf = cwd.join(text).components().collect();
     let looks_like_path = text.starts_with(['.', '/']) || text.ends_with(".sif") || text.ends_with(".sqsh");
     if looks_like_path || personality != Personality::Task || path.exists() {
         return Ok(Named::Path(path));

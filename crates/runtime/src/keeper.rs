@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SocketFlags, accept_with};
 use situla_fuse::{Server, Tree};
 
@@ -52,6 +53,8 @@ pub(crate) struct Duties {
     pub(crate) leader: u32,
     /// The name of the run, for the tasks that join it.
     pub(crate) run: String,
+    /// The cgroup that tasks must be in, where Slurm has made one for the step.
+    pub(crate) cgroup: Option<String>,
 }
 
 /// Turns this freshly forked process into a keeper.
@@ -64,9 +67,18 @@ pub(crate) fn keep(duties: Duties) -> ! {
 
 /// Serves the tree on this thread and tends the meeting point on another.
 fn serve(duties: Duties) {
-    let Duties { tree, listener, control, n_expected, leader, run, .. } = duties;
+    let Duties { tree, listener, control, n_expected, leader, run, cgroup, .. } = duties;
     let connected = Connected::default();
-    let mut meeting = listener.map(|listener| Meeting::new(listener, n_expected, leader, run, &connected));
+    let mut meeting = listener.map(|listener| Meeting {
+        listener: Some(listener),
+        namespaces: None,
+        waiting: Vec::new(),
+        connected: &connected,
+        come: HashSet::from([leader]),
+        n_expected,
+        run,
+        cgroup,
+    });
     let Some(tree) = tree.as_deref() else {
         // A directory: nothing to serve, only namespaces to hand on.
         if let Some(meeting) = &mut meeting {
@@ -145,6 +157,7 @@ struct Meeting<'a> {
     come: HashSet<u32>,
     n_expected: usize,
     run: String,
+    cgroup: Option<String>,
 }
 
 /// What is ready at the meeting point.
@@ -155,19 +168,7 @@ enum Event {
     Idle,
 }
 
-impl<'a> Meeting<'a> {
-    fn new(listener: OwnedFd, n_expected: usize, leader: u32, run: String, connected: &'a Connected) -> Self {
-        Meeting {
-            listener: Some(listener),
-            namespaces: None,
-            waiting: Vec::new(),
-            connected,
-            come: HashSet::from([leader]),
-            n_expected,
-            run,
-        }
-    }
-
+impl Meeting<'_> {
     /// Answers tasks until all have come and gone, or nobody is there any more.
     fn tend(&mut self, control: &OwnedFd) {
         let mut leader_lives = true;
@@ -238,7 +239,7 @@ impl<'a> Meeting<'a> {
     fn admit(&mut self) {
         let Some(listener) = &self.listener else { return };
         let Ok(task) = accept_with(listener, SocketFlags::CLOEXEC) else { return };
-        if check_user(task.as_fd()).is_err() {
+        if check_user(task.as_fd()).is_err() || !is_of_step(task.as_fd(), self.cgroup.as_deref()) {
             return;
         }
         let Some(hello) = receive(task.as_fd()).ok().flatten() else { return };
@@ -255,6 +256,16 @@ impl<'a> Meeting<'a> {
             self.connected.add(task);
         }
     }
+}
+
+/// Tells whether the peer is in the cgroup of the step, in any hierarchy: the environment, from
+/// which the name of the meeting point is made, could have been taken from another step.
+fn is_of_step(task: BorrowedFd<'_>, cgroup: Option<&str>) -> bool {
+    let Some(cgroup) = cgroup else { return true };
+    let Ok(peer) = socket_peercred(task) else { return false };
+    let text = std::fs::read_to_string(format!("/proc/{}/cgroup", peer.pid.as_raw_pid())).unwrap_or_default();
+    let mut paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.any(|path| path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
 /// Sends the keeper what [`serve`] waits for first.

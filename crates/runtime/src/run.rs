@@ -155,9 +155,11 @@ impl Start<'_> {
         let descriptor = image.as_ref().map(|image| image.descriptor);
         let tree = image.map(|image| served_tree(self.plan, image.image)).transpose()?;
         let (ours, theirs) = message::pair().map_err(setup("cannot make a pair of sockets"))?;
-        let n_expected = match &self.plan.share {
-            Share::Step { local_tasks, .. } => usize::try_from(*local_tasks).unwrap_or(usize::MAX),
-            Share::Nobody { .. } => 1,
+        let (n_expected, cgroup) = match &self.plan.share {
+            Share::Step { local_tasks, cgroup, .. } => {
+                (usize::try_from(*local_tasks).unwrap_or(usize::MAX), cgroup.clone())
+            }
+            Share::Nobody { .. } => (1, None),
         };
         let duties = Duties {
             tree,
@@ -167,6 +169,7 @@ impl Start<'_> {
             n_expected,
             leader: rank,
             run: self.name.to_owned(),
+            cgroup,
         };
         let keeper = match fork().map_err(setup("cannot fork"))? {
             Forked::Child => keeper::keep(duties),

@@ -98,7 +98,8 @@ fn prepared(command: RunCommand) -> Result<Prepared, CommandError> {
     let context = Context::gather()?;
     let RunCommand { personality, options, image, action } = command;
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
-    let request = options.request(personality, image, action, &context.host.cwd, &variable)?;
+    let made = options.request(personality, image.clone(), action.clone(), &context.host.cwd, &variable);
+    let request = made.inspect_err(|error| error.record(&context.host, &image, action.words()))?;
     prepare(&request, &context.host, &context.site).map_err(CommandError::engine)
 }
 
