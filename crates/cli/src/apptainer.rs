@@ -198,13 +198,21 @@ fn usage(error: &clap::Error) -> ExitCode {
         Some(ContextValue::String(name)) if error.kind() == ErrorKind::UnknownArgument => Some(name.as_str()),
         _ => None,
     };
-    if let Some(name) = unknown.filter(|name| UNSUPPORTED.contains(name)) {
-        let message = format!(
-            "the option {name} of Apptainer is not supported by Situla {}",
-            env!("CARGO_PKG_VERSION")
-        );
-        return CommandError::usage(message, "leave it out, or use Apptainer for this image")
-            .report_fatal(None);
+    let step = in_step();
+    let refused = match unknown {
+        Some(name) if UNSUPPORTED.contains(&name) => {
+            let version = env!("CARGO_PKG_VERSION");
+            let message = format!("the option {name} of Apptainer is not supported by Situla {version}");
+            Some(CommandError::usage(message, "leave it out, or use Apptainer for this image"))
+        }
+        Some(name) if step.is_some() => {
+            Some(CommandError::usage(format!("unknown option {name}"), "see apptainer --help"))
+        }
+        _ => None,
+    };
+    if let Some(refused) = refused {
+        refused.record_early();
+        return refused.report_fatal(step.as_deref());
     }
     let _ = error.print();
     if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }

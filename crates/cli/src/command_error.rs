@@ -120,6 +120,14 @@ impl CommandError {
         }
     }
 
+    /// Records a refusal that comes before anything is known but the environment.
+    pub(crate) fn record_early(&self) {
+        if let Ok(host) = Host::gather(std::env::vars_os().collect()) {
+            let words: Vec<OsString> = std::env::args_os().collect();
+            self.record(&host, "", &words);
+        }
+    }
+
     /// For `--json`: class, message and remedy.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let mut message = self.message.clone();

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 use crate::command_error::CommandError;
@@ -44,6 +45,15 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
+            let unknown = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::String(name)) if error.kind() == ErrorKind::UnknownArgument => Some(name),
+                _ => None,
+            };
+            if let (Some(name), Some(step)) = (unknown, in_step()) {
+                let refused = CommandError::usage(format!("unknown option {name}"), "see situla --help");
+                refused.record_early();
+                return refused.report(Some(&step));
+            }
             // Help and version are data; everything else goes to standard error with status 2.
             let code = error.exit_code();
             let _ = error.print();

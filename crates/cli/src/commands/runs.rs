@@ -157,35 +157,52 @@ fn needs_slurm(id: &RecordId, record: &Record) -> bool {
 /// asked once.
 fn complete(directory: &std::path::Path, loaded: Loaded) -> Loaded {
     let Some((job, step, _)) = loaded.id.parts() else { return loaded };
-    let Some(state) = accounting_state(job, step) else { return loaded };
-    let cause = match state.split_whitespace().next() {
-        Some("TIMEOUT") => Cause::TimeLimit,
-        Some("CANCELLED") => Cause::Cancelled,
-        Some("OUT_OF_MEMORY") => Cause::Oom,
-        _ => return loaded,
-    };
+    let Some((cause, state)) = accounting_cause(job, step) else { return loaded };
     let Ok(journal) = Journal::open(directory, &loaded.id) else { return loaded };
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
     for record in loaded.records.iter().filter(|record| needs_slurm(&loaded.id, record)) {
-        let kind = EventKind::Observed { cause, evidence: format!("sacct: {state}") };
+        let kind = EventKind::Observed { cause, evidence: state.clone() };
         // What cannot be written is shown the next time all the same.
         let _ = journal.append(&Event { schema: SCHEMA, run: record.run.clone(), time_ns, kind });
     }
     load(directory, &loaded.id).unwrap_or(loaded)
 }
 
-/// The state of a step in sacct(1), where there is one and it has ended.
-fn accounting_state(job: u32, step: &str) -> Option<String> {
+/// Why Slurm ended a step, by sacct(1), where there is one. A step that a job's time limit ended is
+/// itself shown as cancelled, so the job's state is looked at as well.
+fn accounting_cause(job: u32, step: &str) -> Option<(Cause, String)> {
     let output = Command::new("sacct")
-        .args(["--noheader", "--parsable2", "--format=State", "--jobs", &format!("{job}.{step}")])
+        .args(["--noheader", "--parsable2", "--format=JobID,State", "--jobs", &job.to_string()])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()
         .ok()
         .filter(|output| output.status.success())?;
-    let state = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned();
-    (!state.is_empty() && !state.starts_with("RUNNING")).then_some(state)
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let state = |wanted: &str| {
+        let mut rows = text.lines().filter_map(|line| line.split_once('|'));
+        rows.find(|(id, _)| *id == wanted).map(|(_, state)| state.trim().to_owned()).unwrap_or_default()
+    };
+    cause_of(&state(&job.to_string()), &state(&format!("{job}.{step}")))
+}
+
+/// The cause behind the states of a job and its step.
+fn cause_of(job: &str, step: &str) -> Option<(Cause, String)> {
+    let cause = |state: &str| match state.split_whitespace().next() {
+        Some("TIMEOUT") => Some(Cause::TimeLimit),
+        Some("CANCELLED") => Some(Cause::Cancelled),
+        Some("OUT_OF_MEMORY") => Some(Cause::Oom),
+        _ => None,
+    };
+    let evidence = format!("sacct: job {job}, step {step}");
+    match (cause(step), cause(job)) {
+        (Some(Cause::Oom), _) => Some((Cause::Oom, evidence)),
+        (Some(_), Some(Cause::TimeLimit)) => Some((Cause::TimeLimit, evidence)),
+        (Some(cause), _) => Some((cause, evidence)),
+        // A step that ran to its end has a state of its own, whatever happened to its job later.
+        (None, _) => None,
+    }
 }
 
 fn print_json(found: &[Loaded]) -> Result<ExitCode, CommandError> {
@@ -256,4 +273,25 @@ fn described(id: &RecordId, record: &Record) -> String {
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_jobs_time_limit_explains_a_cancelled_step() {
+        let found = |job: &str, step: &str| cause_of(job, step).map(|(cause, _)| cause);
+        for (job, step, cause) in [
+            ("TIMEOUT", "CANCELLED", Some(Cause::TimeLimit)),
+            ("CANCELLED by 1001", "CANCELLED by 1001", Some(Cause::Cancelled)),
+            ("FAILED", "CANCELLED", Some(Cause::Cancelled)),
+            ("OUT_OF_MEMORY", "OUT_OF_MEMORY", Some(Cause::Oom)),
+            ("TIMEOUT", "COMPLETED", None),
+            ("RUNNING", "RUNNING", None),
+            ("", "", None),
+        ] {
+            assert_eq!(found(job, step), cause, "{job}, {step}");
+        }
+    }
 }
