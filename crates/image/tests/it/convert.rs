@@ -14,7 +14,7 @@ use situla_oci::Platform;
 use situla_sif::{DataType, SifFile};
 
 use crate::tar_builder::TarBuilder;
-use crate::tools::{gzip, have, layout, run, say, zstd};
+use crate::tools::{gzip, have, layout, run, skip, zstd};
 
 fn amd64() -> Platform {
     "linux/amd64".parse().expect("a platform")
@@ -307,7 +307,7 @@ fn agrees_with_umoci() {
     }
     if !rustix::process::geteuid().is_root() {
         // Owners cannot be compared, and umoci needs other options.
-        say("agrees_with_umoci: skipped: not root");
+        skip("agrees_with_umoci: skipped: not root");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
