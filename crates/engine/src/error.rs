@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use situla_oci::ReferenceError;
 use situla_policy::{PolicyError, Verdict};
 use situla_records::EngineClass;
 use situla_runtime::{Failure, FailureClass};
@@ -61,13 +62,13 @@ pub enum EngineError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The image's name cannot be understood.
-    #[error("{text} is neither a file nor an image reference")]
+    #[error("cannot tell which image {text} means")]
     Reference {
         /// What the user gave.
         text: String,
         /// Why.
         #[source]
-        source: situla_oci::ReferenceError,
+        source: ReferenceError,
     },
     /// A reference must be fetched before it can be run.
     #[error("cannot fetch {reference}")]
@@ -171,6 +172,11 @@ impl EngineError {
             EngineError::UnknownFormat { .. } => "make one with `situla pull` or `situla convert`".to_owned(),
             EngineError::Sif { .. } | EngineError::Squashfs { .. } | EngineError::LookInto { .. } => {
                 "the file may be cut short or damaged; copy or pull it again".to_owned()
+            }
+            EngineError::Reference { text, source: ReferenceError::NoRegistry { .. } }
+                if text.starts_with("docker://") =>
+            {
+                "name the registry, as in docker://REGISTRY/NAME:TAG".to_owned()
             }
             EngineError::Reference { .. } => {
                 "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
