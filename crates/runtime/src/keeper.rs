@@ -17,7 +17,7 @@ use rustix::net::{SocketFlags, accept_with};
 use situla_fuse::{Server, Tree};
 
 use crate::failure::{Context, Failure, FailureClass};
-use crate::meeting::{ANSWER_READY, check_user};
+use crate::meeting::{ANSWER_READY, is_own};
 use crate::message::{Message, receive, send};
 
 /// From the constructing process: the FUSE device of the new mount.
@@ -245,7 +245,7 @@ impl Meeting<'_> {
     fn admit(&mut self) {
         let Some(listener) = &self.listener else { return };
         let Ok(task) = accept_with(listener, SocketFlags::CLOEXEC) else { return };
-        if check_user(task.as_fd()).is_err() || !is_of_step(task.as_fd(), self.cgroup.as_deref()) {
+        if !is_own(task.as_fd()) || !is_of_step(task.as_fd(), self.cgroup.as_deref()) {
             return;
         }
         let Some(hello) = receive(task.as_fd()).ok().flatten() else { return };
