@@ -18,7 +18,7 @@ mod site;
 
 pub use error::EngineError;
 pub use host::{Host, HostError};
-pub use prepare::{Prepared, prepare};
+pub use prepare::{Prepared, admit_reference, prepare};
 pub use request::{Action, Personality, RunRequest};
 pub use site::Site;
 pub use situla_runtime::{Exit, Failure, FailureClass, die_by};
