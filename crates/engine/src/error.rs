@@ -79,6 +79,8 @@ pub enum EngineError {
         message: String,
         /// The class that it gave.
         class: EngineClass,
+        /// What it said can be done.
+        remedy: Option<String>,
     },
     /// An option's value cannot be used.
     #[error("{message}")]
@@ -97,7 +99,7 @@ pub enum EngineError {
         host: String,
     },
     /// The site's policy says no.
-    #[error("the site's policy refuses this run: {}", reasons(.0))]
+    #[error("the site's policy refuses this: {}", reasons(.0))]
     Denied(Box<Verdict>),
     /// The policy file cannot be read.
     #[error("cannot read the site's policy {path}")]
@@ -181,7 +183,7 @@ impl EngineError {
             EngineError::Reference { .. } => {
                 "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
             }
-            EngineError::Fetch { .. } => return None,
+            EngineError::Fetch { remedy, .. } => return remedy.clone(),
             EngineError::BadOption { remedy, .. } => remedy.clone(),
             EngineError::BindSourceMissing { .. } => "create it, or leave the bind out".to_owned(),
             // Every reason of a verdict carries its own remedy.

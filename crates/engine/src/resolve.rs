@@ -194,15 +194,19 @@ struct Fetched {
 /// Fetches an image in a process of its own: fetching takes threads, and a process with threads can
 /// make no user namespace. The answer is one JSON object on its standard output.
 fn fetch(reference: &Reference) -> Result<Fetched, EngineError> {
-    let fail =
-        |class, message: String| EngineError::Fetch { reference: reference.to_string(), message, class };
+    let fail = |class, message: String, remedy| EngineError::Fetch {
+        reference: reference.to_string(),
+        message,
+        class,
+        remedy,
+    };
     let mut child = Command::new("/proc/self/exe")
         .args(["pull", "--json", "--store-only", &format!("docker://{reference}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| {
-            fail(EngineClass::SetupFailed, format!("cannot start the fetching process: {error}"))
+            fail(EngineClass::SetupFailed, format!("cannot start the fetching process: {error}"), None)
         })?;
     let mut output = Vec::new();
     if let Some(mut stdout) = child.stdout.take() {
@@ -222,7 +226,7 @@ fn fetch(reference: &Reference) -> Result<Fetched, EngineError> {
         Ok(status) => format!("the fetching process ended with {status}"),
         Err(error) => format!("the fetching process cannot be waited for: {error}"),
     });
-    Err(fail(class, message))
+    Err(fail(class, message, field("remedy")))
 }
 
 #[cfg(test)]
