@@ -8,7 +8,7 @@ use crate::workspace::Workspace;
 /// The tiers, from top to bottom, each with its crates without the `situla-` prefix. A crate depends on
 /// crates of lower tiers only. ARCHITECTURE.md shows the same table to people.
 const TIERS: &[(&str, &[&str])] = &[
-    ("dev", &["xtask"]),
+    ("dev", &["xtask", "tests"]),
     ("edges", &["situla", "spank"]),
     ("compose", &["engine", "registry"]),
     ("services", &["image", "bindings", "records", "runtime"]),
@@ -16,8 +16,8 @@ const TIERS: &[(&str, &[&str])] = &[
     ("pure", &["oci", "slurm", "policy", "plan"]),
 ];
 
-/// Edges allowed within a tier.
-const SAME_TIER: &[(&str, &str)] = &[];
+/// Edges allowed within a tier: the Plan holds the policy's verdict and the allocation it was made for.
+const SAME_TIER: &[(&str, &str)] = &[("plan", "policy"), ("plan", "slurm")];
 
 /// Crates in whose process nothing may start threads of its own: a threaded process cannot unshare
 /// its user namespace, and slurmstepd's children must stay async-signal-safe.
