@@ -5,16 +5,22 @@
 //! and that is not supported here is refused by name, never ignored.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use situla_engine::{Action, Personality};
+use situla_image::{OutputFormat, Owners, file_kind};
+use situla_oci::Platform;
 
 use crate::command_error::CommandError;
 use crate::commands;
+use crate::commands::convert::{Conversion, Source};
+use crate::commands::pull::{Fetch, parse_reference};
 use crate::commands::run::RunCommand;
 use crate::output::{data, note};
+use crate::progress::Show;
 use crate::run_options::{ImageAndArguments, ImageAndCommand, RunOptions};
 use crate::task::in_step;
 
@@ -59,6 +65,10 @@ enum Command {
     Run(RunArgs),
     /// Run a shell within a container
     Shell(ShellArgs),
+    /// Pull an image from a URI
+    Pull(PullArgs),
+    /// Build an Apptainer image
+    Build(BuildArgs),
     /// Show the version
     Version,
 }
@@ -89,6 +99,80 @@ struct ShellArgs {
     #[command(flatten)]
     what: ImageAndArguments,
 }
+
+#[derive(Args, Debug)]
+struct PullArgs {
+    /// Overwrite an image file if it exists
+    #[arg(short = 'F', long)]
+    force: bool,
+    /// Download images to the specific directory
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Do not use or create a cache
+    #[arg(long)]
+    disable_cache: bool,
+    /// Use http instead of https for docker://
+    #[arg(long, visible_alias = "nohttps")]
+    no_https: bool,
+    /// Architecture to pull
+    #[arg(long, value_name = "ARCH")]
+    arch: Option<String>,
+    /// Accept unsigned images (always so; accepted for compatibility)
+    #[arg(short = 'U', long, visible_alias = "allow-unauthenticated")]
+    allow_unsigned: bool,
+    /// [output file] <URI>
+    #[arg(value_name = "[OUTPUT] URI", required = true, num_args = 1..=2)]
+    words: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+struct BuildArgs {
+    /// Overwrite an image file if it exists
+    #[arg(short = 'F', long)]
+    force: bool,
+    /// Use http instead of https for docker://
+    #[arg(long, visible_alias = "nohttps")]
+    no_https: bool,
+    /// Build without a cache (always so; accepted for compatibility)
+    #[arg(long)]
+    disable_cache: bool,
+    /// Build as a fake root (never needed; accepted for compatibility)
+    #[arg(short, long)]
+    fakeroot: bool,
+    /// The image to make
+    #[arg(value_name = "IMAGE")]
+    image: PathBuf,
+    /// docker://REF, oci:DIR, a directory or an image file
+    #[arg(value_name = "SOURCE")]
+    source: String,
+}
+
+/// Options of Apptainer's `pull` and `build` that are not supported here (yet).
+const UNSUPPORTED_BUILDING: [&str; 23] = [
+    "--sandbox",
+    "--update",
+    "--section",
+    "--encrypt",
+    "--fix-perms",
+    "--mksquashfs-args",
+    "--notest",
+    "--build-arg",
+    "--build-arg-file",
+    "--warn-unused-build-args",
+    "--buildkit-host",
+    "--data",
+    "--ignore-subuid",
+    "--ignore-fakeroot-command",
+    "--ignore-proot",
+    "--ignore-userns",
+    "--no-cleanup",
+    "--library",
+    "--reproducible",
+    "--arch-variant",
+    "--docker-username",
+    "--docker-password",
+    "--name",
+];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
 const UNSUPPORTED: [&str; 62] = [
@@ -183,6 +267,8 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             }
             (options, what.image, Action::Shell(shell))
         }
+        Some(Command::Pull(arguments)) => return pull(arguments, cli.global.show()),
+        Some(Command::Build(arguments)) => return build(&arguments, cli.global.show()),
         Some(Command::Version) => {
             data(&format!("{VERSION}\n"))?;
             return Ok(ExitCode::SUCCESS);
@@ -190,6 +276,125 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         None => return Err(CommandError::usage("which command?", "see apptainer --help")),
     };
     commands::run::run(RunCommand { personality: Personality::Apptainer, options, image, action })
+}
+
+impl Global {
+    fn show(&self) -> Show {
+        if self.quiet || self.silent { Show::Nothing } else { Show::Suitable }
+    }
+}
+
+/// `apptainer pull`: always to a SIF file.
+fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
+    let (output, uri) = match arguments.words.as_slice() {
+        [output, uri] => (PathBuf::from(output), uri),
+        [uri, ..] => (PathBuf::from(default_name(uri)), uri),
+        [] => return Err(CommandError::usage("which image?", "see apptainer pull --help")),
+    };
+    if !uri.starts_with("docker://") {
+        return Err(CommandError::refused(
+            "bad-option",
+            format!("unable to pull {uri}: only docker:// is supported"),
+            "use docker://REGISTRY/NAME:TAG",
+        ));
+    }
+    let dir = arguments.dir.or_else(|| variable("PULLDIR").map(PathBuf::from));
+    let output = dir.unwrap_or_default().join(output);
+    if !arguments.force && output.symlink_metadata().is_ok() {
+        // Scripts look for these words.
+        let message = format!("Image file already exists: {:?} - will not overwrite", output.display());
+        return Err(CommandError::refused("bad-option", message, "use --force to replace it"));
+    }
+    let reference = parse_reference(uri)?;
+    let mut platform = Platform::native();
+    if let Some(architecture) = arguments.arch.filter(|arch| *arch != platform.architecture) {
+        platform = Platform { architecture, variant: None, ..platform };
+    }
+    let plain_http = arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]);
+    if arguments.disable_cache || is_set(&["DISABLE_CACHE"]) {
+        let source = Source::Registry(reference);
+        let conversion = Conversion {
+            source,
+            target: &output,
+            format: OutputFormat::Sif,
+            owners: Owners::Keep,
+            overwrite: arguments.force,
+            platform,
+            plain_http,
+            show,
+            warn: true,
+        };
+        conversion.run()?;
+    } else {
+        let fetch = Fetch { reference, platform, plain_http, show, warn: true };
+        fetch.to_file(&output, OutputFormat::Sif, arguments.force)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The file that `apptainer pull URI` makes: the last part of the name, and the tag.
+fn default_name(uri: &str) -> String {
+    let last = uri.rsplit('/').next().unwrap_or(uri);
+    match last.split_once(':') {
+        Some((name, tag)) => format!("{name}_{tag}.sif"),
+        None => format!("{last}_latest.sif"),
+    }
+}
+
+/// `apptainer build`: a SIF file from what is an image already, or a directory.
+fn build(arguments: &BuildArgs, show: Show) -> Result<ExitCode, CommandError> {
+    let target = arguments.image.as_path();
+    if !arguments.force && target.symlink_metadata().is_ok() {
+        let message = format!("build target '{}' already exists", target.display());
+        return Err(CommandError::refused("bad-option", message, "use --force to replace it"));
+    }
+    if target.is_dir() {
+        return Err(CommandError::refused(
+            "bad-option",
+            format!("build target '{}' is a directory", target.display()),
+            "sandboxes are not built; name a file",
+        ));
+    }
+    let source = Source::parse(&arguments.source)?;
+    if let Source::Path(path) = &source
+        && path.is_file()
+        && file_kind(path).is_err()
+    {
+        return Err(CommandError::refused(
+            "bad-option",
+            format!("{} is no image; definition files are not supported", path.display()),
+            "build from docker://REF, a directory, or a .sif or .sqsh file",
+        ));
+    }
+    let conversion = Conversion {
+        source,
+        target,
+        format: OutputFormat::Sif,
+        // An ordinary user's tree becomes root's, as it does in Apptainer.
+        owners: if is_root() { Owners::Keep } else { Owners::Root },
+        overwrite: arguments.force,
+        platform: Platform::native(),
+        plain_http: arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]),
+        show,
+        warn: true,
+    };
+    conversion.run()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether a variable switches something on.
+fn is_set(keys: &[&str]) -> bool {
+    let value = keys.iter().find_map(|key| variable(key));
+    value.is_some_and(|value| matches!(value.to_str(), Some("1" | "true" | "TRUE" | "yes" | "y")))
+}
+
+/// An option in `APPTAINER_X`, else in `SINGULARITY_X`.
+fn variable(key: &str) -> Option<OsString> {
+    ["APPTAINER", "SINGULARITY"].iter().find_map(|prefix| std::env::var_os(format!("{prefix}_{key}")))
 }
 
 /// Reports wrong usage: help and version are data, the rest is Apptainer's status 1.
@@ -200,7 +405,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     };
     let step = in_step();
     let refused = match unknown {
-        Some(name) if UNSUPPORTED.contains(&name) => {
+        Some(name) if UNSUPPORTED.contains(&name) || UNSUPPORTED_BUILDING.contains(&name) => {
             let version = env!("CARGO_PKG_VERSION");
             let message = format!("the option {name} of Apptainer is not supported by Situla {version}");
             Some(CommandError::usage(message, "leave it out, or use Apptainer for this image"))
@@ -238,7 +443,37 @@ mod tests {
     }
 
     #[test]
+    fn pull_takes_one_or_two_words() {
+        for (words, n_words) in [
+            (&["apptainer", "pull", "docker://a"][..], Some(1)),
+            (&["apptainer", "pull", "--force", "x.sif", "docker://a"][..], Some(2)),
+            (&["apptainer", "pull"][..], None),
+            (&["apptainer", "pull", "a", "b", "c"][..], None),
+        ] {
+            let found = Cli::try_parse_from(words).ok().and_then(|cli| match cli.command {
+                Some(Command::Pull(arguments)) => Some(arguments.words.len()),
+                _ => None,
+            });
+            assert_eq!(found, n_words, "{words:?}");
+        }
+        for (uri, name) in [
+            ("docker://alpine", "alpine_latest.sif"),
+            ("docker://r.example:5000/a/tool:1.0", "tool_1.0.sif"),
+            ("docker://a/tool@sha256:00ff", "tool@sha256_00ff.sif"),
+        ] {
+            assert_eq!(default_name(uri), name);
+        }
+    }
+
+    #[test]
     fn options_of_apptainer_are_refused_by_name() {
+        for name in UNSUPPORTED_BUILDING {
+            for words in [["apptainer", "build", name, "x.sif"], ["apptainer", "pull", name, "docker://a"]] {
+                let error = Cli::try_parse_from(words).unwrap_err();
+                let expected = ContextValue::String(name.to_owned());
+                assert_eq!(error.get(ContextKind::InvalidArg), Some(&expected), "{name}");
+            }
+        }
         for name in UNSUPPORTED {
             let error = Cli::try_parse_from(["apptainer", "exec", name, "i.sif", "true"]).unwrap_err();
             assert_eq!(

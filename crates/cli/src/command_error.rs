@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use situla_engine::{EngineClass, EngineError, FailureClass, Host, HostError};
 
-use crate::output::note;
+use crate::output::{data, note};
 
 /// Exit statuses of our own command line and of tasks, as `env(1)` and `docker run` have them.
 const ENGINE_FAILED: u8 = 125;
@@ -87,6 +87,11 @@ impl CommandError {
         CommandError::other(&error, "setup-failed", None)
     }
 
+    /// What was asked for cannot be done, for a reason that is no other error.
+    pub(crate) fn refused(class: &str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        CommandError { kind: Kind::Engine, class: class.to_owned(), ..CommandError::usage(message, remedy) }
+    }
+
     /// Any other failure, with the class under which it is known.
     pub(crate) fn other(error: &dyn Error, class: &str, remedy: Option<String>) -> Self {
         CommandError {
@@ -162,6 +167,14 @@ impl CommandError {
             }
         }
         ExitCode::from(self.native_status())
+    }
+
+    /// Reports to a program, as one JSON object on standard output. The status is always the engine's, so
+    /// that a program need not tell kinds of failures by it.
+    pub(crate) fn report_json(&self) -> ExitCode {
+        // A reader that has gone is told by the status.
+        let _ = data(&format!("{}\n", self.to_json()));
+        ExitCode::from(ENGINE_FAILED)
     }
 
     /// Reports as Apptainer does, in a line that begins with `FATAL:`.

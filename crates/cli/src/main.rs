@@ -7,8 +7,12 @@
 mod apptainer;
 mod command_error;
 mod commands;
+mod image_error;
+mod interrupt;
 mod native;
 mod output;
+mod progress;
+mod proxy;
 mod run_options;
 mod task;
 

@@ -29,6 +29,14 @@ enum Command {
     Shell(commands::run::ShellArgs),
     /// Print what `exec` would do, as JSON, and do nothing
     Plan(commands::run::PlanArgs),
+    /// Fetch an image from a registry into your store, or to a file
+    Pull(commands::pull::PullArgs),
+    /// Convert an image, an OCI layout or a directory to a .sqsh or .sif file
+    Convert(commands::convert::ConvertArgs),
+    /// List the images in your store
+    Images(commands::images::ImagesArgs),
+    /// Show what an image is and how it wants to be run
+    Inspect(commands::inspect::InspectArgs),
     /// List the records of runs
     Runs(commands::runs::RunsArgs),
     /// Show the record of one step on one node
@@ -69,6 +77,10 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Run(arguments) => commands::run::run(arguments.into()),
         Command::Shell(arguments) => commands::run::run(arguments.into()),
         Command::Plan(arguments) => commands::run::plan(RunCommand::from(arguments)),
+        Command::Pull(arguments) => commands::pull::pull(&arguments),
+        Command::Convert(arguments) => commands::convert::convert(&arguments),
+        Command::Images(arguments) => commands::images::images(&arguments),
+        Command::Inspect(arguments) => commands::inspect::inspect(&arguments),
         Command::Runs(arguments) => commands::runs::runs(&arguments),
         Command::Show(arguments) => commands::runs::show(&arguments),
         Command::Completion(arguments) => commands::manual::completion(&arguments, command_tree()),

@@ -166,6 +166,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         let prefix = ["/bin/sh", "-c", &script, "sh"].map(OsString::from);
         args = prefix.into_iter().chain(args).collect();
     }
+    let command_paths = command_paths(&args, &environment.entries, &layout)?;
     let (cwd, cwd_fallbacks) = working_directory(request, host, image, home_text);
     let (uid, gid) = (host.user.uid, host.user.gid);
     let mapping = |id| vec![IdMapping { container_id: id, host_id: id, size: 1 }];
@@ -212,6 +213,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         share,
         bindings,
         keep_fds: keep_fds.into_iter().map(|(fd, _)| fd).collect(),
+        command_paths,
         cwd_fallbacks,
         spec,
     })
@@ -242,6 +244,37 @@ fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<Os
             line
         }
     })
+}
+
+/// Where the command may be: the directories of the search path in which the image has it, and those
+/// that a mount may have changed. Asking the open image is far cheaper than failing to execute it
+/// through the kernel and our server, once for every directory before the right one.
+fn command_paths(args: &[OsString], env: &[Text], layout: &Layout<'_>) -> Result<Vec<Text>, EngineError> {
+    let Some(name) = args.first().and_then(|name| name.to_str()).filter(|name| !name.contains('/')) else {
+        return Ok(Vec::new());
+    };
+    let path = env.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
+    let Some(path) = path.and_then(|path| std::str::from_utf8(path).ok()) else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for directory in path.split(':') {
+        if !directory.starts_with('/') {
+            // Relative to the working directory, which only the running container knows.
+            return Ok(Vec::new());
+        }
+        let candidate = format!("{}/{name}", directory.trim_end_matches('/'));
+        let keep = match layout.view.locate(&candidate) {
+            Ok(located) => {
+                let changed = layout.mounted.iter().any(|mount| Path::new(&located.path).starts_with(mount));
+                changed || located.found == Some(Found::File)
+            }
+            // A path that leads nowhere, or a directory that cannot be read: exec will tell.
+            Err(_) => true,
+        };
+        if keep {
+            found.push(candidate.into());
+        }
+    }
+    Ok(found)
 }
 
 /// The working directory, and where to go if it does not exist inside.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use situla_oci::ReferenceError;
 use situla_policy::{PolicyError, Verdict};
 use situla_records::EngineClass;
 use situla_runtime::{Failure, FailureClass};
@@ -61,13 +62,13 @@ pub enum EngineError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The image's name cannot be understood.
-    #[error("{text} is neither a file nor an image reference")]
+    #[error("cannot tell which image {text} means")]
     Reference {
         /// What the user gave.
         text: String,
         /// Why.
         #[source]
-        source: situla_oci::ReferenceError,
+        source: ReferenceError,
     },
     /// A reference must be fetched before it can be run.
     #[error("cannot fetch {reference}")]
@@ -78,6 +79,8 @@ pub enum EngineError {
         message: String,
         /// The class that it gave.
         class: EngineClass,
+        /// What it said can be done.
+        remedy: Option<String>,
     },
     /// An option's value cannot be used.
     #[error("{message}")]
@@ -96,7 +99,7 @@ pub enum EngineError {
         host: String,
     },
     /// The site's policy says no.
-    #[error("the site's policy refuses this run: {}", reasons(.0))]
+    #[error("the site's policy refuses this: {}", reasons(.0))]
     Denied(Box<Verdict>),
     /// The policy file cannot be read.
     #[error("cannot read the site's policy {path}")]
@@ -172,10 +175,15 @@ impl EngineError {
             EngineError::Sif { .. } | EngineError::Squashfs { .. } | EngineError::LookInto { .. } => {
                 "the file may be cut short or damaged; copy or pull it again".to_owned()
             }
+            EngineError::Reference { text, source: ReferenceError::NoRegistry { .. } }
+                if text.starts_with("docker://") =>
+            {
+                "name the registry, as in docker://REGISTRY/NAME:TAG".to_owned()
+            }
             EngineError::Reference { .. } => {
                 "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
             }
-            EngineError::Fetch { .. } => return None,
+            EngineError::Fetch { remedy, .. } => return remedy.clone(),
             EngineError::BadOption { remedy, .. } => remedy.clone(),
             EngineError::BindSourceMissing { .. } => "create it, or leave the bind out".to_owned(),
             // Every reason of a verdict carries its own remedy.

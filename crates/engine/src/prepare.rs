@@ -3,8 +3,12 @@
 use std::ffi::OsString;
 
 use situla_bindings::{BindSource, Origin};
+use situla_oci::Reference;
 use situla_plan::Plan;
-use situla_policy::{BindUse, Decision, Request as PolicyRequest, RequestedOption, Subject, Verdict, decide};
+use situla_policy::{
+    BindUse, Decision, Image as PolicyImage, Request as PolicyRequest, RequestedOption, Subject, Verdict,
+    decide,
+};
 use situla_records::EngineClass;
 use situla_runtime::{Exit, OpenImage};
 
@@ -74,10 +78,7 @@ fn plan(request: &RunRequest, host: &Host, site: &Site, phases: &mut Phases) -> 
     phases.end("admit");
     let image = resolve::open(&named, &request.image)?;
     phases.end("resolve");
-    let warnings = match verdict.decision {
-        Decision::Warn => verdict.reasons.iter().map(ToString::to_string).collect(),
-        _ => Vec::new(),
-    };
+    let warnings = warnings(&verdict);
     let plan = assemble(Parts { request, host, image: &image, verdict, binds, home, keep_fds })?;
     phases.end("plan");
     let Resolved { view, descriptor, .. } = image;
@@ -104,9 +105,35 @@ fn admit(
             options.push(RequestedOption::Bind(BindUse { source, read_only: bind.read_only }));
         }
     }
+    judge(resolve::for_policy(named), options, host, site)
+}
+
+/// Asks the policy whether an image of a registry may be fetched; nothing is known yet of what it will
+/// be used for. Gives the policy's warnings.
+///
+/// # Errors
+/// The policy says no.
+pub fn admit_reference(reference: &Reference, host: &Host, site: &Site) -> Result<Vec<String>, EngineError> {
+    let image = resolve::for_policy(&resolve::Named::Registry(reference.clone()));
+    judge(image, Vec::new(), host, site).map(|verdict| warnings(&verdict))
+}
+
+fn warnings(verdict: &Verdict) -> Vec<String> {
+    match verdict.decision {
+        Decision::Warn => verdict.reasons.iter().map(ToString::to_string).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn judge(
+    image: PolicyImage,
+    options: Vec<RequestedOption>,
+    host: &Host,
+    site: &Site,
+) -> Result<Verdict, EngineError> {
     let allocation = host.allocation.as_ref();
     let asked = PolicyRequest {
-        image: resolve::for_policy(named),
+        image,
         options,
         subject: Subject {
             uid: Some(host.user.uid),

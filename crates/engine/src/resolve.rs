@@ -194,15 +194,19 @@ struct Fetched {
 /// Fetches an image in a process of its own: fetching takes threads, and a process with threads can
 /// make no user namespace. The answer is one JSON object on its standard output.
 fn fetch(reference: &Reference) -> Result<Fetched, EngineError> {
-    let fail =
-        |class, message: String| EngineError::Fetch { reference: reference.to_string(), message, class };
+    let fail = |class, message: String, remedy| EngineError::Fetch {
+        reference: reference.to_string(),
+        message,
+        class,
+        remedy,
+    };
     let mut child = Command::new("/proc/self/exe")
         .args(["pull", "--json", "--store-only", &format!("docker://{reference}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| {
-            fail(EngineClass::SetupFailed, format!("cannot start the fetching process: {error}"))
+            fail(EngineClass::SetupFailed, format!("cannot start the fetching process: {error}"), None)
         })?;
     let mut output = Vec::new();
     if let Some(mut stdout) = child.stdout.take() {
@@ -222,5 +226,53 @@ fn fetch(reference: &Reference) -> Result<Fetched, EngineError> {
         Ok(status) => format!("the fetching process ended with {status}"),
         Err(error) => format!("the fetching process cannot be waited for: {error}"),
     });
-    Err(fail(class, message))
+    Err(fail(class, message, field("remedy")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVERYONE: [Personality; 3] = [Personality::Apptainer, Personality::Native, Personality::Task];
+
+    #[test]
+    fn a_name_without_transport_is_a_path_unless_a_task_names_a_registry() {
+        let cwd = Path::new("/nonexistent");
+        let path = |text: &str| Named::Path(PathBuf::from(text));
+        let image = |text: &str| Named::Registry(Reference::parse(text).expect("a reference"));
+        for personality in EVERYONE {
+            for (text, want) in [
+                ("./a.sif", path("/nonexistent/a.sif")),
+                ("a.sqsh", path("/nonexistent/a.sqsh")),
+                ("/images/a", path("/images/a")),
+                ("docker://registry.example/a/b:1", image("registry.example/a/b:1")),
+            ] {
+                assert_eq!(name(text, cwd, personality).expect(text), want, "{personality:?}");
+            }
+        }
+        for personality in [Personality::Apptainer, Personality::Native] {
+            let got = name("alpine", cwd, personality).expect("a path");
+            assert_eq!(got, path("/nonexistent/alpine"), "{personality:?}");
+        }
+        let got = name("127.0.0.1:5000#a:1", cwd, Personality::Task).expect("a reference");
+        assert_eq!(got, image("127.0.0.1:5000/a:1"));
+    }
+
+    #[test]
+    fn a_reference_without_registry_is_refused_with_the_remedy() {
+        let cwd = Path::new("/nonexistent");
+        for personality in EVERYONE {
+            let error = name("docker://alpine", cwd, personality).expect_err("no registry");
+            assert_eq!(error.to_string(), "cannot tell which image docker://alpine means");
+            let remedy = error.remedy().expect("a remedy");
+            assert_eq!(remedy, "name the registry, as in docker://REGISTRY/NAME:TAG", "{personality:?}");
+            assert_eq!(error.class(), EngineClass::BadOption);
+        }
+        // It may have been meant as a file, too.
+        let error = name("alpine", cwd, Personality::Task).expect_err("no such file, no registry");
+        assert_eq!(
+            error.remedy().as_deref(),
+            Some("name a file, or a reference such as docker://REGISTRY/NAME:TAG")
+        );
+    }
 }

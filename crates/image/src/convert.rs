@@ -25,6 +25,7 @@ use crate::progress::{Event, Progress};
 use crate::source::{DirectoryError, ImageSource, Owners, ResolveError, resolve, walk};
 use crate::squash::SquashSink;
 use crate::tree::Tree;
+use crate::verify::VerifyError;
 
 /// File format of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +159,21 @@ pub enum ConvertError {
         /// The output.
         path: PathBuf,
     },
+    /// The input is no image file.
+    #[error("'{}' is neither a SquashFS nor a SIF image", path.display())]
+    UnknownFormat {
+        /// The input.
+        path: PathBuf,
+    },
+    /// An image of the store is no longer what was put there.
+    #[error("'{}' has changed since it was stored", path.display())]
+    Damaged {
+        /// The file in the store.
+        path: PathBuf,
+        /// How it differs.
+        #[source]
+        source: VerifyError,
+    },
 }
 
 /// Converts an image from a registry or layout to a file.
@@ -226,6 +242,16 @@ pub fn convert_directory(
 /// # Errors
 /// When the input is not a SquashFS or the output cannot be written.
 pub fn wrap_sqsh(input: &Path, out: &Path, options: &ConvertOptions) -> Result<Converted, ConvertError> {
+    wrap_checked(input, out, options, |_| Ok(()))
+}
+
+/// Puts a SquashFS file into a SIF, which appears only if `check` accepts the digest of its bytes.
+pub(crate) fn wrap_checked(
+    input: &Path,
+    out: &Path,
+    options: &ConvertOptions,
+    check: impl FnOnce(&Digest) -> Result<(), ConvertError>,
+) -> Result<Converted, ConvertError> {
     refuse_existing(out, options)?;
     let began = Instant::now();
     let read = |source| ConvertError::Read { path: input.to_owned(), source };
@@ -239,6 +265,7 @@ pub fn wrap_sqsh(input: &Path, out: &Path, options: &ConvertOptions) -> Result<C
     let target = writer.write_partition(&mut file).map_err(ConvertError::SifWrite)?;
     let convert = began.elapsed();
     let (rootfs_digest, _) = hash_from(&target, offset).map_err(|source| write_error(out, source))?;
+    check(&rootfs_digest)?;
     let timings = Timings { convert, ..Timings::default() };
     let mut converted = Converted { manifest_digest, rootfs_digest, bytes: 0, timings };
     publish(pending, out, OutputFormat::Sif, options, &mut converted)?;
@@ -366,24 +393,31 @@ pub(crate) fn write_output(
 }
 
 /// Hashes a file from `offset` to its end; it was just written, so this reads memory.
-fn hash_from(file: &File, offset: u64) -> io::Result<(Digest, u64)> {
+pub(crate) fn hash_from(file: &File, offset: u64) -> io::Result<(Digest, u64)> {
+    hash_range(file, offset, u64::MAX)
+}
+
+/// Hashes at most `len` bytes of a file from `offset`, and counts them.
+pub(crate) fn hash_range(file: &File, offset: u64, len: u64) -> io::Result<(Digest, u64)> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut buffer = vec![0; 1 << 20];
-    let mut at = offset;
-    loop {
-        match file.read_at(&mut buffer, at) {
-            Ok(0) => return Ok((hasher.finish(), at - offset)),
+    let mut n_hashed = 0;
+    while n_hashed < len {
+        let wanted = usize::try_from(len - n_hashed).unwrap_or(usize::MAX).min(buffer.len());
+        match file.read_at(&mut buffer[..wanted], offset + n_hashed) {
+            Ok(0) => break,
             Ok(n) => {
                 hasher.update(&buffer[..n]);
-                at += n as u64;
+                n_hashed += n as u64;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
+    Ok((hasher.finish(), n_hashed))
 }
 
-fn refuse_existing(out: &Path, options: &ConvertOptions) -> Result<(), ConvertError> {
+pub(crate) fn refuse_existing(out: &Path, options: &ConvertOptions) -> Result<(), ConvertError> {
     // Said early, before minutes of work; publishing checks again, atomically.
     if !options.overwrite && fs::symlink_metadata(out).is_ok() {
         return Err(ConvertError::Exists { path: out.to_owned() });
@@ -391,7 +425,7 @@ fn refuse_existing(out: &Path, options: &ConvertOptions) -> Result<(), ConvertEr
     Ok(())
 }
 
-fn create_output(out: &Path) -> Result<PendingFile, ConvertError> {
+pub(crate) fn create_output(out: &Path) -> Result<PendingFile, ConvertError> {
     let dir = match out.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -402,7 +436,7 @@ fn create_output(out: &Path) -> Result<PendingFile, ConvertError> {
     PendingFile::create(dir, &prefix).map_err(|source| write_error(out, source))
 }
 
-fn publish(
+pub(crate) fn publish(
     pending: PendingFile,
     out: &Path,
     format: OutputFormat,
@@ -426,7 +460,7 @@ fn publish(
     Ok(())
 }
 
-fn write_error(path: &Path, source: io::Error) -> ConvertError {
+pub(crate) fn write_error(path: &Path, source: io::Error) -> ConvertError {
     ConvertError::Write { path: path.to_owned(), source }
 }
 
@@ -469,13 +503,13 @@ fn oci_config(config: &ExecConfig) -> serde_json::Value {
     value
 }
 
-fn describe_sqsh(path: &Path, file: &File) -> Result<(Option<Digest>, SifOptions), ConvertError> {
+pub(crate) fn describe_sqsh(path: &Path, file: &File) -> Result<(Option<Digest>, SifOptions), ConvertError> {
     let clone = file.try_clone().map_err(|source| ConvertError::Read { path: path.to_owned(), source })?;
     describe_image(path, clone)
 }
 
 /// Reads what a SquashFS says about itself; one that says nothing is for this machine's architecture.
-fn describe_image(
+pub(crate) fn describe_image(
     path: &Path,
     source: impl situla_squashfs::ReadAt + 'static,
 ) -> Result<(Option<Digest>, SifOptions), ConvertError> {

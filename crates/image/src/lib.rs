@@ -10,8 +10,10 @@
 mod additions;
 mod client;
 mod convert;
+mod copy;
 mod flatten;
 mod image_parts;
+mod inspect;
 mod layer;
 mod output;
 mod progress;
@@ -20,6 +22,7 @@ mod sink;
 mod source;
 mod squash;
 mod store;
+mod traces;
 mod tree;
 mod verify;
 
@@ -29,10 +32,14 @@ pub use convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,
     unwrap_sif, wrap_sqsh,
 };
+pub use copy::{copy_image, export};
 pub use flatten::{
     FlattenError, FlattenOptions, Flattened, LayerSource, Level, MAX_ENTRIES, MergeError, Merger, flatten,
 };
 pub use image_parts::{Addition, ImageParts};
+pub use inspect::{
+    FileKind, ImageLayer, Inspection, SifDescription, SifObjectInfo, SquashfsFacts, file_kind, inspect,
+};
 pub(crate) use layer::printable as layer_name;
 pub use layer::{
     Compression, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
@@ -45,5 +52,6 @@ pub use source::{
     SourceError, resolve,
 };
 pub use store::{Acquired, Lease, Store, StoreError, StoreOptions, StoredImage};
+pub use traces::abandon;
 pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree, Xattrs};
 pub use verify::{VerifiedReader, VerifyError};

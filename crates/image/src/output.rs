@@ -13,13 +13,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
+use crate::traces::Trace;
+
 /// A file being written.
 #[derive(Debug)]
 pub(crate) struct PendingFile {
     file: Option<File>,
     dir: PathBuf,
     /// Temporary name, if it has one.
-    temp: Option<PathBuf>,
+    temp: Option<(PathBuf, Trace)>,
     prefix: String,
 }
 
@@ -53,8 +55,9 @@ impl PendingFile {
     fn create_named(dir: &Path, prefix: &str) -> io::Result<Self> {
         let mut pending = Self { file: None, dir: dir.to_owned(), temp: None, prefix: prefix.to_owned() };
         let path = pending.temp_path();
+        let trace = Trace::of(&path);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&path)?;
-        pending.temp = Some(path);
+        pending.temp = Some((path, trace));
         pending.file = Some(file);
         Ok(pending)
     }
@@ -78,7 +81,8 @@ impl PendingFile {
     pub(crate) fn publish(mut self, path: &Path, existing: Existing) -> io::Result<()> {
         let Some(file) = self.file.take() else { return Err(io::ErrorKind::NotFound.into()) };
         file.sync_all()?;
-        match (self.temp.clone(), existing) {
+        let temp = self.temp.as_ref().map(|(temp, _)| temp.clone());
+        match (temp, existing) {
             (None, existing) => {
                 let source = format!("/proc/self/fd/{}", file.as_raw_fd());
                 let link = |to: &Path| {
@@ -88,8 +92,9 @@ impl PendingFile {
                 match link(path) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists && existing == Existing::Replace => {
                         let temp = self.temp_path();
+                        let trace = Trace::of(&temp);
                         link(&temp)?;
-                        self.temp = Some(temp.clone());
+                        self.temp = Some((temp.clone(), trace));
                         fs::rename(&temp, path)?;
                         self.temp = None;
                     }
@@ -112,7 +117,7 @@ impl PendingFile {
 
 impl Drop for PendingFile {
     fn drop(&mut self) {
-        if let Some(temp) = &self.temp {
+        if let Some((temp, _)) = &self.temp {
             // It may be gone; nothing else can be done about it here.
             let _ = fs::remove_file(temp);
         }

@@ -18,4 +18,4 @@ pub use manifest::{
 };
 pub use media::{LayerKind, MANIFEST_ACCEPT, MediaType};
 pub use platform::{Platform, PlatformError};
-pub use reference::{DOCKER_HUB, EnrootReference, Reference, ReferenceError, Registry, Repository, Tag};
+pub use reference::{Defaults, EnrootReference, Reference, ReferenceError, Registry, Repository, Tag};

@@ -1,8 +1,11 @@
 //! Image references: which registry, which repository, which tag or digest.
 //!
-//! Two spellings are read: Docker's (`[docker://]host[:port]/repo[:tag][@digest]`, with the default
-//! registry and `library/` rules) and enroot's (`[USER@][REGISTRY#]IMAGE[:TAG|@digest]`). Both give the
-//! same [`Reference`], whose `Display` is the one canonical spelling and reads back to an equal value.
+//! Two spellings are read: Docker's (`[docker://]host[:port]/repo[:tag][@digest]`) and enroot's
+//! (`[USER@][REGISTRY#]IMAGE[:TAG|@digest]`). Both give the same [`Reference`], whose `Display` is the
+//! one canonical spelling and reads back to an equal value.
+//!
+//! No registry is built in: a reference that names none is refused, unless the caller brings one in
+//! [`Defaults`]. Otherwise a name meant for the site's registry would be fetched from somebody else's.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,8 +15,6 @@ use thiserror::Error;
 
 use crate::digest::{Digest, DigestError, clip};
 
-/// The registry meant when a reference names none.
-pub const DOCKER_HUB: &str = "docker.io";
 /// Tag meant when a reference names neither tag nor digest.
 const DEFAULT_TAG: &str = "latest";
 /// Longest registry plus repository name; longer ones cannot be told to many registries.
@@ -27,6 +28,12 @@ pub enum ReferenceError {
     /// Nothing but a scheme.
     #[error("image reference is empty")]
     Empty,
+    /// The reference names no registry, and there is no default one.
+    #[error("image reference '{reference}' names no registry")]
+    NoRegistry {
+        /// The reference without its scheme.
+        reference: String,
+    },
     /// The part before the first slash or `#` is no host name.
     #[error("not a registry host: '{0}'")]
     BadRegistry(String),
@@ -173,6 +180,13 @@ impl FromStr for Tag {
     }
 }
 
+/// What the parts mean that a reference leaves out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Defaults {
+    /// The registry of references that name none. Without it they are refused.
+    pub registry: Option<Registry>,
+}
+
 /// A complete image reference. At least one of tag and digest is present.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
@@ -196,25 +210,48 @@ impl Reference {
     /// a registry host without dot and port.
     ///
     /// # Errors
-    /// When any part breaks its grammar.
+    /// When any part breaks its grammar, or no registry is named.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        Self::parse_with(text, &Defaults::default())
+    }
+
+    /// Parses as [`Reference::parse`] does; `defaults` stand for what the text leaves out.
+    ///
+    /// # Errors
+    /// When any part breaks its grammar, or neither the text nor `defaults` name a registry.
+    pub fn parse_with(text: &str, defaults: &Defaults) -> Result<Self, ReferenceError> {
         let text = strip_scheme(text)?;
         if let Some((registry, image)) = text.split_once('#') {
-            return Self::assemble(registry.parse()?, image);
+            return Image::parse(image)?.at(registry.parse()?);
         }
-        let (registry, rest) = match text.split_once('/') {
-            Some((first, rest)) if looks_like_host(first) => (first.parse()?, rest),
-            _ => (Registry(DOCKER_HUB.to_owned()), text),
-        };
-        Self::assemble(registry, rest)
+        if let Some((first, rest)) = text.split_once('/')
+            && is_host(first)
+        {
+            let registry = first.parse()?;
+            return Image::parse(rest)?.at(registry);
+        }
+        // A malformed name is called that before its lack of a registry is.
+        let image = Image::parse(text)?;
+        match &defaults.registry {
+            Some(registry) => image.at(registry.clone()),
+            None => Err(ReferenceError::NoRegistry { reference: clip(text) }),
+        }
     }
 
     /// Parses enroot's spelling, with or without `docker://`: `[USER@][REGISTRY#]IMAGE[:TAG|@digest]`.
     /// Docker's spelling is read as well if its first component is a host.
     ///
     /// # Errors
-    /// When any part breaks its grammar.
+    /// When any part breaks its grammar, or no registry is named.
     pub fn parse_enroot(text: &str) -> Result<EnrootReference, ReferenceError> {
+        Self::parse_enroot_with(text, &Defaults::default())
+    }
+
+    /// Parses as [`Reference::parse_enroot`] does; `defaults` stand for what the text leaves out.
+    ///
+    /// # Errors
+    /// When any part breaks its grammar, or neither the text nor `defaults` name a registry.
+    pub fn parse_enroot_with(text: &str, defaults: &Defaults) -> Result<EnrootReference, ReferenceError> {
         let text = strip_scheme(text)?;
         // The last "@" may start a digest; a user name holds neither '/', '#' nor ':'.
         let (user, rest) = match text.split_once('@') {
@@ -228,38 +265,7 @@ impl Reference {
         {
             return Err(ReferenceError::BadUser(clip(user)));
         }
-        Ok(EnrootReference { user: user.map(str::to_owned), reference: Self::parse(rest)? })
-    }
-
-    fn assemble(registry: Registry, rest: &str) -> Result<Self, ReferenceError> {
-        if rest.is_empty() {
-            return Err(ReferenceError::Empty);
-        }
-        let (name, digest) = match rest.split_once('@') {
-            Some((name, digest)) => (name, Some(digest.parse().map_err(ReferenceError::BadDigest)?)),
-            None => (rest, None),
-        };
-        let (name, tag) = match name.split_once(':') {
-            Some((name, tag)) => (name, Some(tag.parse()?)),
-            None => (name, None),
-        };
-        let registry = match registry.as_str() {
-            "index.docker.io" | "registry-1.docker.io" => Registry(DOCKER_HUB.to_owned()),
-            _ => registry,
-        };
-        let repository = if registry.as_str() == DOCKER_HUB && !name.contains('/') {
-            format!("library/{name}").parse().map_err(|_| ReferenceError::BadRepository(clip(name)))?
-        } else {
-            name.parse::<Repository>()?
-        };
-        if registry.0.len() + 1 + repository.0.len() > MAX_NAME {
-            return Err(ReferenceError::TooLong);
-        }
-        let tag = match (tag, &digest) {
-            (None, None) => Some(Tag(DEFAULT_TAG.to_owned())),
-            (tag, _) => tag,
-        };
-        Ok(Self { registry, repository, tag, digest })
+        Ok(EnrootReference { user: user.map(str::to_owned), reference: Self::parse_with(rest, defaults)? })
     }
 
     /// Returns the registry.
@@ -303,6 +309,41 @@ impl Reference {
     }
 }
 
+/// A reference without its registry.
+struct Image {
+    repository: Repository,
+    tag: Option<Tag>,
+    digest: Option<Digest>,
+}
+
+impl Image {
+    fn parse(text: &str) -> Result<Self, ReferenceError> {
+        if text.is_empty() {
+            return Err(ReferenceError::Empty);
+        }
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(digest.parse().map_err(ReferenceError::BadDigest)?)),
+            None => (text, None),
+        };
+        let (name, tag) = match name.split_once(':') {
+            Some((name, tag)) => (name, Some(tag.parse()?)),
+            None => (name, None),
+        };
+        let tag = match (tag, &digest) {
+            (None, None) => Some(Tag(DEFAULT_TAG.to_owned())),
+            (tag, _) => tag,
+        };
+        Ok(Self { repository: name.parse()?, tag, digest })
+    }
+
+    fn at(self, registry: Registry) -> Result<Reference, ReferenceError> {
+        if registry.0.len() + 1 + self.repository.0.len() > MAX_NAME {
+            return Err(ReferenceError::TooLong);
+        }
+        Ok(Reference { registry, repository: self.repository, tag: self.tag, digest: self.digest })
+    }
+}
+
 fn strip_scheme(text: &str) -> Result<&str, ReferenceError> {
     match text.split_once("://") {
         Some(("docker", rest)) => Ok(rest.strip_prefix("//").unwrap_or(rest)),
@@ -312,9 +353,9 @@ fn strip_scheme(text: &str) -> Result<&str, ReferenceError> {
     }
 }
 
-/// Docker's rule: the first component is a host if it could not be a Hub name.
-fn looks_like_host(first: &str) -> bool {
-    first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|b| b.is_ascii_uppercase())
+/// Tells whether the first of several components is a registry and no part of the repository.
+fn is_host(first: &str) -> bool {
+    first.eq_ignore_ascii_case("localhost") || first.contains(['.', ':'])
 }
 
 fn is_digest_start(text: &str) -> bool {
@@ -349,9 +390,9 @@ impl fmt::Display for Tag {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A host without dot or port would be read back as part of a Hub repository; enroot's `#` says
+        // A host without dot or port would be read back as part of the repository; enroot's `#` says
         // where it ends.
-        let separator = if looks_like_host(self.registry.as_str()) { '/' } else { '#' };
+        let separator = if is_host(self.registry.as_str()) { '/' } else { '#' };
         write!(f, "{}{separator}{}", self.registry, self.repository)?;
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
@@ -381,23 +422,26 @@ mod tests {
 
     const D: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
+    fn hub() -> Defaults {
+        Defaults { registry: Some("hub.example:5000".parse().expect("a registry")) }
+    }
+
     #[test]
     fn reads_docker_spellings() {
         let pinned = format!("host.example/a/b@{D}");
         let both = format!("host.example:5000/a:t@{D}");
         let cases = [
-            ("alpine", "docker.io/library/alpine:latest"),
-            ("docker://alpine:3.20", "docker.io/library/alpine:3.20"),
-            ("docker:////alpine", "docker.io/library/alpine:latest"),
-            ("user/app", "docker.io/user/app:latest"),
-            ("docker.io/alpine", "docker.io/library/alpine:latest"),
-            ("index.docker.io/library/alpine", "docker.io/library/alpine:latest"),
+            ("registry.example/alpine", "registry.example/alpine:latest"),
+            ("docker://registry.example/alpine:3.20", "registry.example/alpine:3.20"),
+            ("docker:////registry.example/alpine", "registry.example/alpine:latest"),
             ("localhost/app", "localhost/app:latest"),
+            ("LocalHost/app", "localhost/app:latest"),
+            ("hub#user/app", "hub#user/app:latest"),
             ("localhost:5000/app:v1", "localhost:5000/app:v1"),
             ("127.0.0.1:5000/x/y", "127.0.0.1:5000/x/y:latest"),
             ("[::1]:5000/x", "[::1]:5000/x:latest"),
             ("Host.Example/x", "host.example/x:latest"),
-            ("a/b/c--d__e.f:T_1-x.y", "docker.io/a/b/c--d__e.f:T_1-x.y"),
+            ("hub.example/a/b/c--d__e.f:T_1-x.y", "hub.example/a/b/c--d__e.f:T_1-x.y"),
             (&pinned, &pinned),
             (&both, &both),
         ];
@@ -405,7 +449,40 @@ mod tests {
             let reference = Reference::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(reference.to_string(), want, "{text}");
             assert_eq!(Reference::parse(want).unwrap(), reference, "round trip of {want}");
+            assert_eq!(Reference::parse_with(text, &hub()).unwrap(), reference, "{text} with a default");
         }
+    }
+
+    #[test]
+    fn a_registry_is_named_or_brought() {
+        let pinned = format!("alpine@{D}");
+        let cases = [
+            ("alpine", "hub.example:5000/alpine:latest".to_owned()),
+            ("docker://alpine:3.20", "hub.example:5000/alpine:3.20".to_owned()),
+            ("docker:////alpine", "hub.example:5000/alpine:latest".to_owned()),
+            ("user/app", "hub.example:5000/user/app:latest".to_owned()),
+            ("a/registry.example/b:t", "hub.example:5000/a/registry.example/b:t".to_owned()),
+            // One component is never a registry, whatever it looks like.
+            ("registry.example", "hub.example:5000/registry.example:latest".to_owned()),
+            ("localhost", "hub.example:5000/localhost:latest".to_owned()),
+            ("localhost:5000", "hub.example:5000/localhost:5000".to_owned()),
+            (&pinned, format!("hub.example:5000/alpine@{D}")),
+        ];
+        for (text, want) in cases {
+            let bare = text.trim_start_matches("docker:").trim_start_matches('/');
+            let refusal = ReferenceError::NoRegistry { reference: bare.to_owned() };
+            assert_eq!(Reference::parse(text), Err(refusal.clone()), "{text}");
+            assert_eq!(Reference::parse_enroot(text), Err(refusal), "{text}");
+            assert_eq!(serde_json::from_value::<Reference>(text.into()).ok(), None, "{text}");
+            assert_eq!(Reference::parse_with(text, &hub()).unwrap().to_string(), want);
+            assert_eq!(Reference::parse_enroot_with(text, &hub()).unwrap().reference.to_string(), want);
+        }
+        let refusal = Reference::parse("user/app").unwrap_err();
+        assert_eq!(refusal.to_string(), "image reference 'user/app' names no registry");
+        // The limit holds for a default registry as well.
+        let registry = Some(format!("{}.example", ["a"; 60].join(".")).parse().unwrap());
+        let name = "b".repeat(200);
+        assert_eq!(Reference::parse_with(&name, &Defaults { registry }), Err(ReferenceError::TooLong));
     }
 
     #[test]
@@ -416,6 +493,8 @@ mod tests {
             "",
             "docker://",
             "UPPER",
+            "UPPER/a",
+            "registry.example/UPPER",
             "a//b",
             "/a",
             "a/",
@@ -436,7 +515,6 @@ mod tests {
             "host.example:+5/a",
             "-x.example/a",
             "a:.t",
-            "oci:dir",
             "library://x",
             "../a",
             "a/../b",
@@ -449,27 +527,25 @@ mod tests {
             &tag,
         ];
         for text in cases {
-            // "oci:dir" is image "oci" with tag "dir" by grammar; schemes without slashes are the caller's.
-            if text == "oci:dir" {
-                assert!(Reference::parse(text).is_ok());
-                continue;
-            }
-            assert!(Reference::parse(text).is_err(), "{text:?} was accepted");
+            let refusal = Reference::parse(text).expect_err(text);
+            assert!(!matches!(refusal, ReferenceError::NoRegistry { .. }), "{text:?}: {refusal}");
+            assert_eq!(Reference::parse_with(text, &hub()), Err(refusal), "{text:?} with a default");
         }
+        // By grammar this is an image "oci" with a tag; schemes without slashes are the caller's.
+        assert!(Reference::parse_with("oci:dir", &hub()).is_ok());
     }
 
     #[test]
     fn reads_enroot_spellings() {
-        let pinned = format!("alpine@{D}");
+        let pinned = format!("reg.example#alpine@{D}");
         let pinned_user = format!("me@host#alpine@{D}");
         let cases = [
-            ("alpine", None, "docker.io/library/alpine:latest".to_owned()),
-            ("docker://me@alpine:3", Some("me"), "docker.io/library/alpine:3".to_owned()),
+            ("docker://me@hub.example/alpine:3", Some("me"), "hub.example/alpine:3".to_owned()),
             ("reg.example#team/app:1", None, "reg.example/team/app:1".to_owned()),
             ("$oauthtoken@reg.example#a/b", Some("$oauthtoken"), "reg.example/a/b:latest".to_owned()),
             ("reg.example:5000#app", None, "reg.example:5000/app:latest".to_owned()),
             ("reg.example/app", None, "reg.example/app:latest".to_owned()),
-            (&pinned, None, format!("docker.io/library/alpine@{D}")),
+            (&pinned, None, format!("reg.example/alpine@{D}")),
             (&pinned_user, Some("me"), format!("host#alpine@{D}")),
         ];
         for (text, user, want) in cases {
@@ -477,8 +553,12 @@ mod tests {
             assert_eq!((got.user.as_deref(), got.reference.to_string()), (user, want), "{text}");
             assert_eq!(Reference::parse(&got.reference.to_string()).unwrap(), got.reference, "{text}");
         }
+        let with_user = Reference::parse_enroot_with("docker://me@alpine:3", &hub()).unwrap();
+        assert_eq!(with_user.user.as_deref(), Some("me"));
+        assert_eq!(with_user.reference.to_string(), "hub.example:5000/alpine:3");
         for text in ["@alpine", "reg#", "#alpine", "a b@alpine", "reg/x#alpine"] {
-            assert!(Reference::parse_enroot(text).is_err(), "{text:?} was accepted");
+            let refused = Reference::parse_enroot_with(text, &hub()).is_err();
+            assert!(refused, "{text:?} was accepted");
         }
     }
 

@@ -39,6 +39,10 @@ pub struct Plan {
     /// Descriptors beyond standard input, output and error that stay open for the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub keep_fds: Vec<i32>,
+    /// Paths inside at which the command may be, in the order of its search path. Empty where the
+    /// runtime is to search for itself.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub command_paths: Vec<Text>,
     /// Directories inside to try, in order, where the working directory does not exist. Empty where
     /// the user named it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]

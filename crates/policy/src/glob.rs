@@ -1,4 +1,4 @@
-//! Patterns over registry images: `docker.io/library/*`, `127.0.0.1:5000/demo/*`, `*.example.org`.
+//! Patterns over registry images: `registry.example/demo/*`, `127.0.0.1:5000/demo/*`, `*.example.org`.
 //!
 //! The host and the repository are matched apart. Over the joined text, `*.example.org/x` would
 //! also match `evil.net/a.example.org/x`.
@@ -85,15 +85,12 @@ impl fmt::Display for ImageGlob {
 }
 
 /// Removes the spellings under which one registry could slip past a rule about it: letter case, the
-/// trailing dot of a full domain name, the default port, and the host names behind `docker.io`.
+/// trailing dot of a full domain name, and the default port.
 fn canonical_host(host: &str) -> String {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix(":443").unwrap_or(&host);
     let host = host.strip_suffix('.').unwrap_or(host);
-    match host {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
-        _ => host.to_owned(),
-    }
+    host.to_owned()
 }
 
 /// Matches with one level of backtracking: after a later `*` an earlier one never needs to move, so
@@ -132,26 +129,26 @@ mod tests {
     #[test]
     fn patterns_match_images() {
         let table = [
-            ("docker.io/library/*", "docker.io", "library/debian", true),
-            ("docker.io/library/*", "docker.io", "librarian/debian", false),
-            ("docker.io/library/*", "docker.io", "library", false),
+            ("registry.example/library/*", "registry.example", "library/debian", true),
+            ("registry.example/library/*", "registry.example", "librarian/debian", false),
+            ("registry.example/library/*", "registry.example", "library", false),
             ("127.0.0.1:5000/demo/*", "127.0.0.1:5000", "demo/a/b", true),
             ("127.0.0.1:5000/demo/*", "127.0.0.1:5001", "demo/a", false),
             ("127.0.0.1:5000/demo/*", "127.0.0.1:5000", "demos/a", false),
-            ("docker.io", "docker.io", "anything/at/all", true),
-            ("docker.io", "docker.io.evil.net", "x", false),
+            ("registry.example", "registry.example", "anything/at/all", true),
+            ("registry.example", "registry.example.evil.net", "x", false),
             ("*.example.org/x", "a.example.org", "x", true),
             ("*.example.org/x", "example.org", "x", false),
             ("*.example.org/x", "evil.net", "a.example.org/x", false),
             ("*/x", "evil.net", "x", true),
-            ("quay.io/v?/a", "quay.io", "v1/a", true),
-            ("quay.io/v?/a", "quay.io", "v12/a", false),
-            ("Docker.IO/x", "docker.io", "x", true),
-            ("docker.io", "DOCKER.io.:443", "x", true),
-            ("docker.io", "docker.io:443", "x", true),
-            ("docker.io", "docker.io.", "x", true),
-            ("docker.io", "registry-1.docker.io", "library/x", true),
-            ("index.docker.io", "docker.io", "library/x", true),
+            ("hub.example/v?/a", "hub.example", "v1/a", true),
+            ("hub.example/v?/a", "hub.example", "v12/a", false),
+            ("Registry.EXAMPLE/x", "registry.example", "x", true),
+            ("registry.example", "REGISTRY.example.:443", "x", true),
+            ("registry.example", "registry.example:443", "x", true),
+            ("registry.example", "registry.example.", "x", true),
+            ("registry.example", "hub.example", "library/x", false),
+            ("registry.example", "index.registry.example", "library/x", false),
             ("a*b*c", "aXXbYYbZc", "x", true),
             ("a*b*c", "aXXc", "x", false),
         ];

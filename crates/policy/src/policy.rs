@@ -364,8 +364,8 @@ mod tests {
         let text = r#"
             mode = "warn"
             [registry]
-            allow = ["127.0.0.1:5000/demo/*", "docker.io/library/*"]
-            deny = ["docker.io/library/evil"]
+            allow = ["127.0.0.1:5000/demo/*", "registry.example/library/*"]
+            deny = ["registry.example/library/evil"]
             require-digest = true
             [files]
             allow = ["/apps/images"]

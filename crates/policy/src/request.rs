@@ -41,7 +41,7 @@ pub enum Image {
 /// An image in an OCI registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryImage {
-    /// Host, with the port if it is not the default one: `docker.io`, `127.0.0.1:5000`.
+    /// Host, with the port if it is not the default one: `registry.example`, `127.0.0.1:5000`.
     pub registry: String,
     /// Repository without the host: `library/debian`.
     pub repository: String,

@@ -17,7 +17,7 @@ use rustix::net::{SocketFlags, accept_with};
 use situla_fuse::{Server, Tree};
 
 use crate::failure::{Context, Failure, FailureClass};
-use crate::meeting::{ANSWER_READY, check_user};
+use crate::meeting::{ANSWER_READY, is_own};
 use crate::message::{Message, receive, send};
 
 /// From the constructing process: the FUSE device of the new mount.
@@ -89,6 +89,7 @@ fn serve(duties: Duties) {
     // Nothing comes where the constructing process has failed: then there is nothing to serve.
     let Some(Message { bytes, mut descriptors }) = receive(control.as_fd()).ok().flatten() else { return };
     let Some(device) = descriptors.pop().filter(|_| bytes.first() == Some(&DEVICE)) else { return };
+    let n_processors = n_processors();
     let server = Server::new(tree);
     let serve = || {
         // Unmounted, or beyond help: there is nothing left to do for any thread.
@@ -101,8 +102,7 @@ fn serve(duties: Duties) {
     std::thread::scope(|scope| {
         // A thread that cannot be made is one server less, or tasks that lead for themselves.
         let _ = thread(scope, || {
-            let n_servers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_SERVERS);
-            for _ in 1..n_servers {
+            for _ in 1..n_processors.min(MAX_SERVERS) {
                 let _ = thread(scope, serve);
             }
             if let Some(meeting) = &mut meeting {
@@ -111,6 +111,12 @@ fn serve(duties: Duties) {
         });
         serve();
     });
+}
+
+/// The processors that this step may use. Not what cgroup quotas leave of them: reading those
+/// takes longer than a start should.
+fn n_processors() -> usize {
+    rustix::thread::sched_getaffinity(None).map_or(1, |set| usize::try_from(set.count()).unwrap_or(1))
 }
 
 /// Starts a thread with a small stack; buffers are on the heap.
@@ -239,7 +245,7 @@ impl Meeting<'_> {
     fn admit(&mut self) {
         let Some(listener) = &self.listener else { return };
         let Ok(task) = accept_with(listener, SocketFlags::CLOEXEC) else { return };
-        if check_user(task.as_fd()).is_err() || !is_of_step(task.as_fd(), self.cgroup.as_deref()) {
+        if !is_own(task.as_fd()) || !is_of_step(task.as_fd(), self.cgroup.as_deref()) {
             return;
         }
         let Some(hello) = receive(task.as_fd()).ok().flatten() else { return };

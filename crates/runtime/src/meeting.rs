@@ -4,7 +4,7 @@
 //! it is atomic, so the first task leads and the others connect; when the leader dies the kernel
 //! takes the name away, and the next task to come leads. There is no file to leave behind and no
 //! lock to break. Names in the abstract namespace are visible to all users of a machine, so both
-//! sides check the other's user id.
+//! sides check the other's user id, and a task that finds a stranger shares with nobody.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use rustix::net::{
 };
 use situla_plan::ShareKey;
 
-use crate::failure::{Context, Failure, FailureClass};
+use crate::failure::{Failure, FailureClass};
 use crate::message::{receive, send};
 
 /// First byte of the keeper's answer: the name of the run follows, and the namespaces as descriptors.
@@ -35,6 +35,9 @@ const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
 pub(crate) enum Role {
     /// It sets the container up; others will connect here.
     Leader(OwnedFd),
+    /// It has a container of its own: a stranger is at the meeting point. Names there are anybody's
+    /// to take, and a neighbour on the node must not be able to fail a step by taking one.
+    Alone,
     /// It enters a container that another task has set up.
     Member {
         /// Stays open as long as this task runs; it breaks when the keeper ends.
@@ -56,7 +59,9 @@ pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
         let socket = new_socket().map_err(fail)?;
         match connect(socket.as_fd(), &address) {
             Ok(()) => {
-                check_user(socket.as_fd())?;
+                if !is_own(socket.as_fd()) {
+                    return Ok(Role::Alone);
+                }
                 if let Some((namespaces, run)) = ask(socket.as_fd(), rank, deadline).map_err(fail)? {
                     return Ok(Role::Member { connection: socket, namespaces, run });
                 }
@@ -114,17 +119,9 @@ fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Option<Jo
     Ok(Some((answer.descriptors, String::from_utf8_lossy(run).into_owned())))
 }
 
-/// Refuses a peer of another user, who may have taken the name to get at our tasks.
-pub(crate) fn check_user(socket: BorrowedFd<'_>) -> Result<(), Failure> {
-    let peer = socket_peercred(socket)
-        .or_fail(FailureClass::Setup, || "cannot see who is at the meeting point of the step".to_owned())?;
-    if peer.uid == rustix::process::geteuid() {
-        return Ok(());
-    }
-    Err(Failure::new(
-        FailureClass::Setup,
-        format!("user {} has taken the name under which the tasks of this step meet", peer.uid.as_raw()),
-    ))
+/// Tells whether the peer is a process of the same user.
+pub(crate) fn is_own(socket: BorrowedFd<'_>) -> bool {
+    socket_peercred(socket).is_ok_and(|peer| peer.uid == rustix::process::geteuid())
 }
 
 #[cfg(test)]

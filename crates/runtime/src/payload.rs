@@ -39,7 +39,11 @@ impl Command {
             return Err(Failure::new(FailureClass::Setup, "there is no command to run"));
         };
         let path = process.env.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
-        let candidates = candidates(&program, path.unwrap_or(DEFAULT_PATH));
+        let candidates = if plan.command_paths.is_empty() {
+            candidates(&program, path.unwrap_or(DEFAULT_PATH))
+        } else {
+            bytes(&plan.command_paths)
+        };
         let shell = [b"/bin/sh".to_vec(), program.clone()].into_iter().chain(words.iter().skip(1).cloned());
         Ok(Command {
             name: String::from_utf8_lossy(&program).into_owned(),

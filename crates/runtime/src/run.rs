@@ -58,7 +58,11 @@ pub fn replace(plan: &Plan) -> Failure {
         Ok(command) => command,
         Err(failure) => return failure,
     };
-    let surroundings = Surroundings { mask: situla_sys::SignalMask::of([]), parent: None };
+    // Blocking nothing tells the mask as it is.
+    let surroundings = match situla_sys::block_signals(&situla_sys::SignalMask::of([])) {
+        Ok(mask) => Surroundings { mask, parent: None },
+        Err(errno) => return Failure::of_call(FailureClass::Setup, "cannot read the signal mask", errno),
+    };
     let mut serve = |_: BorrowedFd<'_>| {
         Err(Failure::new(FailureClass::Setup, "an image file needs a process that serves it"))
     };
@@ -103,8 +107,8 @@ pub fn run(
             Supervised { pid, report, signals: &signals, keeper }.wait(observer)
         }
         Some(Role::Leader(listener)) => start.lead(image, Some(listener), rank, &signals, observer),
-        None if image.is_some() => start.lead(image, None, rank, &signals, observer),
-        None => {
+        Some(Role::Alone) | None if image.is_some() => start.lead(image, None, rank, &signals, observer),
+        Some(Role::Alone) | None => {
             let mut serve = |_: BorrowedFd<'_>| Err(Failure::new(FailureClass::Setup, "no image was opened"));
             let (pid, report) = start.fork_payload(|| construct(plan, &mut serve, &mut || Ok(())))?;
             Supervised { pid, report, signals: &signals, keeper: None }.wait(observer)

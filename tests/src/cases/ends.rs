@@ -120,11 +120,13 @@ pub fn scancel_at_any_moment(site: &Site) -> Check {
 pub fn kill_of_our_processes(site: &Site) -> Check {
     let dir = site.env().work_dir("kill")?;
     let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let here = dir.path().display().to_string();
+    let (mounts, workdir) = (format!("--container-mounts={here}"), format!("--container-workdir={here}"));
     let mut victim = 0;
     loop {
         let (name, running) = site.cluster.start_srun(
             dir.path(),
-            ["-n2", "-N1", &option, "sh", "-c", "touch go$SLURM_PROCID; exec sleep 1000"],
+            ["-n2", "-N1", &option, &mounts, &workdir, "sh", "-c", "touch go$SLURM_PROCID; exec sleep 1000"],
         )?;
         let id = site.cluster.wait_running(&name)?;
         if !wait_until(PATIENCE, || dir.path().join("go0").exists() && dir.path().join("go1").exists()) {

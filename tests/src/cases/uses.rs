@@ -154,7 +154,7 @@ pub fn mpi(site: &Site) -> Check {
     let sif = site.images.path("demo.sif");
     let start = ["-N4", "--ntasks-per-node=2", "--mpi=pmix"];
     for enter in [vec![option.as_str()], vec!["apptainer", "exec", sif.as_str()]] {
-        let args = start.iter().copied().chain(enter).chain(["mpi-hello", "8"]);
+        let args = start.iter().copied().chain(enter).chain(["/opt/situla/bin/mpi-hello", "8"]);
         let job = site.cluster.srun(dir.path(), args)?;
         job.output.clone().success()?.expect_text("ok: 8 ranks, sum of ranks 28")?;
         if job.output.stdout.matches(" image yes ").count() != 8 {

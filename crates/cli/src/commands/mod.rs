@@ -1,5 +1,9 @@
 //! One module for each command.
 
+pub(crate) mod convert;
+pub(crate) mod images;
+pub(crate) mod inspect;
 pub(crate) mod manual;
+pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod runs;

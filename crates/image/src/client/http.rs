@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use situla_oci::{DOCKER_HUB, Reference, Registry};
+use situla_oci::{Reference, Registry};
 use ureq::http::Response;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
@@ -17,8 +17,6 @@ use super::url::Url;
 use super::{ClientOptions, Transport};
 
 const USER_AGENT: &str = concat!("situla/", env!("CARGO_PKG_VERSION"));
-/// The host that serves the Hub's images; its name in references is another.
-const DOCKER_HUB_API: &str = "registry-1.docker.io";
 const MAX_REDIRECTS: usize = 5;
 /// Bytes of an error's or token's body that are read.
 const MAX_SMALL_BODY: u64 = 256 * 1024;
@@ -122,16 +120,12 @@ impl Http {
     }
 
     fn base_url(&self, registry: &Registry, path: &str) -> Url {
-        let authority = match registry.as_str() {
-            DOCKER_HUB => DOCKER_HUB_API,
-            other => other,
-        };
         let tls = match self.options.transport {
             Transport::Auto => !registry.is_loopback(),
             Transport::Tls => true,
             Transport::Plain => false,
         };
-        Url { tls, authority: authority.to_owned(), path: path.to_owned() }
+        Url { tls, authority: registry.to_string(), path: path.to_owned() }
     }
 
     fn fetch_token(

@@ -15,6 +15,7 @@ use situla_oci::Digest;
 
 use super::{Acquired, Store, StoreError, read_record};
 use crate::progress::{Event, Progress};
+use crate::traces::Trace;
 
 /// Pause between looks at another's lease.
 const POLL: Duration = Duration::from_millis(50);
@@ -40,6 +41,7 @@ pub struct Lease {
     holder: Holder,
     stop: Option<Sender<()>>,
     heart: Option<JoinHandle<()>>,
+    _trace: Trace,
 }
 
 impl Lease {
@@ -118,6 +120,8 @@ fn try_create(store: &Store, manifest: &Digest, path: &Path) -> Result<Option<Le
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
         Err(e) => return Err(failed(e)),
     };
+    // Only now: before, the file may be another's.
+    let trace = Trace::of(path);
     let holder = this_process();
     let text = serde_json::to_vec(&holder).map_err(|e| failed(io::Error::other(e)))?;
     file.write_all(&text).map_err(failed)?;
@@ -125,7 +129,14 @@ fn try_create(store: &Store, manifest: &Digest, path: &Path) -> Result<Option<Le
     let pause = store.options.stale_after / 4;
     let heart = thread::Builder::new().name("lease".to_owned()).spawn(move || beat(&file, pause, &stopped));
     let heart = Some(heart.map_err(failed)?);
-    Ok(Some(Lease { manifest: manifest.clone(), path: path.to_owned(), holder, stop: Some(stop), heart }))
+    Ok(Some(Lease {
+        manifest: manifest.clone(),
+        path: path.to_owned(),
+        holder,
+        stop: Some(stop),
+        heart,
+        _trace: trace,
+    }))
 }
 
 /// Shows a sign of life until told to stop.

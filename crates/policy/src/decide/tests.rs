@@ -5,8 +5,8 @@ const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef012
 
 const SITE: &str = r#"
     [registry]
-    allow = ["127.0.0.1:5000/demo/*", "docker.io/library/*"]
-    deny = ["docker.io/library/evil"]
+    allow = ["127.0.0.1:5000/demo/*", "registry.example/library/*"]
+    deny = ["registry.example/library/evil"]
     [files]
     allow = ["/apps/images", "/scratch"]
     deny = ["/scratch/incoming"]
@@ -49,10 +49,10 @@ fn images_are_judged_by_source() {
     let site = policy(SITE);
     let table: &[(Image, &[&str])] = &[
         (registry("127.0.0.1:5000", "demo/python", None), &[]),
-        (registry("docker.io", "library/debian", None), &[]),
-        (registry("registry-1.docker.io", "library/evil", None), &["registry.deny"]),
-        (registry("docker.io", "someone/debian", None), &["registry.allow"]),
-        (registry("quay.io", "library/debian", None), &["registry.allow"]),
+        (registry("registry.example", "library/debian", None), &[]),
+        (registry("registry.example", "library/evil", None), &["registry.deny"]),
+        (registry("registry.example", "someone/debian", None), &["registry.allow"]),
+        (registry("hub.example", "library/debian", None), &["registry.allow"]),
         (file("/apps/images/a.sif"), &[]),
         (file("/scratch/alice/a.sqsh"), &[]),
         (file("/scratch/incoming/a.sqsh"), &["files.deny"]),
@@ -132,9 +132,9 @@ fn empty_lists_allow_nothing_and_absent_ones_everything() {
 
 #[test]
 fn a_reason_names_the_thing_the_rule_and_the_remedy() {
-    let verdict = decide(&request(registry("quay.io", "a/b", None), vec![]), &policy(SITE));
+    let verdict = decide(&request(registry("hub.example", "a/b", None), vec![]), &policy(SITE));
     let line = verdict.reasons[0].to_string();
-    for part in ["quay.io/a/b", "registry.allow", "site.toml", "127.0.0.1:5000/demo/*"] {
+    for part in ["hub.example/a/b", "registry.allow", "site.toml", "127.0.0.1:5000/demo/*"] {
         assert!(line.contains(part), "{line}");
     }
     assert!(!line.contains('\n'));

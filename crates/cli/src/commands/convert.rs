@@ -1,0 +1,288 @@
+//! `situla convert`: any source to a `.sqsh` or `.sif` file, without the store.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use situla_image::{
+    ConvertError, ConvertOptions, Converted, FileKind, LayoutImage, OutputFormat, Owners, convert_directory,
+    convert_image, copy_image, file_kind, unwrap_sif, wrap_sqsh,
+};
+use situla_oci::{Platform, Reference, Tag};
+
+use super::pull::{Fetch, Made, parse_reference};
+use crate::Context;
+use crate::command_error::CommandError;
+use crate::interrupt::remove_temporaries_on_signal;
+use crate::output::{data, note};
+use crate::progress::{Meter, Show};
+
+/// Convert an image, an OCI layout or a directory to a .sqsh or .sif file.
+#[derive(Args, Debug)]
+pub(crate) struct ConvertArgs {
+    /// Replace the output file
+    #[arg(short, long)]
+    force: bool,
+    /// Whose the files of a directory are in the image
+    #[arg(long, value_enum, default_value_t = OwnersChoice::Keep, value_name = "WHOSE")]
+    owners: OwnersChoice,
+    /// Speak plain HTTP to the registry (loopback addresses always do)
+    #[arg(long)]
+    plain_http: bool,
+    /// Print one JSON object, of success or of failure
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+    /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], or docker://REGISTRY/NAME:TAG
+    #[arg(value_name = "SOURCE")]
+    source: String,
+    /// The file to write; its name ends in .sif or .sqsh
+    #[arg(value_name = "TARGET")]
+    target: PathBuf,
+}
+
+/// Whose files they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OwnersChoice {
+    /// As in the directory
+    Keep,
+    /// All are root's
+    Root,
+}
+
+/// Converts.
+pub(crate) fn convert(arguments: &ConvertArgs) -> Result<ExitCode, CommandError> {
+    match run(arguments) {
+        Err(error) if arguments.json => Ok(error.report_json()),
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run(arguments: &ConvertArgs) -> Result<(), CommandError> {
+    let silent = arguments.json || arguments.quiet;
+    let conversion = Conversion {
+        source: Source::parse(&arguments.source)?,
+        format: output_format(&arguments.target)?,
+        target: &arguments.target,
+        owners: match arguments.owners {
+            OwnersChoice::Keep => Owners::Keep,
+            OwnersChoice::Root => Owners::Root,
+        },
+        overwrite: arguments.force,
+        platform: Platform::native(),
+        plain_http: arguments.plain_http,
+        show: if silent { Show::Nothing } else { Show::Suitable },
+        warn: !arguments.json,
+    };
+    let (converted, skipped) = conversion.run()?;
+    let made = Made {
+        path: &arguments.target,
+        manifest_digest: converted.manifest_digest.as_ref(),
+        rootfs_digest: &converted.rootfs_digest,
+        bytes: converted.bytes,
+        timings: converted.timings,
+    };
+    if arguments.json {
+        let mut value = made.to_json();
+        value["skipped"] = skipped.into();
+        return data(&format!("{value}\n"));
+    }
+    data(&made.described())
+}
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A registry.
+    Registry(Reference),
+    /// An OCI layout directory, and which of its images.
+    Layout(PathBuf, Option<Tag>),
+    /// A file or directory.
+    Path(PathBuf),
+}
+
+impl Source {
+    /// Understands `docker://REF`, `oci:DIR[:TAG]` and paths.
+    pub(crate) fn parse(text: &str) -> Result<Self, CommandError> {
+        // The kinds that other tools know: such a name is no file that was mistyped.
+        const OTHERS: [&str; 4] = ["oci-archive:", "docker-archive:", "docker-daemon:", "instance:"];
+        if text.contains("://") {
+            return parse_reference(text).map(Source::Registry);
+        }
+        if let Some(rest) = text.strip_prefix("oci:") {
+            // A name may have colons; what exists as it is needs no tag cut off.
+            let cut = rest.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
+            return match cut.filter(|_| !Path::new(rest).is_dir()) {
+                None => Ok(Source::Layout(rest.into(), None)),
+                Some((dir, tag)) => match tag.parse::<Tag>() {
+                    Ok(tag) => Ok(Source::Layout(dir.into(), Some(tag))),
+                    Err(error) => Err(CommandError::usage(format!("{text}: {error}"), "write oci:DIR:TAG")),
+                },
+            };
+        }
+        if let Some(kind) = OTHERS.iter().find(|kind| text.starts_with(**kind)) {
+            return Err(CommandError::usage(
+                format!("images of the kind {kind} cannot be read"),
+                "unpack it, or turn it into an OCI layout with `skopeo copy SOURCE oci:DIR:TAG`",
+            ));
+        }
+        Ok(Source::Path(text.into()))
+    }
+}
+
+/// A conversion, whichever command asked for it.
+pub(crate) struct Conversion<'a> {
+    pub(crate) source: Source,
+    pub(crate) target: &'a Path,
+    pub(crate) format: OutputFormat,
+    pub(crate) owners: Owners,
+    pub(crate) overwrite: bool,
+    pub(crate) platform: Platform,
+    pub(crate) plain_http: bool,
+    pub(crate) show: Show,
+    pub(crate) warn: bool,
+}
+
+impl Conversion<'_> {
+    /// Converts; also gives the files that cannot be in an image and were left out.
+    pub(crate) fn run(self) -> Result<(Converted, Vec<String>), CommandError> {
+        check_output(self.target, self.overwrite)?;
+        let client = match &self.source {
+            Source::Registry(reference) => {
+                let context = Context::gather()?;
+                let fetch = Fetch {
+                    reference: reference.clone(),
+                    platform: self.platform.clone(),
+                    plain_http: self.plain_http,
+                    show: self.show,
+                    warn: self.warn,
+                };
+                Some(fetch.client(&context)?)
+            }
+            _ => None,
+        };
+        remove_temporaries_on_signal();
+        let meter = Meter::start(self.show);
+        let converted = self.converted(client.as_ref(), &meter)?;
+        let skipped = meter.finish();
+        for skipped in skipped.iter().filter(|_| self.warn) {
+            note(&format!("warning: left out {skipped}"));
+        }
+        Ok((converted, skipped))
+    }
+
+    fn converted(
+        &self,
+        client: Option<&situla_image::Client>,
+        meter: &Meter,
+    ) -> Result<Converted, CommandError> {
+        let options = ConvertOptions { overwrite: self.overwrite, ..ConvertOptions::default() };
+        let (target, format) = (self.target, self.format);
+        let converted = match (&self.source, client) {
+            (Source::Registry(reference), Some(client)) => {
+                let source = client.image(reference);
+                convert_image(&source, &self.platform, target, format, &options, meter)
+            }
+            (Source::Registry(_), None) => {
+                return Err(CommandError::refused("setup-failed", "no client for a registry", ""));
+            }
+            (Source::Layout(dir, tag), _) => {
+                let source = LayoutImage::open(dir, tag.as_ref());
+                let source = source.map_err(|error| CommandError::layout(&error))?;
+                convert_image(&source, &self.platform, target, format, &options, meter)
+            }
+            (Source::Path(path), _) if path.is_dir() => {
+                convert_directory(path, self.owners, target, format, &options, meter)
+            }
+            (Source::Path(path), _) => {
+                let kind = file_kind(path).map_err(|error| CommandError::convert(&error))?;
+                match (kind, format) {
+                    (FileKind::Squashfs, OutputFormat::Sif) => wrap_sqsh(path, target, &options),
+                    (FileKind::Sif, OutputFormat::Sqsh) => unwrap_sif(path, target, &options),
+                    _ => copy_image(path, target, &options),
+                }
+            }
+        };
+        converted.map_err(|error| CommandError::convert(&error))
+    }
+}
+
+/// The format that a file's name asks for.
+pub(crate) fn output_format(path: &Path) -> Result<OutputFormat, CommandError> {
+    let name = path.to_string_lossy();
+    if name.ends_with('/') || path.is_dir() {
+        return Err(CommandError::usage(
+            format!("{name} is a directory, and images are not unpacked"),
+            "name a file that ends in .sif or .sqsh",
+        ));
+    }
+    match path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
+        Some("sif") => Ok(OutputFormat::Sif),
+        Some("sqsh" | "squashfs" | "sqfs") => Ok(OutputFormat::Sqsh),
+        _ => Err(CommandError::usage(
+            format!("the format of {name} is not clear"),
+            "name a file that ends in .sif or .sqsh",
+        )),
+    }
+}
+
+/// Says early that an output cannot be written; writing it checks again.
+pub(crate) fn check_output(path: &Path, overwrite: bool) -> Result<(), CommandError> {
+    if !overwrite && path.symlink_metadata().is_ok() {
+        return Err(CommandError::convert(&ConvertError::Exists { path: path.to_owned() }));
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match directory.metadata() {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(CommandError::usage(format!("{} is no directory", directory.display()), "")),
+        Err(source) => Err(CommandError::convert(&ConvertError::Write { path: path.to_owned(), source })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_told_apart() {
+        let tag = |text: &str| Some(text.parse::<Tag>().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("with:colon");
+        std::fs::create_dir(&odd).unwrap();
+        for (text, expected) in [
+            ("oci:layout", Source::Layout("layout".into(), None)),
+            ("oci:/a/layout:1.0", Source::Layout("/a/layout".into(), tag("1.0"))),
+            ("oci:/a:b/layout", Source::Layout("/a:b/layout".into(), None)),
+            (&format!("oci:{}", odd.display()), Source::Layout(odd.clone(), None)),
+            (&format!("oci:{}:x", odd.display()), Source::Layout(odd.clone(), tag("x"))),
+            ("./a.sif", Source::Path("./a.sif".into())),
+            ("docker://r.example/a:1", Source::Registry("r.example/a:1".parse().unwrap())),
+        ] {
+            assert_eq!(Source::parse(text).unwrap(), expected, "{text}");
+        }
+        for text in ["oci:dir:b@d", "docker-archive:x.tar", "oras://a/b:1"] {
+            assert!(Source::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_the_output_decides_its_format() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, format) in
+            [("a.sif", OutputFormat::Sif), ("a.SIF", OutputFormat::Sif), ("b.x.sqsh", OutputFormat::Sqsh)]
+        {
+            assert_eq!(output_format(&dir.path().join(name)).unwrap(), format, "{name}");
+        }
+        for path in [dir.path().to_owned(), dir.path().join("new/"), dir.path().join("a.img")] {
+            let json = output_format(&path).unwrap_err().to_json();
+            assert!(json["remedy"].as_str().unwrap().contains(".sif"), "{json}");
+        }
+        let taken = dir.path().join("taken.sif");
+        std::fs::write(&taken, b"").unwrap();
+        assert!(check_output(&taken, false).is_err());
+        check_output(&taken, true).unwrap();
+        assert!(check_output(&dir.path().join("none/a.sif"), true).is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! `situla inspect`: what an image is and how it wants to be run.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use situla_image::Inspection;
+use situla_oci::Platform;
+
+use super::convert::Source;
+use super::pull::{open_store, store_directory};
+use crate::Context;
+use crate::command_error::CommandError;
+use crate::output::{data, size, table};
+
+/// Show what an image is and how it wants to be run.
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Read the whole image and print the digest of its root file system
+    #[arg(long)]
+    hash: bool,
+    /// A .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG that was pulled before
+    #[arg(value_name = "IMAGE")]
+    image: String,
+}
+
+/// Describes an image.
+pub(crate) fn inspect(arguments: &InspectArgs) -> Result<ExitCode, CommandError> {
+    match run(arguments) {
+        Err(error) if arguments.json => Ok(error.report_json()),
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
+    let described = |path: &std::path::Path| {
+        situla_image::inspect(path, arguments.hash).map_err(|error| CommandError::convert(&error))
+    };
+    let found = match Source::parse(&arguments.image)? {
+        Source::Path(path) => described(&path)?,
+        Source::Layout(..) => {
+            return Err(CommandError::usage(
+                "OCI layouts are not inspected",
+                "use `skopeo inspect`, or convert it first",
+            ));
+        }
+        Source::Registry(reference) => {
+            let missing = || {
+                CommandError::refused(
+                    "image-missing",
+                    format!("{reference} is not in your store"),
+                    format!("fetch it with `situla pull docker://{reference}`"),
+                )
+            };
+            let context = Context::gather()?;
+            if !store_directory(&context)?.exists() {
+                return Err(missing());
+            }
+            let store = open_store(&context)?;
+            let failed = |error| CommandError::store(&error);
+            let manifest = store.lookup(&reference, &Platform::native()).map_err(failed)?;
+            let stored = match manifest {
+                Some(manifest) => store.get(&manifest).map_err(failed)?,
+                None => None,
+            };
+            let stored = stored.ok_or_else(missing)?;
+            let mut found = described(&stored.path)?;
+            // What was hashed now is worth more than what was written down then.
+            found.rootfs_digest = found.rootfs_digest.or(Some(stored.rootfs_digest));
+            found
+        }
+    };
+    if arguments.json {
+        let text = serde_json::to_string_pretty(&found)
+            .map_err(|error| CommandError::other(&error, "setup-failed", None))?;
+        return data(&format!("{text}\n"));
+    }
+    data(&in_words(&found))
+}
+
+/// The description for people.
+fn in_words(found: &Inspection) -> String {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
+    row("kind", found.kind.to_owned());
+    row("path", found.path.display().to_string());
+    let optional = [
+        ("size", found.bytes.map(size)),
+        ("manifest", found.manifest_digest.as_ref().map(ToString::to_string)),
+        ("rootfs", found.rootfs_digest.as_ref().map(ToString::to_string)),
+        ("platform", found.platform.clone()),
+        ("created", found.created.clone()),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            row(name, value);
+        }
+    }
+    if let Some(config) = &found.config {
+        let words = |list: &[String]| serde_json::to_string(list).unwrap_or_default();
+        let lists = [("entrypoint", &config.entrypoint), ("command", &config.cmd)];
+        for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+            row(name, words(list));
+        }
+        let texts = [("workdir", &config.working_dir), ("user", &config.user)];
+        for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+            row(name, printable(text));
+        }
+        for line in &config.env {
+            row("env", printable(line));
+        }
+        for (key, value) in &config.labels {
+            row("label", printable(&format!("{key}={value}")));
+        }
+    }
+    for layer in &found.layers {
+        row("layer", format!("{} ({}, {})", layer.digest, size(layer.bytes), printable(&layer.media_type)));
+    }
+    if let Some(squashfs) = &found.squashfs {
+        row(
+            "squashfs",
+            format!(
+                "{} in blocks of {}, {} inodes, {} fragments, {} at offset {}",
+                squashfs.compressor,
+                size(squashfs.block_size.into()),
+                squashfs.inodes,
+                squashfs.fragments,
+                size(squashfs.bytes),
+                squashfs.offset
+            ),
+        );
+    }
+    if let Some(sif) = &found.sif {
+        row("sif", format!("{}, {}", sif.architecture, printable(&sif.launch)));
+        for object in &sif.objects {
+            row(
+                "object",
+                format!(
+                    "{} {} {} ({} at offset {})",
+                    object.id,
+                    object.kind,
+                    printable(&object.name),
+                    size(object.bytes),
+                    object.offset
+                ),
+            );
+        }
+    }
+    table(&rows)
+}
+
+/// Text of an image for a terminal: whoever made it must not steer that.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escaped: Vec<char> = if c.is_control() { c.escape_default().collect() } else { vec![c] };
+            escaped
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_images_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\nü"), "a\\u{1b}[2Jb\\nü");
+    }
+}

@@ -1,0 +1,251 @@
+//! `situla pull`: an image from a registry into the user's store, and from there to a file.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+use situla_engine::admit_reference;
+use situla_image::{
+    Client, ClientOptions, ConvertOptions, OutputFormat, PulledImage, Store, StoreOptions, StoredImage,
+    Timings, Transport, export,
+};
+use situla_oci::{Digest, Platform, Reference};
+
+use super::convert::{check_output, output_format};
+use crate::Context;
+use crate::command_error::CommandError;
+use crate::interrupt::remove_temporaries_on_signal;
+use crate::output::{data, note, size};
+use crate::progress::{Meter, Show};
+use crate::proxy::proxy_for;
+
+/// Fetch an image from a registry into your store, or to a file.
+#[derive(Args, Debug)]
+pub(crate) struct PullArgs {
+    /// Write the image to this file as well; its name ends in .sif or .sqsh
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Only make sure that the image is in the store (so it is without --output)
+    #[arg(long, conflicts_with = "output")]
+    store_only: bool,
+    /// Replace the output file
+    #[arg(short, long)]
+    force: bool,
+    /// Speak plain HTTP to the registry (loopback addresses always do)
+    #[arg(long)]
+    plain_http: bool,
+    /// Print one JSON object, of success or of failure
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+    /// The image: [docker://][REGISTRY/]NAME[:TAG][@DIGEST]
+    #[arg(value_name = "REFERENCE")]
+    reference: String,
+}
+
+/// Pulls.
+pub(crate) fn pull(arguments: &PullArgs) -> Result<ExitCode, CommandError> {
+    match run(arguments) {
+        Err(error) if arguments.json => Ok(error.report_json()),
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run(arguments: &PullArgs) -> Result<(), CommandError> {
+    let reference = parse_reference(&arguments.reference)?;
+    let silent = arguments.json || arguments.quiet;
+    let fetch = Fetch {
+        reference,
+        platform: Platform::native(),
+        plain_http: arguments.plain_http,
+        show: if silent { Show::Nothing } else { Show::Suitable },
+        warn: !arguments.json,
+    };
+    let output = match &arguments.output {
+        Some(path) => Some((path.as_path(), output_format(path)?)),
+        None => None,
+    };
+    let (pulled, path, bytes) = match output {
+        None => {
+            let pulled = fetch.ensure_stored(&Context::gather()?)?;
+            let (path, bytes) = (pulled.path.clone(), pulled.bytes);
+            (pulled, path, bytes)
+        }
+        Some((path, format)) => {
+            let (pulled, bytes) = fetch.to_file(path, format, arguments.force)?;
+            (pulled, path.to_owned(), bytes)
+        }
+    };
+    let made = Made {
+        path: &path,
+        manifest_digest: Some(&pulled.manifest_digest),
+        rootfs_digest: &pulled.rootfs_digest,
+        bytes,
+        timings: pulled.timings,
+    };
+    if arguments.json {
+        let mut value = made.to_json();
+        value["reference"] = fetch.reference.to_string().into();
+        value["was_present"] = pulled.was_present.into();
+        return data(&format!("{value}\n"));
+    }
+    data(&made.described())
+}
+
+/// What a pull or a conversion made.
+pub(crate) struct Made<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) manifest_digest: Option<&'a Digest>,
+    pub(crate) rootfs_digest: &'a Digest,
+    pub(crate) bytes: u64,
+    pub(crate) timings: Timings,
+}
+
+impl Made<'_> {
+    pub(crate) fn to_json(&self) -> Value {
+        let ns = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        json!({
+            "path": absolute(self.path).to_string_lossy(),
+            "manifest_digest": self.manifest_digest.map(ToString::to_string),
+            "rootfs_digest": self.rootfs_digest.to_string(),
+            "bytes": self.bytes,
+            "timings": {
+                "resolve_ns": ns(self.timings.resolve),
+                "convert_ns": ns(self.timings.convert),
+                "finish_ns": ns(self.timings.finish),
+            },
+        })
+    }
+
+    pub(crate) fn described(&self) -> String {
+        let mut text = format!("{} ({})\n", self.path.display(), size(self.bytes));
+        if let Some(manifest) = self.manifest_digest {
+            text.push_str(&format!("manifest {manifest}\n"));
+        }
+        text.push_str(&format!("rootfs   {}\n", self.rootfs_digest));
+        text
+    }
+}
+
+/// Whoever reads the answer may be elsewhere.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Understands a reference, with or without `docker://`.
+pub(crate) fn parse_reference(text: &str) -> Result<Reference, CommandError> {
+    if let Some((scheme, _)) = text.split_once("://")
+        && scheme != "docker"
+    {
+        return Err(CommandError::usage(
+            format!("images of the kind {scheme}:// cannot be pulled"),
+            "use docker://REGISTRY/NAME:TAG",
+        ));
+    }
+    Reference::parse(text).map_err(|error| {
+        CommandError::usage(
+            format!("{text} is no image reference: {error}"),
+            "write docker://REGISTRY/NAME:TAG, or NAME@sha256:...",
+        )
+    })
+}
+
+/// An image to be fetched.
+#[derive(Debug)]
+pub(crate) struct Fetch {
+    pub(crate) reference: Reference,
+    pub(crate) platform: Platform,
+    pub(crate) plain_http: bool,
+    pub(crate) show: Show,
+    /// Whether the policy's warnings are told.
+    pub(crate) warn: bool,
+}
+
+impl Fetch {
+    /// A client for the registry, after the policy was asked.
+    pub(crate) fn client(&self, context: &Context) -> Result<Client, CommandError> {
+        let warnings =
+            admit_reference(&self.reference, &context.host, &context.site).map_err(CommandError::engine)?;
+        for warning in warnings.iter().filter(|_| self.warn) {
+            note(&format!("warning: {warning}"));
+        }
+        let variable = |name: &str| context.host.variable(name).map(str::to_owned);
+        let proxy = proxy_for(self.reference.registry(), self.plain_http, &variable);
+        let transport = if self.plain_http { Transport::Plain } else { Transport::Auto };
+        Ok(Client::new(ClientOptions { transport, proxy, ..ClientOptions::default() }))
+    }
+
+    /// Makes sure that the image is in the store.
+    pub(crate) fn ensure_stored(&self, context: &Context) -> Result<PulledImage, CommandError> {
+        let client = self.client(context)?;
+        remove_temporaries_on_signal();
+        let store = open_store(context)?;
+        let meter = Meter::start(self.show);
+        let options = ConvertOptions::default();
+        situla_image::pull(&client, &self.reference, &self.platform, &store, &options, &meter)
+            .map_err(|error| CommandError::pull(&error))
+    }
+
+    /// Fetches the image and writes it to a file; gives the size of that.
+    pub(crate) fn to_file(
+        &self,
+        path: &Path,
+        format: OutputFormat,
+        overwrite: bool,
+    ) -> Result<(PulledImage, u64), CommandError> {
+        // Before minutes of work.
+        check_output(path, overwrite)?;
+        let pulled = self.ensure_stored(&Context::gather()?)?;
+        let stored = StoredImage {
+            manifest_digest: pulled.manifest_digest.clone(),
+            rootfs_digest: pulled.rootfs_digest.clone(),
+            path: pulled.path.clone(),
+            bytes: pulled.bytes,
+        };
+        let options = ConvertOptions { overwrite, ..ConvertOptions::default() };
+        let exported =
+            export(&stored, path, format, &options).map_err(|error| CommandError::convert(&error))?;
+        Ok((pulled, exported.bytes))
+    }
+}
+
+/// Opens the user's store, making it if need be.
+pub(crate) fn open_store(context: &Context) -> Result<Store, CommandError> {
+    Store::open(store_directory(context)?, StoreOptions::default())
+        .map_err(|error| CommandError::store(&error))
+}
+
+/// Where the user's store is or would be.
+pub(crate) fn store_directory(context: &Context) -> Result<&Path, CommandError> {
+    context.host.store.as_deref().ok_or_else(|| {
+        CommandError::refused(
+            "setup-failed",
+            "your account has no home directory for images",
+            "set XDG_CACHE_HOME to a directory of your own",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_understood_or_refused_with_a_hint() {
+        for (text, full) in [
+            ("docker://registry.example/a/b:1", "registry.example/a/b:1"),
+            ("registry.example/a/b", "registry.example/a/b:latest"),
+            ("docker://127.0.0.1:5000/a:1", "127.0.0.1:5000/a:1"),
+        ] {
+            assert_eq!(parse_reference(text).unwrap().to_string(), full);
+        }
+        for text in ["library://a/b", "oras://x/y:1", "docker://", "Bad/Name:1", "a b"] {
+            let json = parse_reference(text).unwrap_err().to_json();
+            assert_eq!(json["class"], "bad-option", "{text}");
+            assert!(json["remedy"].as_str().unwrap().contains("docker://"), "{text}");
+        }
+    }
+}

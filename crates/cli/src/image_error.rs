@@ -1,0 +1,308 @@
+//! Failures of image operations: under which class they count, and what can be done about them.
+
+use std::error::Error;
+use std::io::ErrorKind;
+
+use situla_image::{
+    ClientError, ConvertError, DirectoryError, FlattenError, LayoutError, PullError, ResolveError,
+    SourceError, StoreError, VerifyError,
+};
+use situla_records::EngineClass;
+
+use crate::command_error::CommandError;
+
+/// Class and remedy of a failure.
+type Judgement = (EngineClass, Option<&'static str>);
+
+impl CommandError {
+    /// A pull failed.
+    pub(crate) fn pull(error: &PullError) -> Self {
+        judged(error, of_pull(error))
+    }
+
+    /// A conversion failed.
+    pub(crate) fn convert(error: &ConvertError) -> Self {
+        judged(error, of_convert(error))
+    }
+
+    /// The store failed.
+    pub(crate) fn store(error: &StoreError) -> Self {
+        judged(error, of_store(error))
+    }
+
+    /// A layout directory cannot be used.
+    pub(crate) fn layout(error: &LayoutError) -> Self {
+        judged(error, of_layout(error))
+    }
+}
+
+fn judged(error: &dyn Error, (class, remedy): Judgement) -> CommandError {
+    CommandError::other(error, class.name(), remedy.map(str::to_owned))
+}
+
+fn of_pull(error: &PullError) -> Judgement {
+    match error {
+        PullError::Resolve { source, .. } => of_resolve(source),
+        PullError::Convert { source, .. } => of_convert(source),
+        PullError::Store(source) => of_store(source),
+    }
+}
+
+fn of_resolve(error: &ResolveError) -> Judgement {
+    match error {
+        ResolveError::Source(SourceError::Registry(source)) => of_client(source),
+        ResolveError::Source(SourceError::Layout(source)) => of_layout(source),
+        ResolveError::Verify(source) => of_verify(source),
+        ResolveError::FetchConfig(source) => of_io(source),
+        ResolveError::Platform(_) => (
+            EngineClass::ImageMissing,
+            Some("the image is not made for this kind of machine; ask its maker, or choose another tag"),
+        ),
+        ResolveError::Manifest { .. }
+        | ResolveError::TooDeep
+        | ResolveError::TooLarge { .. }
+        | ResolveError::Config { .. } => (EngineClass::ImageCorrupt, Some(DAMAGED)),
+    }
+}
+
+const DAMAGED: &str = "the image is damaged or not a container image; ask its maker to push it again";
+const CHANGED: &str = "the registry, or a proxy on the way, changed the bytes; try again, and report it to the \
+                       registry's administrator if it stays";
+const NO_ROOM: &str = "check that the directory is writable and has room; XDG_CACHE_HOME moves the store";
+
+fn of_client(error: &ClientError) -> Judgement {
+    use EngineClass as Class;
+    match error {
+        ClientError::NotFound { .. } => {
+            (Class::ImageMissing, Some("check the name and the tag; a private image needs a login"))
+        }
+        ClientError::Unauthorized { .. } | ClientError::Denied { .. } => (
+            Class::FetchFailed,
+            Some(
+                "check the name; images that need a login cannot be pulled yet, so make a public copy of it",
+            ),
+        ),
+        ClientError::Verify(source) => of_verify(source),
+        ClientError::NotARegistry { .. } => (
+            Class::FetchFailed,
+            Some("check the registry's name; a captive portal or proxy may have answered instead"),
+        ),
+        ClientError::TooManyRequests { .. } => {
+            (Class::FetchFailed, Some("wait, or pull from a mirror of your site"))
+        }
+        ClientError::Unreachable { .. } => (
+            Class::FetchFailed,
+            Some(
+                "check the registry's name and port, and whether this machine reaches the network: compute \
+                 nodes often need HTTPS_PROXY, or a pull on the login node",
+            ),
+        ),
+        ClientError::Interrupted { .. } => {
+            (Class::FetchFailed, Some("try again; if it stays, check the network and the proxy"))
+        }
+        ClientError::Server { .. } | ClientError::Protocol { .. } => {
+            (Class::FetchFailed, Some("try again later, or report it to the registry's administrator"))
+        }
+        ClientError::TooLarge { .. } => (Class::ImageCorrupt, Some(DAMAGED)),
+        ClientError::PlainHttp { .. } => {
+            (Class::FetchFailed, Some("use --plain-http if you trust the network to this registry"))
+        }
+        ClientError::NoRoots { .. } => {
+            (Class::FetchFailed, Some("install ca-certificates, or name a file in SSL_CERT_FILE"))
+        }
+        ClientError::BadProxy { .. } => (Class::BadOption, Some("correct HTTPS_PROXY or HTTP_PROXY")),
+    }
+}
+
+fn of_verify(error: &VerifyError) -> Judgement {
+    match error {
+        VerifyError::DigestMismatch { .. } | VerifyError::TooLong { .. } => {
+            (EngineClass::DigestMismatch, Some(CHANGED))
+        }
+        VerifyError::Truncated { .. } => {
+            (EngineClass::DigestMismatch, Some("the image was cut short on the way; try again"))
+        }
+    }
+}
+
+/// An error of a stream may hold one of ours.
+fn of_io(error: &std::io::Error) -> Judgement {
+    if let Some(inner) = error.get_ref() {
+        if let Some(client) = inner.downcast_ref::<ClientError>() {
+            return of_client(client);
+        }
+        if let Some(verify) = inner.downcast_ref::<VerifyError>() {
+            return of_verify(verify);
+        }
+        if let Some(layout) = inner.downcast_ref::<LayoutError>() {
+            return of_layout(layout);
+        }
+    }
+    (EngineClass::FetchFailed, Some("try again; if it stays, check the network and the proxy"))
+}
+
+fn of_flatten(error: &FlattenError) -> Judgement {
+    match error {
+        FlattenError::Verify(source) => of_verify(source),
+        FlattenError::DiffId { .. } => (EngineClass::DigestMismatch, Some(DAMAGED)),
+        FlattenError::Fetch { source, .. } => of_io(source),
+        FlattenError::Merge { source, .. } => of_merge(source),
+        FlattenError::Thread(_) => {
+            (EngineClass::SetupFailed, Some("check the limit of processes, ulimit -u"))
+        }
+        FlattenError::LayerCount { .. }
+        | FlattenError::NotALayer { .. }
+        | FlattenError::Decompress { .. }
+        | FlattenError::TooLarge { .. } => (EngineClass::ImageCorrupt, Some(DAMAGED)),
+    }
+}
+
+fn of_merge(error: &situla_image::MergeError) -> Judgement {
+    match error {
+        // The sink is the output file.
+        situla_image::MergeError::Sink(_) => (EngineClass::SetupFailed, Some(NO_ROOM)),
+        _ => (EngineClass::ImageCorrupt, Some(DAMAGED)),
+    }
+}
+
+fn of_convert(error: &ConvertError) -> Judgement {
+    use EngineClass as Class;
+    match error {
+        ConvertError::Resolve(source) => of_resolve(source),
+        ConvertError::Flatten(source) => of_flatten(source),
+        ConvertError::Directory(DirectoryError::Take { source, .. }) => of_merge(source),
+        ConvertError::Directory(DirectoryError::Read { source, .. }) => of_read(source),
+        ConvertError::Directory(_) => (Class::SetupFailed, None),
+        ConvertError::Tree(source) => of_merge(source),
+        ConvertError::Squash(_) | ConvertError::SifWrite(_) | ConvertError::Write { .. } => {
+            (Class::SetupFailed, Some(NO_ROOM))
+        }
+        ConvertError::Read { source, .. } => of_read(source),
+        ConvertError::SifRead { .. } | ConvertError::NotSquashfs { .. } => {
+            (Class::ImageCorrupt, Some("the file may be cut short or damaged; copy or pull it again"))
+        }
+        ConvertError::SifFs { .. } => (
+            Class::ImageCorrupt,
+            Some("build it again with SquashFS; encrypted and writable images are not supported"),
+        ),
+        ConvertError::UnknownFormat { .. } => {
+            (Class::ImageCorrupt, Some("name a .sif or .sqsh image, a directory, oci:DIR or docker://REF"))
+        }
+        ConvertError::Exists { .. } => (Class::BadOption, Some("choose another name, or use --force")),
+        ConvertError::Damaged { .. } => {
+            (Class::DigestMismatch, Some("delete that file and pull again; check the disk it is on"))
+        }
+    }
+}
+
+fn of_read(error: &std::io::Error) -> Judgement {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => (
+            EngineClass::ImageMissing,
+            Some("check the path; on a cluster it must be visible on the compute node"),
+        ),
+        ErrorKind::PermissionDenied => (EngineClass::SetupFailed, Some("check the permissions")),
+        _ => (EngineClass::SetupFailed, None),
+    }
+}
+
+fn of_store(error: &StoreError) -> Judgement {
+    match error {
+        StoreError::Busy { .. } => {
+            (EngineClass::FetchFailed, Some("see whether that process is stuck, end it, and try again"))
+        }
+        StoreError::Create { .. } | StoreError::Read { .. } | StoreError::Write { .. } => {
+            (EngineClass::SetupFailed, Some(NO_ROOM))
+        }
+    }
+}
+
+fn of_layout(error: &LayoutError) -> Judgement {
+    match error {
+        LayoutError::Read { source, .. } => of_read(source),
+        LayoutError::NoSuchTag { .. } => {
+            (EngineClass::ImageMissing, Some("`skopeo list-tags oci:DIR` lists its tags"))
+        }
+        LayoutError::Ambiguous { .. } => (EngineClass::BadOption, Some("write oci:DIR:TAG")),
+        LayoutError::TooLarge { .. } | LayoutError::Index { .. } | LayoutError::NotALayout { .. } => {
+            (EngineClass::ImageCorrupt, Some("name a directory that holds an OCI image layout"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::PathBuf;
+
+    use situla_oci::Digest;
+
+    use super::*;
+
+    fn mismatch() -> VerifyError {
+        let (expected, actual) = (Digest::sha256(b"a"), Digest::sha256(b"b"));
+        VerifyError::DigestMismatch { what: "layer 1 of 1".to_owned(), expected, actual }
+    }
+
+    fn pull(source: ResolveError) -> PullError {
+        PullError::Resolve { reference: Box::new("registry.example/a:1".parse().unwrap()), source }
+    }
+
+    fn client(source: ClientError) -> PullError {
+        pull(ResolveError::Source(SourceError::Registry(source)))
+    }
+
+    #[test]
+    fn failures_have_classes_and_remedies() {
+        let what = || "manifest of x".to_owned();
+        let stream = |inner: ClientError| FlattenError::Fetch {
+            what: "layer 1 of 1".to_owned(),
+            source: io::Error::other(inner),
+        };
+        let layers = |source| PullError::Convert {
+            reference: Box::new("registry.example/a:1".parse().unwrap()),
+            source: ConvertError::Flatten(source),
+        };
+        let denied = || io::Error::from(ErrorKind::PermissionDenied);
+        for (error, class, remedy) in [
+            (client(ClientError::NotFound { what: what() }), "image-missing", "tag"),
+            (client(ClientError::Verify(Box::new(mismatch()))), "digest-mismatch", "changed the bytes"),
+            (pull(ResolveError::Verify(Box::new(mismatch()))), "digest-mismatch", "changed the bytes"),
+            (layers(FlattenError::Verify(Box::new(mismatch()))), "digest-mismatch", "changed the bytes"),
+            (
+                layers(stream(ClientError::Interrupted { what: what(), source: denied() })),
+                "fetch-failed",
+                "try again",
+            ),
+            (layers(stream(ClientError::NotFound { what: what() })), "image-missing", "tag"),
+            (client(ClientError::PlainHttp { host: "h".to_owned() }), "fetch-failed", "--plain-http"),
+            (client(ClientError::BadProxy { proxy: "x".to_owned() }), "bad-option", "PROXY"),
+            (
+                PullError::Store(StoreError::Write { path: PathBuf::from("/s"), source: denied() }),
+                "setup-failed",
+                "XDG_CACHE_HOME",
+            ),
+        ] {
+            let json = CommandError::pull(&error).to_json();
+            assert_eq!(json["class"], class, "{json}");
+            assert!(json["remedy"].as_str().unwrap().contains(remedy), "{json}");
+        }
+    }
+
+    #[test]
+    fn conversions_name_what_is_wrong() {
+        let path = || PathBuf::from("/x.sif");
+        let missing = io::Error::from(ErrorKind::NotFound);
+        for (error, class) in [
+            (ConvertError::Exists { path: path() }, "bad-option"),
+            (ConvertError::Read { path: path(), source: missing }, "image-missing"),
+            (ConvertError::UnknownFormat { path: path() }, "image-corrupt"),
+            (ConvertError::Damaged { path: path(), source: mismatch() }, "digest-mismatch"),
+        ] {
+            let json = CommandError::convert(&error).to_json();
+            assert_eq!(json["class"], class, "{json}");
+            assert!(json["message"].as_str().unwrap().contains("/x.sif"), "{json}");
+            assert!(!json["remedy"].is_null(), "{json}");
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! Runs Plans for real, through the `run_plan` example, and looks at them from inside.
+//!
+//! Needs user namespaces, `/dev/fuse` and Debian's busybox-static; without them the tests print why
+//! they were skipped, or fail where `SITULA_TEST_REQUIRE` is set.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says why it skips"
+)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Cursor;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use situla_squashfs::{Metadata, NodeKind, Tree, Writer, WriterOptions};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const APPLETS: [&str; 8] = ["sh", "cat", "ls", "readlink", "sleep", "test", "true", "touch"];
+
+/// Which kind of root file system a test uses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Directory,
+    Image,
+}
+
+/// A root file system with busybox in it, as a directory and as an image.
+struct Bench {
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Prepares one, or says why the tests cannot run here.
+    fn prepare() -> Option<Self> {
+        let missing =
+            [("/bin/busybox", "busybox-static is not installed"), ("/dev/fuse", "there is no /dev/fuse")]
+                .into_iter()
+                .find(|(path, _)| OpenOptions::new().read(true).open(path).is_err())
+                .map(|(_, why)| why);
+        if let Some(why) = missing {
+            assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "{why}");
+            println!("skipped: {why}");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        for name in ["bin", "dev", "etc", "proc", "sys", "tmp", "real"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        for applet in APPLETS {
+            symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+        symlink("real", root.join("link")).unwrap();
+        fs::write(root.join("etc/witness"), "from the image\n").unwrap();
+        write_image(&directory.path().join("root.sqsh"));
+        Some(Bench { directory })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A plan that runs `script` in a shell; `change` makes it what the test needs.
+    fn plan(&self, kind: Kind, script: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let uid = rustix::process::getuid().as_raw();
+        let gid = rustix::process::getgid().as_raw();
+        let image = self.path("root.sqsh");
+        let source = match kind {
+            Kind::Directory => json!({"kind": "directory", "path": self.path("root")}),
+            Kind::Image => json!({
+                "kind": "squashfs", "path": image, "offset": 0, "length": fs::metadata(&image).unwrap().len()
+            }),
+        };
+        let bind = |path: &str| json!({"destination": path, "source": path, "type": "bind", "options": ["rbind", "nosuid"]});
+        let map = |id: u32| json!([{"containerID": id, "hostID": id, "size": 1}]);
+        let mut plan = json!({
+            "schema": 1,
+            "image": {"requested": "test", "rootfs": {"state": "unverified"}},
+            "verdict": {"decision": "allow", "mode": "enforce", "policy": "none", "reasons": []},
+            "rootfs": {"source": source, "rung": "fuse", "reason": "test", "patches": []},
+            "share": {"with": "nobody", "reason": "test"},
+            "bindings": [],
+            "spec": {
+                "ociVersion": "1.2.0",
+                "process": {
+                    "user": {"uid": uid, "gid": gid}, "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin"],
+                    "cwd": "/", "noNewPrivileges": true
+                },
+                "root": {"path": "test", "readonly": true},
+                "mounts": [bind("/dev"), bind("/proc")],
+                "linux": {
+                    "namespaces": [{"type": "user"}, {"type": "mount"}],
+                    "uidMappings": map(uid), "gidMappings": map(gid)
+                }
+            }
+        });
+        change(&mut plan);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = self.path(&format!("plan-{number}.json"));
+        fs::write(&path, plan.to_string()).unwrap();
+        path
+    }
+
+    fn run(&self, kind: Kind, script: &str, change: impl FnOnce(&mut Value)) -> Output {
+        finish(start(&self.plan(kind, script, change), &[]))
+    }
+}
+
+/// Writes the same tree as an image.
+fn write_image(path: &Path) {
+    let out = OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
+    let mut writer = Writer::create(out, WriterOptions::default()).unwrap();
+    let mut add = |content: &[u8]| NodeKind::File(writer.add_file(&mut Cursor::new(content)).unwrap());
+    let busybox = add(&fs::read("/bin/busybox").unwrap());
+    let witness = add(b"from the image\n");
+    let meta = |mode: u16| Metadata { mode, uid: 0, gid: 0, mtime: 1, xattrs: Vec::new() };
+    let mut tree = Tree::new(meta(0o755));
+    let root = tree.root();
+    for name in ["dev", "proc", "sys", "tmp", "real"] {
+        let id = tree.add(meta(0o755), NodeKind::Directory(Default::default())).unwrap();
+        tree.link(root, name.as_bytes(), id).unwrap();
+    }
+    let bin = tree.add(meta(0o755), NodeKind::Directory(Default::default())).unwrap();
+    let etc = tree.add(meta(0o755), NodeKind::Directory(Default::default())).unwrap();
+    tree.link(root, b"bin", bin).unwrap();
+    tree.link(root, b"etc", etc).unwrap();
+    let busybox = tree.add(meta(0o755), busybox).unwrap();
+    tree.link(bin, b"busybox", busybox).unwrap();
+    for applet in APPLETS {
+        let link = tree.add(meta(0o777), NodeKind::Symlink(b"busybox".to_vec())).unwrap();
+        tree.link(bin, applet.as_bytes(), link).unwrap();
+    }
+    let link = tree.add(meta(0o777), NodeKind::Symlink(b"real".to_vec())).unwrap();
+    tree.link(root, b"link", link).unwrap();
+    let witness = tree.add(meta(0o600), witness).unwrap();
+    tree.link(etc, b"witness", witness).unwrap();
+    writer.finish(&tree).unwrap();
+}
+
+fn runner() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().and_then(Path::parent).unwrap().join("examples/run_plan")
+}
+
+fn start(plan: &Path, more: &[&str]) -> Child {
+    let mut command = Command::new(runner());
+    command.arg(plan).args(more).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Takes the output of a child; one that runs too long is killed, and the test fails.
+fn finish(mut child: Child) -> Output {
+    wait_until("the payload to end", || child.try_wait().unwrap().is_some());
+    child.wait_with_output().unwrap()
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn text(output: &Output) -> (String, String) {
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (shown(&output.stdout), shown(&output.stderr))
+}
+
+/// The keepers that were started from this test process or its children: by name and parent chain.
+fn keepers_of(runner: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        stat.contains("(situla-keeper)") && parent == Some(runner)
+    })
+    .collect()
+}
+
+#[test]
+fn both_kinds_of_root_are_read_only_and_show_the_image() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "cat /etc/witness; touch /etc/new 2>/dev/null || echo refused; exit 3";
+        let output = bench.run(kind, script, |_| {});
+        let (out, err) = text(&output);
+        assert_eq!(output.status.code(), Some(3), "{kind:?}: {err}");
+        assert_eq!(out, "from the image\nrefused\n", "{kind:?}: {err}");
+    }
+    let plan = bench.plan(Kind::Directory, "cat /etc/witness", |_| {});
+    let output = finish(start(&plan, &["exec-only"]));
+    assert_eq!(text(&output).0, "from the image\n");
+}
+
+#[test]
+fn the_payload_has_no_privileges_and_nothing_open() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "cat /proc/self/status; ls /proc/self/fd | while read fd; do echo fd:$fd; done";
+        let (out, err) = text(&bench.run(kind, script, |_| {}));
+        for line in [
+            "CapPrm:\t0000000000000000",
+            "CapEff:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            "SigBlk:\t0000000000000000",
+        ] {
+            assert!(out.contains(line), "{kind:?}: no {line:?} in {out}{err}");
+        }
+        // SIGPIPE (13) is bit 12: Rust's runtime ignores it, the payload must not.
+        let ignored = out.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+        assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & (1 << 12), 0, "{kind:?}");
+        let open: Vec<&str> = out.lines().filter_map(|line| line.strip_prefix("fd:")).collect();
+        // ls itself has its directory open.
+        assert_eq!(open, ["0", "1", "2", "3"], "{kind:?}");
+    }
+}
+
+#[test]
+fn patches_make_mount_points_and_hide_files() {
+    let Some(bench) = Bench::prepare() else { return };
+    fs::create_dir(bench.path("data")).unwrap();
+    fs::write(bench.path("data/file"), "bound\n").unwrap();
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "cat /new/deep/file /etc/witness; cat /etc/added; ls /etc";
+        let output = bench.run(kind, script, |plan| {
+            plan["rootfs"]["patches"] = json!([
+                {"path": "/new/deep", "kind": "directory", "reason": "test"},
+                {"path": "/etc/witness", "kind": "file", "content": "hidden\n", "mode": 0o644, "reason": "test"},
+                {"path": "/etc/added", "kind": "file", "content": "added\n", "mode": 0o644, "reason": "test"},
+            ]);
+            let bind = json!({
+                "destination": "/new/deep", "source": bench.path("data"), "type": "bind", "options": ["rbind", "ro"]
+            });
+            plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
+        });
+        let (out, err) = text(&output);
+        let mut listed: Vec<&str> = out.lines().skip(3).collect();
+        listed.sort_unstable();
+        assert!(out.starts_with("bound\nhidden\nadded\n"), "{kind:?}: {out}{err}");
+        assert_eq!(listed, ["added", "witness"], "{kind:?}: {err}");
+        assert!(
+            !bench.path("root/new").exists() && !bench.path("root/etc/added").exists(),
+            "the image was changed"
+        );
+    }
+}
+
+#[test]
+fn failures_before_exec_are_named() {
+    let Some(bench) = Bench::prepare() else { return };
+    let bind = |source: &str, destination: &str| json!({"destination": destination, "source": source, "type": "bind", "options": ["rbind"]});
+    type Change<'a> = Box<dyn Fn(&mut Value) + 'a>;
+    let cases: Vec<(&str, Change<'_>)> = vec![
+        ("BindSourceMissing", Box::new(|plan| plan["spec"]["mounts"] = json!([bind("/no/such", "/tmp")]))),
+        ("MountFailed", Box::new(|plan| plan["spec"]["mounts"] = json!([bind("/dev", "/no/such")]))),
+        ("MountFailed", Box::new(|plan| plan["spec"]["mounts"] = json!([bind("/dev", "/etc/witness")]))),
+        ("WorkingDirectory", Box::new(|plan| plan["spec"]["process"]["cwd"] = json!("/no/such"))),
+        ("CommandNotFound", Box::new(|plan| plan["spec"]["process"]["args"] = json!(["nothing"]))),
+        ("CommandNotExecutable", Box::new(|plan| plan["spec"]["process"]["args"] = json!(["/etc"]))),
+        ("Setup", Box::new(|plan| plan["keep_fds"] = json!([77]))),
+    ];
+    for kind in [Kind::Directory, Kind::Image] {
+        for (class, change) in &cases {
+            let output = bench.run(kind, "exit 0", change);
+            let (out, err) = text(&output);
+            assert_eq!(output.status.code(), Some(125), "{kind:?} {class}: {out}{err}");
+            assert!(err.starts_with(&format!("error: {class}: ")), "{kind:?} {class}: {err}");
+        }
+    }
+}
+
+#[test]
+fn signals_reach_the_payload_and_its_death_is_ours() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let output = bench.run(kind, "kill -TERM $$", |_| {});
+        assert_eq!(output.status.signal(), Some(15), "{kind:?}");
+        let ready = bench.path(&format!("ready-{kind:?}"));
+        fs::create_dir(&ready).unwrap();
+        let script = "trap 'echo caught; exit 7' USR1; touch /real/yes; while :; do sleep 1 & wait $!; done";
+        let plan = bench.plan(kind, script, |plan| {
+            let bind = json!({"destination": "/real", "source": ready, "type": "bind", "options": ["rbind"]});
+            plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
+        });
+        let child = start(&plan, &[]);
+        wait_until("the payload to be ready", || ready.join("yes").exists());
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(),
+            rustix::process::Signal::USR1,
+        )
+        .unwrap();
+        let output = finish(child);
+        assert_eq!((output.status.code(), text(&output).0.as_str()), (Some(7), "caught\n"), "{kind:?}");
+    }
+}
+
+#[test]
+fn tasks_with_one_key_share_namespaces_in_any_order() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let gate = bench.path(&format!("gate-{kind:?}"));
+        fs::create_dir(&gate).unwrap();
+        let share = |plan: &mut Value| {
+            let key = format!("test/{}/{kind:?}", std::process::id());
+            plan["share"] = json!({"with": "step", "key": key, "local_tasks": 4});
+            let bind = json!({"destination": "/real", "source": gate, "type": "bind", "options": ["rbind"]});
+            plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
+        };
+        let show = "readlink /proc/self/ns/mnt; readlink /proc/self/ns/user; cat /etc/witness";
+        // The first task has gone before the last ones come.
+        let first = bench.run(kind, show, share);
+        let held = start(
+            &bench.plan(
+                kind,
+                &format!("{show}; touch /real/here; while ! test -e /real/go; do sleep 0.01; done"),
+                share,
+            ),
+            &[],
+        );
+        wait_until("the second task", || gate.join("here").exists());
+        let others: Vec<Child> = (0..2).map(|_| start(&bench.plan(kind, show, share), &[])).collect();
+        let expected = text(&first);
+        assert!(expected.0.ends_with("from the image\n"), "{kind:?}: {}", expected.1);
+        for other in others {
+            assert_eq!(text(&finish(other)), expected, "{kind:?}");
+        }
+        File::create(gate.join("go")).unwrap();
+        assert_eq!(text(&finish(held)), expected, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_payload_does_not_survive_its_image_or_its_parent() {
+    let Some(bench) = Bench::prepare() else { return };
+    let run = |name: &str| {
+        let ready = bench.path(name);
+        fs::create_dir(&ready).unwrap();
+        let plan = bench.plan(Kind::Image, "echo $$ > /real/pid; exec sleep 1000", |plan| {
+            let bind = json!({"destination": "/real", "source": ready, "type": "bind", "options": ["rbind"]});
+            plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
+        });
+        let child = start(&plan, &[]);
+        let pid = ready.join("pid");
+        wait_until("the payload", || fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n')));
+        let payload: u32 = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        (child, payload)
+    };
+    let kill = |pid: u32| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    };
+    let gone = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
+    };
+
+    let (child, payload) = run("keeper");
+    let keepers = keepers_of(child.id());
+    assert_eq!(keepers.len(), 1);
+    kill(keepers[0]);
+    let output = finish(child);
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output).1.contains("ServerLost"), "{}", text(&output).1);
+    wait_until("the payload to be gone", || gone(payload));
+
+    let (child, payload) = run("parent");
+    let keepers = keepers_of(child.id());
+    kill(child.id());
+    let output = finish(child);
+    assert_eq!(output.status.signal(), Some(9));
+    wait_until("payload and keeper to be gone", || gone(payload) && keepers.iter().all(|pid| gone(*pid)));
+}
+
+#[test]
+fn image_files_of_any_owner_belong_to_the_user() {
+    let Some(bench) = Bench::prepare() else { return };
+    // Mode 0600 and owned by root in the image.
+    let output = bench.run(Kind::Image, "cat /etc/witness", |_| {});
+    assert_eq!(text(&output).0, "from the image\n");
+}
