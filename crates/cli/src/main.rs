@@ -7,6 +7,8 @@
 mod apptainer;
 mod command_error;
 mod commands;
+#[cfg(test)]
+mod docs;
 mod image_error;
 mod interrupt;
 mod native;

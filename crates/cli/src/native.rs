@@ -89,7 +89,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
 }
 
 /// The tree of commands, for completion and manual.
-fn command_tree() -> clap::Command {
+pub(crate) fn command_tree() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
 }
 
