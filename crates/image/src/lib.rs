@@ -27,7 +27,7 @@ mod tree;
 mod verify;
 
 pub use additions::{CONFIG_PATH, MANIFEST_PATH, image_additions, mount_points, singularity_additions};
-pub use client::{Client, ClientError, ClientOptions, RegistryImage};
+pub use client::{Client, ClientError, ClientOptions, RegistryImage, Transport};
 pub use convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,
     unwrap_sif, wrap_sqsh,

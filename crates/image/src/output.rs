@@ -40,19 +40,25 @@ impl PendingFile {
     /// Creates a file in `dir`; temporary names begin with `.prefix`.
     pub(crate) fn create(dir: &Path, prefix: &str) -> io::Result<Self> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let mut pending = Self { file: None, dir: dir.to_owned(), temp: None, prefix: prefix.to_owned() };
         match rustix::fs::openat(CWD, dir, flags, Mode::from_raw_mode(0o644)) {
-            Ok(fd) => pending.file = Some(File::from(fd)),
+            Ok(fd) => Ok(Self {
+                file: Some(File::from(fd)),
+                dir: dir.to_owned(),
+                temp: None,
+                prefix: prefix.to_owned(),
+            }),
             // Old kernels and some network file systems lack it and say so in different ways.
-            Err(_) => {
-                let path = pending.temp_path();
-                let trace = Trace::of(&path);
-                let file =
-                    OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&path)?;
-                pending.temp = Some((path, trace));
-                pending.file = Some(file);
-            }
+            Err(_) => Self::create_named(dir, prefix),
         }
+    }
+
+    fn create_named(dir: &Path, prefix: &str) -> io::Result<Self> {
+        let mut pending = Self { file: None, dir: dir.to_owned(), temp: None, prefix: prefix.to_owned() };
+        let path = pending.temp_path();
+        let trace = Trace::of(&path);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&path)?;
+        pending.temp = Some((path, trace));
+        pending.file = Some(file);
         Ok(pending)
     }
 
@@ -140,25 +146,30 @@ mod tests {
 
     use super::*;
 
+    type Create = fn(&Path, &str) -> io::Result<PendingFile>;
+
     #[test]
     fn a_file_appears_complete_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("out");
-        let names = || fs::read_dir(dir.path()).unwrap().count();
-        let pending = PendingFile::create(dir.path(), "x").unwrap();
-        pending.file().unwrap().write_all(b"one").unwrap();
-        assert!(!path.exists());
-        pending.publish(&path, Existing::Refuse).unwrap();
-        assert_eq!((fs::read(&path).unwrap().as_slice(), names()), (&b"one"[..], 1));
-
-        let pending = PendingFile::create(dir.path(), "x").unwrap();
-        let error = pending.publish(&path, Existing::Refuse).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!((fs::read(&path).unwrap().as_slice(), names()), (&b"one"[..], 1));
-
-        write_atomically(&path, b"two").unwrap();
-        assert_eq!((fs::read(&path).unwrap().as_slice(), names()), (&b"two"[..], 1));
-        drop(PendingFile::create(dir.path(), "x").unwrap());
-        assert_eq!(names(), 1);
+        for create in [PendingFile::create as Create, PendingFile::create_named as Create] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("out");
+            let names = || fs::read_dir(dir.path()).unwrap().count();
+            let write = |text: &[u8], existing| {
+                let pending = create(dir.path(), "x").unwrap();
+                pending.file().unwrap().write_all(text).unwrap();
+                pending.publish(&path, existing)
+            };
+            let pending = create(dir.path(), "x").unwrap();
+            assert!(!path.exists());
+            drop(pending);
+            assert_eq!(names(), 0);
+            write(b"one", Existing::Refuse).unwrap();
+            assert_eq!((fs::read(&path).unwrap().as_slice(), names()), (&b"one"[..], 1));
+            let error = write(b"two", Existing::Refuse).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!((fs::read(&path).unwrap().as_slice(), names()), (&b"one"[..], 1));
+            write(b"three", Existing::Replace).unwrap();
+            assert_eq!((fs::read(&path).unwrap().as_slice(), names()), (&b"three"[..], 1));
+        }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use situla_engine::admit_reference;
 use situla_image::{
     Client, ClientOptions, ConvertOptions, OutputFormat, PulledImage, Store, StoreOptions, StoredImage,
-    Timings, export,
+    Timings, Transport, export,
 };
 use situla_oci::{Digest, Platform, Reference};
 
@@ -174,7 +174,8 @@ impl Fetch {
         }
         let variable = |name: &str| context.host.variable(name).map(str::to_owned);
         let proxy = proxy_for(self.reference.registry(), self.plain_http, &variable);
-        Ok(Client::new(ClientOptions { plain_http: self.plain_http, proxy, ..ClientOptions::default() }))
+        let transport = if self.plain_http { Transport::Plain } else { Transport::Auto };
+        Ok(Client::new(ClientOptions { transport, proxy, ..ClientOptions::default() }))
     }
 
     /// Makes sure that the image is in the store.

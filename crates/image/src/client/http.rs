@@ -11,10 +11,10 @@ use ureq::http::Response;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::ClientOptions;
 use super::auth::{Challenge, parse_token};
 use super::error::ClientError;
 use super::url::Url;
+use super::{ClientOptions, Transport};
 
 const USER_AGENT: &str = concat!("situla/", env!("CARGO_PKG_VERSION"));
 /// The host that serves the Hub's images; its name in references is another.
@@ -126,7 +126,11 @@ impl Http {
             DOCKER_HUB => DOCKER_HUB_API,
             other => other,
         };
-        let tls = !(self.options.plain_http || registry.is_loopback());
+        let tls = match self.options.transport {
+            Transport::Auto => !registry.is_loopback(),
+            Transport::Tls => true,
+            Transport::Plain => false,
+        };
         Url { tls, authority: authority.to_owned(), path: path.to_owned() }
     }
 
@@ -173,7 +177,12 @@ impl Http {
     fn agent_for(&self, url: &Url) -> Result<Agent, ClientError> {
         if !url.tls {
             let loopback = url.authority.parse::<Registry>().is_ok_and(|r| r.is_loopback());
-            if !loopback && !self.options.plain_http {
+            let allowed = match self.options.transport {
+                Transport::Auto => loopback,
+                Transport::Tls => false,
+                Transport::Plain => true,
+            };
+            if !allowed {
                 return Err(ClientError::PlainHttp { host: url.authority.clone() });
             }
             if let Some(agent) = self.plain.get() {
@@ -186,7 +195,7 @@ impl Http {
         if let Some(agent) = &*slot {
             return Ok(agent.clone());
         }
-        let agent = self.new_agent(Some(tls_config()?))?;
+        let agent = self.new_agent(Some(tls_config(&self.options.extra_roots)?))?;
         *slot = Some(agent.clone());
         Ok(agent)
     }
@@ -218,13 +227,15 @@ impl Http {
     }
 }
 
-fn tls_config() -> Result<TlsConfig, ClientError> {
+fn tls_config(extra_roots: &[Vec<u8>]) -> Result<TlsConfig, ClientError> {
     let loaded = rustls_native_certs::load_native_certs();
-    if loaded.certs.is_empty() {
+    if loaded.certs.is_empty() && extra_roots.is_empty() {
         let problem = loaded.errors.first().map_or_else(|| "none installed".to_owned(), ToString::to_string);
         return Err(ClientError::NoRoots { problem });
     }
-    let roots = loaded.certs.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned());
+    let system = loaded.certs.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned());
+    let extra = extra_roots.iter().map(|der| Certificate::from_der(der).to_owned());
+    let roots: Vec<_> = system.chain(extra).collect();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(TlsConfig::builder()
         .root_certs(RootCerts::from(roots))

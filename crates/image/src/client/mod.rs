@@ -25,11 +25,24 @@ use crate::flatten::LayerSource;
 use crate::source::{FetchedManifest, ImageSource, SourceError};
 use crate::verify::VerifyError;
 
+/// Which registries are spoken to without TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// TLS, but plain HTTP for loopback hosts.
+    Auto,
+    /// TLS always.
+    Tls,
+    /// Plain HTTP always.
+    Plain,
+}
+
 /// Settings of a [`Client`].
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
-    /// Speak plain HTTP to every registry, not only to loopback hosts.
-    pub plain_http: bool,
+    /// Which registries are spoken to without TLS.
+    pub transport: Transport,
+    /// Certificate authorities in DER form trusted beside the system's (a site's own).
+    pub extra_roots: Vec<Vec<u8>>,
     /// HTTP proxy as a URL.
     pub proxy: Option<String>,
     /// Time to set up a connection.
@@ -47,7 +60,8 @@ pub struct ClientOptions {
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
-            plain_http: false,
+            transport: Transport::Auto,
+            extra_roots: Vec::new(),
             proxy: None,
             connect_timeout: Duration::from_secs(15),
             read_timeout: Duration::from_secs(60),

@@ -16,14 +16,18 @@ pub(crate) fn have(test: &str, tools: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    let reason = format!("{test}: skipped: {} not installed", missing.join(", "));
-    assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "{reason}");
-    say(&reason);
+    skip(&format!("{test}: skipped: {} not installed", missing.join(", ")));
     false
 }
 
+/// Says why a test is skipped, or fails it where nothing may be.
+pub(crate) fn skip(reason: &str) {
+    assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "{reason}");
+    say(reason);
+}
+
 #[expect(clippy::print_stdout, reason = "a skipped test must say so")]
-pub(crate) fn say(text: &str) {
+fn say(text: &str) {
     println!("{text}");
 }
 
