@@ -7,17 +7,17 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use situla_bindings::{BindRequest, BindSource, Origin, parse_pyxis_mounts};
-use situla_engine::{Action, Personality, RunRequest, prepare};
+use situla_engine::{Action, Personality, RunRequest, TASK_VARIABLES, prepare};
 
 use crate::command_error::CommandError;
 use crate::output::note;
 use crate::{Context, end_as};
 
 /// The program that the task is to run: set by the plugin, together with those below.
-pub(crate) const PROGRAM: &str = "SITULA_TASK_PROGRAM";
-const IMAGE: &str = "SITULA_TASK_IMAGE";
-const MOUNTS: &str = "SITULA_TASK_MOUNTS";
-const WORKDIR: &str = "SITULA_TASK_WORKDIR";
+pub(crate) const PROGRAM: &str = TASK_VARIABLES[0];
+const IMAGE: &str = TASK_VARIABLES[1];
+const MOUNTS: &str = TASK_VARIABLES[2];
+const WORKDIR: &str = TASK_VARIABLES[3];
 
 /// Runs the task.
 pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {

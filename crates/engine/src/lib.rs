@@ -19,7 +19,7 @@ mod site;
 pub use error::EngineError;
 pub use host::{Host, HostError};
 pub use prepare::{Prepared, admit_reference, prepare, record_refusal};
-pub use request::{Action, Personality, RunRequest};
+pub use request::{Action, Personality, RunRequest, TASK_VARIABLES};
 pub use site::Site;
 pub use situla_records::EngineClass;
 pub use situla_runtime::{Exit, Failure, FailureClass, die_by};

@@ -4,6 +4,11 @@ use std::ffi::OsString;
 
 use situla_bindings::{BindRequest, DefaultOptions};
 
+/// The variables in which the Slurm plugin tells a task what to do: program, image, mounts, working
+/// directory. They concern the process that the plugin has started and nobody below it.
+pub const TASK_VARIABLES: [&str; 4] =
+    ["SITULA_TASK_PROGRAM", "SITULA_TASK_IMAGE", "SITULA_TASK_MOUNTS", "SITULA_TASK_WORKDIR"];
+
 /// Whose conventions a run follows where they differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Personality {

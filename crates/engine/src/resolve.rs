@@ -16,7 +16,7 @@ use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::error::EngineError;
 use crate::image_view::ImageView;
-use crate::request::Personality;
+use crate::request::{Personality, TASK_VARIABLES};
 
 /// Where converted images keep the manifest and configuration that they were made from.
 const MANIFEST_PATH: &str = "/.situla/manifest.json";
@@ -200,7 +200,12 @@ fn fetch(reference: &Reference) -> Result<Fetched, EngineError> {
         class,
         remedy,
     };
-    let mut child = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    // With these it would take itself for the task, resolve the image, and start a fetch of its own.
+    for name in TASK_VARIABLES {
+        command.env_remove(name);
+    }
+    let mut child = command
         .args(["pull", "--json", "--store-only", &format!("docker://{reference}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -5,6 +5,7 @@ pub mod bare;
 pub mod command_line;
 pub mod ends;
 pub mod faults;
+pub mod image_commands;
 pub mod privileged;
 pub mod uses;
 
@@ -50,6 +51,9 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("unsquashfs_reads_ours", command_line::unsquashfs_reads_ours),
     ("plan_runs_nothing", command_line::plan_runs_nothing),
     ("runs_are_recorded", command_line::runs_are_recorded),
+    ("convert_there_and_back", image_commands::convert_there_and_back),
+    ("convert_refuses", image_commands::convert_refuses),
+    ("interrupted_pull", image_commands::interrupted_pull),
 ];
 
 const PRIVILEGED: &[(&str, DeskCase)] = &[
@@ -58,6 +62,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("we_run_apptainers", privileged::we_run_apptainers),
     ("pull", privileged::pull),
     ("pull_of_a_tampered_layer", privileged::pull_of_a_tampered_layer),
+    ("pull_and_exec", image_commands::pull_and_exec),
+    ("wrong_digest", image_commands::wrong_digest),
 ];
 
 /// Runs the command-line tier.

@@ -42,7 +42,7 @@ pub fn kernel_mounts_ours(desk: &Desk) -> Check {
 }
 
 /// Real Apptainer, as the unprivileged user.
-fn apptainer(desk: &Desk, cwd: &std::path::Path, words: &[&str]) -> Result<Output, String> {
+pub(super) fn apptainer(desk: &Desk, cwd: &std::path::Path, words: &[&str]) -> Result<Output, String> {
     let mut command = Command::new(desk.env.script("apptainer-tree"));
     command
         .args(["run", "--user", desk.env.user(), "--bind"])
@@ -89,7 +89,7 @@ pub fn we_run_apptainers(desk: &Desk) -> Check {
     Ok(())
 }
 
-fn registry(desk: &Desk, word: &str) -> Result<Output, String> {
+pub(super) fn registry(desk: &Desk, word: &str) -> Result<Output, String> {
     command::run(command::words([desk.env.script("registry").as_os_str(), word.as_ref()]), PATIENCE)?
         .success()
 }
@@ -132,6 +132,25 @@ pub fn pull(desk: &Desk) -> Check {
 /// It is believed.
 pub fn pull_of_a_tampered_layer(desk: &Desk) -> Check {
     let dir = desk.env.work_dir("tampered")?;
+    // A store of its own: in the user's the image may be, from before.
+    let store = desk.env.work_dir("tampered-store")?;
+    let cache = format!("XDG_CACHE_HOME={}", store.path().display());
+    with_bad_layer(desk, |source, layer| {
+        desk.env
+            .as_user(dir.path(), ["env", &cache, "situla", "pull", source, "-o", "out.sqsh"])?
+            .expect_code(125)?
+            .expect_text(layer)?;
+        Ok(())
+    })?;
+    if fs::read_dir(dir.path())?.next().is_some() {
+        return Err("a refused pull left a file".into());
+    }
+    Ok(())
+}
+
+/// Calls `check` with a reference and the beginning of a digest, while the registry serves other bytes for
+/// the layer of that digest.
+pub(super) fn with_bad_layer(desk: &Desk, check: impl FnOnce(&str, &str) -> Check) -> Check {
     let address = registry(desk, "up")?.stdout.trim().to_owned();
     registry(desk, "push")?;
     let state = PathBuf::from(
@@ -149,11 +168,7 @@ pub fn pull_of_a_tampered_layer(desk: &Desk) -> Check {
     bad[middle] ^= 1;
     fs::write(&blob, bad)?;
     let source = format!("docker://{address}/tiny:1");
-    let pulled = desk.env.as_user(dir.path(), ["situla", "pull", &source, "-o", "out.sqsh"]);
+    let checked = check(&source, &layers[..12]);
     fs::write(&blob, good)?;
-    pulled?.expect_code(125)?.expect_text(&layers[..12])?;
-    if fs::read_dir(dir.path())?.next().is_some() {
-        return Err("a refused pull left a file".into());
-    }
-    Ok(())
+    checked
 }

@@ -47,10 +47,8 @@ pub(crate) struct ShowArgs {
 /// Lists records, oldest first.
 pub(crate) fn runs(arguments: &RunsArgs) -> Result<ExitCode, CommandError> {
     let directory = directory(arguments.records.clone())?;
-    let mut ids = ids(&directory, arguments.job.as_deref())?;
-    let n_hidden = ids.len().saturating_sub(arguments.limit);
-    ids.drain(..n_hidden);
-    let found = loaded(&directory, &ids);
+    let ids = ids(&directory, arguments.job.as_deref())?;
+    let (found, n_hidden) = newest(&directory, &ids, arguments.limit);
     if arguments.json {
         return print_json(&found);
     }
@@ -71,7 +69,7 @@ pub(crate) fn runs(arguments: &RunsArgs) -> Result<ExitCode, CommandError> {
     }
     data(&table(&rows))?;
     if n_hidden > 0 {
-        note(&format!("{n_hidden} older ones are not shown; see --limit"));
+        note(&format!("{n_hidden} older records are not shown; see --limit"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -127,6 +125,26 @@ fn ids(directory: &std::path::Path, wanted: Option<&str>) -> Result<Vec<RecordId
         stem == wanted || stem.strip_prefix(wanted).is_some_and(|rest| rest.starts_with('.'))
     };
     Ok(entries.into_iter().map(|entry| entry.id).filter(matches).collect())
+}
+
+/// Reads the newest `limit` runs of all records, and says how many records hold older ones.
+fn newest(directory: &std::path::Path, ids: &[RecordId], limit: usize) -> (Vec<Loaded>, usize) {
+    let mut found: Vec<Loaded> = Vec::new();
+    let (mut n_runs, mut n_read) = (0, 0);
+    for id in ids.iter().rev() {
+        if n_runs >= limit {
+            break;
+        }
+        n_read += 1;
+        for mut one in loaded(directory, std::slice::from_ref(id)) {
+            let too_many = (n_runs + one.records.len()).saturating_sub(limit);
+            one.records.drain(..too_many.min(one.records.len()));
+            n_runs += one.records.len();
+            found.push(one);
+        }
+    }
+    found.reverse();
+    (found, ids.len() - n_read)
 }
 
 /// Reads records; one that cannot be read is named and passed over.

@@ -1,0 +1,284 @@
+//! The commands that make images: pull, convert, images, inspect, and Apptainer's pull and build.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::Desk;
+use super::privileged::{apptainer, registry, with_bad_layer};
+use crate::command::{self, Output, wait_until};
+use crate::environment::PATIENCE;
+use crate::images::WITNESS;
+use crate::tier::Check;
+
+/// Runs a command as the user, with a store below `dir`.
+fn run(desk: &Desk, dir: &Path, words: &[&str]) -> Result<Output, String> {
+    let cache = format!("XDG_CACHE_HOME={}", dir.join("cache").display());
+    desk.env.as_user(dir, ["env", &cache].iter().chain(words))
+}
+
+fn json(output: &Output) -> Result<Value, String> {
+    serde_json::from_str(&output.stdout).map_err(|e| format!("no JSON: {e}\n{output}"))
+}
+
+/// The names in a directory; none where it is not there.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// A directory becomes a SIF, a SquashFS and a SIF again: the same bytes, and each one starts.
+///
+/// # Errors
+/// It does not.
+pub fn convert_there_and_back(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("convert")?;
+    let tree = desk.env.image_tree("tiny").display().to_string();
+    let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
+    run(desk, dir.path(), &["situla", "convert", &tree, "a.sif"])?.success()?;
+    run(desk, dir.path(), &["situla", "convert", "a.sif", "b.sqsh"])?.success()?;
+    run(desk, dir.path(), &["situla", "convert", "b.sqsh", "c.sif"])?.success()?;
+    run(desk, dir.path(), &["situla", "convert", &layout, "d.sqsh"])?.success()?;
+    run(desk, dir.path(), &["apptainer", "build", "e.sif", &tree])?.success()?;
+    if fs::read(dir.path().join("a.sif"))? != fs::read(dir.path().join("c.sif"))? {
+        return Err("the way back gave another file".into());
+    }
+    for image in ["./a.sif", "./b.sqsh", "./c.sif", "./d.sqsh", "./e.sif"] {
+        run(desk, dir.path(), &["situla", "exec", image, "cat", WITNESS])?
+            .success()?
+            .expect_text("situla tiny image")?;
+    }
+    let found = json(&run(desk, dir.path(), &["situla", "inspect", "--json", "--hash", "a.sif"])?)?;
+    let bare = json(&run(desk, dir.path(), &["situla", "inspect", "--json", "--hash", "b.sqsh"])?)?;
+    let sum = command::run(
+        command::words(["sha256sum".as_ref(), dir.path().join("b.sqsh").as_os_str()]),
+        PATIENCE,
+    )?;
+    let expected = format!("sha256:{}", sum.stdout.split(' ').next().unwrap_or_default());
+    if found["rootfs_digest"] != *expected || bare["rootfs_digest"] != *expected || found["kind"] != "sif" {
+        return Err(format!("not {expected}: {found}\n{bare}").into());
+    }
+    Ok(())
+}
+
+/// What cannot be converted is refused by name, and nothing is overwritten or left.
+///
+/// # Errors
+/// It is not.
+pub fn convert_refuses(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("refuse")?;
+    dir.write("taken.sif", "precious")?;
+    dir.write("text.def", "Bootstrap: docker")?;
+    let tree = desk.env.image_tree("tiny").display().to_string();
+    for (words, code, text) in [
+        (vec!["situla", "convert", &tree, "taken.sif"], 125, "taken.sif"),
+        (vec!["situla", "convert", &tree, "new/"], 2, ".sqsh"),
+        (vec!["situla", "convert", "./none", "a.sif"], 125, "none"),
+        (vec!["situla", "convert", "text.def", "a.sif"], 125, "text.def"),
+        (vec!["situla", "convert", "oci:.", "a.sif"], 125, "index.json"),
+        (vec!["situla", "pull", "library://a/b"], 2, "docker://"),
+        (vec!["apptainer", "build", "taken.sif", &tree], 255, "already exists"),
+        (vec!["apptainer", "build", "a.sif", "text.def"], 255, "definition"),
+        (vec!["apptainer", "pull", "taken.sif", "docker://localhost:1/a"], 255, "will not overwrite"),
+        (vec!["apptainer", "build", "--sandbox", "a", &tree], 1, "--sandbox"),
+    ] {
+        run(desk, dir.path(), &words)?.expect_code(code)?.expect_text(text)?;
+    }
+    let mut left = names(dir.path());
+    left.sort();
+    if left != ["taken.sif", "text.def"] || fs::read(dir.path().join("taken.sif"))? != b"precious" {
+        return Err(format!("something was left or lost: {left:?}").into());
+    }
+    // To a program a failure is one object on standard output, and nothing else.
+    for words in [
+        ["situla", "convert", "--json", "./none", "a.sif"],
+        ["situla", "pull", "--json", "--store-only", "docker://127.0.0.1:1/a"],
+        ["situla", "pull", "--json", "--store-only", "Not/A:reference"],
+    ] {
+        let output = run(desk, dir.path(), &words)?.expect_code(125)?;
+        let value = json(&output)?;
+        if !output.stderr.is_empty() || !value["class"].is_string() || !value["remedy"].is_string() {
+            return Err(output.to_string().into());
+        }
+    }
+    Ok(())
+}
+
+/// A pulled image starts from the store and as a file, here and in real Apptainer; the second pull fetches
+/// nothing.
+///
+/// # Errors
+/// It does not.
+pub fn pull_and_exec(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("pulled")?;
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    registry(desk, "push")?;
+    let source = format!("docker://{address}/tiny:1");
+    let run = |words: &[&str]| run(desk, dir.path(), words);
+    let first = json(&run(&["situla", "pull", "--json", "--store-only", &source])?.success()?)?;
+    let second = json(&run(&["situla", "pull", "--json", "--store-only", &source])?.success()?)?;
+    let stored = first["path"].as_str().map(fs::read).ok_or("no path")??;
+    if first["was_present"] != false || second["was_present"] != true || first["path"] != second["path"] {
+        return Err(format!("{first}\n{second}").into());
+    }
+    run(&["situla", "exec", &source, "cat", WITNESS])?.success()?.expect_text("situla tiny image")?;
+    let images = json(&run(&["situla", "images", "--json"])?.success()?)?;
+    let reference = format!("{address}/tiny:1");
+    if images[0]["references"][0] != *reference || images[0]["rootfs_digest"] != first["rootfs_digest"] {
+        return Err(format!("{images}").into());
+    }
+    run(&["situla", "pull", &source, "-o", "a.sqsh"])?.success()?;
+    run(&["situla", "pull", &source, "-o", "a.sif"])?.success()?;
+    run(&["apptainer", "pull", &source])?.success()?;
+    run(&["apptainer", "pull", "--disable-cache", "b.sif", &source])?.success()?;
+    let read = |name: &str| fs::read(dir.path().join(name));
+    if read("a.sqsh")? != stored || read("a.sif")? != read("tiny_1.sif")? || read("a.sif")? != read("b.sif")?
+    {
+        return Err("the files of one image differ".into());
+    }
+    run(&["situla", "exec", "./a.sif", "cat", WITNESS])?.success()?.expect_text("situla tiny image")?;
+    apptainer(desk, dir.path(), &["exec", "./a.sif", "cat", WITNESS])?
+        .success()?
+        .expect_text("situla tiny image")?;
+    let found = run(&["situla", "inspect", &source])?.success()?;
+    found.expect_text(first["manifest_digest"].as_str().unwrap_or("no digest"))?;
+    Ok(())
+}
+
+/// A layer whose bytes are not those promised: the class, the digest and a remedy, from `pull` and from a
+/// run that would fetch it; the store stays empty.
+///
+/// # Errors
+/// It is believed.
+pub fn wrong_digest(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("wrong")?;
+    let run = |words: &[&str]| run(desk, dir.path(), words);
+    with_bad_layer(desk, |source, layer| {
+        let output = run(&["situla", "pull", "--json", source])?.expect_code(125)?.expect_text(layer)?;
+        let value = json(&output)?;
+        if value["class"] != "digest-mismatch" || !output.stderr.is_empty() {
+            return Err(output.to_string().into());
+        }
+        let output = run(&["situla", "exec", source, "true"])?.expect_code(125)?.expect_text(layer)?;
+        output.expect_text("changed the bytes")?;
+        run(&["apptainer", "pull", "a.sif", source])?.expect_code(255)?.expect_text("FATAL")?;
+        Ok(())
+    })?;
+    let store = dir.path().join("cache/situla");
+    let left: Vec<String> =
+        ["images", "tmp", "leases", "refs"].iter().flat_map(|part| names(&store.join(part))).collect();
+    if !left.is_empty() || names(dir.path()) != ["cache"] {
+        return Err(format!("a refused pull left {left:?}").into());
+    }
+    Ok(())
+}
+
+/// A pull that is ended while a layer arrives dies by the signal and leaves no lease and no file.
+///
+/// # Errors
+/// It does not.
+pub fn interrupted_pull(desk: &Desk) -> Check {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let dir = desk.env.work_dir("interrupted")?;
+        let server = Stalling::serve(desk.env.image_layout("tiny"))?;
+        let source = format!("docker://{}/tiny:1", server.address);
+        let cache = format!("XDG_CACHE_HOME={}", dir.path().join("cache").display());
+        let words = ["env", &cache, "situla", "pull", &source, "-o", "out.sif"];
+        let running = command::start(desk.env.user_command(dir.path(), words)?)?;
+        let leases = dir.path().join("cache/situla/leases");
+        let began =
+            wait_until(PATIENCE, || server.stalled.load(Ordering::Acquire) && !names(&leases).is_empty());
+        let pid = i32::try_from(running.pid()).ok().and_then(Pid::from_raw).ok_or("no pid")?;
+        let sent = kill_process(pid, signal);
+        let output = running.finish(PATIENCE)?;
+        sent.map_err(|e| format!("{e}\n{output}"))?;
+        if !began || output.status.signal() != Some(signal.as_raw()) {
+            return Err(format!("{signal:?} (began: {began})\n{output}").into());
+        }
+        let store = dir.path().join("cache/situla");
+        let left: Vec<String> =
+            ["images", "tmp", "leases", "refs"].iter().flat_map(|part| names(&store.join(part))).collect();
+        if !left.is_empty() || names(dir.path()) != ["cache"] {
+            return Err(format!("{signal:?} left {left:?}\n{output}").into());
+        }
+    }
+    Ok(())
+}
+
+/// A registry that serves an OCI layout, but only the first half of layers, and then says no more.
+struct Stalling {
+    address: String,
+    stalled: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Stalling {
+    fn serve(layout: PathBuf) -> Result<Self, String> {
+        let io = |e: std::io::Error| format!("the stalling registry: {e}");
+        let listener = TcpListener::bind("127.0.0.1:0").map_err(io)?;
+        let address = listener.local_addr().map_err(io)?.to_string();
+        let index = fs::read_to_string(layout.join("index.json")).map_err(io)?;
+        let index: Value = serde_json::from_str(&index).map_err(|e| e.to_string())?;
+        let top = index["manifests"][0].clone();
+        let (stalled, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let shared = (Arc::clone(&stalled), Arc::clone(&stop));
+        thread::spawn(move || {
+            let mut open = Vec::new();
+            for stream in listener.incoming().flatten() {
+                if shared.1.load(Ordering::Acquire) {
+                    break;
+                }
+                // One request for each connection, so that one thread serves all.
+                open.extend(answer(stream, &layout, &top, &shared.0));
+            }
+        });
+        Ok(Self { address, stalled, stop })
+    }
+}
+
+impl Drop for Stalling {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Wakes the thread, which then closes everything.
+        let _ = TcpStream::connect(&self.address);
+    }
+}
+
+/// Answers a request; gives the connection back if it shall stay open.
+fn answer(mut stream: TcpStream, layout: &Path, top: &Value, stalled: &AtomicBool) -> Option<TcpStream> {
+    let mut request = String::new();
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    reader.read_line(&mut request).ok()?;
+    let mut line = String::new();
+    while reader.read_line(&mut line).ok()? > 2 {
+        line.clear();
+    }
+    let path = request.split(' ').nth(1)?.to_owned();
+    let blob =
+        |digest: &str| fs::read(layout.join("blobs/sha256").join(digest.strip_prefix("sha256:")?)).ok();
+    let manifest = blob(top["digest"].as_str()?)?;
+    let config = serde_json::from_slice::<Value>(&manifest).ok()?["config"]["digest"].as_str()?.to_owned();
+    let wanted = path.rsplit('/').next()?;
+    let (kind, body) = match path.contains("/manifests/") {
+        true => (top["mediaType"].as_str()?, manifest),
+        false => ("application/octet-stream", blob(wanted)?),
+    };
+    let is_layer = path.contains("/blobs/") && wanted != config;
+    let shown = if is_layer { body.len() / 2 } else { body.len() };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).ok()?;
+    stream.write_all(&body[..shown]).ok()?;
+    stalled.fetch_or(is_layer, Ordering::AcqRel);
+    is_layer.then_some(stream)
+}
