@@ -230,7 +230,7 @@ pub fn convert_directory(
         format,
         &sif,
         options,
-        |sink| directory_tree(dir, owners, sink, progress),
+        |sink| directory_tree(dir, owners, format, sink, progress),
         progress,
     )?;
     publish(pending, out, format, options, &mut converted)?;
@@ -328,6 +328,7 @@ pub(crate) fn image_tree(
 fn directory_tree(
     dir: &Path,
     owners: Owners,
+    format: OutputFormat,
     sink: &mut SquashSink<File>,
     progress: &dyn Progress,
 ) -> Result<Tree<StoredFile>, ConvertError> {
@@ -335,6 +336,10 @@ fn directory_tree(
     merger.begin_layer(Level(1));
     walk(dir, owners, &mut merger, progress).map_err(ConvertError::Directory)?;
     merger.end_layer().map_err(ConvertError::Tree)?;
+    if format == OutputFormat::Sqsh {
+        // The file is the tree and nothing else; only SIF runtimes expect more of it.
+        return merger.finish().map_err(ConvertError::Tree);
+    }
     let keeps_own = merger.has(SINGULARITY_DIR);
     merger.begin_layer(Level(0));
     let mut add = |additions: Vec<Addition>| -> Result<(), ConvertError> {
