@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use super::Site;
-use super::bare::expect_account;
+use super::bare::{expect_account, srun_mpi};
 use crate::cluster::Job;
 use crate::images::WITNESS;
 use crate::outcome::{self, Exit};
@@ -154,8 +154,9 @@ pub fn mpi(site: &Site) -> Check {
     let sif = site.images.path("demo.sif");
     let start = ["-N4", "--ntasks-per-node=2", "--mpi=pmix"];
     for enter in [vec![option.as_str()], vec!["apptainer", "exec", sif.as_str()]] {
-        let args = start.iter().copied().chain(enter).chain(["/opt/situla/bin/mpi-hello", "8"]);
-        let job = site.cluster.srun(dir.path(), args)?;
+        let args: Vec<&str> =
+            start.iter().copied().chain(enter).chain(["/opt/situla/bin/mpi-hello", "8"]).collect();
+        let job = srun_mpi(&site.cluster, dir.path(), &args)?;
         job.output.clone().success()?.expect_text("ok: 8 ranks, sum of ranks 28")?;
         if job.output.stdout.matches(" image yes ").count() != 8 {
             return Err(format!("not every rank is in the image\n{}", job.output).into());
