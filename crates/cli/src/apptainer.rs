@@ -175,7 +175,17 @@ const UNSUPPORTED_BUILDING: [&str; 23] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 62] = [
+const UNSUPPORTED: [&str; 72] = [
+    "-S",
+    "-W",
+    "-c",
+    "-C",
+    "-o",
+    "-w",
+    "-p",
+    "-i",
+    "-n",
+    "-f",
     "--app",
     "--scratch",
     "--workdir",
@@ -275,6 +285,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         }
         None => return Err(CommandError::usage("which command?", "see apptainer --help")),
     };
+    warn_of_ignored_variables();
     commands::run::run(RunCommand { personality: Personality::Apptainer, options, image, action })
 }
 
@@ -395,6 +406,23 @@ fn is_set(keys: &[&str]) -> bool {
 /// An option in `APPTAINER_X`, else in `SINGULARITY_X`.
 fn variable(key: &str) -> Option<OsString> {
     ["APPTAINER", "SINGULARITY"].iter().find_map(|prefix| std::env::var_os(format!("{prefix}_{key}")))
+}
+
+/// Says which options that the environment sets have no effect here. A profile of the site may set
+/// them for everybody, so they are no errors.
+fn warn_of_ignored_variables() {
+    /// What these options choose (where temporary files and caches are) does not exist in a run here.
+    const WITHOUT_EFFECT: [&str; 2] = ["--tmpdir", "--disable-cache"];
+    let options = UNSUPPORTED.iter().filter(|name| name.starts_with("--") && !WITHOUT_EFFECT.contains(name));
+    for option in options {
+        let key = option.trim_start_matches('-').replace('-', "_").to_ascii_uppercase();
+        for name in [format!("APPTAINER_{key}"), format!("SINGULARITY_{key}")] {
+            let value = std::env::var(&name).unwrap_or_default();
+            if !matches!(value.as_str(), "" | "0" | "false" | "no") {
+                note(&format!("WARNING: {name} is set, but Situla does not support {option}: ignored"));
+            }
+        }
+    }
 }
 
 /// Reports wrong usage: help and version are data, the rest is Apptainer's status 1.

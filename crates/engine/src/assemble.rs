@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use situla_bindings::{
-    BindRequest, BindSource, DefaultOptions, HostFacts, NoMount, Openable, Origin, PmiFacts, merge_group,
-    merge_passwd, plan_default_binds, plan_devices, plan_pmi,
+    BindRequest, BindSource, DefaultOptions, HostFacts, NoMount, Openable, Origin, PmiFacts, Propagation,
+    merge_group, merge_passwd, plan_default_binds, plan_devices, plan_pmi,
 };
 use situla_oci::Digest;
 use situla_plan::{
@@ -74,7 +74,7 @@ fn host_bind(path: PathBuf, reason: String) -> BindRequest {
         read_only: false,
         recursive: true,
         no_exec: false,
-        propagation: situla_bindings::Propagation::default(),
+        propagation: Propagation::default(),
         optional: true,
         no_follow: false,
         origin: Origin::Default,
@@ -386,11 +386,17 @@ impl<'a> Layout<'a> {
         if bind.no_exec {
             options.push("noexec".to_owned());
         }
+        if bind.propagation == Propagation::Private {
+            options.push("rprivate".to_owned());
+        }
         self.bindings.push(Binding {
             destination: destination.display().to_string(),
             source: source.to_string_lossy().into_owned(),
             reason: match &bind.origin {
-                Origin::User(option) => format!("{option}: {}", bind.reason),
+                // The parser's own reason names the option already.
+                Origin::User(option) if !bind.reason.starts_with(option.as_str()) => {
+                    format!("{option}: {}", bind.reason)
+                }
                 _ => bind.reason.clone(),
             },
         });

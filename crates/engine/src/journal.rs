@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use situla_plan::{Plan, RootfsIdentity};
+use situla_plan::{Plan, RootfsIdentity, Text};
 use situla_records::{
     Cause, EngineClass, Event, EventKind, Exit as RecordedExit, Identity, ImageFacts, Journal, Phase,
     RecordId, SCHEMA, Sender, Start, TaskRef, UNVERIFIED,
@@ -104,7 +104,7 @@ impl Recorder {
                 manifest_digest: plan.image.manifest_digest.clone(),
                 rootfs_digest,
             },
-            plan: serde_json::to_value(plan).unwrap_or_default(),
+            plan: serde_json::to_value(without_secrets(plan)).unwrap_or_default(),
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
             deadline_ns: None,
@@ -195,6 +195,34 @@ impl Observer for Recorder {
             .then(|| Sender { pid: u32::try_from(info.sender).unwrap_or(0), uid: info.sender_uid });
         self.write(EventKind::TaskSignal { task: self.task, signal: info.signal, sender });
     }
+}
+
+/// Parts of names that variables with secrets have.
+const SECRET: [&str; 10] = [
+    "TOKEN",
+    "SECRET",
+    "PASSWD",
+    "PASSWORD",
+    "PASSPHRASE",
+    "CREDENTIAL",
+    "PRIVATE_KEY",
+    "API_KEY",
+    "APIKEY",
+    "ACCESS_KEY",
+];
+
+/// The Plan as it may be kept: records live long, and get copied into reports.
+fn without_secrets(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    for entry in &mut plan.spec.process.env {
+        let Some(end) = entry.as_bytes().iter().position(|byte| *byte == b'=') else { continue };
+        let name = String::from_utf8_lossy(&entry.as_bytes()[..end]).into_owned();
+        let upper = name.to_ascii_uppercase();
+        if SECRET.iter().any(|part| upper.contains(part)) {
+            *entry = Text::from(format!("{name}=[redacted]"));
+        }
+    }
+    plan
 }
 
 /// The record's name, and this task's place in it.

@@ -18,7 +18,7 @@ mod site;
 
 pub use error::EngineError;
 pub use host::{Host, HostError};
-pub use prepare::{Prepared, admit_reference, prepare, record_refusal};
+pub use prepare::{Prepared, admit_reference, plan, prepare, record_refusal};
 pub use request::{Action, Personality, RunRequest, TASK_VARIABLES};
 pub use site::Site;
 pub use situla_records::EngineClass;

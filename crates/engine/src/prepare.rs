@@ -32,13 +32,21 @@ pub struct Prepared {
     warnings: Vec<String>,
 }
 
-/// Resolves, admits and plans. A failure is recorded before it is returned.
+/// Resolves, admits and plans, and writes nothing.
+///
+/// # Errors
+/// Everything that can be known before the container is made.
+pub fn plan(request: &RunRequest, host: &Host, site: &Site) -> Result<Plan, EngineError> {
+    decided(request, host, site, &mut Phases::begin()).map(|(plan, _, _)| plan)
+}
+
+/// Resolves, admits and plans, for a run. A failure is recorded before it is returned.
 ///
 /// # Errors
 /// Everything that can be known before the container is made.
 pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepared, EngineError> {
     let mut phases = Phases::begin();
-    match plan(request, host, site, &mut phases) {
+    match decided(request, host, site, &mut phases) {
         Ok((plan, image, warnings)) => {
             let mut recorder = Recorder::open(host, request.record, phases);
             recorder.describe(host, &plan);
@@ -70,7 +78,12 @@ fn texts(words: &[OsString]) -> Vec<String> {
 
 type Planned = (Plan, Option<OpenImage>, Vec<String>);
 
-fn plan(request: &RunRequest, host: &Host, site: &Site, phases: &mut Phases) -> Result<Planned, EngineError> {
+fn decided(
+    request: &RunRequest,
+    host: &Host,
+    site: &Site,
+    phases: &mut Phases,
+) -> Result<Planned, EngineError> {
     let named = resolve::name(&request.image, &host.cwd, request.personality)?;
     let (binds, home, keep_fds) = plan_binds(request, host);
     // Before anything is fetched: what is forbidden is not downloaded either.
@@ -150,11 +163,6 @@ fn judge(
 }
 
 impl Prepared {
-    /// The frozen Plan.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
     /// What the user should be told before the run.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

@@ -16,7 +16,7 @@ use rustix::mount::{
 };
 use rustix::process::{fchdir, pivot_root};
 use situla_plan::Mount;
-use situla_sys::{MountAttributes, set_mount_attributes};
+use situla_sys::{MountAttributes, make_private, set_mount_attributes};
 
 use crate::failure::{Context, Failure, FailureClass};
 
@@ -30,10 +30,10 @@ impl Detached {
         Detached(mount)
     }
 
-    /// Copies the mounts at `path` and below.
-    pub(crate) fn copy_of(path: &Path) -> Result<Self, Errno> {
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    /// Copies the mount at `path`, with those below it if `recursive`.
+    pub(crate) fn copy_of(path: &Path, recursive: bool) -> Result<Self, Errno> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
         open_tree(CWD, path.as_os_str().as_bytes(), flags).map(Detached)
     }
 
@@ -70,7 +70,17 @@ pub(crate) fn open_source(mount: &Mount) -> Result<Detached, Failure> {
     let detached = match mount.kind.as_str() {
         "bind" => {
             let path = Path::new(mount.source.as_os_str());
-            Detached::copy_of(path).map_err(|errno| match errno {
+            let recursive = !mount.options.iter().any(|option| option == "bind");
+            Detached::copy_of(path, recursive).map_err(|errno| match errno {
+                // Mounts that came into a user namespace together stay together (mount_namespaces(7)).
+                Errno::INVAL if !recursive => Failure::of_call(
+                    FailureClass::MountFailed,
+                    format!(
+                        "{} has mounts below it, and can only be bound with them: use rbind",
+                        path.display()
+                    ),
+                    errno,
+                ),
                 Errno::NOENT | Errno::NOTDIR => Failure::of_call(
                     FailureClass::BindSourceMissing,
                     format!("the bind source {} does not exist", path.display()),
@@ -88,8 +98,12 @@ pub(crate) fn open_source(mount: &Mount) -> Result<Detached, Failure> {
             return Err(Failure::new(FailureClass::Setup, format!("mounts of type {other} are not known")));
         }
     };
-    let attributes = attributes(&mount.options);
-    detached.restrict(attributes).or_fail(FailureClass::MountFailed, || {
+    let restricted = detached.restrict(attributes(&mount.options)).and_then(|()| {
+        let private = mount.options.iter().any(|option| matches!(option.as_str(), "private" | "rprivate"));
+        // Copies of the host's mounts are slaves as they come: they see its mounts and not the reverse.
+        if private { make_private(detached.as_fd()) } else { Ok(()) }
+    });
+    restricted.or_fail(FailureClass::MountFailed, || {
         format!("cannot restrict the mount of {}", Path::new(mount.source.as_os_str()).display())
     })?;
     Ok(detached)

@@ -35,7 +35,7 @@ pub(crate) fn mount(plan: &Plan, place: BorrowedFd<'_>, serve: &mut Serve<'_>) -
         RootfsSource::Squashfs { .. } => Ready { mount: mount_fuse(plan, serve)?, _session: None },
         RootfsSource::Directory { path } => {
             let path = Path::new(path.as_os_str());
-            let lower = Detached::copy_of(path).or_fail(FailureClass::Rootfs, || {
+            let lower = Detached::copy_of(path, true).or_fail(FailureClass::Rootfs, || {
                 format!("the root directory {} cannot be opened", path.display())
             })?;
             if plan.rootfs.patches.is_empty() {

@@ -1,7 +1,10 @@
 //! The callbacks that Slurm calls, and the data by which it knows the plugin.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::ffi::{
@@ -191,6 +194,7 @@ fn task_init(spank: Handle) -> Result<(), String> {
     if multi_prog::is_table(arguments.len(), arguments.get(1)) {
         return Err(format!("a container cannot be combined with --multi-prog; {MULTI_PROG_REMEDY}"));
     }
+    check_trampoline(&settings)?;
     let program = arguments.get(0).ok_or("the task has no program")?.to_owned();
     for option in ContainerOption::ALL {
         match complete.get(option) {
@@ -204,6 +208,20 @@ fn task_init(spank: Handle) -> Result<(), String> {
     }
     if !spank.set_variable(PROGRAM_VARIABLE, &program) || !arguments.replace_program(settings.trampoline) {
         return Err("cannot send the task into the container".to_owned());
+    }
+    Ok(())
+}
+
+/// Refuses a trampoline that is missing, or that anybody could have replaced: it runs as every user.
+fn check_trampoline(settings: &Settings) -> Result<(), String> {
+    let path = Path::new(OsStr::from_bytes(settings.trampoline.as_bytes()));
+    let metadata = std::fs::metadata(path)
+        .map_err(|error| format!("the trampoline {} cannot be used on this node: {error}", path.display()))?;
+    if metadata.mode() & 0o002 != 0 {
+        return Err(format!(
+            "the trampoline {} is writable by everybody; the site must mend that",
+            path.display()
+        ));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ pub use descriptor::{close_on_exec_from, with_inherited};
 pub use exec::{ExecStrings, execute};
 pub use fork::{Forked, exit_now, fork, is_single_threaded};
 pub use identity::{drop_all_capabilities, join_namespace, unshare};
-pub use mount::{MountAttributes, set_mount_attributes};
+pub use mount::{MountAttributes, make_private, set_mount_attributes};
 pub use rustix::io::Errno;
 pub use signal::{
     SignalFd, SignalInfo, SignalMask, block_signals, die_by, initial_sigpipe, restore_default_action,

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Args;
-use situla_engine::{Action, Personality, Prepared, prepare};
+use situla_engine::{Action, Personality, RunRequest, prepare};
 
 use crate::command_error::CommandError;
 use crate::output::{data, note};
@@ -93,19 +93,20 @@ impl From<PlanArgs> for RunCommand {
     }
 }
 
-/// Prepares a run up to the frozen Plan.
-fn prepared(command: RunCommand) -> Result<Prepared, CommandError> {
+/// The facts about the host, and the request that the options make.
+fn asked(command: RunCommand) -> Result<(Context, RunRequest), CommandError> {
     let context = Context::gather()?;
     let RunCommand { personality, options, image, action } = command;
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
     let made = options.request(personality, image.clone(), action.clone(), &context.host.cwd, &variable);
     let request = made.inspect_err(|error| error.record(&context.host, &image, action.words()))?;
-    prepare(&request, &context.host, &context.site).map_err(CommandError::engine)
+    Ok((context, request))
 }
 
 /// Runs a command in a container and ends as it does.
 pub(crate) fn run(command: RunCommand) -> Result<ExitCode, CommandError> {
-    let prepared = prepared(command)?;
+    let (context, request) = asked(command)?;
+    let prepared = prepare(&request, &context.host, &context.site).map_err(CommandError::engine)?;
     for warning in prepared.warnings() {
         note(&format!("warning: {warning}"));
     }
@@ -114,8 +115,9 @@ pub(crate) fn run(command: RunCommand) -> Result<ExitCode, CommandError> {
 
 /// Prints the Plan.
 pub(crate) fn plan(command: RunCommand) -> Result<ExitCode, CommandError> {
-    let prepared = prepared(command)?;
-    let text = serde_json::to_string_pretty(prepared.plan())
+    let (context, request) = asked(command)?;
+    let plan = situla_engine::plan(&request, &context.host, &context.site).map_err(CommandError::engine)?;
+    let text = serde_json::to_string_pretty(&plan)
         .map_err(|error| CommandError::other(&error, "setup-failed", None))?;
     data(&format!("{text}\n"))?;
     Ok(ExitCode::SUCCESS)
