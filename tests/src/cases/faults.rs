@@ -2,10 +2,12 @@
 //! accounting, a record with the right class, no payload on the host, and no drained node.
 
 use std::fs;
+use std::path::Path;
 
 use super::Site;
 use super::bare::expect_account;
-use crate::cluster::Job;
+use super::privileged::with_bad_layer;
+use crate::cluster::{Job, Variant};
 use crate::command::Running;
 use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
@@ -119,6 +121,51 @@ pub fn wrong_layer(site: &Site) -> Check {
     let left: Vec<_> =
         fs::read_dir(dir.path())?.flatten().map(|e| e.file_name()).filter(|n| n != "layout").collect();
     if left.is_empty() { Ok(()) } else { Err(format!("conversion failed and left {left:?}").into()) }
+}
+
+/// The same from a registry, which a task asks when it starts. Nodes with a network of their own do not
+/// reach the registry at all: that is the fault they have.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn wrong_layer_in_a_registry(site: &Site) -> Check {
+    forget_pulled(site)?;
+    with_bad_layer(&site.desk(), |source, layer| match site.cluster.variant() {
+        Variant::Loopback => both(site, source, (&[], &[]), &[], layer, "engine-digest-mismatch"),
+        Variant::Isolated => both(site, source, (&[], &[]), &[], "tiny:1", "engine-fetch-failed"),
+    })
+}
+
+/// Empties the user's store, so that an image is fetched again.
+///
+/// # Errors
+/// It cannot be emptied.
+pub(super) fn forget_pulled(site: &Site) -> Check {
+    let home = site.env().home()?.to_path_buf();
+    site.env().as_user(&home, ["rm", "-rf", ".cache/situla"])?.success()?;
+    Ok(())
+}
+
+/// The site's policy refuses images below a directory; others run on.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn policy_denial(site: &Site) -> Check {
+    let dir = site.env().work_dir("denied")?;
+    let image = dir.path().join("tiny.sqsh");
+    fs::copy(site.images.path("tiny.sqsh"), &image)?;
+    let prefix = site.env().situla().parent().and_then(Path::parent).ok_or("the program has no prefix")?;
+    let policy = prefix.join("etc/situla/policy.toml");
+    fs::create_dir_all(policy.parent().ok_or("the policy has no directory")?)?;
+    fs::write(&policy, format!("mode = \"enforce\"\n[files]\ndeny = [\"{}\"]\n", dir.path().display()))?;
+    let denied =
+        both(site, &image.display().to_string(), (&[], &[]), &[], "files.deny", "engine-policy-denied");
+    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let allowed = site.cluster.srun(dir.path(), ["-n1", &option, "true"]);
+    fs::remove_file(&policy)?;
+    denied?;
+    allowed?.output.success()?;
+    Ok(())
 }
 
 /// An option nobody knows: refused by `srun`, and by both command lines inside a step.

@@ -115,6 +115,11 @@ pub struct Site {
 }
 
 impl Site {
+    /// The same machine and images, without the cluster.
+    fn desk(&self) -> Desk {
+        Desk { env: self.env().clone(), images: self.images.clone() }
+    }
+
     /// The surroundings.
     #[must_use]
     pub fn env(&self) -> &TestEnv {
@@ -139,6 +144,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::plugin_on_four_nodes", uses::plugin_on_four_nodes),
     ("uses::kinds_of_images", uses::kinds_of_images),
     ("uses::tasks_share_a_container", uses::tasks_share_a_container),
+    ("uses::image_from_a_registry", uses::image_from_a_registry),
     ("uses::task_prolog", uses::task_prolog),
     ("uses::mpi", uses::mpi),
     ("uses::gpu", uses::gpu),
@@ -151,6 +157,8 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::missing_image", faults::missing_image),
     ("faults::truncated_image", faults::truncated_image),
     ("faults::wrong_layer", faults::wrong_layer),
+    ("faults::wrong_layer_in_a_registry", faults::wrong_layer_in_a_registry),
+    ("faults::policy_denial", faults::policy_denial),
     ("faults::unknown_option", faults::unknown_option),
     ("faults::missing_mount_source", faults::missing_mount_source),
     ("faults::mounts_without_image", faults::mounts_without_image),

@@ -6,7 +6,7 @@ use std::fs;
 
 use super::Site;
 use super::bare::{expect_account, srun_mpi};
-use crate::cluster::Job;
+use crate::cluster::{Job, Variant};
 use crate::images::WITNESS;
 use crate::outcome::{self, Exit};
 use crate::tier::Check;
@@ -236,5 +236,43 @@ pub(super) fn expect_ok(site: &Site, job: &Job, n_records: usize) -> Check {
         Ok(())
     } else {
         Err(format!("expected {n_records} records of class ok, got {records:#?}").into())
+    }
+}
+
+/// A task names an image in a registry: it is fetched once, and the tasks of both nodes run in it.
+///
+/// # Errors
+/// They do not, or it is fetched more than once. Nodes with a network of their own are left out: they
+/// cannot reach a registry on the machine's loopback address.
+pub fn image_from_a_registry(site: &Site) -> Check {
+    if site.cluster.variant() == Variant::Isolated {
+        return Ok(());
+    }
+    super::faults::forget_pulled(site)?;
+    let desk = site.desk();
+    let address = super::privileged::registry(&desk, "up")?.stdout.trim().to_owned();
+    super::privileged::registry(&desk, "push")?;
+    let dir = site.env().work_dir("registry")?;
+    let option = format!("--container-image=docker://{address}/tiny:1");
+    for _ in 0..2 {
+        let args = ["-N2", "-n4", "--overcommit", &option, "cat", WITNESS];
+        let job = site.cluster.srun(dir.path(), args)?;
+        let output = job.output.success()?;
+        if output.stdout.lines().filter(|line| line.starts_with("situla tiny image")).count() != 4 {
+            return Err(format!("not four tasks in the image\n{output}").into());
+        }
+        let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+        if records.len() != 2
+            || records.iter().any(|record| record.class != "ok" || !record.text.contains("sha256:"))
+        {
+            return Err(format!("expected two good records with digests: {records:#?}").into());
+        }
+    }
+    let listed = site.env().as_user(dir.path(), ["situla", "images", "--json"])?.success()?;
+    let images: serde_json::Value =
+        serde_json::from_str(&listed.stdout).map_err(|e| format!("{e}\n{listed}"))?;
+    match images.as_array().map(Vec::len) {
+        Some(1) => Ok(()),
+        other => Err(format!("{other:?} images in the store\n{listed}").into()),
     }
 }
