@@ -2,9 +2,10 @@
  * floor-exec - the floor of the exec-only shape: this process becomes the command and nothing stays behind.
  * Arguments and outcome: floor.h.
  */
+#define _GNU_SOURCE
 #include "floor.h"
 
-int main(int argc, char **argv) {
-  if (argc < 4) floor_command((char *[]){argv[0], NULL});
-  floor_enter(argv);
+static int floor_main(char **argv, char **environment) {
+  floor_enter(argv, environment);
+  return 125;
 }
