@@ -27,6 +27,10 @@ pub(crate) const NAMESPACES: u8 = b'N';
 
 /// From the keeper: it ends because the container has ended.
 pub(crate) const FAREWELL: u8 = b'B';
+/// From the keeper: a process that waits for a payload was killed, so all payloads are to end.
+pub(crate) const ABORT: u8 = b'A';
+/// From a task: its payload has ended, and so will it.
+pub(crate) const DONE: u8 = b'D';
 
 /// How long a keeper without any task waits for those that have not come yet. Slurm ends it long
 /// before, with its step; this is for a launcher that has lost its tasks.
@@ -95,7 +99,9 @@ fn serve(duties: Duties) {
         // Unmounted, or beyond help: there is nothing left to do for any thread.
         let clean = server.serve(device.as_fd()).is_ok();
         if clean {
-            connected.say_farewell();
+            // Not because it was killed: the container has gone.
+            connected.tell(FAREWELL);
+            let _ = send(control.as_fd(), &[FAREWELL], &[]);
         }
         situla_sys::exit_now(i32::from(!clean));
     };
@@ -145,11 +151,10 @@ impl Connected {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, task));
     }
 
-    /// Tells all that the keeper goes because the container has gone, not because it was killed.
-    fn say_farewell(&self) {
+    /// Tells all tasks something; one that has gone need not hear it.
+    fn tell(&self, what: u8) {
         for task in self.all() {
-            // A task that has gone needs no farewell.
-            let _ = send(task.as_fd(), &[FAREWELL], &[]);
+            let _ = send(task.as_fd(), &[what], &[]);
         }
     }
 }
@@ -179,35 +184,26 @@ impl Meeting<'_> {
     fn tend(&mut self, control: &OwnedFd) {
         let mut leader_lives = true;
         loop {
+            let alone = !leader_lives && self.connected.all().is_empty() && self.waiting.is_empty();
             if self.come.len() >= self.n_expected && self.namespaces.is_some() && self.waiting.is_empty() {
                 // Nobody else will come: the namespaces live on by their processes alone, and the
                 // name is free for the next container of this step.
                 self.namespaces = Some(Vec::new());
                 self.listener = None;
-                if self.connected.all().is_empty() {
+                if alone {
                     return;
                 }
             }
-            let idle = !leader_lives && self.connected.all().is_empty() && self.waiting.is_empty();
-            match self.wait(leader_lives.then_some(control.as_fd()), idle) {
-                Ok(Event::Control) => match receive(control.as_fd()).ok().flatten() {
-                    Some(message) if message.bytes.first() == Some(&NAMESPACES) => {
-                        self.namespaces = Some(message.descriptors);
-                        for task in std::mem::take(&mut self.waiting) {
-                            self.answer(task);
-                        }
-                    }
-                    Some(_) => {}
-                    None if self.namespaces.is_none() => {
-                        // The leader failed before its container stood; whoever waits sees the end
-                        // of this process and leads in its place.
-                        situla_sys::exit_now(1);
-                    }
-                    None => leader_lives = false,
-                },
+            match self.wait(leader_lives.then_some(control.as_fd()), alone) {
+                Ok(Event::Control) => leader_lives = self.hear_leader(control),
                 Ok(Event::Visitor) => self.admit(),
-                // A task has nothing to say after its greeting: it has gone.
-                Ok(Event::Task(task)) => self.connected.remove(&task),
+                Ok(Event::Task(task)) => {
+                    let done = is_done(task.as_fd());
+                    self.connected.remove(&task);
+                    if !done {
+                        self.abort(control);
+                    }
+                }
                 Ok(Event::Idle) | Err(_) => {
                     self.namespaces = Some(Vec::new());
                     self.listener = None;
@@ -215,6 +211,37 @@ impl Meeting<'_> {
                 }
             }
         }
+    }
+
+    /// Hears what the leader has to say; false once it has gone.
+    fn hear_leader(&mut self, control: &OwnedFd) -> bool {
+        match receive(control.as_fd()).ok().flatten() {
+            Some(message) if message.bytes.first() == Some(&NAMESPACES) => {
+                self.namespaces = Some(message.descriptors);
+                for task in std::mem::take(&mut self.waiting) {
+                    self.answer(task);
+                }
+                true
+            }
+            Some(message) => message.bytes.first() != Some(&DONE),
+            None if self.namespaces.is_none() => {
+                // The leader failed before its container stood; whoever waits sees the end of this
+                // process and leads in its place.
+                situla_sys::exit_now(1)
+            }
+            None => {
+                self.abort(control);
+                false
+            }
+        }
+    }
+
+    /// Ends the payloads of all tasks: one of our processes was killed, and a step that has lost a
+    /// task that way must not look as if it went on.
+    fn abort(&self, control: &OwnedFd) {
+        self.connected.tell(ABORT);
+        // The leader may be the one that was killed.
+        let _ = send(control.as_fd(), &[ABORT], &[]);
     }
 
     fn wait(&self, control: Option<BorrowedFd<'_>>, idle: bool) -> Result<Event, Errno> {
@@ -272,6 +299,17 @@ fn is_of_step(task: BorrowedFd<'_>, cgroup: Option<&str>) -> bool {
     let text = std::fs::read_to_string(format!("/proc/{}/cgroup", peer.pid.as_raw_pid())).unwrap_or_default();
     let mut paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.any(|path| path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+}
+
+/// Hears a task's last word; false where it has none.
+fn is_done(task: BorrowedFd<'_>) -> bool {
+    receive(task).ok().flatten().is_some_and(|message| message.bytes.first() == Some(&DONE))
+}
+
+/// Tells the keeper that this task ends in order.
+pub(crate) fn say_done(keeper: BorrowedFd<'_>) {
+    // A keeper that has gone need not hear it.
+    let _ = send(keeper, &[DONE], &[]);
 }
 
 /// Sends the keeper what [`serve`] waits for first.

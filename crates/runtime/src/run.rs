@@ -97,14 +97,15 @@ pub fn run(
     let mask = situla_sys::block_signals(&forwarded).map_err(setup("cannot block signals"))?;
     let signals = SignalFd::new(&forwarded).map_err(setup("cannot read signals"))?;
     let surroundings = Surroundings { mask, parent: Some(getpid()) };
-    let ends_with_keeper = image.is_some();
     let start = Start { plan, name, command: &command, surroundings: &surroundings };
     match role {
         Some(Role::Member { connection, namespaces, .. }) => {
-            let (pid, report) = start.fork_payload(|| enter(&namespaces))?;
-            drop(namespaces);
-            let keeper = ends_with_keeper.then(|| Keeper::Connection(connection.as_fd()));
-            Supervised { pid, report, signals: &signals, keeper }.wait(observer)
+            let keeper = Some(Keeper::Connection(connection.as_fd()));
+            let outcome = start.fork_payload(|| enter(&namespaces)).and_then(|(pid, report)| {
+                Supervised { pid, report, signals: &signals, keeper }.wait(observer)
+            });
+            keeper::say_done(connection.as_fd());
+            outcome
         }
         Some(Role::Leader(listener)) => start.lead(image, Some(listener), rank, &signals, observer),
         Some(Role::Alone) | None if image.is_some() => start.lead(image, None, rank, &signals, observer),
@@ -154,7 +155,6 @@ impl Start<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Exit, Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
-        let serves_image = image.is_some();
         let shared = listener.is_some();
         let descriptor = image.as_ref().map(|image| image.descriptor);
         let tree = image.map(|image| served_tree(self.plan, image.image)).transpose()?;
@@ -200,9 +200,12 @@ impl Start<'_> {
                 return Err(failure);
             }
         };
-        let keeper_watch = serves_image.then(|| Keeper::Child(keeper_fd.as_fd()));
-        let outcome = Supervised { pid, report, signals, keeper: keeper_watch }.wait(observer);
-        if !shared {
+        let watched =
+            if shared { Keeper::Connection(ours.as_fd()) } else { Keeper::Child(keeper_fd.as_fd()) };
+        let outcome = Supervised { pid, report, signals, keeper: Some(watched) }.wait(observer);
+        if shared {
+            keeper::say_done(ours.as_fd());
+        } else {
             drop(ours);
             supervise::reap_soon(keeper, keeper_fd.as_fd());
         }

@@ -62,18 +62,22 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Tells, once it has ended, whether it did so because the container has.
-    fn ended_in_order(self) -> bool {
+    /// What it means that the watched descriptor has something to say: `None` where the container
+    /// has ended in order, else why the payload must end.
+    fn verdict(self) -> Option<&'static str> {
+        const LOST: &str = "the process that serves the image has ended";
+        const ABORTED: &str = "a process that waited for another task of this step was killed";
         match self {
             Keeper::Child(pidfd) => {
                 let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-                let status = waitid(WaitId::PidFd(pidfd), options);
-                status.is_ok_and(|status| status.is_some_and(|status| status.exit_status() == Some(0)))
+                let status = waitid(WaitId::PidFd(pidfd), options).ok().flatten();
+                (status.and_then(|status| status.exit_status()) != Some(0)).then_some(LOST)
             }
-            Keeper::Connection(socket) => {
-                let message = receive(socket).ok().flatten();
-                message.is_some_and(|message| message.bytes.first() == Some(&FAREWELL))
-            }
+            Keeper::Connection(socket) => match receive(socket).ok().flatten() {
+                Some(message) if message.bytes.first() == Some(&FAREWELL) => None,
+                Some(_) => Some(ABORTED),
+                None => Some(LOST),
+            },
         }
     }
 }
@@ -118,12 +122,8 @@ impl Supervised<'_> {
             if ended {
                 break;
             }
-            if let Some(keeper) = keeper.take_if(|_| lost)
-                && !keeper.ended_in_order()
-            {
-                failure.get_or_insert_with(|| {
-                    Failure::new(FailureClass::ServerLost, "the process that serves the image has ended")
-                });
+            if let Some(why) = keeper.take_if(|_| lost).and_then(Keeper::verdict) {
+                failure.get_or_insert_with(|| Failure::new(FailureClass::ServerLost, why));
                 // A payload that has ended meanwhile needs no signal.
                 let _ = pidfd_send_signal(pidfd.as_fd(), Signal::KILL);
             }

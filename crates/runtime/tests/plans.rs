@@ -388,3 +388,38 @@ fn image_files_of_any_owner_belong_to_the_user() {
     let output = bench.run(Kind::Image, "cat /etc/witness", |_| {});
     assert_eq!(text(&output).0, "from the image\n");
 }
+
+#[test]
+fn the_death_of_one_waiting_process_ends_the_tasks_of_all() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        for victim in 0..3 {
+            let gate = bench.path(&format!("death-{kind:?}-{victim}"));
+            fs::create_dir(&gate).unwrap();
+            let script = |number: usize| format!("touch /real/{number}; exec sleep 1000");
+            let share = |plan: &mut Value| {
+                let key = format!("death/{}/{kind:?}/{victim}", std::process::id());
+                plan["share"] = json!({"with": "step", "key": key, "local_tasks": 3});
+                let bind =
+                    json!({"destination": "/real", "source": gate, "type": "bind", "options": ["rbind"]});
+                plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
+            };
+            let mut tasks: Vec<Child> = Vec::new();
+            for number in 0..3 {
+                tasks.push(start(&bench.plan(kind, &script(number), share), &[]));
+                wait_until("a task", || gate.join(number.to_string()).exists());
+            }
+            let pid = rustix::process::Pid::from_raw(i32::try_from(tasks[victim].id()).unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            for (number, task) in tasks.into_iter().enumerate() {
+                let output = finish(task);
+                if number == victim {
+                    assert_eq!(output.status.signal(), Some(9), "{kind:?}");
+                } else {
+                    assert_eq!(output.status.code(), Some(125), "{kind:?}, {number} after {victim}");
+                    assert!(text(&output).1.contains("ServerLost"), "{}", text(&output).1);
+                }
+            }
+        }
+    }
+}

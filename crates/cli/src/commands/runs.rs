@@ -162,13 +162,9 @@ fn loaded(directory: &std::path::Path, ids: &[RecordId]) -> Vec<Loaded> {
     found
 }
 
-/// Whether only Slurm knows how a run ended: it was killed, or its end was not seen.
+/// Whether only Slurm knows why a run ended: its end was not seen, or Slurm ended it.
 fn needs_slurm(id: &RecordId, record: &Record) -> bool {
-    id.parts().is_some()
-        && matches!(
-            record.outcome.class,
-            OutcomeClass::Incomplete | OutcomeClass::Signal | OutcomeClass::Cancelled
-        )
+    id.parts().is_some() && matches!(record.outcome.class, OutcomeClass::Incomplete | OutcomeClass::Cancelled)
 }
 
 /// Asks Slurm's accounting why it ended a step, and adds the answer to the journal, so that it is
