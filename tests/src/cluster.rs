@@ -112,6 +112,17 @@ impl Cluster {
         self.variant
     }
 
+    /// Its name in slurm.conf, which stands before the names of its records.
+    ///
+    /// # Errors
+    /// The configuration cannot be read, or names no cluster.
+    pub fn name(&self) -> Result<String, String> {
+        let text =
+            std::fs::read_to_string(&self.conf).map_err(|e| format!("{}: {e}", self.conf.display()))?;
+        let name = text.lines().find_map(|line| line.strip_prefix("ClusterName="));
+        name.map(str::to_owned).ok_or_else(|| format!("{} names no cluster", self.conf.display()))
+    }
+
     /// Its state directory.
     #[must_use]
     pub fn state_dir(&self) -> &Path {

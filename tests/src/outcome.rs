@@ -31,7 +31,8 @@ pub struct Outcome {
 pub fn records(cluster: &Cluster, step: &str) -> Result<Vec<Outcome>, String> {
     let home = cluster.env().home()?.to_path_buf();
     let mut command = cluster.user_command(&home, [cluster.env().situla().as_os_str()])?;
-    command.args(["show", step, "--json"]);
+    // The user's records are of both variants' clusters, and job numbers repeat.
+    command.args(["show", &format!("{}/{step}", cluster.name()?), "--json"]);
     let shown = crate::command::run(command, crate::environment::PATIENCE)?.success()?;
     let value: Value = serde_json::from_str(&shown.stdout).map_err(|e| format!("{e}\n{shown}"))?;
     // One record, a list of them, or a list inside an object of the whole listing.

@@ -4,6 +4,12 @@
 //! `run-singularity`) or by the Slurm plugin, which sends tasks here with variables of its own.
 //! This is the edge: it reads the environment, prints, and chooses the exit status.
 
+#![expect(
+    rustdoc::broken_intra_doc_links,
+    rustdoc::invalid_html_tags,
+    reason = "doc comments of options are help texts, in which brackets mark what may be left out"
+)]
+
 mod apptainer;
 mod command_error;
 mod commands;

@@ -23,7 +23,7 @@ pub(crate) struct RunsArgs {
     #[arg(long, value_name = "DIR")]
     records: Option<PathBuf>,
     /// Only this job, or JOB.STEP
-    #[arg(short, long, value_name = "JOB[.STEP]")]
+    #[arg(short, long, value_name = "[CLUSTER/]JOB[.STEP]")]
     job: Option<String>,
     /// At most so many, the newest
     #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
@@ -39,7 +39,7 @@ pub(crate) struct ShowArgs {
     /// Directory of the records (default: the user's own)
     #[arg(long, value_name = "DIR")]
     records: Option<PathBuf>,
-    /// Name of the record, or JOB[.STEP[.NODE]] for all that match
+    /// Name of the record, or [CLUSTER/]JOB[.STEP[.NODE]] for all that match
     #[arg(value_name = "ID")]
     id: String,
 }
@@ -122,7 +122,11 @@ fn ids(directory: &std::path::Path, wanted: Option<&str>) -> Result<Vec<RecordId
         let Some(wanted) = wanted else { return true };
         let name = id.to_string();
         let stem = name.rsplit('/').next().unwrap_or(&name);
-        stem == wanted || stem.strip_prefix(wanted).is_some_and(|rest| rest.starts_with('.'))
+        // Job numbers repeat from cluster to cluster, so the cluster may be named as well.
+        let begins = |name: &str| {
+            name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        begins(stem) || begins(&name)
     };
     Ok(entries.into_iter().map(|entry| entry.id).filter(matches).collect())
 }
