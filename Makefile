@@ -3,9 +3,11 @@
 # What needs root is run with sudo when you are not root.
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+TOOLS := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/tools
+DENY_VERSION := 0.20.2
 DIST := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/dist
 
-.PHONY: help dist demo demo-down test test-full bench check fmt-check clippy doc tidy
+.PHONY: help dist demo demo-down test test-full bench check fmt-check clippy doc tidy deny
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -25,8 +27,8 @@ test: ## every tier of tests; the last line has the totals
 test-full: ## the same, with the long cases
 	@scripts/test --full
 
-bench: ## compare starting times with other engines
-	@if [ -x scripts/bench ]; then $(SUDO) scripts/bench; else echo "scripts/bench is not there yet" >&2; exit 1; fi
+bench: dist ## compare starting times with other engines
+	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench
 
 check: fmt-check clippy doc tidy ## formatting, lints, documentation, dependency rules
 
@@ -41,3 +43,10 @@ doc:
 
 tidy:
 	cargo xtask tidy
+
+# Advisories need a database from the network; licences, bans and sources do not.
+deny: ## licences and sources of all dependencies (installs cargo-deny below target/ if it is missing)
+	@PATH="$(TOOLS)/bin:$$PATH"; command -v cargo-deny >/dev/null || \
+	  { echo "installing cargo-deny $(DENY_VERSION) into $(TOOLS)"; \
+	    cargo install --quiet --locked --root $(TOOLS) --target-dir $(TOOLS)/build cargo-deny --version $(DENY_VERSION); }
+	PATH="$(TOOLS)/bin:$$PATH" cargo deny --locked check licenses bans sources
