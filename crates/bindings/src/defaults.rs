@@ -219,7 +219,8 @@ impl Planner<'_> {
     fn home(&mut self) {
         if let Some(CustomHome { source, destination }) = self.options.home.clone() {
             // Asked for by name, so it is kept even with --contain.
-            self.add(BindSource::Host(source), &destination, "--home");
+            self.add(BindSource::Host(source), &destination, "--home").origin =
+                Origin::User("--home".to_owned());
             self.out.home = Some(destination);
             return;
         }

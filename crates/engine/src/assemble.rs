@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use situla_bindings::{
@@ -22,10 +23,13 @@ use crate::error::EngineError;
 use crate::host::Host;
 use crate::image_view::{Found, ImageView};
 use crate::request::{Action, Personality, RunRequest};
-use crate::resolve::Resolved;
+use crate::resolve::{FileState, Resolved};
 
 /// The most that is read of the image's account files.
 const MAX_ACCOUNTS: usize = situla_bindings::MAX_ACCOUNT_FILE;
+
+/// The reason of the bind of the working directory.
+pub(crate) const WORKING_DIRECTORY: &str = "working directory";
 
 /// Directories that must be visible because a variable names them, besides those of PMIx.
 const DIRECTORY_VARIABLES: [&str; 1] = ["OMPI_MCA_btl_vader_backing_directory"];
@@ -46,7 +50,7 @@ pub(crate) fn plan_binds(
     let defaults = plan_default_binds(&facts, &options, &request.binds);
     let mut binds = defaults.binds;
     // The working directory comes last: a bind of the user's may show it already.
-    let cwd = binds.pop_if(|last| last.reason == "working directory");
+    let cwd = binds.pop_if(|last| last.reason == WORKING_DIRECTORY);
     let pmi = plan_pmi(
         host.env.iter().filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?))),
         &PmiFacts { uid: host.user.uid, step: numeric_step(host), bases: &[], is_dir: &|path| path.is_dir() },
@@ -63,7 +67,9 @@ pub(crate) fn plan_binds(
     user.sort_by(|a, b| a.destination.cmp(&b.destination));
     binds.extend(user);
     binds.extend(cwd);
-    let fds = pmi.keep_fds.into_iter().map(|keep| (keep.fd, keep.reason)).collect();
+    // The variable outlives the descriptor where a launcher in between has closed it.
+    let inherited = pmi.keep_fds.into_iter().filter(|keep| situla_runtime::is_inherited(keep.fd));
+    let fds = inherited.map(|keep| (keep.fd, keep.reason)).collect();
     (binds, defaults.home, fds)
 }
 
@@ -170,7 +176,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
     let (cwd, cwd_fallbacks) = working_directory(request, host, image, home_text);
     let (uid, gid) = (host.user.uid, host.user.gid);
     let mapping = |id| vec![IdMapping { container_id: id, host_id: id, size: 1 }];
-    let Layout { mounts, patches, mut bindings, .. } = layout;
+    let Layout { mounts, patches, mut bindings, identities, .. } = layout;
     bindings.extend(keep_fds.iter().map(|(fd, reason)| Binding {
         destination: format!("fd:{fd}"),
         source: format!("fd:{fd}"),
@@ -203,7 +209,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         annotations: std::collections::BTreeMap::new(),
     };
     let rootfs = Rootfs { source: image.source.clone(), rung, reason: reason.to_owned(), patches };
-    let share = share(request, host, &rootfs, &spec);
+    let share = share(request, host, &rootfs, &spec, (image.state, &identities));
     Ok(Plan {
         schema: SCHEMA,
         image: image.identity.clone(),
@@ -213,6 +219,8 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         share,
         bindings,
         keep_fds: keep_fds.into_iter().map(|(fd, _)| fd).collect(),
+        // A task of Slurm has descriptors of slurmstepd's; elsewhere the caller means what he passes.
+        inherit_fds: request.personality != Personality::Task,
         command_paths,
         cwd_fallbacks,
         spec,
@@ -297,7 +305,13 @@ fn working_directory(
 }
 
 /// Decides with whom the container is shared.
-fn share(request: &RunRequest, host: &Host, rootfs: &Rootfs, spec: &Spec) -> Share {
+fn share(
+    request: &RunRequest,
+    host: &Host,
+    rootfs: &Rootfs,
+    spec: &Spec,
+    identities: (FileState, &[(u64, u64)]),
+) -> Share {
     let nobody = |reason: &str| Share::Nobody { reason: reason.to_owned() };
     if !request.share {
         return nobody("switched off");
@@ -311,7 +325,10 @@ fn share(request: &RunRequest, host: &Host, rootfs: &Rootfs, spec: &Spec) -> Sha
         return nobody("the only task of its step on this node");
     }
     // Arguments, environment and working directory belong to each rank; the rest must be the same.
-    let shared = (&rootfs.source, &rootfs.patches, &spec.mounts, &spec.linux, &spec.process.user, node);
+    // The cgroup tells the components of a heterogeneous step apart, which have one number.
+    let place = (node, &host.step_cgroup);
+    let shared =
+        (&rootfs.source, &rootfs.patches, &spec.mounts, &spec.linux, &spec.process.user, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();
     let digest = Digest::sha256(&bytes);
     let digest = digest.hex().get(..16).unwrap_or_default().to_owned();
@@ -332,6 +349,8 @@ struct Layout<'a> {
     bindings: Vec<Binding>,
     /// Canonical destinations of the mounts so far.
     mounted: BTreeSet<PathBuf>,
+    /// Which files and directories are bound: paths alone do not say, as they can be made anew.
+    identities: Vec<(u64, u64)>,
 }
 
 impl<'a> Layout<'a> {
@@ -344,6 +363,7 @@ impl<'a> Layout<'a> {
             patches: Vec::new(),
             bindings: Vec::new(),
             mounted: BTreeSet::new(),
+            identities: Vec::new(),
         }
     }
 
@@ -351,7 +371,10 @@ impl<'a> Layout<'a> {
         let user_asked = matches!(bind.origin, Origin::User(_));
         let (source, kind, is_directory) = match &bind.source {
             BindSource::Host(path) => match std::fs::metadata(path) {
-                Ok(metadata) => (path.clone().into_os_string(), "bind", metadata.is_dir()),
+                Ok(metadata) => {
+                    self.identities.push((metadata.dev(), metadata.ino()));
+                    (path.clone().into_os_string(), "bind", metadata.is_dir())
+                }
                 Err(_) if bind.optional || !user_asked => return Ok(()),
                 Err(_) => {
                     let host = self.host.hostname.clone();
@@ -377,7 +400,8 @@ impl<'a> Layout<'a> {
             _ => options.push(if bind.recursive { "rbind" } else { "bind" }.to_owned()),
         }
         options.push("nosuid".to_owned());
-        if asked != "/dev" {
+        // Devices of the host stay devices, wherever they are shown; nothing else may bring any.
+        if !Path::new(&source).starts_with("/dev") {
             options.push("nodev".to_owned());
         }
         if bind.read_only {

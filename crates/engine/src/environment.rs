@@ -80,6 +80,7 @@ pub(crate) fn build(
         result.shell = Some(shell_script(&host, &user, request));
         // The scripts must not see the host's variables, or they would keep their values.
         result.entries = entries(&image, &[], around);
+        result.entries.extend(waiting_values(&host, &user));
         return Ok(result);
     }
     for (name, value) in &user {
@@ -139,7 +140,7 @@ fn complete_path(path: &mut String) {
 fn passed_from_host(around: &Circumstances<'_>) -> Vec<(String, Vec<u8>)> {
     let clean = around.request.clean_env;
     let passes = |name: &str| {
-        let own = ["APPTAINER", "SINGULARITY", "SITULA_TASK_"];
+        let own = ["APPTAINER", "SINGULARITY", "SITULA_TASK_", "SLURM_SITULA_"];
         if !is_name(name) || own.iter().any(|prefix| name.starts_with(prefix)) {
             return false;
         }
@@ -231,34 +232,57 @@ fn container_variables(around: &Circumstances<'_>) -> Vec<(String, String)> {
     found
 }
 
+/// Where the values of the host's and the user's variables wait for the script: an argument would
+/// show them to every user of the node, and may not be longer than 128 KiB.
+const HOST_PREFIX: &str = "SITULA_HOST_";
+const USER_PREFIX: &str = "SITULA_USER_";
+
 /// A script for the container's `/bin/sh`: the image's scripts, then the host's variables that they
-/// have not set, then the user's.
+/// have not set, then the user's. The values are taken from [`waiting_values`].
 fn shell_script(host: &[(String, Vec<u8>)], user: &[(String, String)], request: &RunRequest) -> String {
     let mut script = String::from(
         "fixpath() { :; }\nfor situla_script in /.singularity.d/env/*.sh; do . \"$situla_script\"; done\n\
          unset -f fixpath; unset situla_script\n",
     );
-    for (name, value) in host {
-        let value = quoted(&String::from_utf8_lossy(value));
-        script.push_str(&format!("[ -n \"${{{name}+x}}\" ] || export {name}={value}\n"));
+    for (name, _) in host {
+        let waiting = format!("{HOST_PREFIX}{name}");
+        script.push_str(&format!(
+            "[ -n \"${{{name}+x}}\" ] || export {name}=\"${waiting}\"; unset {waiting}\n"
+        ));
     }
-    for (name, value) in user {
-        let value =
-            if request.no_eval { quoted(value) } else { format!("\"{}\"", value.replace('"', "\\\"")) };
+    for (name, value) in user.iter().filter(|(name, _)| name != "HOME") {
+        let waiting = format!("{USER_PREFIX}{name}");
+        // Between double quotes in a shell, as Apptainer has it, where the value means to be.
+        let evaluated = !request.no_eval && value.contains(['$', '`']) && !value.contains(['"', '\\']);
+        if evaluated {
+            script.push_str(&format!("eval \"{waiting}=\\\"${waiting}\\\"\"\n"));
+        }
         script.push_str(&match name.as_str() {
-            "PREPEND_PATH" => format!("export PATH={value}:\"$PATH\"\n"),
-            "APPEND_PATH" => format!("export PATH=\"$PATH\":{value}\n"),
-            "HOME" => continue,
-            _ => format!("export {name}={value}\n"),
+            "PREPEND_PATH" => format!("export PATH=\"${waiting}:$PATH\"\n"),
+            "APPEND_PATH" => format!("export PATH=\"$PATH:${waiting}\"\n"),
+            _ => format!("export {name}=\"${waiting}\"\n"),
         });
+        script.push_str(&format!("unset {waiting}\n"));
     }
     script.push_str("exec \"$@\"\n");
     script
 }
 
-/// A word in single quotes.
-fn quoted(value: &str) -> String {
-    format!("'{}'", value.replace('\'', "'\\''"))
+/// The entries that [`shell_script`] reads.
+fn waiting_values<'a>(
+    host: &'a [(String, Vec<u8>)],
+    user: &'a [(String, String)],
+) -> impl Iterator<Item = Text> + 'a {
+    let entry = |prefix: &str, name: &str, value: &[u8]| {
+        Text::from([prefix.as_bytes(), name.as_bytes(), b"=", value].concat())
+    };
+    let host = host.iter().map(move |(name, value)| entry(HOST_PREFIX, name, value));
+    // A variable that is given twice has its last value.
+    let last = user
+        .iter()
+        .enumerate()
+        .filter(|(index, (name, _))| !user[index + 1..].iter().any(|(later, _)| later == name));
+    host.chain(last.map(move |(_, (name, value))| entry(USER_PREFIX, name, value.as_bytes())))
 }
 
 /// Tells whether a shell could have a variable of this name.

@@ -208,7 +208,7 @@ fn runtime_remedy(failure: &Failure) -> Option<&'static str> {
              into a directory with `situla convert`"
         }
         FailureClass::BindSourceMissing => "create it, or leave the bind out",
-        FailureClass::MountFailed => "choose another destination for the bind",
+        FailureClass::MountFailed => "see the cause above; choose another source or destination for the bind",
         FailureClass::Rootfs => "the image may be damaged; check it with `situla inspect`",
         FailureClass::WorkingDirectory => "name a directory that exists inside, or bind it",
         FailureClass::CommandNotFound => "check the name, and the image's PATH",

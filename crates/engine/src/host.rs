@@ -58,9 +58,14 @@ impl Host {
         let uid = rustix::process::getuid().as_raw();
         let gid = rustix::process::getgid().as_raw();
         let user = account(uid, gid, &lookup);
-        let mut allocation = Allocation::from_env(&lookup).map_err(HostError::Allocation)?;
         let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let placed = cgroup::parse(&text).ok().flatten();
+        let mut allocation = match Allocation::from_env(&lookup) {
+            Ok(allocation) => allocation,
+            // Left-over variables outside Slurm are nobody's fault.
+            Err(_) if placed.is_none() => None,
+            Err(error) => return Err(HostError::Allocation(error)),
+        };
         let mut step_cgroup = None;
         if let Some(found) = &mut allocation {
             match placed.as_ref().map(|placed| found.confirm(placed)) {
@@ -96,7 +101,11 @@ impl Host {
 /// The working directory: `PWD` where it leads there, since it shows links as the user knows them.
 fn working_directory(pwd: Option<&str>) -> Result<PathBuf, HostError> {
     use std::os::unix::fs::MetadataExt;
-    let real = std::env::current_dir().map_err(HostError::WorkingDirectory)?;
+    // A directory that was deleted meanwhile is like one that the container does not have.
+    let real = match std::env::current_dir() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => PathBuf::from("/"),
+        other => other.map_err(HostError::WorkingDirectory)?,
+    };
     let same = |path: &Path| {
         let (Ok(a), Ok(b)) = (std::fs::metadata(path), std::fs::metadata(".")) else { return false };
         (a.dev(), a.ino()) == (b.dev(), b.ino())
@@ -112,7 +121,8 @@ fn working_directory(pwd: Option<&str>) -> Result<PathBuf, HostError> {
 fn account(uid: u32, gid: u32, lookup: &dyn Fn(&str) -> Option<String>) -> HostUser {
     let file = std::fs::read("/etc/passwd").unwrap_or_default();
     let key = uid.to_string();
-    let line = find_line(&file, 2, &key).or_else(|| getent("passwd", &key));
+    let asked = || getent("passwd", std::slice::from_ref(&key))?.lines().next().map(str::to_owned);
+    let line = find_line(&file, 2, &key).or_else(asked);
     let fields = |line: &str| {
         let mut fields = line.split(':').map(str::to_owned);
         let name = fields.next()?;
@@ -138,15 +148,27 @@ fn groups(primary: u32) -> Vec<HostGroup> {
     let others = rustix::process::getgroups().unwrap_or_default();
     ids.extend(others.into_iter().map(rustix::process::Gid::as_raw).filter(|gid| *gid != primary));
     let file = std::fs::read("/etc/group").unwrap_or_default();
-    ids.into_iter()
-        .filter_map(|gid| {
-            let key = gid.to_string();
-            let line = find_line(&file, 2, &key).or_else(|| getent("group", &key))?;
-            let name = line.split(':').next()?.to_owned();
+    let lines: Vec<Option<String>> = ids.iter().map(|gid| find_line(&file, 2, &gid.to_string())).collect();
+    let unknown = ids.iter().zip(&lines).filter(|(_, line)| line.is_none()).map(|(gid, _)| gid.to_string());
+    // One question for all: a directory service takes milliseconds for each.
+    let asked: Vec<String> = unknown.take(MAX_ASKED).collect();
+    let answered = if asked.is_empty() { String::new() } else { getent("group", &asked).unwrap_or_default() };
+    let lines = lines.into_iter().flatten().chain(answered.lines().map(str::to_owned));
+    let mut groups: Vec<HostGroup> = lines
+        .filter_map(|line| {
+            let mut fields = line.split(':').map(str::to_owned);
+            let name = fields.next()?;
+            let gid = fields.nth(1)?.parse().ok()?;
             Some(HostGroup { name, gid })
         })
-        .collect()
+        .collect();
+    let place = |group: &HostGroup| ids.iter().position(|gid| *gid == group.gid);
+    groups.sort_by_key(place);
+    groups
 }
+
+/// The most groups whose names are asked for.
+const MAX_ASKED: usize = 256;
 
 /// The first line whose field `index` is `key`.
 fn find_line(file: &[u8], index: usize, key: &str) -> Option<String> {
@@ -158,16 +180,16 @@ fn find_line(file: &[u8], index: usize, key: &str) -> Option<String> {
 
 /// Asks the site's name services through a helper program, because this binary is static and
 /// cannot load their libraries.
-fn getent(database: &str, key: &str) -> Option<String> {
+fn getent(database: &str, keys: &[String]) -> Option<String> {
     let output = Command::new("getent")
-        .args([database, key])
+        .arg(database)
+        .args(keys)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()
-        .ok()
-        .filter(|output| output.status.success())?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().next().map(str::to_owned)
+        // Status 2: one of the keys was not found; the others were.
+        .ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]

@@ -160,11 +160,13 @@ impl Recorder {
         self.write(EventKind::EngineError { class, message, task: Some(self.task) });
     }
 
-    fn write(&self, kind: EventKind) {
+    fn write(&mut self, kind: EventKind) {
         let Some(journal) = &self.journal else { return };
         let event = Event { schema: SCHEMA, run: self.run.clone(), time_ns: now_ns(), kind };
-        // A full disk must not fail a job; the reader shows the gap as incomplete.
-        let _ = journal.append(&event);
+        // A full disk or a limit must not fail a job; the reader shows the gap as incomplete.
+        if journal.append(&event).is_err() {
+            self.journal = None;
+        }
     }
 }
 
@@ -198,7 +200,7 @@ impl Observer for Recorder {
 }
 
 /// Parts of names that variables with secrets have.
-const SECRET: [&str; 10] = [
+const SECRET: [&str; 11] = [
     "TOKEN",
     "SECRET",
     "PASSWD",
@@ -208,6 +210,7 @@ const SECRET: [&str; 10] = [
     "PRIVATE_KEY",
     "API_KEY",
     "APIKEY",
+    "_PWD",
     "ACCESS_KEY",
 ];
 
@@ -218,11 +221,19 @@ fn without_secrets(plan: &Plan) -> Plan {
         let Some(end) = entry.as_bytes().iter().position(|byte| *byte == b'=') else { continue };
         let name = String::from_utf8_lossy(&entry.as_bytes()[..end]).into_owned();
         let upper = name.to_ascii_uppercase();
-        if SECRET.iter().any(|part| upper.contains(part)) {
+        let value = String::from_utf8_lossy(&entry.as_bytes()[end + 1..]).into_owned();
+        if SECRET.iter().any(|part| upper.contains(part)) || has_user_info(&value) {
             *entry = Text::from(format!("{name}=[redacted]"));
         }
     }
     plan
+}
+
+/// Tells whether a value is a URL with a password in it.
+fn has_user_info(value: &str) -> bool {
+    let Some((_, rest)) = value.split_once("://") else { return false };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
 }
 
 /// The record's name, and this task's place in it.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use situla_bindings::{BindSource, Origin};
+use situla_bindings::{BindRequest, BindSource, Origin};
 use situla_oci::Reference;
 use situla_plan::Plan;
 use situla_policy::{
@@ -12,7 +12,7 @@ use situla_policy::{
 use situla_records::EngineClass;
 use situla_runtime::{Exit, OpenImage};
 
-use crate::assemble::{Parts, assemble, plan_binds};
+use crate::assemble::{Parts, WORKING_DIRECTORY, assemble, plan_binds};
 use crate::error::EngineError;
 use crate::host::Host;
 use crate::image_view::ImageView;
@@ -87,7 +87,7 @@ fn decided(
     let named = resolve::name(&request.image, &host.cwd, request.personality)?;
     let (binds, home, keep_fds) = plan_binds(request, host);
     // Before anything is fetched: what is forbidden is not downloaded either.
-    let verdict = admit(request, host, site, &named)?;
+    let verdict = admit(request, &binds, host, site, &named)?;
     phases.end("admit");
     let image = resolve::open(&named, &request.image)?;
     phases.end("resolve");
@@ -105,13 +105,17 @@ fn decided(
 /// Asks the policy.
 fn admit(
     request: &RunRequest,
+    binds: &[BindRequest],
     host: &Host,
     site: &Site,
     named: &resolve::Named,
 ) -> Result<Verdict, EngineError> {
     let mut options: Vec<RequestedOption> =
         request.options.iter().cloned().map(RequestedOption::Named).collect();
-    for bind in request.binds.iter().filter(|bind| matches!(bind.origin, Origin::User(_))) {
+    // The working directory is the user's choice as well, though no option names it.
+    let chosen =
+        |bind: &&BindRequest| matches!(bind.origin, Origin::User(_)) || bind.reason == WORKING_DIRECTORY;
+    for bind in binds.iter().filter(chosen) {
         if let BindSource::Host(source) = &bind.source {
             // Links must not lead around a rule about paths.
             let source = source.canonicalize().unwrap_or_else(|_| source.clone());

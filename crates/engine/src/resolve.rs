@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -51,6 +51,18 @@ pub(crate) struct Resolved {
     pub(crate) config: Option<ExecConfig>,
     /// The path of the file or directory.
     pub(crate) path: PathBuf,
+    /// Which file or directory that was when it was opened.
+    pub(crate) state: FileState,
+}
+
+/// What tells one state of a file or directory from another: device, inode, size, and times of
+/// change in nanoseconds.
+pub(crate) type FileState = (u64, u64, u64, i64, i64);
+
+fn state(metadata: &std::fs::Metadata) -> FileState {
+    let changed = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
+    let modified = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+    (metadata.dev(), metadata.ino(), metadata.size(), modified, changed)
 }
 
 /// Finds out what `text` names. What exists as a file is a file; a reference needs a transport on
@@ -145,7 +157,8 @@ fn open_path(path: &Path, requested: &str) -> Result<Resolved, EngineError> {
         rootfs: RootfsIdentity::Unverified,
     };
     let config = config.and_then(|bytes| ImageConfig::parse(&bytes).ok()).map(|config| config.config);
-    Ok(Resolved { identity, source, view, descriptor, config, path: path.to_owned() })
+    let state = state(&metadata);
+    Ok(Resolved { identity, source, view, descriptor, config, path: path.to_owned(), state })
 }
 
 fn open_file(path: &Path, shown: &str) -> Result<(RootfsSource, ImageView, Option<RawFd>), EngineError> {

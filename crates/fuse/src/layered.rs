@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use crate::tree::{Attributes, Entry, Errno, Kind, NodeId, Statistics, Tree, Xattrs};
 
-/// Node ids and inode numbers of synthetic nodes start here, above any that a tree below uses.
+/// Node ids of synthetic nodes start here, above any that a tree below uses.
 const FIRST_SYNTHETIC: u64 = 1 << 62;
 
 /// A patch that cannot be laid on the tree.
@@ -97,9 +97,11 @@ impl<T: Tree> Layered<T> {
     ) -> NodeId {
         let index = self.nodes.len();
         let id = FIRST_SYNTHETIC + u64::try_from(index).unwrap_or(0);
+        // Behind the image's own numbers, and small: 32-bit programs cannot take large ones.
+        let inode = self.below.statistics().inodes + 1 + u64::try_from(index).unwrap_or(0);
         let attributes = Attributes {
             node: NodeId(id),
-            inode: id,
+            inode,
             kind,
             permissions,
             uid: self.owner.0,

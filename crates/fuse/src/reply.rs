@@ -85,13 +85,14 @@ pub(crate) fn init_out(out: &mut Vec<u8>, minor: u32, max_readahead: u32, flags:
     const CONGESTION: u16 = 48;
     /// Nothing is ever written, so the smallest allowed value keeps our buffer small.
     const MAX_WRITE: u32 = 4096;
-    /// `FUSE_MAX_MAX_PAGES`: one read may bring a whole mebibyte.
-    const MAX_PAGES: u16 = 256;
+    // One read may bring a whole mebibyte, which is the longest answer of the server: a shorter
+    // one than was asked for would be taken for the end of the file.
+    let max_pages = u16::try_from(crate::server::MAX_ANSWER / rustix::param::page_size()).unwrap_or(1).max(1);
     u32s(out, &[crate::wire::KERNEL_VERSION, minor, max_readahead, flags]);
     out.extend_from_slice(&MAX_BACKGROUND.to_ne_bytes());
     out.extend_from_slice(&CONGESTION.to_ne_bytes());
     u32s(out, &[MAX_WRITE, 1]);
-    out.extend_from_slice(&MAX_PAGES.to_ne_bytes());
+    out.extend_from_slice(&max_pages.to_ne_bytes());
     out.extend_from_slice(&0u16.to_ne_bytes());
     out.resize(out.len() + 32, 0);
 }

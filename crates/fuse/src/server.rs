@@ -9,7 +9,7 @@ use crate::tree::{Entry, Errno, Kind, NodeId, Tree};
 use crate::wire::{KERNEL_MINOR_VERSION, KERNEL_VERSION, MIN_READ_BUFFER, OUT_HEADER_LEN, init_flag};
 
 /// The largest answer to READ or READDIR: `FUSE_MAX_MAX_PAGES` pages of 4 KiB.
-const MAX_ANSWER: usize = 1 << 20;
+pub(crate) const MAX_ANSWER: usize = 1 << 20;
 
 /// Why a serving thread ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,12 @@ impl<'a> Server<'a> {
                 Answer::Data => (0, &buffers.answer),
                 Answer::Error(errno) => (-errno.raw_os_error(), &[]),
             };
-            send(device, unique, error, payload)?;
+            match send(device, unique, error, payload) {
+                // The kernel does not take this answer (EINVAL), or cannot just now (ENOMEM). One
+                // request must not end the service of all: its caller gets an error.
+                Err(_) if error == 0 => send(device, unique, -Errno::IO.raw_os_error(), &[])?,
+                sent => sent?,
+            }
         }
     }
 
@@ -107,7 +112,7 @@ impl<'a> Server<'a> {
             Operation::GetAttributes => {
                 self.tree.attributes(node).map(|found| reply::attributes_out(out, &found))
             }
-            Operation::ReadLink => self.tree.read_link(node).map(|target| out.extend_from_slice(&target)),
+            Operation::ReadLink => self.tree.read_link(node).and_then(|target| link_target(&target, out)),
             Operation::Read { offset, size } => self.read(node, offset, size, out),
             Operation::ReadDirectory { offset, size, plus } => self.read_dir(node, offset, size, plus, out),
             Operation::Statistics => {
@@ -177,6 +182,16 @@ impl<'a> Server<'a> {
         }
         sized(&names, size, out)
     }
+}
+
+/// The kernel takes targets of less than a page.
+fn link_target(target: &[u8], out: &mut Vec<u8>) -> Result<(), Errno> {
+    const LONGEST: usize = 4095;
+    if target.len() > LONGEST {
+        return Err(Errno::NAMETOOLONG);
+    }
+    out.extend_from_slice(target);
+    Ok(())
 }
 
 /// Answers with the length where the caller offers no room (`struct fuse_getxattr_out`).

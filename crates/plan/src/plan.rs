@@ -39,6 +39,9 @@ pub struct Plan {
     /// Descriptors beyond standard input, output and error that stay open for the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub keep_fds: Vec<i32>,
+    /// Whether all descriptors that were inherited stay open, as with process substitution of a shell.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub inherit_fds: bool,
     /// Paths inside at which the command may be, in the order of its search path. Empty where the
     /// runtime is to search for itself.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]

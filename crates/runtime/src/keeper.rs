@@ -17,7 +17,7 @@ use rustix::net::{SocketFlags, accept_with};
 use situla_fuse::{Server, Tree};
 
 use crate::failure::{Context, Failure, FailureClass};
-use crate::meeting::{ANSWER_READY, is_own};
+use crate::meeting::{ANSWER_READY, ANSWER_REFUSED, is_own};
 use crate::message::{Message, receive, send};
 
 /// From the constructing process: the FUSE device of the new mount.
@@ -35,6 +35,9 @@ pub(crate) const DONE: u8 = b'D';
 /// How long a keeper without any task waits for those that have not come yet. Slurm ends it long
 /// before, with its step; this is for a launcher that has lost its tasks.
 const IDLE_LIMIT: Timespec = Timespec { tv_sec: 300, tv_nsec: 0 };
+
+/// How long a task that has connected may take to say who it is.
+const GREETING_LIMIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The most threads that serve one image: requests of a few ranks, and the decompression behind
 /// them, rarely keep more busy.
@@ -271,13 +274,30 @@ impl Meeting<'_> {
     /// Takes a connection and hears who it is.
     fn admit(&mut self) {
         let Some(listener) = &self.listener else { return };
-        let Ok(task) = accept_with(listener, SocketFlags::CLOEXEC) else { return };
-        if !is_own(task.as_fd()) || !is_of_step(task.as_fd(), self.cgroup.as_deref()) {
+        let task = match accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(task) => task,
+            Err(Errno::INTR | Errno::CONNABORTED) => return,
+            Err(_) => {
+                // Out of descriptors, say: tasks that come now lead for themselves.
+                self.listener = None;
+                return;
+            }
+        };
+        let mut greeting = [PollFd::from_borrowed_fd(task.as_fd(), PollFlags::IN)];
+        if !is_own(task.as_fd()) || !matches!(poll(&mut greeting, Some(&GREETING_LIMIT)), Ok(1)) {
             return;
         }
-        let Some(hello) = receive(task.as_fd()).ok().flatten() else { return };
-        let Ok(rank) = <[u8; 4]>::try_from(hello.bytes.as_slice()) else { return };
-        self.come.insert(u32::from_ne_bytes(rank));
+        let hello = receive(task.as_fd()).ok().flatten().map(|hello| hello.bytes);
+        let Some(rank) = hello.and_then(|hello| <[u8; 4]>::try_from(hello).ok()).map(u32::from_ne_bytes)
+        else {
+            return;
+        };
+        // A rank that has come before starts its next container: what this one shows may be out of
+        // date by now, a replaced image or a directory made anew.
+        if !is_of_step(task.as_fd(), self.cgroup.as_deref()) || !self.come.insert(rank) {
+            let _ = send(task.as_fd(), &[ANSWER_REFUSED], &[]);
+            return;
+        }
         if self.namespaces.is_some() { self.answer(task) } else { self.waiting.push(task) }
     }
 

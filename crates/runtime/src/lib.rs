@@ -19,6 +19,6 @@ mod run;
 mod supervise;
 
 pub use failure::{Failure, FailureClass};
-pub use run::{Observer, OpenImage, replace, run};
+pub use run::{Observer, OpenImage, is_inherited, replace, run};
 pub use situla_sys::{SignalInfo, die_by};
 pub use supervise::Exit;

@@ -23,9 +23,15 @@ use crate::message::{receive, send};
 /// First byte of the keeper's answer: the name of the run follows, and the namespaces as descriptors.
 pub(crate) const ANSWER_READY: u8 = b'R';
 
+/// The keeper's answer to a task that it does not wait for.
+pub(crate) const ANSWER_REFUSED: u8 = b'X';
+
 /// How long a task waits for the leader's container. Set-up takes milliseconds; a node that needs
 /// longer than this is sick, and Slurm would give up in the end as well.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long the name may be taken without anybody who answers.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// How long to wait before trying again while another task is between bind and listen, or dying.
 const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
@@ -55,19 +61,25 @@ pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
         |errno| Failure::of_call(FailureClass::Setup, "cannot meet the other tasks of the step", errno);
     let address = SocketAddrUnix::new_abstract_name(format!("situla/{}", key.0).as_bytes()).map_err(fail)?;
     let deadline = Instant::now() + PATIENCE;
+    let silent_since = Instant::now();
     loop {
-        let socket = new_socket().map_err(fail)?;
+        let socket = new_socket(SocketFlags::NONBLOCK).map_err(fail)?;
         match connect(socket.as_fd(), &address) {
             Ok(()) => {
                 if !is_own(socket.as_fd()) {
                     return Ok(Role::Alone);
                 }
-                if let Some((namespaces, run)) = ask(socket.as_fd(), rank, deadline).map_err(fail)? {
-                    return Ok(Role::Member { connection: socket, namespaces, run });
+                match ask(socket.as_fd(), rank, deadline).map_err(fail)? {
+                    Answer::Joined(namespaces, run) => {
+                        return Ok(Role::Member { connection: socket, namespaces, run });
+                    }
+                    Answer::Refused => return Ok(Role::Alone),
+                    // The leader failed or died: try to lead.
+                    Answer::Gone => {}
                 }
-                // The leader failed or died: try to lead.
             }
-            Err(Errno::CONNREFUSED) => {}
+            // Nobody listens, or so many wait there that it makes no difference.
+            Err(Errno::CONNREFUSED | Errno::AGAIN) => {}
             Err(errno) => return Err(fail(errno)),
         }
         match lead(&address) {
@@ -75,48 +87,54 @@ pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
             Err(Errno::ADDRINUSE) => {}
             Err(errno) => return Err(fail(errno)),
         }
-        if Instant::now() > deadline {
-            return Err(Failure::new(
-                FailureClass::Setup,
-                format!("no task of the step has set the container up in {} seconds", PATIENCE.as_secs()),
-            ));
+        // Somebody has the name and does not answer: no task of ours is between bind and listen for
+        // that long, and a neighbour on the node must not be able to hold a step up.
+        if silent_since.elapsed() > SILENCE {
+            return Ok(Role::Alone);
         }
         let _ = poll(&mut [], Some(&RETRY));
     }
 }
 
-fn new_socket() -> Result<OwnedFd, Errno> {
-    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+fn new_socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | flags, None)
 }
 
 fn lead(address: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
     /// All tasks of a node may arrive at once.
     const BACKLOG: i32 = 1024;
-    let socket = new_socket()?;
+    let socket = new_socket(SocketFlags::empty())?;
     bind(socket.as_fd(), address)?;
     listen(socket.as_fd(), BACKLOG)?;
     Ok(socket)
 }
 
-/// Namespaces to enter, and the name of the run.
-type Joined = (Vec<OwnedFd>, String);
+/// What the keeper says.
+enum Answer {
+    /// Namespaces to enter, and the name of the run.
+    Joined(Vec<OwnedFd>, String),
+    /// This task is not one that it waits for.
+    Refused,
+    /// Nothing: it has gone.
+    Gone,
+}
 
-/// Asks the keeper for the namespaces; `None` where it has gone without an answer.
-fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Option<Joined>, Errno> {
+/// Asks the keeper for the namespaces.
+fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Answer, Errno> {
     match send(socket, &rank.to_ne_bytes(), &[]) {
         Ok(()) => {}
-        Err(Errno::PIPE | Errno::CONNRESET) => return Ok(None),
+        Err(Errno::PIPE | Errno::CONNRESET) => return Ok(Answer::Gone),
         Err(errno) => return Err(errno),
     }
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(0), tv_nsec: 0 };
     let waited = poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::IN)], Some(&timeout));
     if matches!(waited, Ok(0)) {
-        return Err(Errno::TIMEDOUT);
+        return Ok(Answer::Refused);
     }
-    let Some(answer) = receive(socket)? else { return Ok(None) };
-    let Some(run) = answer.bytes.strip_prefix(&[ANSWER_READY]) else { return Ok(None) };
-    Ok(Some((answer.descriptors, String::from_utf8_lossy(run).into_owned())))
+    let Some(answer) = receive(socket)? else { return Ok(Answer::Gone) };
+    let Some(run) = answer.bytes.strip_prefix(&[ANSWER_READY]) else { return Ok(Answer::Refused) };
+    Ok(Answer::Joined(answer.descriptors, String::from_utf8_lossy(run).into_owned()))
 }
 
 /// Tells whether the peer is a process of the same user.

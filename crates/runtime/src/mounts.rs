@@ -87,7 +87,7 @@ pub(crate) fn open_source(mount: &Mount) -> Result<Detached, Failure> {
                     errno,
                 ),
                 errno => Failure::of_call(
-                    FailureClass::BindSourceMissing,
+                    FailureClass::MountFailed,
                     format!("the bind source {} cannot be opened", path.display()),
                     errno,
                 ),

@@ -133,6 +133,7 @@ fn prepare(plan: &Plan, surroundings: &Surroundings) -> Result<(), Failure> {
         // Rust's runtime ignores SIGPIPE, and exec would pass that on. SIGPIPE is 13 everywhere.
         situla_sys::restore_default_action(13).map_err(setup("cannot restore SIGPIPE"))?;
     }
+    situla_sys::restore_sigchld();
     situla_sys::set_signal_mask(&surroundings.mask).map_err(setup("cannot restore the signal mask"))
 }
 
@@ -156,8 +157,13 @@ fn enter_working_directory(plan: &Plan) -> Result<(), Failure> {
     ))
 }
 
-/// Leaves standard input, output, error and what the plan names open over exec, nothing else.
+/// Leaves standard input, output, error and what the plan names open over exec; nothing else, but
+/// where the plan passes on all that was inherited.
 fn close_descriptors(plan: &Plan) -> Result<(), Failure> {
+    if plan.inherit_fds {
+        // Everything of ours is marked already; what is not was there before us.
+        return Ok(());
+    }
     situla_sys::close_on_exec_from(3)
         .or_fail(FailureClass::Setup, || "cannot mark descriptors to be closed".to_owned())?;
     for fd in &plan.keep_fds {

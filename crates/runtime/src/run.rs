@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 use situla_fuse::{Layered, Tree};
 use situla_plan::{NamespaceKind, PatchContent, Plan, Share};
 use situla_squashfs::Image;
-use situla_sys::{Forked, SignalFd, SignalInfo, fork};
+use situla_sys::{Forked, SignalFd, SignalInfo, SignalMask, fork};
 
 use crate::construct::construct;
 use crate::failure::{Context, Failure, FailureClass};
@@ -51,6 +51,12 @@ pub struct OpenImage {
     pub descriptor: RawFd,
 }
 
+/// Tells whether a descriptor was there before this process opened any: all of ours close on exec.
+pub fn is_inherited(fd: RawFd) -> bool {
+    let flags = situla_sys::with_inherited(fd, |fd| rustix::io::fcntl_getfd(fd));
+    flags.is_ok_and(|flags| !flags.contains(rustix::io::FdFlags::CLOEXEC))
+}
+
 /// Replaces this process by the payload of `plan`: a directory, shared with nobody, with nobody
 /// who waits. Returns only with the reason why that failed.
 pub fn replace(plan: &Plan) -> Failure {
@@ -59,7 +65,7 @@ pub fn replace(plan: &Plan) -> Failure {
         Err(failure) => return failure,
     };
     // Blocking nothing tells the mask as it is.
-    let surroundings = match situla_sys::block_signals(&situla_sys::SignalMask::of([])) {
+    let surroundings = match situla_sys::block_signals(&SignalMask::of([])) {
         Ok(mask) => Surroundings { mask, parent: None },
         Err(errno) => return Failure::of_call(FailureClass::Setup, "cannot read the signal mask", errno),
     };
@@ -83,6 +89,12 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Exit, Failure> {
     let command = Command::prepare(plan)?;
+    let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
+    let forwarded = forwarded();
+    let mask = situla_sys::block_signals(&forwarded).map_err(setup("cannot block signals"))?;
+    // A journal beyond the limit of file sizes must cost the record, not the run. SIGXFSZ is 25.
+    situla_sys::block_signals(&SignalMask::of([25])).map_err(setup("cannot block signals"))?;
+    let signals = SignalFd::new(&forwarded).map_err(setup("cannot read signals"))?;
     let role = match &plan.share {
         Share::Step { key, local_tasks, .. } if *local_tasks > 1 => Some(meet(key, rank)?),
         _ => None,
@@ -92,10 +104,6 @@ pub fn run(
         Some(Role::Member { run, .. }) => observer.met(run, false),
         _ => observer.met(name, true),
     }
-    let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
-    let forwarded = forwarded();
-    let mask = situla_sys::block_signals(&forwarded).map_err(setup("cannot block signals"))?;
-    let signals = SignalFd::new(&forwarded).map_err(setup("cannot read signals"))?;
     let surroundings = Surroundings { mask, parent: Some(getpid()) };
     let start = Start { plan, name, command: &command, surroundings: &surroundings };
     match role {

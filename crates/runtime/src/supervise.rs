@@ -29,9 +29,9 @@ pub enum Exit {
 /// The signals that a waiting process passes on: all that end or inform a process, except those
 /// that a terminal's driver sends to stop it, which must stop the waiting process too.
 pub(crate) fn forwarded() -> SignalMask {
-    // HUP INT QUIT USR1 USR2 ALRM TERM CONT XCPU XFSZ VTALRM PROF WINCH IO PWR and the real-time
+    // HUP INT QUIT USR1 USR2 ALRM TERM CONT XCPU VTALRM PROF WINCH IO PWR and the real-time
     // signals: signal(7), the numbers of x86 and Arm.
-    SignalMask::of([1, 2, 3, 10, 12, 14, 15, 18, 24, 25, 26, 27, 28, 29, 30].into_iter().chain(34..=64))
+    SignalMask::of([1, 2, 3, 10, 12, 14, 15, 18, 24, 26, 27, 28, 29, 30].into_iter().chain(34..=64))
 }
 
 /// A payload being waited for.
@@ -139,10 +139,13 @@ impl Supervised<'_> {
     }
 }
 
-/// Passes a signal on, unless the terminal has sent it to the whole foreground group already.
+/// Signals that a terminal's driver sends to the whole foreground group: HUP, INT, QUIT, CONT, WINCH.
+const OF_TERMINALS: [i32; 5] = [1, 2, 3, 18, 28];
+
+/// Passes a signal on, unless the terminal has sent it to the payload as well.
 fn pass_on(info: &SignalInfo, pid: Pid, pidfd: &OwnedFd, observer: &mut dyn Observer) {
     observer.signal(info);
-    if info.from_kernel {
+    if info.from_kernel && OF_TERMINALS.contains(&info.signal) {
         return;
     }
     match Signal::from_named_raw(info.signal) {

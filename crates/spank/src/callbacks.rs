@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::ffi::{
-    Context, FAILURE, Handle, SUCCESS, context, option_argument, plugin_arguments, report_error, tell_user,
+    Context, FAILURE, Handle, SUCCESS, context, option_argument, plugin_arguments, report_error,
+    set_own_variable, tell_user,
 };
 use crate::multi_prog;
 use crate::options::{ContainerOption, Given, PROGRAM_VARIABLE, Settings};
@@ -138,7 +139,7 @@ fn init_post_opt() -> Result<(), String> {
         let prefix = state.settings.as_ref().map_or_else(String::new, |settings| settings.prefix.clone());
         (state.given.clone(), prefix)
     });
-    let complete = given.complete(own_variable);
+    let complete = given.complete(own_variable)?;
     if complete.get(ContainerOption::Image).is_none() {
         return match given.orphans().next() {
             Some(option) => Err(format!(
@@ -147,6 +148,11 @@ fn init_post_opt() -> Result<(), String> {
             )),
             None => Ok(()),
         };
+    }
+    for option in ContainerOption::ALL {
+        if let Some(value) = complete.get(option) {
+            set_own_variable(option.carried_variable(), value);
+        }
     }
     if context == Context::Local {
         let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
@@ -162,9 +168,9 @@ fn init_post_opt() -> Result<(), String> {
 const MULTI_PROG_REMEDY: &str =
     "let one script choose by $SLURM_PROCID, or write `apptainer exec IMAGE` into the table";
 
-fn own_variable(name: &CStr) -> Option<CString> {
-    let value = std::env::var_os(name.to_str().ok()?)?;
-    CString::new(value.into_encoded_bytes()).ok()
+fn own_variable(name: &CStr) -> Result<Option<CString>, String> {
+    let value = name.to_str().ok().and_then(std::env::var_os);
+    Ok(value.and_then(|value| CString::new(value.into_encoded_bytes()).ok()))
 }
 
 /// Called in the task's process, as the user, last before TaskProlog and exec.
@@ -182,9 +188,15 @@ extern "C" fn slurm_spank_task_init(spank: Handle, _ac: c_int, _av: *mut *mut c_
 fn task_init(spank: Handle) -> Result<(), String> {
     let (given, settings, pending) =
         with_state(|state| (state.given.clone(), state.settings.clone(), state.pending.take()));
-    let complete = given.complete(|name| spank.variable(name));
+    let complete = given.complete(|name| spank.variable(name))?;
     if complete.get(ContainerOption::Image).is_none() {
-        return Ok(());
+        return match given.orphans().next() {
+            // The image was lost on the way, or never there: on the host the task must not run.
+            Some(option) => {
+                Err(format!("the {} of a container came here without its image", option.suffix()))
+            }
+            None => Ok(()),
+        };
     }
     if let Some(message) = pending {
         return Err(message);

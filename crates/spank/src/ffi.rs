@@ -9,6 +9,8 @@ pub(crate) struct Handle(*mut c_void);
 
 /// `ESPANK_SUCCESS`.
 pub(crate) const SUCCESS: c_int = 0;
+/// `ESPANK_NOSPACE` of `slurm/slurm_errno.h`.
+const NO_SPACE: c_int = 3005;
 /// `SLURM_ERROR`: what a callback returns to fail.
 pub(crate) const FAILURE: c_int = -1;
 
@@ -47,6 +49,7 @@ unsafe extern "C" {
     fn spank_unsetenv(spank: Handle, name: *const c_char) -> c_int;
     fn slurm_error(format: *const c_char, ...);
     fn slurm_spank_log(format: *const c_char, ...);
+    fn setenv(name: *const c_char, value: *const c_char, overwrite: c_int) -> c_int;
 }
 
 /// Where the plugin has been loaded.
@@ -85,6 +88,13 @@ pub(crate) fn tell_user(message: &str) {
     let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
     // SAFETY: the format takes one string, which is terminated and lives until the call returns.
     unsafe { slurm_spank_log(c"%s".as_ptr(), message.as_ptr()) };
+}
+
+/// Sets a variable of this process, from which srun and sbatch make the job's environment.
+pub(crate) fn set_own_variable(name: &CStr, value: &CStr) {
+    // SAFETY: both strings are terminated. Slurm calls its plugins' option callbacks in srun and
+    // sbatch before either starts a thread, so nobody reads the environment meanwhile.
+    unsafe { setenv(name.as_ptr(), value.as_ptr(), 1) };
 }
 
 /// The arguments of the job's program, as Slurm holds them.
@@ -169,15 +179,21 @@ impl Handle {
     }
 
     /// A variable of the job's environment.
-    pub(crate) fn variable(self, name: &CStr) -> Option<CString> {
+    ///
+    /// # Errors
+    /// It is too long to be taken; as if it were not set would be wrong.
+    pub(crate) fn variable(self, name: &CStr) -> Result<Option<CString>, String> {
         // Longer than any path list in use; a longer value is refused by Slurm with ESPANK_NOSPACE.
         const LENGTH: usize = 64 * 1024;
         let mut buffer = vec![0u8; LENGTH];
-        let length = c_int::try_from(LENGTH).ok()?;
+        let length = c_int::try_from(LENGTH).unwrap_or(c_int::MAX);
         // SAFETY: the name is terminated; the buffer is as long as said.
         let result = unsafe { spank_getenv(self, name.as_ptr(), buffer.as_mut_ptr().cast(), length) };
-        let value = CStr::from_bytes_until_nul(&buffer).ok()?;
-        (result == SUCCESS).then(|| value.to_owned())
+        match result {
+            SUCCESS => Ok(CStr::from_bytes_until_nul(&buffer).ok().map(CStr::to_owned)),
+            NO_SPACE => Err(format!("{} is longer than {LENGTH} bytes", name.to_string_lossy())),
+            _ => Ok(None),
+        }
     }
 
     /// Sets a variable of the task's environment.

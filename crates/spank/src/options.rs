@@ -64,6 +64,16 @@ impl ContainerOption {
         }
     }
 
+    /// The variable in which srun and sbatch send the value to the node. Variables that begin with
+    /// `SLURM_` pass `--export=NONE`; without it the task would run on the host, silently.
+    pub(crate) fn carried_variable(self) -> &'static CStr {
+        match self {
+            ContainerOption::Image => c"SLURM_SITULA_IMAGE",
+            ContainerOption::Mounts => c"SLURM_SITULA_MOUNTS",
+            ContainerOption::Workdir => c"SLURM_SITULA_WORKDIR",
+        }
+    }
+
     /// The variable in which the trampoline finds the value.
     pub(crate) fn task_variable(self) -> &'static CStr {
         match self {
@@ -99,16 +109,21 @@ impl Given {
 
     /// Completes what was not given by what `variable` has. Mounts and a working directory that
     /// stand in a profile are not errors where no image is asked for, so they count only with one.
-    pub(crate) fn complete(&self, variable: impl Fn(&CStr) -> Option<CString>) -> Given {
+    pub(crate) fn complete(
+        &self,
+        variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
+    ) -> Result<Given, String> {
         let mut complete = self.clone();
         for option in ContainerOption::ALL {
-            if complete.get(option).is_none()
-                && let Some(value) = variable(option.default_variable()).filter(|value| !value.is_empty())
-            {
-                complete.set(option, value);
+            for name in [option.default_variable(), option.carried_variable()] {
+                if complete.get(option).is_none()
+                    && let Some(value) = variable(name)?.filter(|value| !value.is_empty())
+                {
+                    complete.set(option, value);
+                }
             }
         }
-        complete
+        Ok(complete)
     }
 
     /// The options that were given although there is no image for them.
@@ -178,9 +193,11 @@ mod tests {
     fn variables_complete_and_never_override() {
         let mut given = Given::NOTHING;
         given.set(ContainerOption::Image, c"./a.sqsh".to_owned());
-        let complete = given.complete(|_| Some(c"profile".to_owned()));
+        let complete = given.complete(|_| Ok(Some(c"profile".to_owned()))).unwrap();
         assert_eq!(complete.get(ContainerOption::Image).unwrap().as_c_str(), c"./a.sqsh");
         assert_eq!(complete.get(ContainerOption::Mounts).unwrap().as_c_str(), c"profile");
-        assert!(given.complete(|_| Some(c"".to_owned())).get(ContainerOption::Mounts).is_none());
+        let empty = given.complete(|_| Ok(Some(c"".to_owned()))).unwrap();
+        assert!(empty.get(ContainerOption::Mounts).is_none());
+        assert!(given.complete(|_| Err("too long".to_owned())).is_err());
     }
 }

@@ -21,7 +21,7 @@ pub use mount::{MountAttributes, make_private, set_mount_attributes};
 pub use rustix::io::Errno;
 pub use signal::{
     SignalFd, SignalInfo, SignalMask, block_signals, die_by, initial_sigpipe, restore_default_action,
-    send_raw_signal, set_signal_mask,
+    restore_sigchld, send_raw_signal, set_signal_mask,
 };
 
 /// The errno of the call that has just failed.

@@ -151,9 +151,21 @@ impl AsFd for SignalFd {
 /// an ignored signal stays ignored over exec: the payload must get what its caller chose.
 static SIGPIPE_AT_START: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 
-extern "C" fn note_sigpipe() {
+/// The action of SIGCHLD when the process began.
+static SIGCHLD_AT_START: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+
+extern "C" fn note_actions() {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: no new action is given, and the old one goes to memory of the right type.
+    if unsafe { libc::sigaction(libc::SIGCHLD, std::ptr::null(), action.as_mut_ptr()) } == 0 {
+        // SAFETY: sigaction succeeded and has filled the structure.
+        let action = unsafe { action.assume_init() };
+        SIGCHLD_AT_START.store(action.sa_sigaction, Ordering::Relaxed);
+        // With SIGCHLD ignored the status of a child is lost (wait(2)), and waiting is what we do.
+        // SAFETY: SIG_DFL runs no code of ours.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    }
+    // SAFETY: as above.
     if unsafe { libc::sigaction(libc::SIGPIPE, std::ptr::null(), action.as_mut_ptr()) } == 0 {
         // SAFETY: sigaction succeeded and has filled the structure.
         let action = unsafe { action.assume_init() };
@@ -164,9 +176,17 @@ extern "C" fn note_sigpipe() {
 /// Runs before Rust's runtime does: the loader calls what this section lists.
 #[used]
 // SAFETY: .init_array holds pointers to functions that the C runtime calls before main; this one
-// only calls sigaction(2) and stores an integer.
+// only calls sigaction(2) and signal(2) and stores integers.
 #[unsafe(link_section = ".init_array")]
-static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
+static NOTE_ACTIONS: extern "C" fn() = note_actions;
+
+/// Ignores SIGCHLD again, if it was ignored when the process began.
+pub fn restore_sigchld() {
+    if SIGCHLD_AT_START.load(Ordering::Relaxed) == libc::SIG_IGN {
+        // SAFETY: SIG_IGN runs no code of ours.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    }
+}
 
 /// Tells whether SIGPIPE was ignored when the process began.
 pub fn initial_sigpipe() -> bool {

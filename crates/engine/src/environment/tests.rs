@@ -106,7 +106,18 @@ fn other_scripts_are_run_by_the_containers_shell() {
         request.env.push(("U".into(), "$N".into()));
     });
     let script = environment.shell.unwrap();
-    assert!(script.contains("export H='it'\\''s'"), "{script}");
-    assert!(script.contains("export U=\"$N\""), "{script}");
+    assert!(!script.contains("it's"), "a value in an argument is seen by all: {script}");
+    assert_eq!(found["SITULA_HOST_H"], "it's");
+    assert_eq!(found["SITULA_USER_U"], "$N");
     assert_eq!(found.get("H"), None, "the scripts must not see the host's value");
+    // What the script makes of it, in a real shell that has no scripts to source.
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", &script, "sh", "/usr/bin/env"]).env_clear();
+    shell.envs(found.iter().filter(|(name, _)| name.starts_with("SITULA_"))).env("N", "node");
+    let shell = shell.stderr(std::process::Stdio::null()).output().unwrap();
+    let out = String::from_utf8(shell.stdout).unwrap();
+    for line in ["H=it's", "U=node"] {
+        assert!(out.lines().any(|other| other == line), "{line} is not in {out}");
+    }
+    assert!(!out.contains("SITULA_"), "{out}");
 }
