@@ -241,7 +241,8 @@ const USER_PREFIX: &str = "SITULA_USER_";
 /// have not set, then the user's. The values are taken from [`waiting_values`].
 fn shell_script(host: &[(String, Vec<u8>)], user: &[(String, String)], request: &RunRequest) -> String {
     let mut script = String::from(
-        "fixpath() { :; }\nfor situla_script in /.singularity.d/env/*.sh; do . \"$situla_script\"; done\n\
+        "fixpath() { :; }\nfor situla_script in /.singularity.d/env/*.sh; do\n\
+         if [ -f \"$situla_script\" ]; then . \"$situla_script\"; fi\ndone\n\
          unset -f fixpath; unset situla_script\n",
     );
     for (name, _) in host {
