@@ -52,8 +52,9 @@ fn run() -> Result<Exit, String> {
             Some(OpenImage { image, descriptor })
         }
     };
-    situla_runtime::run(&plan, image, std::process::id(), "run", &mut Silent)
-        .map_err(|failure| describe(&failure))
+    // Every process is a rank of its own, unless the test says otherwise.
+    let rank = std::env::var("RANK").ok().and_then(|rank| rank.parse().ok()).unwrap_or_else(std::process::id);
+    situla_runtime::run(&plan, image, rank, "run", &mut Silent).map_err(|failure| describe(&failure))
 }
 
 fn describe(failure: &situla_runtime::Failure) -> String {

@@ -161,4 +161,17 @@ mod tests {
         drop(visitor);
         assert!(matches!(follower.join().unwrap(), Role::Leader(_)));
     }
+
+    #[test]
+    fn a_name_that_is_taken_and_silent_costs_the_sharing_alone() {
+        let key = ShareKey(format!("silent/{}", std::process::id()));
+        let address = SocketAddrUnix::new_abstract_name(format!("situla/{}", key.0).as_bytes()).unwrap();
+        let squatter = new_socket(SocketFlags::empty()).unwrap();
+        bind(squatter.as_fd(), &address).unwrap();
+        assert!(matches!(meet(&key, 0).unwrap(), Role::Alone), "bound, and nobody listens");
+        listen(squatter.as_fd(), 0).unwrap();
+        let filler = new_socket(SocketFlags::NONBLOCK).unwrap();
+        connect(filler.as_fd(), &address).unwrap();
+        assert!(matches!(meet(&key, 0).unwrap(), Role::Alone), "the queue is full");
+    }
 }

@@ -423,3 +423,32 @@ fn the_death_of_one_waiting_process_ends_the_tasks_of_all() {
         }
     }
 }
+
+#[test]
+fn a_rank_that_comes_again_gets_a_container_of_its_own() {
+    let Some(bench) = Bench::prepare() else { return };
+    let share = |plan: &mut Value| {
+        let key = format!("again/{}", std::process::id());
+        plan["share"] = json!({"with": "step", "key": key, "local_tasks": 2});
+    };
+    // The other task never comes, so the keeper of the first container waits for it.
+    let show = bench.plan(Kind::Directory, "readlink /proc/self/ns/mnt", share);
+    let run = || {
+        let mut command = Command::new(runner());
+        command.arg(&show).env("RANK", "7").stdin(Stdio::null());
+        text(&command.output().unwrap())
+    };
+    let (first, second) = (run(), run());
+    // It would wait some minutes more; a keeper has the command line of the task that forked it.
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let wanted = show.to_string_lossy().into_owned();
+    for pid in pids.filter(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(&wanted))
+    }) {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    assert!(first.0.starts_with("mnt:") && second.0.starts_with("mnt:"), "{first:?} {second:?}");
+    assert_ne!(first.0, second.0, "the second run must not see what the first one mounted");
+}
