@@ -8,7 +8,7 @@ use super::Site;
 use super::bare::expect_account;
 use super::privileged::with_bad_layer;
 use crate::cluster::{Job, Variant};
-use crate::command::Running;
+use crate::command::{Output, Running};
 use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
 use crate::outcome;
@@ -342,18 +342,88 @@ pub fn batch_script_with_options(site: &Site) -> Check {
     let dir = site.env().work_dir("script")?;
     let script = dir.write("job.sh", "#!/bin/sh\ncat /etc/situla-image-witness || echo ON-THE-HOST\n")?;
     let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    match site.cluster.sbatch(dir.path(), &["-N1", &option], &script) {
-        Ok(job) => {
-            let judged = in_or_refused(site, &job.output);
-            if job.account.state == "COMPLETED" && !job.output.stdout.contains("situla tiny image") {
-                return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
-            }
-            judged
-        }
-        // Refused at submission: that is an answer, if it is ours.
-        Err(story) if story.contains("container") => Ok(()),
-        Err(story) => Err(story.into()),
+    let (name, mut output) = submit(site, dir.path(), &[&option, &script.display().to_string()])?;
+    if output.stdout.trim().is_empty() {
+        return never_accepted(site, &name, &output, "--container-image");
     }
+    // What was printed inside stands in the file alone; sbatch itself printed the job's number.
+    output.stdout = fs::read_to_string(dir.path().join(LOG)).unwrap_or_default();
+    let job = site.cluster.job(&name, output)?;
+    if (job.account.state == "COMPLETED") != job.output.stdout.contains("situla tiny image") {
+        return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
+    }
+    in_or_refused(site, &job.output)
+}
+
+/// The file to which a batch script of these cases writes.
+const LOG: &str = "batch.log";
+
+/// Calls `sbatch --wait`, and returns the job's name with what sbatch itself printed.
+fn submit(site: &Site, dir: &Path, args: &[&str]) -> Result<(String, Output), String> {
+    // The working directory's name is used once.
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let words = ["sbatch", "--parsable", "--wait", "-N1", "--output", LOG, "--job-name", &name];
+    let command = site.cluster.user_command(dir, words.into_iter().chain(args.iter().copied()))?;
+    Ok((name, crate::command::run(command, PATIENCE)?))
+}
+
+/// A submission that our plugin refused: a line of it names `names`, and there is no job.
+fn never_accepted(site: &Site, name: &str, output: &Output, names: &str) -> Check {
+    let said = output.stderr.lines().any(|line| line.contains("situla: ") && line.contains(names));
+    if output.status.success()
+        || output.timed_out
+        || !said
+        || ["THE-PAYLOAD-RAN", "ON-THE-HOST"].iter().any(|ran| output.stdout.contains(ran))
+        || site.cluster.knows(name)?
+    {
+        return Err(format!("it was not refused with {names:?}\n{output}").into());
+    }
+    Ok(())
+}
+
+/// Options that reach a step by way of an allocation or a profile count as if they were given to it.
+///
+/// # Errors
+/// They are lost, or refused where they must be taken, or taken where they must be refused.
+pub fn inherited_options(site: &Site) -> Check {
+    let dir = site.env().work_dir("inherited")?;
+    let tiny = site.images.path("tiny.sqsh");
+    let image = format!("--container-image={tiny}");
+    dir.write("fact", "a fact of the host\n")?;
+    let mounts = format!("--container-mounts={}:/x", dir.path().display());
+
+    // The image from the allocation, the mounts from the step.
+    let name = format!("{}-salloc", dir.path().file_name().unwrap_or_default().to_string_lossy());
+    let words = ["salloc", "--quiet", "--job-name", &name, "-N1", "-n1", &image, "srun", "-n1", &mounts];
+    let script = ["cat", "/etc/situla-image-witness", "/x/fact"];
+    let command = site.cluster.user_command(dir.path(), words.into_iter().chain(script))?;
+    let job = site.cluster.job(&name, crate::command::run(command, PATIENCE)?)?;
+    job.output.clone().success()?.expect_text("situla tiny image")?.expect_text("a fact of the host")?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    if records.len() != 1 || records[0].class != "ok" {
+        return Err(format!("expected one record of class ok, got {records:#?}").into());
+    }
+
+    // Mounts for a batch script that has no container.
+    let (name, output) = submit(site, dir.path(), &[&mounts, "--wrap", "true"])?;
+    never_accepted(site, &name, &output, "--container-mounts")?;
+
+    // The image from a profile, in a step that cannot be in a container.
+    let table = dir.write("table", "0 /bin/echo ON-THE-HOST\n")?.display().to_string();
+    let profile = [("PYXIS_CONTAINER_IMAGE", tiny.as_str())];
+    let (name, running) =
+        site.cluster.start_srun_with(dir.path(), &profile, ["-n1", "--multi-prog", &table])?;
+    never_accepted(site, &name, &running.finish(PATIENCE)?, "--multi-prog")?;
+
+    // Mounts from a profile, in a step on the host: nothing to speak of.
+    let profile = [("PYXIS_CONTAINER_MOUNTS", "/tmp:/x")];
+    let (_, running) =
+        site.cluster.start_srun_with(dir.path(), &profile, ["-n1"].into_iter().chain(PAYLOAD))?;
+    let output = running.finish(PATIENCE)?.success()?.expect_text("THE-PAYLOAD-RAN")?;
+    if !output.stderr.trim().is_empty() {
+        return Err(format!("a plain step shall print no error\n{output}").into());
+    }
+    Ok(())
 }
 
 /// Options given where the plugin is not loaded are refused at submission.
@@ -382,10 +452,12 @@ pub fn submission_without_plugin(site: &Site) -> Check {
     Ok(())
 }
 
-fn in_or_refused(site: &Site, output: &crate::command::Output) -> Check {
+/// Judges outputs alone: the command line stands in what is shown of an output, not in these.
+fn in_or_refused(site: &Site, output: &Output) -> Check {
     site.cluster.settled()?;
     let text = format!("{}{}", output.stdout, output.stderr);
     let inside = text.contains("situla tiny image");
-    let refused = !output.status.success() && text.contains("container");
+    let says = |line: &str| line.contains("situla: ") && line.contains("container");
+    let refused = !output.status.success() && text.lines().any(says);
     if !text.contains("ON-THE-HOST") && (inside || refused) { Ok(()) } else { Err(output.to_string().into()) }
 }

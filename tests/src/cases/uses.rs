@@ -6,7 +6,7 @@ use std::fs;
 
 use super::Site;
 use super::bare::{expect_account, srun_mpi};
-use crate::cluster::{Job, Variant};
+use crate::cluster::Job;
 use crate::images::WITNESS;
 use crate::outcome::{self, Exit};
 use crate::tier::Check;
@@ -242,12 +242,8 @@ pub(super) fn expect_ok(site: &Site, job: &Job, n_records: usize) -> Check {
 /// A task names an image in a registry: it is fetched once, and the tasks of both nodes run in it.
 ///
 /// # Errors
-/// They do not, or it is fetched more than once. Nodes with a network of their own are left out: they
-/// cannot reach a registry on the machine's loopback address.
+/// They do not, or it is fetched more than once.
 pub fn image_from_a_registry(site: &Site) -> Check {
-    if site.cluster.variant() == Variant::Isolated {
-        return Ok(());
-    }
     super::faults::forget_pulled(site)?;
     let desk = site.desk();
     let address = super::privileged::registry(&desk, "up")?.stdout.trim().to_owned();
