@@ -148,6 +148,8 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::mpi", uses::mpi),
     ("uses::gpu", uses::gpu),
     ("uses::step_in_a_plain_allocation", uses::step_in_a_plain_allocation),
+    ("uses::mounts_and_shm", uses::mounts_and_shm),
+    ("uses::record_is_complete", uses::record_is_complete),
     ("ends::codes_and_signals", ends::codes_and_signals),
     ("ends::command_missing", ends::command_missing),
     ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
