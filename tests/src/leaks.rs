@@ -137,7 +137,8 @@ impl Snapshot {
     }
 }
 
-fn process_ids() -> Vec<u32> {
+/// The ids of all processes of the machine.
+pub(crate) fn process_ids() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
 }

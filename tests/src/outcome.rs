@@ -22,6 +22,8 @@ pub struct Outcome {
     pub exits: Vec<Exit>,
     /// The whole record, for messages.
     pub text: String,
+    /// The whole record, as `situla show --json` has it.
+    pub record: Value,
 }
 
 /// The records of a step, one for each node, as the user sees them.
@@ -63,6 +65,7 @@ fn parse(record: &Value) -> Option<Outcome> {
         class: record.get("outcome")?.get("class")?.as_str()?.to_owned(),
         exits: record.get("tasks")?.as_array()?.iter().filter_map(exit).collect(),
         text: serde_json::to_string_pretty(record).unwrap_or_default(),
+        record: record.clone(),
     })
 }
 

@@ -2,16 +2,20 @@
 //! step is the standard: with a container `srun` and accounting must say the same.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use super::Site;
-use crate::command::wait_until;
+use crate::command::{Running, wait_until};
 use crate::environment::PATIENCE;
 use crate::outcome::{self, Exit};
 use crate::tier::Check;
 
 /// KillWait of the cluster, and what Slurm needs around it on two cores.
 const KILL_WAIT: Duration = Duration::from_secs(5 + 6);
+
+/// How often slurmctld looks whether jobs have reached their limits.
+const LIMIT_PERIOD: Duration = Duration::from_secs(30);
 
 /// Codes and signals pass through, by the plugin and by `apptainer exec`, as without a container.
 ///
@@ -75,42 +79,67 @@ pub fn command_missing(site: &Site) -> Check {
     Ok(())
 }
 
-/// `scancel` at any moment of a step's life ends it within KillWait.
+/// `scancel` at any moment of a step's life ends it within KillWait, by the plugin and by `apptainer exec`,
+/// and the record says that it was cancelled.
 ///
 /// # Errors
-/// It does not, or accounting does not call it cancelled.
+/// It does not, or accounting or the record call it something else.
 pub fn scancel_at_any_moment(site: &Site) -> Check {
     let dir = site.env().work_dir("scancel")?;
     let option = format!("--container-image={}", site.images.path("demo.sqsh"));
-    // From before the task exists to the middle of the payload.
-    let delays: Vec<u64> =
-        if site.env().full() { (0..60).map(|n| n * n).collect() } else { vec![0, 20, 60, 120, 250, 1000] };
-    for delay in delays.into_iter().map(Duration::from_millis) {
-        let (name, running) = site.cluster.start_srun(dir.path(), ["-N2", &option, "sleep", "1000"])?;
-        let id = site.cluster.wait_running(&name)?;
-        // Not a wait for anything: the moment of the cancellation is what is varied.
-        std::thread::sleep(delay);
-        site.cluster.admin(&["scancel", &id])?;
-        let cancelled = std::time::Instant::now();
-        let output = running.finish(PATIENCE)?;
-        let gone = wait_until(KILL_WAIT, || {
-            site.cluster.admin(&["squeue", "-h", "-j", &id]).map_or(true, |o| o.stdout.trim().is_empty())
-        });
-        if !gone || cancelled.elapsed() > KILL_WAIT + Duration::from_secs(1) {
-            return Err(
-                format!("cancelled after {delay:?}, it took {:?}\n{output}", cancelled.elapsed()).into()
-            );
-        }
-        let job = site.cluster.job(&name, output)?;
-        if job.account.state != "CANCELLED" {
-            return Err(format!(
-                "cancelled after {delay:?}, accounting says {:?}\n{}",
-                job.account, job.output
-            )
-            .into());
+    let sif = site.images.path("demo.sif");
+    // From before the task exists to the middle of the payload, which writes a file when it has begun.
+    let (plugin, apptainer): (Vec<u64>, Vec<u64>) = if site.env().full() {
+        ((0..60).map(|n| n * n).collect(), (0..20).map(|n| 9 * n * n).collect())
+    } else {
+        (vec![0, 20, 60, 120, 250, 1000], vec![0, 100, 1000])
+    };
+    let plugin = plugin.into_iter().map(|delay| (vec![option.as_str()], delay));
+    let apptainer = apptainer.into_iter().map(|delay| (vec!["apptainer", "exec", sif.as_str()], delay));
+    for (enter, delay) in plugin.chain(apptainer) {
+        let begun = dir.path().join("begun");
+        let script = format!("echo >{}; exec sleep 1000", begun.display());
+        let mount = format!("--container-mounts={}", dir.path().display());
+        let mount = (enter.len() == 1).then_some(mount.as_str());
+        let args = ["-N2"].into_iter().chain(mount).chain(enter.iter().copied());
+        let (name, running) =
+            site.cluster.start_srun(dir.path(), args.chain(["sh", "-c", script.as_str()]))?;
+        cancelled_after(site, &name, running, Duration::from_millis(delay), &begun).map_err(|story| {
+            format!("{} cancelled after {delay} ms: {}", enter[0], story.message().unwrap_or(""))
+        })?;
+        if begun.exists() {
+            fs::remove_file(begun)?;
         }
     }
     Ok(())
+}
+
+/// Cancels a job when it has run for `delay`, and judges its end. `begun` exists once a payload runs.
+fn cancelled_after(site: &Site, name: &str, running: Running, delay: Duration, begun: &Path) -> Check {
+    let id = site.cluster.wait_running(name)?;
+    // Not a wait for anything: the moment of the cancellation is what is varied.
+    std::thread::sleep(delay);
+    let began = begun.exists();
+    site.cluster.admin(&["scancel", &id])?;
+    let cancelled = std::time::Instant::now();
+    let output = running.finish(PATIENCE)?;
+    let gone = wait_until(KILL_WAIT, || {
+        site.cluster.admin(&["squeue", "-h", "-j", &id]).map_or(true, |o| o.stdout.trim().is_empty())
+    });
+    if !gone || cancelled.elapsed() > KILL_WAIT + Duration::from_secs(1) {
+        return Err(format!("it took {:?}\n{output}", cancelled.elapsed()).into());
+    }
+    let job = site.cluster.job(name, output)?;
+    if job.account.state != "CANCELLED" {
+        return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
+    }
+    match outcome::records(&site.cluster, &format!("{id}.0")) {
+        Ok(records) if records.iter().all(|record| record.class == "cancelled") => Ok(()),
+        Ok(records) => Err(format!("the record says {records:#?}\n{}", job.output).into()),
+        // A step that was cancelled before any task came to us has none.
+        Err(story) if !began && story.contains("there is no record") => Ok(()),
+        Err(story) => Err(story.into()),
+    }
 }
 
 /// `kill -9` of each of our processes in turn ends the step within KillWait, with a failed status.
@@ -173,17 +202,18 @@ pub fn kill_of_our_processes(site: &Site) -> Check {
 pub fn time_limit(site: &Site) -> Check {
     let dir = site.env().work_dir("limit")?;
     let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    // Slurm counts limits in minutes and looks at them every now and then.
-    let job = site.cluster.srun_within(
-        dir.path(),
-        Duration::from_secs(150),
-        ["-n1", "--time=1", &option, "sleep", "1000"],
-    )?;
+    // Slurm counts limits in minutes.
+    let limit = Duration::from_secs(60);
+    let job =
+        site.cluster.srun_within(dir.path(), limit * 3, ["-n1", "--time=1", &option, "sleep", "1000"])?;
     if job.output.status.success() || job.account.state != "TIMEOUT" {
         return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
     }
+    if job.output.took < limit || job.output.took > limit + LIMIT_PERIOD + KILL_WAIT {
+        return Err(format!("with a limit of {limit:?} it took {:?}\n{}", job.output.took, job.output).into());
+    }
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-    if records.iter().all(|r| r.class == "time-limit") {
+    if records.len() == 1 && records.iter().all(|r| r.class == "time-limit") {
         Ok(())
     } else {
         Err(format!("the record says {records:#?}").into())

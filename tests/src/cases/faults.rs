@@ -8,7 +8,7 @@ use super::Site;
 use super::bare::expect_account;
 use super::privileged::with_bad_layer;
 use crate::cluster::{Job, Variant};
-use crate::command::Running;
+use crate::command::{Output, Running};
 use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
 use crate::outcome;
@@ -21,8 +21,24 @@ const PAYLOAD: [&str; 3] = ["sh", "-c", "echo THE-PAYLOAD-RAN $(readlink /proc/s
 const NATIVE: i32 = 125;
 const APPTAINER: i32 = 255;
 
+/// What the one line about a fault must hold, and what the record must say.
+#[derive(Debug, Clone, Copy)]
+struct Fault<'a> {
+    /// The thing that is wrong.
+    names: &'a str,
+    /// Words of what can be done about it, which belong to this fault alone.
+    remedy: &'a str,
+    /// The class of the record.
+    class: &'a str,
+}
+
+/// What every remedy for an image file that cannot be read says.
+const DAMAGED: &str = "copy or pull it again";
+/// What every remedy for bytes that do not match their digest says.
+const CHANGED: &str = "changed the bytes";
+
 /// Starts the payload by the plugin and by `apptainer exec`, at once, and judges both.
-fn both(site: &Site, image: &str, extra: (&[&str], &[&str]), on: &[&str], names: &str, class: &str) -> Check {
+fn both(site: &Site, image: &str, extra: (&[&str], &[&str]), on: &[&str], fault: Fault<'_>) -> Check {
     let dir = site.env().work_dir("fault")?;
     let option = format!("--container-image={image}");
     let plugin = on.iter().copied().chain([option.as_str()]).chain(extra.0.iter().copied()).chain(PAYLOAD);
@@ -33,7 +49,7 @@ fn both(site: &Site, image: &str, extra: (&[&str], &[&str]), on: &[&str], names:
         site.cluster.start_srun(dir.path(), ["-n1"].into_iter().chain(on.iter().copied()).chain(words))?;
     for ((name, running), code) in [(plugin, NATIVE), (apptainer, APPTAINER)] {
         let job = finish(site, &name, running)?;
-        failed(site, &job, code, names, class)?;
+        failed(site, &job, code, fault)?;
     }
     Ok(())
 }
@@ -42,8 +58,19 @@ fn finish(site: &Site, name: &str, running: Running) -> Result<Job, String> {
     site.cluster.job(name, running.finish(PATIENCE)?)
 }
 
-/// The one judgement for all faults.
-fn failed(site: &Site, job: &Job, code: i32, names: &str, class: &str) -> Check {
+/// The one judgement for all faults: output, accounting, and the record.
+fn failed(site: &Site, job: &Job, code: i32, fault: Fault<'_>) -> Check {
+    refused(job, code, fault)?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    if records.len() != 1 || records[0].class != fault.class {
+        return Err(format!("expected one record of class {}, got {records:#?}", fault.class).into());
+    }
+    site.cluster.settled()?;
+    Ok(())
+}
+
+/// Output and accounting alone, for what is no run of a container and so has no record.
+fn refused(job: &Job, code: i32, fault: Fault<'_>) -> Check {
     job.output.clone().expect_code(code)?;
     // sacct of 22.05 shows the low seven bits of an exit code: 255 reads 127 there, without a container too.
     let exit = format!("{}:0", code & 0x7f);
@@ -51,14 +78,16 @@ fn failed(site: &Site, job: &Job, code: i32, names: &str, class: &str) -> Check 
     if job.output.stdout.contains("THE-PAYLOAD-RAN") {
         return Err(format!("the payload ran\n{}", job.output).into());
     }
-    if !job.output.stderr.lines().any(|line| !line.starts_with("srun:") && line.contains(names)) {
-        return Err(format!("no line names {names:?}\n{}", job.output).into());
+    let slurms = |line: &&str| ["srun:", "slurmstepd:"].iter().any(|by| line.starts_with(by));
+    let ours: Vec<&str> = job.output.stderr.lines().filter(|l| !l.trim().is_empty() && !slurms(l)).collect();
+    let [line] = ours[..] else {
+        return Err(format!("expected one line of ours, got {}\n{}", ours.len(), job.output).into());
+    };
+    for words in [fault.names, fault.remedy] {
+        if !line.contains(words) {
+            return Err(format!("the line does not say {words:?}\n{}", job.output).into());
+        }
     }
-    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-    if records.iter().any(|r| r.class != class) {
-        return Err(format!("expected the class {class}, the record says {records:#?}").into());
-    }
-    site.cluster.settled()?;
     Ok(())
 }
 
@@ -67,7 +96,12 @@ fn failed(site: &Site, job: &Job, code: i32, names: &str, class: &str) -> Check 
 /// # Errors
 /// It does not look as it must.
 pub fn missing_image(site: &Site) -> Check {
-    both(site, "./no-such-image.sqsh", (&[], &[]), &[], "no-such-image.sqsh", "engine-image-missing")
+    let fault = Fault {
+        names: "no-such-image.sqsh",
+        remedy: "visible on the compute node",
+        class: "engine-image-missing",
+    };
+    both(site, "./no-such-image.sqsh", (&[], &[]), &[], fault)
 }
 
 /// Half of the image is missing.
@@ -80,14 +114,9 @@ pub fn truncated_image(site: &Site) -> Check {
         let half = dir.path().join(format!("half-{name}"));
         let bytes = fs::read(site.images.path(name))?;
         fs::write(&half, &bytes[..bytes.len() / 2])?;
-        both(
-            site,
-            &half.display().to_string(),
-            (&[], &[]),
-            &[],
-            &format!("half-{name}"),
-            "engine-image-corrupt",
-        )?;
+        let names = format!("half-{name}");
+        let fault = Fault { names: &names, remedy: DAMAGED, class: "engine-image-corrupt" };
+        both(site, &half.display().to_string(), (&[], &[]), &[], fault)?;
     }
     Ok(())
 }
@@ -116,8 +145,9 @@ pub fn wrong_layer(site: &Site) -> Check {
     let digest = layer.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let source = format!("oci:{}", layout.display());
     let job = site.cluster.srun(dir.path(), ["-n1", "situla", "convert", &source, "out.sqsh"])?;
-    job.output.clone().expect_code(NATIVE)?.expect_text(&digest[..12])?;
-    expect_account(&job, "FAILED", "125:0", "FAILED", "125:0")?;
+    // A conversion runs no container, so it has no record.
+    let fault = Fault { names: &digest[..12], remedy: CHANGED, class: "engine-digest-mismatch" };
+    refused(&job, NATIVE, fault)?;
     let left: Vec<_> =
         fs::read_dir(dir.path())?.flatten().map(|e| e.file_name()).filter(|n| n != "layout").collect();
     if left.is_empty() { Ok(()) } else { Err(format!("conversion failed and left {left:?}").into()) }
@@ -130,9 +160,14 @@ pub fn wrong_layer(site: &Site) -> Check {
 /// It does not look as it must.
 pub fn wrong_layer_in_a_registry(site: &Site) -> Check {
     forget_pulled(site)?;
-    with_bad_layer(&site.desk(), |source, layer| match site.cluster.variant() {
-        Variant::Loopback => both(site, source, (&[], &[]), &[], layer, "engine-digest-mismatch"),
-        Variant::Isolated => both(site, source, (&[], &[]), &[], "tiny:1", "engine-fetch-failed"),
+    with_bad_layer(&site.desk(), |source, layer| {
+        let fault = match site.cluster.variant() {
+            Variant::Loopback => Fault { names: layer, remedy: CHANGED, class: "engine-digest-mismatch" },
+            Variant::Isolated => {
+                Fault { names: "tiny:1", remedy: "a pull on the login node", class: "engine-fetch-failed" }
+            }
+        };
+        both(site, source, (&[], &[]), &[], fault)
     })
 }
 
@@ -158,8 +193,12 @@ pub fn policy_denial(site: &Site) -> Check {
     let policy = prefix.join("etc/situla/policy.toml");
     fs::create_dir_all(policy.parent().ok_or("the policy has no directory")?)?;
     fs::write(&policy, format!("mode = \"enforce\"\n[files]\ndeny = [\"{}\"]\n", dir.path().display()))?;
-    let denied =
-        both(site, &image.display().to_string(), (&[], &[]), &[], "files.deny", "engine-policy-denied");
+    let fault = Fault {
+        names: "files.deny",
+        remedy: "use an image from another directory",
+        class: "engine-policy-denied",
+    };
+    let denied = both(site, &image.display().to_string(), (&[], &[]), &[], fault);
     let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
     let allowed = site.cluster.srun(dir.path(), ["-n1", &option, "true"]);
     fs::remove_file(&policy)?;
@@ -182,13 +221,13 @@ pub fn unknown_option(site: &Site) -> Check {
         return Err(format!("srun took it\n{output}").into());
     }
     // A wrong command line is a usage error, not a failure of the engine.
-    for (program, code) in [("situla", 2), ("apptainer", 1)] {
+    for (program, code, remedy) in
+        [("situla", 2, "see situla --help"), ("apptainer", 1, "see apptainer --help")]
+    {
         let args = ["-n1", program, "exec", "--colour", &image];
         let job = site.cluster.srun(dir.path(), args.into_iter().chain(PAYLOAD))?;
-        job.output.clone().expect_code(code)?.expect_text("--colour")?;
-        if job.account.state != "FAILED" || job.output.stdout.contains("THE-PAYLOAD-RAN") {
-            return Err(format!("{:?}\n{}", job.account, job.output).into());
-        }
+        let fault = Fault { names: "unknown option --colour", remedy, class: "engine-bad-option" };
+        failed(site, &job, code, fault)?;
     }
     Ok(())
 }
@@ -200,7 +239,12 @@ pub fn unknown_option(site: &Site) -> Check {
 pub fn missing_mount_source(site: &Site) -> Check {
     let extra: (&[&str], &[&str]) =
         (&["--container-mounts=/no/such/dir:/data"], &["--bind", "/no/such/dir:/data"]);
-    both(site, &site.images.path("tiny.sqsh"), extra, &[], "/no/such/dir", "engine-bind-source-missing")
+    let fault = Fault {
+        names: "/no/such/dir",
+        remedy: "create it, or leave the bind out",
+        class: "engine-bind-source-missing",
+    };
+    both(site, &site.images.path("tiny.sqsh"), extra, &[], fault)
 }
 
 /// The node lets nobody open /dev/fuse.
@@ -208,7 +252,8 @@ pub fn missing_mount_source(site: &Site) -> Check {
 /// # Errors
 /// It does not look as it must.
 pub fn no_fuse(site: &Site) -> Check {
-    sick_node(site, "nofuse", "/dev/fuse", "engine-no-fuse")
+    let fault = Fault { names: "/dev/fuse", remedy: "modprobe fuse", class: "engine-no-fuse" };
+    sick_node(site, "nofuse", fault)
 }
 
 /// The node forbids user namespaces.
@@ -216,17 +261,22 @@ pub fn no_fuse(site: &Site) -> Check {
 /// # Errors
 /// It does not look as it must.
 pub fn no_user_namespaces(site: &Site) -> Check {
-    sick_node(site, "nouserns", "user namespace", "engine-no-userns")
+    let fault = Fault {
+        names: "user namespace",
+        remedy: "sysctl user.max_user_namespaces=",
+        class: "engine-no-userns",
+    };
+    sick_node(site, "nouserns", fault)
 }
 
-fn sick_node(site: &Site, kind: &str, names: &str, class: &str) -> Check {
+fn sick_node(site: &Site, kind: &str, expected: Fault<'_>) -> Check {
     let mut cluster = site.cluster.clone();
     let node = cluster.a_node().to_owned();
     let fault = cluster.fault(&node, kind)?;
     let sick = Site { cluster, images: site.images.clone() };
     // The fault changes mounts and may restart slurmd, so what is left is looked for while it lasts.
     let before = Snapshot::take(sick.env(), Some(&sick.cluster))?;
-    both(&sick, &site.images.path("tiny.sqsh"), (&[], &[]), &["-w", &node], names, class)?;
+    both(&sick, &site.images.path("tiny.sqsh"), (&[], &[]), &["-w", &node], expected)?;
     before.expect_clean()?;
     drop(fault);
     Ok(())
@@ -292,18 +342,88 @@ pub fn batch_script_with_options(site: &Site) -> Check {
     let dir = site.env().work_dir("script")?;
     let script = dir.write("job.sh", "#!/bin/sh\ncat /etc/situla-image-witness || echo ON-THE-HOST\n")?;
     let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    match site.cluster.sbatch(dir.path(), &["-N1", &option], &script) {
-        Ok(job) => {
-            let judged = in_or_refused(site, &job.output);
-            if job.account.state == "COMPLETED" && !job.output.stdout.contains("situla tiny image") {
-                return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
-            }
-            judged
-        }
-        // Refused at submission: that is an answer, if it is ours.
-        Err(story) if story.contains("container") => Ok(()),
-        Err(story) => Err(story.into()),
+    let (name, mut output) = submit(site, dir.path(), &[&option, &script.display().to_string()])?;
+    if output.stdout.trim().is_empty() {
+        return never_accepted(site, &name, &output, "--container-image");
     }
+    // What was printed inside stands in the file alone; sbatch itself printed the job's number.
+    output.stdout = fs::read_to_string(dir.path().join(LOG)).unwrap_or_default();
+    let job = site.cluster.job(&name, output)?;
+    if (job.account.state == "COMPLETED") != job.output.stdout.contains("situla tiny image") {
+        return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
+    }
+    in_or_refused(site, &job.output)
+}
+
+/// The file to which a batch script of these cases writes.
+const LOG: &str = "batch.log";
+
+/// Calls `sbatch --wait`, and returns the job's name with what sbatch itself printed.
+fn submit(site: &Site, dir: &Path, args: &[&str]) -> Result<(String, Output), String> {
+    // The working directory's name is used once.
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let words = ["sbatch", "--parsable", "--wait", "-N1", "--output", LOG, "--job-name", &name];
+    let command = site.cluster.user_command(dir, words.into_iter().chain(args.iter().copied()))?;
+    Ok((name, crate::command::run(command, PATIENCE)?))
+}
+
+/// A submission that our plugin refused: a line of it names `names`, and there is no job.
+fn never_accepted(site: &Site, name: &str, output: &Output, names: &str) -> Check {
+    let said = output.stderr.lines().any(|line| line.contains("situla: ") && line.contains(names));
+    if output.status.success()
+        || output.timed_out
+        || !said
+        || ["THE-PAYLOAD-RAN", "ON-THE-HOST"].iter().any(|ran| output.stdout.contains(ran))
+        || site.cluster.knows(name)?
+    {
+        return Err(format!("it was not refused with {names:?}\n{output}").into());
+    }
+    Ok(())
+}
+
+/// Options that reach a step by way of an allocation or a profile count as if they were given to it.
+///
+/// # Errors
+/// They are lost, or refused where they must be taken, or taken where they must be refused.
+pub fn inherited_options(site: &Site) -> Check {
+    let dir = site.env().work_dir("inherited")?;
+    let tiny = site.images.path("tiny.sqsh");
+    let image = format!("--container-image={tiny}");
+    dir.write("fact", "a fact of the host\n")?;
+    let mounts = format!("--container-mounts={}:/x", dir.path().display());
+
+    // The image from the allocation, the mounts from the step.
+    let name = format!("{}-salloc", dir.path().file_name().unwrap_or_default().to_string_lossy());
+    let words = ["salloc", "--quiet", "--job-name", &name, "-N1", "-n1", &image, "srun", "-n1", &mounts];
+    let script = ["cat", "/etc/situla-image-witness", "/x/fact"];
+    let command = site.cluster.user_command(dir.path(), words.into_iter().chain(script))?;
+    let job = site.cluster.job(&name, crate::command::run(command, PATIENCE)?)?;
+    job.output.clone().success()?.expect_text("situla tiny image")?.expect_text("a fact of the host")?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    if records.len() != 1 || records[0].class != "ok" {
+        return Err(format!("expected one record of class ok, got {records:#?}").into());
+    }
+
+    // Mounts for a batch script that has no container.
+    let (name, output) = submit(site, dir.path(), &[&mounts, "--wrap", "true"])?;
+    never_accepted(site, &name, &output, "--container-mounts")?;
+
+    // The image from a profile, in a step that cannot be in a container.
+    let table = dir.write("table", "0 /bin/echo ON-THE-HOST\n")?.display().to_string();
+    let profile = [("PYXIS_CONTAINER_IMAGE", tiny.as_str())];
+    let (name, running) =
+        site.cluster.start_srun_with(dir.path(), &profile, ["-n1", "--multi-prog", &table])?;
+    never_accepted(site, &name, &running.finish(PATIENCE)?, "--multi-prog")?;
+
+    // Mounts from a profile, in a step on the host: nothing to speak of.
+    let profile = [("PYXIS_CONTAINER_MOUNTS", "/tmp:/x")];
+    let (_, running) =
+        site.cluster.start_srun_with(dir.path(), &profile, ["-n1"].into_iter().chain(PAYLOAD))?;
+    let output = running.finish(PATIENCE)?.success()?.expect_text("THE-PAYLOAD-RAN")?;
+    if !output.stderr.trim().is_empty() {
+        return Err(format!("a plain step shall print no error\n{output}").into());
+    }
+    Ok(())
 }
 
 /// Options given where the plugin is not loaded are refused at submission.
@@ -332,10 +452,12 @@ pub fn submission_without_plugin(site: &Site) -> Check {
     Ok(())
 }
 
-fn in_or_refused(site: &Site, output: &crate::command::Output) -> Check {
+/// Judges outputs alone: the command line stands in what is shown of an output, not in these.
+fn in_or_refused(site: &Site, output: &Output) -> Check {
     site.cluster.settled()?;
     let text = format!("{}{}", output.stdout, output.stderr);
     let inside = text.contains("situla tiny image");
-    let refused = !output.status.success() && text.contains("container");
+    let says = |line: &str| line.contains("situla: ") && line.contains("container");
+    let refused = !output.status.success() && text.lines().any(says);
     if !text.contains("ON-THE-HOST") && (inside || refused) { Ok(()) } else { Err(output.to_string().into()) }
 }

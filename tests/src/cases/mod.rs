@@ -144,11 +144,12 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::plugin_on_four_nodes", uses::plugin_on_four_nodes),
     ("uses::kinds_of_images", uses::kinds_of_images),
     ("uses::tasks_share_a_container", uses::tasks_share_a_container),
-    ("uses::image_from_a_registry", uses::image_from_a_registry),
     ("uses::task_prolog", uses::task_prolog),
     ("uses::mpi", uses::mpi),
     ("uses::gpu", uses::gpu),
     ("uses::step_in_a_plain_allocation", uses::step_in_a_plain_allocation),
+    ("uses::mounts_and_shm", uses::mounts_and_shm),
+    ("uses::record_is_complete", uses::record_is_complete),
     ("ends::codes_and_signals", ends::codes_and_signals),
     ("ends::command_missing", ends::command_missing),
     ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
@@ -165,8 +166,12 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::multi_prog", faults::multi_prog),
     ("faults::pty", faults::pty),
     ("faults::batch_script_with_options", faults::batch_script_with_options),
+    ("faults::inherited_options", faults::inherited_options),
     ("faults::submission_without_plugin", faults::submission_without_plugin),
 ];
+
+/// Cases that need nodes on the machine's own network: isolated ones do not reach its loopback address.
+const ON_LOOPBACK: &[(&str, SiteCase)] = &[("uses::image_from_a_registry", uses::image_from_a_registry)];
 
 /// Cases that change a node and look for leaks themselves, while the fault lasts.
 const ON_SICK_NODES: &[(&str, SiteCase)] =
@@ -194,7 +199,11 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
         }));
     }
     let site: Arc<OnceLock<Result<Site, String>>> = Arc::default();
-    for (name, case) in ON_SITE.iter().chain(ON_SICK_NODES) {
+    let on_variant = match variant {
+        Variant::Loopback => ON_LOOPBACK,
+        Variant::Isolated => &[],
+    };
+    for (name, case) in ON_SITE.iter().chain(on_variant).chain(ON_SICK_NODES) {
         let sick = ON_SICK_NODES.iter().any(|(other, _)| other == name);
         let ready = {
             let (env, found, site) = (env.clone(), Arc::clone(&found), Arc::clone(&site));

@@ -6,8 +6,11 @@ use std::fs;
 
 use super::Site;
 use super::bare::{expect_account, srun_mpi};
-use crate::cluster::{Job, Variant};
+use crate::cluster::Job;
+use crate::command::wait_until;
+use crate::environment::PATIENCE;
 use crate::images::WITNESS;
+use crate::leaks::process_ids;
 use crate::outcome::{self, Exit};
 use crate::tier::Check;
 
@@ -239,15 +242,147 @@ pub(super) fn expect_ok(site: &Site, job: &Job, n_records: usize) -> Check {
     }
 }
 
+/// Mounts as the user asks for them: read-only, writable, of a single file; and /dev/shm, by which the ranks
+/// of a node talk to each other.
+///
+/// # Errors
+/// A mount is missing, can be written where it must not, or ranks do not see each other's memory.
+pub fn mounts_and_shm(site: &Site) -> Check {
+    let dir = site.env().work_dir("mounts")?;
+    let home = dir.path().display().to_string();
+    // Both belong to the user: what refuses to write is the mount.
+    site.env().as_user(dir.path(), ["mkdir", "kept", "shared"])?.success()?;
+    dir.write("kept/fact", "kept fact\n")?;
+    dir.write("one.txt", "single file\n")?;
+    let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let mounts = format!(
+        "--container-mounts={home}/kept:/data/kept:ro,{home}/shared:/data/shared,{home}/one.txt:/data/one.txt"
+    );
+    let script = "cat /data/kept/fact /data/one.txt; ls /data; \
+                  if (echo no >/data/kept/new); then echo THE-MOUNT-WAS-WRITTEN; fi; \
+                  echo from inside >/data/shared/new";
+    let job = site.cluster.srun(dir.path(), ["-n1", &image, &mounts, "sh", "-c", script])?;
+    let output = job.output.clone().success()?.expect_text("Read-only file system")?;
+    if output.stdout.lines().ne(["kept fact", "single file", "kept", "one.txt", "shared"])
+        || dir.path().join("kept/new").exists()
+        || fs::read_to_string(dir.path().join("shared/new"))? != "from inside\n"
+    {
+        return Err(format!("the mounts are not as asked for\n{output}").into());
+    }
+    expect_ok(site, &job, 1)?;
+
+    // Each rank reads and removes the other's file, so that neither goes before it was read.
+    let script = "f=/dev/shm/situla-test-$SLURM_JOB_ID; o=$((1 - SLURM_PROCID)); n=0; \
+                  echo \"memory of $SLURM_PROCID\" >$f.new$SLURM_PROCID && mv $f.new$SLURM_PROCID $f.$SLURM_PROCID; \
+                  while [ ! -e $f.$o ] && [ $n -lt 30 ]; do sleep 1; n=$((n + 1)); done; \
+                  echo \"$SLURM_PROCID sees $(cat $f.$o)\"; rm -f $f.$o";
+    let job = site.cluster.srun(dir.path(), ["-N1", "-n2", &image, "sh", "-c", script])?;
+    let output = job.output.clone().success()?;
+    let seen: BTreeSet<&str> = output.stdout.lines().collect();
+    if seen != BTreeSet::from(["0 sees memory of 1", "1 sees memory of 0"]) {
+        return Err(format!("the ranks do not share /dev/shm\n{output}").into());
+    }
+    expect_ok(site, &job, 1)
+}
+
+/// The record says who ran what where, how long each phase took, and why; and while the step runs, the keeper
+/// of its container counts as part of it.
+///
+/// # Errors
+/// Something is missing or wrong.
+pub fn record_is_complete(site: &Site) -> Check {
+    let dir = site.env().work_dir("record")?;
+    let here = dir.path().display().to_string();
+    let (image, mounts) = (
+        format!("--container-image={}", site.images.path("tiny.sqsh")),
+        format!("--container-mounts={here}:/data"),
+    );
+    let node = site.cluster.a_node();
+    let script = "touch /data/go$SLURM_PROCID; while [ ! -e /data/stop ]; do sleep 1; done";
+    let args = ["-n2", "-N1", "-w", node, &image, &mounts, "sh", "-c", script];
+    let (name, running) = site.cluster.start_srun(dir.path(), args)?;
+    let runs = wait_until(PATIENCE, || ["go0", "go1"].iter().all(|go| dir.path().join(go).exists()));
+    let keepers = keepers(site.env().uid()?);
+    dir.write("stop", "")?;
+    let job = site.cluster.job(&name, running.finish(PATIENCE * 2)?)?;
+    if !runs {
+        return Err(format!("the payload did not start\n{}", job.output).into());
+    }
+    expect_ok(site, &job, 1)?;
+    let [(keeper, groups)] = &keepers[..] else {
+        return Err(format!("expected one keeper, found {keepers:?}").into());
+    };
+    if site.cluster.constrains_devices() && !groups.contains(&format!("job_{}/step_0", job.id)) {
+        return Err(format!("the keeper {keeper} is not in the step's control group:\n{groups}").into());
+    }
+
+    let mut records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    let found = records.remove(0);
+    let wrong = |what: &str| Err(format!("{what}\n{}", found.text).into());
+    let start = &found.record["start"];
+    let expected = serde_json::json!({
+        "cluster": site.cluster.name()?,
+        "job": job.id.parse::<u32>().map_err(|e| e.to_string())?,
+        "step": "0",
+        "node": node,
+        "user": site.env().user(),
+        "uid": site.env().uid()?,
+    });
+    for (key, value) in expected.as_object().into_iter().flatten() {
+        if start["identity"][key] != *value {
+            return wrong(&format!("identity: {key} shall be {value}"));
+        }
+    }
+    if start["argv"] != serde_json::json!(["sh", "-c", script]) || found.exits.len() != 2 {
+        return wrong("the command or the tasks are others");
+    }
+    let tasks = found.record["tasks"].as_array().into_iter().flatten().map(|task| &task["phases"]);
+    for (phases, needed) in std::iter::once((&start["phases"], "plan")).chain(tasks.map(|p| (p, "start"))) {
+        let phases: Vec<&serde_json::Value> = phases.as_array().into_iter().flatten().collect();
+        let time = |phase: &serde_json::Value, key: &str| phase[key].as_u64();
+        if phases.iter().any(|p| time(p, "start_ns").is_none() || time(p, "end_ns") <= time(p, "start_ns")) {
+            return wrong("a phase ends before it began");
+        }
+        if !phases.iter().any(|phase| phase["name"] == needed) {
+            return wrong(&format!("the phase {needed} is missing"));
+        }
+    }
+    let plan = &start["plan"];
+    if plan["verdict"]["decision"] != "allow" || !plan["verdict"]["policy"].is_string() {
+        return wrong("the plan has no verdict");
+    }
+    let bindings: Vec<&serde_json::Value> = plan["bindings"].as_array().into_iter().flatten().collect();
+    let reason = |bind: &serde_json::Value| bind["reason"].as_str().unwrap_or_default().to_owned();
+    if bindings.iter().any(|bind| reason(bind).is_empty()) {
+        return wrong("a binding has no reason");
+    }
+    let asked = |bind: &&&serde_json::Value| bind["source"] == *here && bind["destination"] == "/data";
+    match bindings.iter().find(asked) {
+        Some(bind) if reason(bind).contains("--container-mounts") => Ok(()),
+        _ => wrong("the binding asked for is not among those of the plan"),
+    }
+}
+
+/// The keepers of a user's containers, each with its control groups.
+fn keepers(uid: u32) -> Vec<(u32, String)> {
+    let real_uid = |status: &str| -> Option<u32> {
+        status.lines().find_map(|l| l.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+    };
+    let of_user = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| real_uid(&status) == Some(uid))
+    };
+    let keeper = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "situla-keeper")
+    };
+    let groups = |pid: u32| (pid, fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default());
+    process_ids().into_iter().filter(keeper).filter(of_user).map(groups).collect()
+}
+
 /// A task names an image in a registry: it is fetched once, and the tasks of both nodes run in it.
 ///
 /// # Errors
-/// They do not, or it is fetched more than once. Nodes with a network of their own are left out: they
-/// cannot reach a registry on the machine's loopback address.
+/// They do not, or it is fetched more than once.
 pub fn image_from_a_registry(site: &Site) -> Check {
-    if site.cluster.variant() == Variant::Isolated {
-        return Ok(());
-    }
     super::faults::forget_pulled(site)?;
     let desk = site.desk();
     let address = super::privileged::registry(&desk, "up")?.stdout.trim().to_owned();
