@@ -65,6 +65,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("kernel_mounts_ours", privileged::kernel_mounts_ours),
     ("apptainer_runs_ours", privileged::apptainer_runs_ours),
     ("we_run_apptainers", privileged::we_run_apptainers),
+    ("same_as_apptainer", privileged::same_as_apptainer),
     ("pull", privileged::pull),
     ("pull_of_a_tampered_layer", privileged::pull_of_a_tampered_layer),
     ("pull_and_exec", image_commands::pull_and_exec),
