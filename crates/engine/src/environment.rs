@@ -150,10 +150,11 @@ fn passed_from_host(around: &Circumstances<'_>) -> Vec<(String, Vec<u8>)> {
         !clean || ALWAYS_PASSED.contains(&name) || PROXIES.contains(&name.to_ascii_lowercase().as_str())
     };
     let named = around.host.iter().filter_map(|(name, value)| Some((name.to_str()?, value)));
-    named
+    let passed = named
         .filter(|(name, _)| passes(name))
-        .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
-        .collect()
+        .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+    // As Apptainer does it: an emptied environment still says which language, unless the image does.
+    passed.chain(clean.then(|| ("LANG".to_owned(), b"C".to_vec()))).collect()
 }
 
 /// What the user sets: `APPTAINERENV_X` of the host, then `--env`.
@@ -227,6 +228,8 @@ fn container_variables(around: &Circumstances<'_>) -> Vec<(String, String)> {
         set("ENVIRONMENT", "/.singularity.d/env/91-environment.sh");
         if prefix == "APPTAINER" {
             set("COMMAND", around.request.action.name());
+            // Always empty: applications inside an image (SCIF) are refused as an option.
+            set("APPNAME", "");
         }
     }
     found

@@ -111,7 +111,7 @@ impl Judge<'_> {
                 "files.require-digest",
                 None,
                 format!("the content of {shown} has no verified digest"),
-                "use an image file (not a directory) and let it be hashed before the run".to_owned(),
+                "name the image in a registry, as docker://REGISTRY/NAME@sha256:DIGEST".to_owned(),
             );
         }
     }

@@ -168,7 +168,8 @@ pub struct FileRules {
     pub allow: Option<Vec<PathPrefix>>,
     /// Never at or below these, whatever `allow` says.
     pub deny: Vec<PathPrefix>,
-    /// The content must have a known digest.
+    /// The content must have a digest that was verified. Who asks for a verdict decides for which files it has
+    /// one; without, the file is refused.
     pub require_digest: bool,
 }
 

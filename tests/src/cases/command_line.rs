@@ -138,6 +138,222 @@ pub fn runs_are_recorded(desk: &Desk) -> Check {
     Ok(())
 }
 
+/// `run` starts what the image says, with the arguments given or its own; `shell` reads commands; an image
+/// file is a program, if `run-singularity` is in the search path.
+///
+/// # Errors
+/// One of them does something else.
+pub fn run_and_shell(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("run")?;
+    let tree = dir.path().join("tree");
+    let copy = ["cp", "-a", &desk.env.image_tree("tiny").display().to_string(), &tree.display().to_string()]
+        .map(String::from);
+    command::run(command::words(copy), PATIENCE)?.success()?;
+    fs::create_dir(tree.join(".singularity.d"))?;
+    let script = dir.write("runscript", "#!/bin/sh\nprintf 'script %s:' $#\nprintf '<%s>' \"$@\"\n")?;
+    fs::copy(script, tree.join(".singularity.d/runscript"))?;
+    let layout = dir.path().join("layout");
+    layout_with_command(&desk.env.image_layout("tiny"), &layout)?;
+    let layout = format!("oci:{}:1", layout.display());
+    let plain = format!("oci:{}:1", desk.env.image_layout("tiny").display());
+    for (source, image) in [
+        (layout.as_str(), "entry.sqsh"),
+        (&layout, "entry.sif"),
+        (&plain, "command.sif"),
+        ("./tree", "script.sqsh"),
+        ("./tree", "script.sif"),
+    ] {
+        run(desk, dir.path(), &["situla", "convert", source, image])?.success()?;
+    }
+    let nothing = desk.images.path("tiny.sqsh");
+    let own = format!("PATH={}:{}", dir.path().display(), desk.env.search_path());
+    std::os::unix::fs::symlink(desk.env.situla(), dir.path().join("run-singularity"))?;
+    for program in [&["situla", "run"][..], &["apptainer", "run"], &["env", &own, "run-singularity"]] {
+        for (image, arguments, expected) in [
+            ("./entry.sqsh", &[][..], "<a default>"),
+            ("./entry.sqsh", &["one", "two words"], "<one><two words>"),
+            ("./entry.sif", &[], "<a default>"),
+            ("./entry.sif", &["one", "two words"], "<one><two words>"),
+            // An image with a command and no entry point: arguments replace the command.
+            ("./command.sif", &["echo", "-n", "replaced"], "replaced"),
+            ("./tree", &["one", "two words"], "script 2:<one><two words>"),
+            ("./script.sqsh", &["one", "two words"], "script 2:<one><two words>"),
+            ("./script.sif", &[], "script 0:<>"),
+        ] {
+            let words: Vec<&str> =
+                program.iter().copied().chain([image]).chain(arguments.iter().copied()).collect();
+            let output = run(desk, dir.path(), &words)?.success()?;
+            if output.stdout != expected {
+                return Err(format!("expected {expected:?}\n{output}").into());
+            }
+        }
+        // Without any of these, and with a shell as its command, it is a shell.
+        for image in [nothing.as_str(), "./command.sif"] {
+            commands_on_stdin(desk, dir.path(), &[program, &[image]].concat())?;
+        }
+    }
+    for words in [
+        &["situla", "shell", &nothing][..],
+        &["apptainer", "shell", &nothing],
+        &["apptainer", "shell", "--shell", "/bin/ash", &nothing],
+        // The demo image has bash, which then is the shell.
+        &["situla", "shell", &desk.images.path("demo.sif")],
+    ] {
+        commands_on_stdin(desk, dir.path(), words)?;
+    }
+    // A SIF begins with a line for the kernel, and the conversion made it executable.
+    let output = run(desk, dir.path(), &["env", &own, "./entry.sif", "started", "directly"])?.success()?;
+    if output.stdout != "<started><directly>" {
+        return Err(output.to_string().into());
+    }
+    Ok(())
+}
+
+/// The shell that `words` start reads its commands from standard input, inside, and ends with their status.
+fn commands_on_stdin(desk: &Desk, cwd: &std::path::Path, words: &[&str]) -> Check {
+    let script = format!("printf 'cat {WITNESS}\\nexit 7\\n' | \"$@\"");
+    let words = ["sh", "-c", script.as_str(), "sh"].iter().chain(words).copied().collect::<Vec<_>>();
+    run(desk, cwd, &words)?.expect_code(7)?.expect_text(" image, recipe ")?;
+    Ok(())
+}
+
+/// Copies an OCI layout and gives its image an entry point and a default argument, both visible in the
+/// output of a run.
+fn layout_with_command(from: &std::path::Path, to: &std::path::Path) -> Check {
+    let copy = ["cp", "-a", &from.display().to_string(), &to.display().to_string()].map(String::from);
+    command::run(command::words(copy), PATIENCE)?.success()?;
+    let blob = |digest: &serde_json::Value| {
+        let hex = digest.as_str().and_then(|d| d.strip_prefix("sha256:")).ok_or("no digest")?;
+        Ok::<_, String>(to.join("blobs/sha256").join(hex))
+    };
+    let read = |path: &std::path::Path| -> Result<serde_json::Value, String> {
+        let bytes = fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}", path.display()))
+    };
+    // Writes a document under its digest, and the digest and size into the descriptor of it.
+    let store = |document: &serde_json::Value, descriptor: &mut serde_json::Value| -> Check {
+        let bytes = document.to_string();
+        let new = to.join("blobs/sha256/new");
+        fs::write(&new, &bytes)?;
+        let sum =
+            command::run(command::words(["sha256sum".as_ref(), new.as_os_str()]), PATIENCE)?.success()?;
+        let hex = sum.stdout.split(' ').next().unwrap_or_default().to_owned();
+        fs::rename(new, to.join("blobs/sha256").join(&hex))?;
+        descriptor["digest"] = format!("sha256:{hex}").into();
+        descriptor["size"] = bytes.len().into();
+        Ok(())
+    };
+    let mut index = read(&to.join("index.json"))?;
+    let mut manifest = read(&blob(&index["manifests"][0]["digest"])?)?;
+    let mut config = read(&blob(&manifest["config"]["digest"])?)?;
+    config["config"]["Entrypoint"] = serde_json::json!(["printf", "<%s>"]);
+    config["config"]["Cmd"] = serde_json::json!(["a default"]);
+    store(&config, &mut manifest["config"])?;
+    store(&manifest, &mut index["manifests"][0])?;
+    fs::write(to.join("index.json"), index.to_string())?;
+    Ok(())
+}
+
+/// What a program finds by default in a container, and what the options change of it.
+///
+/// # Errors
+/// It finds something else.
+pub fn defaults_from_inside(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("inside")?;
+    let image = desk.images.path("demo.sif");
+    let here = dir.path().display().to_string();
+    let home = desk.env.home()?.display().to_string();
+    let user = desk.env.user();
+    dir.write("beside", "a file beside\n")?;
+    // Of a name that no other run has; removed below.
+    let shared = format!("/tmp/situla-test-{}-shared", std::process::id());
+    let host = ["env", "FROM_HOST=visible", "LD_LIBRARY_PATH=/host/lib"];
+    let inside = |options: &[&str], script: &str| -> Result<String, String> {
+        let words = host.iter().copied().chain(["apptainer", "exec"]).chain(options.iter().copied());
+        let words: Vec<&str> = words.chain([image.as_str(), "sh", "-c", script]).collect();
+        Ok(run(desk, dir.path(), &words)?.success()?.stdout)
+    };
+    let resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let passwd = fs::read_to_string("/etc/passwd")?;
+    let line = passwd.lines().find(|line| line.starts_with(&format!("{user}:"))).ok_or("no such user")?;
+    let ids = line.split(':').skip(2).take(2).collect::<Vec<_>>().join(":");
+    let library_path = "/.singularity.d/libs".to_owned();
+    for (options, script, expected) in [
+        (&[][..], "id -un", user.to_owned()),
+        (&[], "echo $(id -u):$(id -g)", ids.clone()),
+        (&[], "echo \"$HOME\"", home.clone()),
+        (&[], "pwd; cat beside", format!("{here}\na file beside")),
+        (&[], &format!("grep '^{user}:' /etc/passwd | cut -d: -f3,4,6"), format!("{ids}:{home}")),
+        (&[], "cat /etc/resolv.conf", resolver.trim_end().to_owned()),
+        (&[], &format!("echo from inside > {shared}; cat {shared}"), "from inside".to_owned()),
+        (&[], "echo \"$FROM_HOST\"", "visible".to_owned()),
+        (&[], "echo \"$LD_LIBRARY_PATH\"", library_path),
+        (&[], "echo \"$PATH\"", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+        (&[], "echo \"$APPTAINER_CONTAINER $APPTAINER_NAME\"", format!("{image} demo.sif")),
+        (&["--cleanenv"], "echo \"<$FROM_HOST> $HOME\"", format!("<> {home}")),
+        (&["--cleanenv", "--env", "A=one,B=two words"], "echo \"$A/$B\"", "one/two words".to_owned()),
+        (&["--env", "FROM_HOST=changed"], "echo \"$FROM_HOST\"", "changed".to_owned()),
+        (&["--pwd", "/usr/share"], "pwd", "/usr/share".to_owned()),
+        // Without the home directory its files are gone; the working directory below it is still bound.
+        (
+            &["--no-home", "--pwd", "/"],
+            "ls -d $HOME/.situla-test-images 2>/dev/null || echo gone",
+            "gone".to_owned(),
+        ),
+        (
+            &["-B", &format!("{here}:/data:ro")],
+            "cat /data/beside; touch /data/new 2>/dev/null || echo refused",
+            "a file beside\nrefused".to_owned(),
+        ),
+        (&["-B", &format!("{here}:/data")], "touch /data/written && echo written", "written".to_owned()),
+        (&[], "touch /usr/new 2>/dev/null || echo read-only", "read-only".to_owned()),
+    ] {
+        let found = inside(options, script)?;
+        if found.trim_end() != expected {
+            let _ = fs::remove_file(&shared);
+            return Err(format!(
+                "{options:?} {script}\nexpected {expected:?}\nfound    {:?}",
+                found.trim_end()
+            )
+            .into());
+        }
+    }
+    let outside = fs::read_to_string(&shared);
+    let _ = fs::remove_file(&shared);
+    if outside? != "from inside\n" || !dir.path().join("written").exists() {
+        return Err("what was written inside is not outside".into());
+    }
+    mounts_are_restricted(&inside(&[], "cat /proc/self/mountinfo")?, &here)
+}
+
+/// The image is read-only; nothing brings set-user-id programs, and only `/dev` brings devices.
+fn mounts_are_restricted(table: &str, here: &str) -> Check {
+    let mut seen = Vec::new();
+    for line in table.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [point, options] = [fields.get(4), fields.get(5)].map(|field| field.copied().unwrap_or_default());
+        let options: Vec<&str> = options.split(',').collect();
+        let of_dev = point == "/dev" || point.starts_with("/dev/");
+        if !options.contains(&"nosuid")
+            || !(of_dev || options.contains(&"nodev"))
+            || (point == "/" && !options.contains(&"ro"))
+        {
+            return Err(format!("{point} is mounted {options:?}\n{table}").into());
+        }
+        seen.push(point);
+    }
+    for point in ["/", "/proc", "/sys", "/dev", "/tmp", "/etc/resolv.conf"] {
+        if !seen.contains(&point) {
+            return Err(format!("{point} is no mount\n{table}").into());
+        }
+    }
+    // The working directory may come with the home directory.
+    if !seen.iter().any(|point| *point != "/" && here.starts_with(point)) {
+        return Err(format!("no mount for {here}\n{table}").into());
+    }
+    Ok(())
+}
+
 /// Compares two trees by an independent program: names, types, contents; then modes, owners and times.
 ///
 /// # Errors

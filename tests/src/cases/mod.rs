@@ -6,6 +6,7 @@ pub mod command_line;
 pub mod ends;
 pub mod faults;
 pub mod image_commands;
+pub mod policy;
 pub mod privileged;
 pub mod uses;
 
@@ -48,9 +49,13 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("exec_each_kind", command_line::exec_each_kind),
     ("python_and_numpy", command_line::python_and_numpy),
     ("exit_codes", command_line::exit_codes),
+    ("run_and_shell", command_line::run_and_shell),
+    ("defaults_from_inside", command_line::defaults_from_inside),
     ("unsquashfs_reads_ours", command_line::unsquashfs_reads_ours),
     ("plan_runs_nothing", command_line::plan_runs_nothing),
     ("runs_are_recorded", command_line::runs_are_recorded),
+    ("forbidden_registry", policy::forbidden_registry),
+    ("verdict_in_the_plan", policy::verdict_in_the_plan),
     ("convert_there_and_back", image_commands::convert_there_and_back),
     ("convert_refuses", image_commands::convert_refuses),
     ("interrupted_pull", image_commands::interrupted_pull),
@@ -60,9 +65,11 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("kernel_mounts_ours", privileged::kernel_mounts_ours),
     ("apptainer_runs_ours", privileged::apptainer_runs_ours),
     ("we_run_apptainers", privileged::we_run_apptainers),
+    ("same_as_apptainer", privileged::same_as_apptainer),
     ("pull", privileged::pull),
     ("pull_of_a_tampered_layer", privileged::pull_of_a_tampered_layer),
     ("pull_and_exec", image_commands::pull_and_exec),
+    ("allowed_registry", policy::allowed_registry),
     ("wrong_digest", image_commands::wrong_digest),
 ];
 

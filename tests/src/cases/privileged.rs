@@ -1,5 +1,6 @@
 //! What needs root to look at: the kernel's view of our images, real Apptainer, and a real registry.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -87,6 +88,82 @@ pub fn we_run_apptainers(desk: &Desk) -> Check {
             .expect_text("situla tiny image")?;
     }
     Ok(())
+}
+
+/// The version of Apptainer that is the judge; another one may rightly behave differently.
+const APPTAINER: &str = "1.4.5";
+
+/// Lines that only one of the two shows, by their beginnings, and why that is right.
+const ACCEPTED: &[(&str, &str)] = &[
+    ("theirs: env PROMPT_COMMAND=", "it sets PS1 once more in bash; we set PS1 itself, as they do too"),
+    ("theirs: env USER_PATH=", "the host's PATH, kept for the start of their own helper programs"),
+    (
+        "theirs: mount /etc/passwd ",
+        "our server shows the image's file with the user's line in it, so it needs no mount",
+    ),
+    (
+        "theirs: mount /etc/group ",
+        "our server shows the image's file with the user's line in it, so it needs no mount",
+    ),
+];
+
+/// The same command in the same `.sif`: real Apptainer and our `apptainer` give it the same variables, mounts,
+/// account and directory.
+///
+/// # Errors
+/// A difference that is not in the list above.
+pub fn same_as_apptainer(desk: &Desk) -> Check {
+    let mut version = Command::new(desk.env.script("apptainer-tree"));
+    version.arg("version");
+    let version = command::run(version, PATIENCE)?.success()?;
+    if !version.stdout.trim().starts_with(APPTAINER) {
+        return Err(format!("not Apptainer {APPTAINER}\n{version}").into());
+    }
+    let dir = desk.env.work_dir("same")?;
+    let image = desk.images.path("tiny.sif");
+    let user = desk.env.user();
+    let home = desk.env.home()?.display().to_string();
+    // The shell adds nothing of its own to `env`'s list but PWD and SHLVL, and is the same in both.
+    let script = format!(
+        "env | sed 's/^/env /'; cut -d' ' -f5 /proc/self/mountinfo | sed 's/^/mount /'; \
+         echo \"passwd $(grep '^{user}:' /etc/passwd)\"; echo \"group $(grep \":$(id -g):\" /etc/group)\"; \
+         echo \"pwd $(pwd)\"; echo \"id $(id)\"; echo \"umask $(umask)\"; echo \"0 $0 1 $1\""
+    );
+    let around = [
+        format!("HOME={home}"),
+        format!("USER={user}"),
+        "LANG=C.UTF-8".to_owned(),
+        "FROM_HOST=a value with 'quotes' and $dollars".to_owned(),
+        "LD_LIBRARY_PATH=/of/the/host".to_owned(),
+        "APPTAINERENV_SET_OUTSIDE=1".to_owned(),
+    ];
+    let mut differences = Vec::new();
+    for options in [&[][..], &["--cleanenv", "--env", "A=1"], &["--no-home", "--pwd", "/usr"]] {
+        let tail = ["exec"].iter().chain(options).copied().chain([
+            image.as_str(),
+            "sh",
+            "-c",
+            &script,
+            "zero",
+            "one",
+        ]);
+        let tail: Vec<&str> = tail.collect();
+        let around = around.iter().map(String::as_str);
+        let path = format!("PATH={}", desk.env.search_path());
+        let ours =
+            ["env", "-i", &path].into_iter().chain(around.clone()).chain(["apptainer"]).chain(tail.clone());
+        let ours = desk.env.as_user(dir.path(), ours)?.success()?;
+        let mut theirs = Command::new(desk.env.script("apptainer-tree"));
+        theirs.args(["run", "--user", user, "--", "env", "-i", "PATH=/usr/bin:/bin:/usr/sbin:/sbin"]);
+        theirs.args(around).arg("apptainer").args(tail).current_dir(dir.path());
+        let theirs = command::run(theirs, PATIENCE)?.success()?;
+        let lines = |output: &Output| output.stdout.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+        let (ours, theirs) = (lines(&ours), lines(&theirs));
+        differences.extend(ours.difference(&theirs).map(|line| format!("ours:   {line} {options:?}")));
+        differences.extend(theirs.difference(&ours).map(|line| format!("theirs: {line} {options:?}")));
+    }
+    differences.retain(|line| !ACCEPTED.iter().any(|(accepted, _)| line.starts_with(accepted)));
+    if differences.is_empty() { Ok(()) } else { Err(differences.join("\n").into()) }
 }
 
 pub(super) fn registry(desk: &Desk, word: &str) -> Result<Output, String> {

@@ -84,6 +84,14 @@ fn a_clean_environment_passes_terminal_and_proxies_alone() {
     assert_eq!(found.get("A"), None);
     assert_eq!(found.get("TERM").map(String::as_str), Some("xterm"));
     assert!(found.contains_key("HTTP_PROXY") && found.contains_key("no_proxy"));
+    // As Apptainer does it: the language is C, unless image or user say otherwise.
+    assert_eq!(found.get("LANG").map(String::as_str), Some("C"));
+    let (_, found) =
+        built(&[], Some(&["LANG=C.UTF-8"]), &[("LANG", "de")], |request| request.clean_env = true);
+    assert_eq!(found.get("LANG").map(String::as_str), Some("C.UTF-8"));
+    let (_, found) = built(&[], Some(&[]), &[("LANG", "de")], |_| {});
+    assert_eq!(found.get("LANG").map(String::as_str), Some("de"));
+    assert_eq!(found.get("APPTAINER_APPNAME").map(String::as_str), Some(""));
 }
 
 #[test]
