@@ -114,7 +114,8 @@ pub fn merge_passwd(image: &str, user: &HostUser) -> Result<String, AccountError
     Ok(merged)
 }
 
-/// Adds a line to the image's group file for each of the user's groups, each with him as member.
+/// Adds a line to the image's group file for each of the user's groups, each with him as member, but
+/// where the image has it already.
 ///
 /// # Errors
 /// The image's file is too long, the groups too many, or a name cannot be written.
@@ -132,9 +133,22 @@ pub fn merge_group(image: &str, user: &str, groups: &[HostGroup]) -> Result<Stri
     }
     for HostGroup { name, gid } in groups {
         check_field(FILE, "group name", name)?;
+        if image.lines().any(|line| is_member(line, name, *gid, user)) {
+            continue;
+        }
         merged.push_str(&format!("{name}:x:{gid}:{user}\n"));
     }
     Ok(merged)
+}
+
+/// Tells whether a line of a group file says that `user` is in this group.
+fn is_member(line: &str, group: &str, gid: u32, user: &str) -> bool {
+    let mut fields = line.split(':');
+    let (name, _, id, members) = (fields.next(), fields.next(), fields.next(), fields.next());
+    name == Some(group)
+        && id.is_some_and(|id| id.parse() == Ok(gid))
+        && members.is_some_and(|members| members.split(',').any(|member| member == user))
+        && fields.next().is_none()
 }
 
 fn check_length(file: &'static str, text: &str) -> Result<(), AccountError> {
@@ -230,5 +244,12 @@ mod tests {
         ];
         let got = merge_group("root:x:0:\nusers:x:100:", "alice", &groups).expect("fine");
         assert_eq!(got, "root:x:0:\nusers:x:100:\nusers:x:100:alice\nphysics:x:2000:alice\n");
+        // What it made before, it leaves as it is.
+        assert_eq!(merge_group(&got, "alice", &groups).as_deref(), Ok(got.as_str()));
+        let others = ["users:x:100:bob", "users:x:101:alice", "user:x:100:alice", "users:x:100:alice:x"];
+        for line in others {
+            let got = merge_group(line, "alice", &groups[..1]).expect("fine");
+            assert_eq!(got, format!("{line}\nusers:x:100:alice\n"));
+        }
     }
 }

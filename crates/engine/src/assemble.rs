@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use situla_bindings::{
-    BindRequest, BindSource, DefaultOptions, HostFacts, NoMount, Openable, Origin, PmiFacts, Propagation,
-    merge_group, merge_passwd, plan_default_binds, plan_devices, plan_pmi,
+    AccountError, BindRequest, BindSource, DefaultOptions, HostFacts, NoMount, Openable, Origin, PmiFacts,
+    Propagation, merge_group, merge_passwd, plan_default_binds, plan_devices, plan_pmi,
 };
 use situla_oci::Digest;
 use situla_plan::{
@@ -497,24 +497,28 @@ impl<'a> Layout<'a> {
         if let Some(home) = home.and_then(Path::to_str) {
             home.clone_into(&mut user.home);
         }
-        let look = |path: &str| -> Result<Option<(String, String)>, EngineError> {
-            let located = self.view.locate(path).map_err(EngineError::look_into(self.shown))?;
-            let text = self.view.read_file(path, MAX_ACCOUNTS).map_err(EngineError::look_into(self.shown))?;
-            Ok(text.map(|text| (located.path, String::from_utf8_lossy(&text).into_owned())))
+        let groups = &self.host.groups;
+        self.account_file("/etc/passwd", "the user's name and home", |text| merge_passwd(text, &user))?;
+        self.account_file("/etc/group", "the user's groups", |text| merge_group(text, &user.name, groups))
+    }
+
+    /// Completes one account file, unless the image says already what it should.
+    fn account_file(
+        &mut self,
+        path: &str,
+        reason: &str,
+        merge: impl FnOnce(&str) -> Result<String, AccountError>,
+    ) -> Result<(), EngineError> {
+        let view = self.view;
+        let Some(bytes) = view.read_file(path, MAX_ACCOUNTS).map_err(EngineError::look_into(self.shown))?
+        else {
+            return Ok(());
         };
-        let passwd = look("/etc/passwd")?;
-        let group = look("/etc/group")?;
-        if let Some((path, text)) = passwd {
-            let content = merge_passwd(&text, &user)?.into();
-            self.add_patch(
-                path,
-                PatchContent::File { content, mode: 0o644 },
-                "the user's name and home".to_owned(),
-            );
-        }
-        if let Some((path, text)) = group {
-            let content = merge_group(&text, &user.name, &self.host.groups)?.into();
-            self.add_patch(path, PatchContent::File { content, mode: 0o644 }, "the user's groups".to_owned());
+        let merged = merge(&String::from_utf8_lossy(&bytes))?;
+        if merged.as_bytes() != bytes {
+            let located = view.locate(path).map_err(EngineError::look_into(self.shown))?;
+            let content = PatchContent::File { content: merged.into(), mode: 0o644 };
+            self.add_patch(located.path, content, reason.to_owned());
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! fork is sound only there. Only the keeper, a process of its own, has threads.
 
 mod construct;
+mod covers;
 mod failure;
 mod image_tree;
 mod keeper;
@@ -13,6 +14,7 @@ mod meeting;
 mod message;
 mod mounts;
 mod namespaces;
+mod overlay;
 mod payload;
 mod rootfs;
 mod run;
