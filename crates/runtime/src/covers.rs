@@ -6,14 +6,15 @@
 //! directory below a `/home` that is empty. Where a patch needs more, [`Covers::make`] gives `None`
 //! and the caller lays an overlay.
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use situla_plan::{Patch, PatchContent};
+use situla_plan::{MAX_ACCOUNT_FILE, Patch, PatchContent};
 use situla_sys::MountAttributes;
 
 use crate::failure::{Failure, FailureClass};
@@ -44,9 +45,14 @@ impl Covers {
         attributes: MountAttributes,
     ) -> Result<Option<Self>, Failure> {
         let mut sites: Vec<Site<'_>> = Vec::new();
-        // Which site shows each patch; none for a directory that is there already.
+        // Which site shows each patch; none for what is there already.
         let mut shown_by = Vec::new();
-        for patch in patches {
+        let contents: Vec<Shown<'_>> = patches.iter().map(|patch| shown(lower, patch)).collect();
+        for (patch, shown) in patches.iter().zip(&contents) {
+            if matches!(shown, Shown::AsItIs) {
+                shown_by.push(None);
+                continue;
+            }
             let below = |site: &Site<'_>| {
                 site.is_directory
                     && patch.path.strip_prefix(site.path).is_some_and(|rest| rest.starts_with('/'))
@@ -71,12 +77,12 @@ impl Covers {
             let mode = fstat(&site.target).map_err(fail)?.st_mode & 0o7777;
             make_directory(session.as_fd(), &number.to_string(), mode).map_err(fail)?;
         }
-        for (patch, shown) in patches.iter().zip(shown_by) {
-            let Some((number, site)) = shown.and_then(|number| Some((number, sites.get(number)?))) else {
+        for ((patch, shown), by) in patches.iter().zip(&contents).zip(shown_by) {
+            let Some((number, site)) = by.and_then(|number| Some((number, sites.get(number)?))) else {
                 continue;
             };
             let inside = patch.path.strip_prefix(site.path).unwrap_or_default();
-            lay(session.as_fd(), &format!("{number}{inside}"), &patch.content).map_err(fail)?;
+            lay(session.as_fd(), &format!("{number}{inside}"), shown).map_err(fail)?;
         }
         session.restrict(attributes).map_err(fail)?;
         session.attach(place).map_err(fail)?;
@@ -120,7 +126,9 @@ fn find<'a>(lower: BorrowedFd<'_>, patch: &'a Patch) -> Found<'a> {
             Ok(target) => {
                 let whole = path.len() == patch.path.len();
                 return match (is_directory(&target), &patch.content) {
-                    (Ok(FileType::RegularFile), PatchContent::File { .. }) if whole => {
+                    (Ok(FileType::RegularFile), content)
+                        if whole && !matches!(content, PatchContent::Directory) =>
+                    {
                         Found::Site(Site { path, target, is_directory: false })
                     }
                     (Ok(FileType::Directory), PatchContent::Directory) if whole => Found::There,
@@ -154,19 +162,56 @@ fn is_empty(root: BorrowedFd<'_>, path: &str) -> bool {
     !entries.into_iter().any(others)
 }
 
+/// What a patch comes to above this image.
+pub(crate) enum Shown<'a> {
+    /// The image has it already.
+    AsItIs,
+    Directory,
+    File(Cow<'a, [u8]>, u32),
+}
+
+/// Reads what a patch needs of the image, and completes it.
+pub(crate) fn shown<'a>(lower: BorrowedFd<'_>, patch: &'a Patch) -> Shown<'a> {
+    match &patch.content {
+        PatchContent::Directory => Shown::Directory,
+        PatchContent::File { content, mode } => Shown::File(Cow::Borrowed(content.as_bytes()), *mode),
+        PatchContent::Passwd { .. } | PatchContent::Group { .. } => {
+            // The plan has seen that it can be completed; if not any more, the image's own remains.
+            let Some(image) = read(lower, &patch.path) else { return Shown::AsItIs };
+            match patch.content.complete(&image) {
+                Some(Ok(completed)) if completed != image => {
+                    Shown::File(Cow::Owned(completed), PatchContent::ACCOUNTS_MODE)
+                }
+                _ => Shown::AsItIs,
+            }
+        }
+    }
+}
+
+fn read(root: BorrowedFd<'_>, path: &str) -> Option<Vec<u8>> {
+    // Nothing is waited for, should a FIFO have taken the file's place.
+    let file = File::from(open_exactly(root, path, OFlags::RDONLY | OFlags::NONBLOCK).ok()?);
+    let length = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
+    let limit = u64::try_from(MAX_ACCOUNT_FILE).ok()?;
+    let mut bytes = Vec::with_capacity(usize::try_from(length.min(limit)).ok()?);
+    file.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
 /// Makes what a patch shows at `path` of `session`, with the directories that lead to it.
-fn lay(session: BorrowedFd<'_>, path: &str, content: &PatchContent) -> Result<(), Errno> {
+fn lay(session: BorrowedFd<'_>, path: &str, shown: &Shown<'_>) -> Result<(), Errno> {
     for (end, _) in path.match_indices('/') {
         make_directory(session, path.get(..end).unwrap_or_default(), 0o755)?;
     }
-    match content {
-        PatchContent::Directory => make_directory(session, path, 0o755),
-        PatchContent::File { content, mode } => {
+    match shown {
+        Shown::AsItIs => Ok(()),
+        Shown::Directory => make_directory(session, path, 0o755),
+        Shown::File(content, mode) => {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
             let file = openat(session, path, flags, Mode::RUSR | Mode::WUSR)?;
             // Not left to the umask: the container looks the same to everybody.
             fchmod(&file, Mode::from_bits_truncate(*mode))?;
-            let written = File::from(file).write_all(content.as_bytes());
+            let written = File::from(file).write_all(content);
             written.map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
         }
     }

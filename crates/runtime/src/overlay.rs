@@ -11,8 +11,9 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
     fsmount, fsopen,
 };
-use situla_plan::{Patch, PatchContent};
+use situla_plan::Patch;
 
+use crate::covers::{Shown, shown};
 use crate::failure::{Context, Failure, FailureClass};
 use crate::mounts::{Detached, new_tmpfs};
 
@@ -36,7 +37,7 @@ pub(crate) fn mount_overlay(
     }
     copy_mode(&lower_path, &upper)?;
     for patch in patches {
-        lay_patch(&lower_path, &upper, &patch.path, &patch.content)?;
+        lay_patch(&lower_path, &upper, &patch.path, &shown(lower.as_fd(), patch))?;
     }
     let fail = fail("cannot mount an overlay on the root directory");
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
@@ -53,7 +54,10 @@ pub(crate) fn mount_overlay(
 }
 
 /// Puts one patch into the upper directory, with the directories that lead to it.
-fn lay_patch(lower: &Path, upper: &Path, path: &str, content: &PatchContent) -> Result<(), Failure> {
+fn lay_patch(lower: &Path, upper: &Path, path: &str, shown: &Shown<'_>) -> Result<(), Failure> {
+    if matches!(shown, Shown::AsItIs) {
+        return Ok(());
+    }
     let relative = Path::new(path.trim_start_matches('/'));
     let mut so_far = PathBuf::new();
     let parents = relative.parent().unwrap_or(Path::new(""));
@@ -62,16 +66,17 @@ fn lay_patch(lower: &Path, upper: &Path, path: &str, content: &PatchContent) -> 
         make_directory(&lower.join(&so_far), &upper.join(&so_far))?;
     }
     let target = upper.join(relative);
-    match content {
-        PatchContent::Directory => make_directory(&lower.join(relative), &target),
-        PatchContent::File { content, mode } => {
+    match shown {
+        Shown::AsItIs => Ok(()),
+        Shown::Directory => make_directory(&lower.join(relative), &target),
+        Shown::File(content, mode) => {
             let written = OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(true)
                 .mode(*mode)
                 .open(&target)
-                .and_then(|mut file: File| file.write_all(content.as_bytes()));
+                .and_then(|mut file: File| file.write_all(content));
             written.or_fail(FailureClass::Rootfs, || format!("cannot write {path} above the image"))
         }
     }

@@ -231,6 +231,18 @@ fn served_tree(plan: &Plan, image: Image) -> Result<Box<dyn Tree>, Failure> {
             PatchContent::File { content, mode } => {
                 tree.add_file(&patch.path, content.as_bytes().to_vec(), *mode)
             }
+            PatchContent::Passwd { .. } | PatchContent::Group { .. } => {
+                let content = patch.content.clone();
+                tree.complete_file(
+                    &patch.path,
+                    PatchContent::ACCOUNTS_MODE,
+                    Box::new(move |image| match content.complete(image) {
+                        Some(Ok(completed)) => completed,
+                        // Too long by now, or never fit to be completed: the image's own.
+                        Some(Err(_)) | None => image.to_vec(),
+                    }),
+                )
+            }
         };
         laid.map_err(|error| {
             let cause =

@@ -256,6 +256,29 @@ fn patches_make_mount_points_and_hide_files() {
 }
 
 #[test]
+fn account_files_are_completed() {
+    let Some(bench) = Bench::prepare() else { return };
+    let user = json!({"name": "ann", "uid": 77, "gid": 78, "gecos": "", "home": "/h", "shell": "/bin/sh"});
+    let groups = json!([{"name": "crew", "gid": 78}]);
+    for kind in [Kind::Directory, Kind::Image] {
+        // The image's file is no account file: its line stays, and the user's comes after it.
+        let output = bench.run(kind, "cat /etc/witness; ls /etc", |plan| {
+            let passwd = json!({"path": "/etc/witness", "kind": "passwd", "user": user, "reason": "test"});
+            plan["rootfs"]["patches"] = json!([passwd]);
+        });
+        let (out, err) = text(&output);
+        assert_eq!(out, "from the image\nann:x:77:78::/h:/bin/sh\nwitness\n", "{kind:?}: {err}");
+        let output = bench.run(kind, "cat /etc/witness", |plan| {
+            let group = json!({
+                "path": "/etc/witness", "kind": "group", "user": "ann", "groups": groups, "reason": "test"
+            });
+            plan["rootfs"]["patches"] = json!([group]);
+        });
+        assert_eq!(text(&output).0, "from the image\ncrew:x:78:ann\n", "{kind:?}");
+    }
+}
+
+#[test]
 fn usual_patches_of_a_directory_need_no_overlay() {
     let Some(bench) = Bench::prepare() else { return };
     let script =

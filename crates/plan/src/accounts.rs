@@ -4,6 +4,7 @@
 //! image's problem. The host's names are checked, because a colon or newline in one (from a careless
 //! directory service) would add fields or whole accounts.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Bytes of an image's passwd or group file.
@@ -20,7 +21,7 @@ pub enum AccountError {
     #[error("{file} of the image has {length} bytes, more than {limit}")]
     TooLong {
         /// Which.
-        file: &'static str,
+        file: String,
         /// Its length in bytes.
         length: usize,
         /// The limit in bytes.
@@ -47,7 +48,7 @@ pub enum AccountError {
 }
 
 /// The user, as the host knows him.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostUser {
     /// Login name.
     pub name: String,
@@ -64,7 +65,7 @@ pub struct HostUser {
 }
 
 /// A group the user is in, as the host knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostGroup {
     /// Its name.
     pub name: String,
@@ -77,7 +78,7 @@ pub struct HostGroup {
 ///
 /// # Errors
 /// The image's file is too long, or a field of the user cannot be written.
-pub fn merge_passwd(image: &str, user: &HostUser) -> Result<String, AccountError> {
+pub(crate) fn merge_passwd(image: &str, user: &HostUser) -> Result<String, AccountError> {
     const FILE: &str = "/etc/passwd";
     check_length(FILE, image)?;
     let fields = [("name", &user.name), ("gecos", &user.gecos), ("home", &user.home), ("shell", &user.shell)];
@@ -119,7 +120,7 @@ pub fn merge_passwd(image: &str, user: &HostUser) -> Result<String, AccountError
 ///
 /// # Errors
 /// The image's file is too long, the groups too many, or a name cannot be written.
-pub fn merge_group(image: &str, user: &str, groups: &[HostGroup]) -> Result<String, AccountError> {
+pub(crate) fn merge_group(image: &str, user: &str, groups: &[HostGroup]) -> Result<String, AccountError> {
     const FILE: &str = "/etc/group";
     check_length(FILE, image)?;
     if groups.len() > MAX_GROUPS {
@@ -153,7 +154,9 @@ fn is_member(line: &str, group: &str, gid: u32, user: &str) -> bool {
 
 fn check_length(file: &'static str, text: &str) -> Result<(), AccountError> {
     match text.len() > MAX_ACCOUNT_FILE {
-        true => Err(AccountError::TooLong { file, length: text.len(), limit: MAX_ACCOUNT_FILE }),
+        true => {
+            Err(AccountError::TooLong { file: file.to_owned(), length: text.len(), limit: MAX_ACCOUNT_FILE })
+        }
         false => Ok(()),
     }
 }
