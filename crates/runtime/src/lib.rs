@@ -19,6 +19,7 @@ mod payload;
 mod rootfs;
 mod run;
 mod supervise;
+mod warm_up;
 
 pub use failure::{Failure, FailureClass};
 pub use run::{Observer, OpenImage, is_inherited, replace, run};

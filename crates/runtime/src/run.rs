@@ -12,6 +12,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -29,6 +30,7 @@ use crate::meeting::{Role, meet};
 use crate::message;
 use crate::payload::{Command, Surroundings, become_payload};
 use crate::supervise::{self, Exit, Keeper, Supervised, forwarded};
+use crate::warm_up::WarmUp;
 
 /// Hears what happens during a run. Calls come from the waiting process, never from the payload.
 pub trait Observer {
@@ -165,7 +167,9 @@ impl Start<'_> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let shared = listener.is_some();
         let descriptor = image.as_ref().map(|image| image.descriptor);
-        let tree = image.map(|image| served_tree(self.plan, image.image)).transpose()?;
+        let image = image.map(|image| Arc::new(image.image));
+        let tree = image.clone().map(|image| served_tree(self.plan, image)).transpose()?;
+        let warm_up = image.map(|image| WarmUp { image, programs: self.command.programs() });
         let (ours, theirs) = message::pair().map_err(setup("cannot make a pair of sockets"))?;
         let (n_expected, cgroup) = match &self.plan.share {
             Share::Step { local_tasks, cgroup, .. } => {
@@ -175,6 +179,7 @@ impl Start<'_> {
         };
         let duties = Duties {
             tree,
+            warm_up,
             image: descriptor,
             listener,
             control: theirs,
@@ -222,7 +227,7 @@ impl Start<'_> {
 }
 
 /// Puts the patches of `plan` on top of its image.
-fn served_tree(plan: &Plan, image: Image) -> Result<Box<dyn Tree>, Failure> {
+fn served_tree(plan: &Plan, image: Arc<Image>) -> Result<Box<dyn Tree>, Failure> {
     let user = plan.spec.process.user;
     let mut tree = Layered::new(ImageTree::new(image, user.uid, user.gid), user.uid, user.gid);
     for patch in &plan.rootfs.patches {
