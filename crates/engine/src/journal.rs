@@ -51,7 +51,9 @@ pub(crate) struct Recorder {
     run: String,
     task: TaskRef,
     phases: Phases,
+    /// What the first event says, without the Plan.
     start: Option<Box<Start>>,
+    plan: Option<Plan>,
     step_cgroup: Option<String>,
 }
 
@@ -65,7 +67,15 @@ impl Recorder {
             _ => None,
         };
         let run = format!("{}-{}", std::process::id(), now_ns());
-        Recorder { journal, run, task, phases, start: None, step_cgroup: host.step_cgroup.clone() }
+        Recorder {
+            journal,
+            run,
+            task,
+            phases,
+            start: None,
+            plan: None,
+            step_cgroup: host.step_cgroup.clone(),
+        }
     }
 
     /// Whether anything is recorded at all.
@@ -95,6 +105,7 @@ impl Recorder {
             .iter()
             .map(|word| word.as_os_str().to_string_lossy().into_owned())
             .collect();
+        self.plan = Some(without_secrets(plan));
         self.start = Some(Box::new(Start {
             identity: identity(host),
             engine: env!("CARGO_PKG_VERSION").to_owned(),
@@ -104,7 +115,7 @@ impl Recorder {
                 manifest_digest: plan.image.manifest_digest.clone(),
                 rootfs_digest,
             },
-            plan: serde_json::to_value(without_secrets(plan)).unwrap_or_default(),
+            plan: serde_json::Value::Null,
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
             deadline_ns: None,
@@ -154,10 +165,17 @@ impl Recorder {
 
     /// Records a failure that is not the engine's own.
     pub(crate) fn failure(&mut self, class: EngineClass, message: String) {
-        if let Some(start) = self.start.take() {
-            self.write(EventKind::Start(start));
-        }
+        self.write_start();
         self.write(EventKind::EngineError { class, message, task: Some(self.task) });
+    }
+
+    /// Writes the first event, unless that is done.
+    fn write_start(&mut self) {
+        let Some(mut start) = self.start.take() else { return };
+        if let Some(plan) = self.plan.take() {
+            start.plan = serde_json::to_value(plan).unwrap_or_default();
+        }
+        self.write(EventKind::Start(start));
     }
 
     fn write(&mut self, kind: EventKind) {
@@ -180,10 +198,10 @@ impl Observer for Recorder {
 
     fn met(&mut self, run: &str, leads: bool) {
         run.clone_into(&mut self.run);
-        let start = self.start.take();
-        if let Some(start) = start.filter(|_| leads) {
-            self.write(EventKind::Start(start));
+        if leads {
+            self.write_start();
         }
+        self.start = None;
     }
 
     fn started(&mut self, pid: i32) {

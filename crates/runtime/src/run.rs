@@ -102,16 +102,16 @@ pub fn run(
         _ => None,
     };
     observer.phase("meet");
-    match &role {
-        Some(Role::Member { run, .. }) => observer.met(run, false),
-        _ => observer.met(name, true),
-    }
     let surroundings = Surroundings { mask, parent: Some(getpid()) };
-    let start = Start { plan, name, command: &command, surroundings: &surroundings };
+    let (name, leads) = match &role {
+        Some(Role::Member { run, .. }) => (run.clone(), false),
+        _ => (name.to_owned(), true),
+    };
+    let start = Start { plan, name: &name, leads, command: &command, surroundings: &surroundings };
     match role {
         Some(Role::Member { connection, namespaces, .. }) => {
             let keeper = Some(Keeper::Connection(connection.as_fd()));
-            let outcome = start.fork_payload(|| enter(&namespaces)).and_then(|(pid, report)| {
+            let outcome = start.fork_payload(observer, || enter(&namespaces)).and_then(|(pid, report)| {
                 Supervised { pid, report, signals: &signals, keeper }.wait(observer)
             });
             keeper::say_done(connection.as_fd());
@@ -121,7 +121,8 @@ pub fn run(
         Some(Role::Alone) | None if image.is_some() => start.lead(image, None, rank, &signals, observer),
         Some(Role::Alone) | None => {
             let mut serve = |_: BorrowedFd<'_>| Err(Failure::new(FailureClass::Setup, "no image was opened"));
-            let (pid, report) = start.fork_payload(|| construct(plan, &mut serve, &mut || Ok(())))?;
+            let (pid, report) =
+                start.fork_payload(observer, || construct(plan, &mut serve, &mut || Ok(())))?;
             Supervised { pid, report, signals: &signals, keeper: None }.wait(observer)
         }
     }
@@ -130,7 +131,9 @@ pub fn run(
 /// What every way of starting needs.
 struct Start<'a> {
     plan: &'a Plan,
+    /// The name of the run, and whether this task sets its container up.
     name: &'a str,
+    leads: bool,
     command: &'a Command,
     surroundings: &'a Surroundings,
 }
@@ -138,14 +141,33 @@ struct Start<'a> {
 impl Start<'_> {
     /// Forks a child that gets itself into the container by `enter` and becomes the payload. The
     /// pipe that is returned carries a failure, or ends with the exec.
-    fn fork_payload(&self, enter: impl FnOnce() -> Result<(), Failure>) -> Result<(Pid, OwnedFd), Failure> {
+    ///
+    /// Meanwhile the observer hears of the run. The child waits for that before its exec: nothing
+    /// is run of which there is no record.
+    fn fork_payload(
+        &self,
+        observer: &mut dyn Observer,
+        enter: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(Pid, OwnedFd), Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(setup("cannot make a pipe"))?;
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(setup("cannot make a pipe"));
+        let ((reader, writer), (may_go, go)) = (pipe()?, pipe()?);
         match fork().map_err(setup("cannot fork"))? {
-            Forked::Parent(pid) => Ok((pid, reader)),
+            Forked::Parent(pid) => {
+                drop((writer, may_go));
+                observer.met(self.name, self.leads);
+                // A child that has failed meanwhile does not listen any more.
+                let _ = rustix::io::write(&go, &[1]);
+                Ok((pid, reader))
+            }
             Forked::Child => {
+                drop((reader, go));
                 let failure = match enter() {
-                    Ok(()) => become_payload(self.plan, self.command, self.surroundings),
+                    Ok(()) => match rustix::io::read(&may_go, &mut [0; 1]) {
+                        Ok(1) => become_payload(self.plan, self.command, self.surroundings),
+                        // The waiting process has been killed.
+                        _ => situla_sys::exit_now(1),
+                    },
                     Err(failure) => failure,
                 };
                 let _ = rustix::io::write(&writer, &failure.encode());
@@ -195,7 +217,7 @@ impl Start<'_> {
         // The keeper alone has its ends now, so that their closing tells its death.
         drop(duties);
         let keeper_fd = pidfd_open(keeper, PidfdFlags::empty()).map_err(setup("cannot watch the keeper"))?;
-        let started = self.fork_payload(|| {
+        let started = self.fork_payload(observer, || {
             let mut namespaces = Vec::new();
             let mut serve = |device: BorrowedFd<'_>| keeper::hand_over_device(ours.as_fd(), device);
             construct(self.plan, &mut serve, &mut || {
