@@ -15,6 +15,7 @@ mod message;
 mod mounts;
 mod namespaces;
 mod overlay;
+mod own_program;
 mod payload;
 mod rootfs;
 mod run;
