@@ -176,3 +176,27 @@ fn write_as_users(desk: &Desk, path: &Path, bytes: &[u8]) -> Result<(), String> 
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(io)?;
     std::os::unix::fs::chown(path, Some(desk.env.uid()?), None).map_err(io)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    /// Every test that `docs/security.md` names exists, and every attack is in it.
+    #[test]
+    fn the_page_names_the_tests_that_there_are() {
+        let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let page = std::fs::read_to_string(repository.join("docs/security.md")).unwrap();
+        let mut named = BTreeSet::new();
+        for word in page.split('`').skip(1).step_by(2) {
+            if word.starts_with("attacks::") && word != "attacks::…" {
+                named.insert(word);
+            } else if let Some((file, function)) = word.split_once(".rs::") {
+                let source = std::fs::read_to_string(repository.join(format!("{file}.rs"))).unwrap();
+                assert!(source.contains(&format!("fn {function}()")), "{word}");
+            }
+        }
+        let registered = super::super::PRIVILEGED.iter().map(|(name, _)| *name);
+        let registered: BTreeSet<&str> = registered.filter(|name| name.starts_with("attacks::")).collect();
+        assert_eq!(named, registered);
+    }
+}

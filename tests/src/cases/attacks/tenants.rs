@@ -242,7 +242,6 @@ for pid in pids:
     for name in ["environ", "mem", "maps"]: attempt(name, lambda: open(p + name, "rb").read(1))
     for name in ["exe", "cwd", "root", "ns/mnt", "ns/user"]: attempt(name, lambda: os.readlink(p + name))
     for name in ["fd", "root/etc", "cwd/"]: attempt(name, lambda: os.listdir(p + name))
-for place in [".local/state/situla", ".cache/situla"]: attempt(place, lambda: os.listdir(os.path.join(home, place)))
 for name in os.listdir("/proc"):
     # Of nobody's processes may what he sees hold the value.
     for file in ["environ", "cmdline"]:
@@ -289,8 +288,27 @@ pub fn another_tenants_view(desk: &Desk) -> Check {
         if processes.len() < 3 {
             return Err(format!("only the processes {processes:?} at {name}").into());
         }
-        all_refused(look, 11 * processes.len() + 3)
+        all_refused(look, 11 * processes.len() + 1)?;
+        closed_directories(desk)
     })
+}
+
+/// Another user cannot list where records are, nor where images are kept, if there are any yet.
+fn closed_directories(desk: &Desk) -> Check {
+    let (records, store) = (".local/state/situla/records", ".cache/situla");
+    for (place, needed) in [(records, true), (store, false)] {
+        let place = desk.env.home()?.join(place);
+        if !needed && !place.exists() {
+            continue;
+        }
+        if !fs::metadata(&place)?.is_dir() {
+            return Err(format!("{} is no directory", place.display()).into());
+        }
+        let mut stranger = Command::new(desk.env.script("as-user"));
+        stranger.args([STRANGER, "ls"]).arg(&place).current_dir("/");
+        command::run(stranger, PATIENCE)?.expect_code(2)?.expect_text("Permission denied")?;
+    }
+    Ok(())
 }
 
 /// The processes of a user that have a job's number in their environment.
