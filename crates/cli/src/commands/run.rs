@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Args;
-use situla_engine::{Action, Personality, RunRequest, prepare};
+use serde_json::json;
+use situla_engine::{Action, EngineError, PLAN_SCHEMA, Personality, RunRequest, prepare};
 
 use crate::command_error::CommandError;
 use crate::output::{data, note};
@@ -113,12 +114,20 @@ pub(crate) fn run(command: RunCommand) -> Result<ExitCode, CommandError> {
     prepared.run().map(end_as).map_err(CommandError::engine)
 }
 
-/// Prints the Plan.
+/// Prints the Plan. What the policy denies has none: then its verdict is printed, as the Plan would hold it.
 pub(crate) fn plan(command: RunCommand) -> Result<ExitCode, CommandError> {
     let (context, request) = asked(command)?;
-    let plan = situla_engine::plan(&request, &context.host, &context.site).map_err(CommandError::engine)?;
-    let text = serde_json::to_string_pretty(&plan)
-        .map_err(|error| CommandError::other(&error, "setup-failed", None))?;
+    let (printed, denied) = match situla_engine::plan(&request, &context.host, &context.site) {
+        Ok(plan) => (serde_json::to_value(&plan), None),
+        Err(EngineError::Denied(verdict)) => {
+            let image = json!({ "requested": request.image });
+            let printed = json!({ "schema": PLAN_SCHEMA, "image": image, "verdict": verdict });
+            (Ok(printed), Some(EngineError::Denied(verdict)))
+        }
+        Err(error) => return Err(CommandError::engine(error)),
+    };
+    let text = printed.and_then(|value| serde_json::to_string_pretty(&value));
+    let text = text.map_err(|error| CommandError::other(&error, "setup-failed", None))?;
     data(&format!("{text}\n"))?;
-    Ok(ExitCode::SUCCESS)
+    denied.map_or(Ok(ExitCode::SUCCESS), |error| Err(CommandError::engine(error)))
 }

@@ -1,0 +1,56 @@
+//! An installation in a temporary directory, with a home, a policy and records that nothing else sees.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// A copy of the program, and directories around it.
+pub(crate) struct Installation(tempfile::TempDir);
+
+impl Installation {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for part in ["bin", "etc/situla", "home", "work"] {
+            std::fs::create_dir_all(dir.path().join(part)).expect("writable");
+        }
+        // Not a link: the program finds its policy by the place that it is at.
+        std::fs::copy(env!("CARGO_BIN_EXE_situla"), dir.path().join("bin/situla"))
+            .expect("the program was built");
+        Installation(dir)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn policy(&self, text: &str) {
+        std::fs::write(self.path().join("etc/situla/policy.toml"), text).expect("writable");
+    }
+
+    /// The program under one of its names.
+    pub(crate) fn command(&self, name: &str, words: &[&str]) -> Command {
+        let link = self.path().join("bin").join(name);
+        if link.symlink_metadata().is_err() {
+            std::os::unix::fs::symlink("situla", &link).expect("writable");
+        }
+        let mut command = Command::new(link);
+        command
+            .args(words)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.path().join("home"))
+            .env("XDG_CACHE_HOME", self.path().join("cache"))
+            .env("XDG_STATE_HOME", self.path().join("state"))
+            .current_dir(self.path().join("work"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn situla(&self, words: &[&str]) -> Output {
+        self.command("situla", words).output().expect("it starts")
+    }
+}
+
+/// What a program wrote, as text.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

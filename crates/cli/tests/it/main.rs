@@ -1,0 +1,4 @@
+//! The built program, from outside, in an installation of its own: without Slurm, root or a network.
+
+mod denied_plan;
+mod installation;
