@@ -2,3 +2,4 @@
 
 mod denied_plan;
 mod installation;
+mod newer_records;
