@@ -216,7 +216,8 @@ pub fn read_events(bytes: &[u8]) -> Result<(Vec<Event>, u64), JournalError> {
     let mut unreadable = 0;
     let mut newest = SCHEMA;
     for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-        let event = Some(line).filter(|line| line.len() <= MAX_EVENT_BYTES).map(serde_json::from_slice::<Event>);
+        let event =
+            Some(line).filter(|line| line.len() <= MAX_EVENT_BYTES).map(serde_json::from_slice::<Event>);
         match event {
             Some(Ok(event)) => {
                 newest = newest.max(event.schema);

@@ -7,7 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use situla_engine::Host;
 use situla_records::{
-    Cause, Event, EventKind, Exit, Journal, JournalError, Loaded, OutcomeClass, Record, RecordId, SCHEMA, list, load,
+    Cause, Event, EventKind, Exit, Journal, JournalError, Loaded, OutcomeClass, Record, RecordId, SCHEMA,
+    list, load,
 };
 
 use crate::command_error::CommandError;

@@ -1,5 +1,6 @@
 //! An installation in a temporary directory, with a home, a policy and records that nothing else sees.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -16,6 +17,33 @@ impl Installation {
         std::fs::copy(env!("CARGO_BIN_EXE_situla"), dir.path().join("bin/situla"))
             .expect("the program was built");
         Installation(dir)
+    }
+
+    /// The same, with `work/image.sqsh` that can be run; or says why there can be none here.
+    pub(crate) fn with_image() -> Option<Self> {
+        let missing =
+            [("/bin/busybox", "busybox-static is not installed"), ("/dev/fuse", "no usable /dev/fuse")]
+                .into_iter()
+                .find(|(path, _)| std::fs::OpenOptions::new().read(true).open(path).is_err());
+        if let Some((_, why)) = missing {
+            assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "{why}");
+            // Past the test harness, which keeps the output of tests that pass.
+            let _ = writeln!(std::io::stderr(), "skipped: {why}");
+            return None;
+        }
+        let site = Installation::new();
+        let root = site.path().join("root");
+        for part in ["bin", "dev", "proc", "sys", "tmp"] {
+            std::fs::create_dir_all(root.join(part)).expect("writable");
+        }
+        std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("readable");
+        for name in ["sh", "true", "cat"] {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("writable");
+        }
+        let root = root.to_str().expect("a plain path");
+        let output = site.situla(&["convert", "--quiet", root, "image.sqsh"]);
+        assert!(output.status.success(), "{output:?}");
+        Some(site)
     }
 
     pub(crate) fn path(&self) -> &Path {

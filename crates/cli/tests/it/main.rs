@@ -2,4 +2,5 @@
 
 mod denied_plan;
 mod installation;
+mod keeper;
 mod newer_records;

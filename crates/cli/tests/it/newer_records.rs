@@ -2,10 +2,12 @@
 
 use crate::installation::{Installation, text};
 
-const NEWER: &str = r#"{"schema":2,"run":"a","time_ns":1,"event":"task-exit","task":{"rank":0,"local":0},"exit":{"code":0}}"#;
+const NEWER: &str =
+    r#"{"schema":2,"run":"a","time_ns":1,"event":"task-exit","task":{"rank":0,"local":0},"exit":{"code":0}}"#;
 /// A layout that this version cannot even parse.
 const STRANGE: &str = r#"{"schema":3,"what":["nobody","knows"]}"#;
-const KNOWN: &str = r#"{"schema":1,"run":"a","time_ns":1,"event":"task-exit","task":{"rank":0,"local":0},"exit":{"code":3}}"#;
+const KNOWN: &str =
+    r#"{"schema":1,"run":"a","time_ns":1,"event":"task-exit","task":{"rank":0,"local":0},"exit":{"code":3}}"#;
 
 #[test]
 fn they_are_named_and_the_others_shown() {
@@ -32,7 +34,10 @@ fn they_are_named_and_the_others_shown() {
     for json in [&[][..], &["--json"]] {
         let output = site.situla(&[&["runs", "--records", &records], json].concat());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
-        assert!(text(&output.stdout).contains("7.0.n1") && !text(&output.stdout).contains(".n2"), "{output:?}");
+        assert!(
+            text(&output.stdout).contains("7.0.n1") && !text(&output.stdout).contains(".n2"),
+            "{output:?}"
+        );
         says(&output.stderr, "7.0.n2", 2);
         says(&output.stderr, "8.0.n1", 3);
 
