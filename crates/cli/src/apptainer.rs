@@ -175,7 +175,7 @@ const UNSUPPORTED_BUILDING: [&str; 23] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 72] = [
+const UNSUPPORTED: [&str; 81] = [
     "-S",
     "-W",
     "-c",
@@ -248,6 +248,15 @@ const UNSUPPORTED: [&str; 72] = [
     "--authfile",
     "--runscript-timeout",
     "--config",
+    "--no-https",
+    "--nohttps",
+    "--no-nv",
+    "--no-rocm",
+    "--docker-username",
+    "--docker-password",
+    "--ignore-subuid",
+    "--ignore-fakeroot-command",
+    "--ignore-userns",
 ];
 
 /// The version that scripts compare with: the Apptainer whose behaviour is followed.
@@ -425,30 +434,36 @@ fn warn_of_ignored_variables() {
     }
 }
 
-/// Reports wrong usage: help and version are data, the rest is Apptainer's status 1.
+/// Reports wrong usage: help and version are data, the rest is Apptainer's status 1. What Situla does not
+/// have is refused in one line that names it.
 fn usage(error: &clap::Error) -> ExitCode {
-    let unknown = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(name)) if error.kind() == ErrorKind::UnknownArgument => Some(name.as_str()),
+    let named = |kind| match error.get(kind) {
+        Some(ContextValue::String(name)) => Some(name.as_str()),
         _ => None,
     };
-    let step = in_step();
-    let refused = match unknown {
-        Some(name) if UNSUPPORTED.contains(&name) || UNSUPPORTED_BUILDING.contains(&name) => {
-            let version = env!("CARGO_PKG_VERSION");
-            let message = format!("the option {name} of Apptainer is not supported by Situla {version}");
-            Some(CommandError::usage(message, "leave it out, or use Apptainer for this image"))
-        }
-        Some(name) if step.is_some() => {
-            Some(CommandError::usage(format!("unknown option {name}"), "see apptainer --help"))
-        }
+    let refused = match error.kind() {
+        ErrorKind::UnknownArgument => named(ContextKind::InvalidArg).map(refused_option),
+        ErrorKind::InvalidSubcommand => named(ContextKind::InvalidSubcommand).map(|name| {
+            let message = format!("there is no command {name} in Situla {}", env!("CARGO_PKG_VERSION"));
+            CommandError::usage(message, "see apptainer --help, or use Apptainer for it")
+        }),
         _ => None,
     };
     if let Some(refused) = refused {
         refused.record_early();
-        return refused.report_fatal(step.as_deref());
+        return refused.report_fatal(in_step().as_deref());
     }
     let _ = error.print();
     if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn refused_option(name: &str) -> CommandError {
+    if UNSUPPORTED.contains(&name) || UNSUPPORTED_BUILDING.contains(&name) {
+        let version = env!("CARGO_PKG_VERSION");
+        let message = format!("the option {name} of Apptainer is not supported by Situla {version}");
+        return CommandError::usage(message, "leave it out, or use Apptainer for this image");
+    }
+    CommandError::usage(format!("unknown option {name}"), "see apptainer --help")
 }
 
 #[cfg(test)]

@@ -4,3 +4,4 @@ mod denied_plan;
 mod installation;
 mod keeper;
 mod newer_records;
+mod refusals;
