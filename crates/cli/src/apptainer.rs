@@ -295,7 +295,8 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         None => return Err(CommandError::usage("which command?", "see apptainer --help")),
     };
     warn_of_ignored_variables();
-    commands::run::run(RunCommand { personality: Personality::Apptainer, options, image, action })
+    let quiet = cli.global.show() == Show::Nothing;
+    commands::run::run(RunCommand { personality: Personality::Apptainer, options, image, action, quiet })
 }
 
 impl Global {
@@ -346,7 +347,7 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         };
         conversion.run()?;
     } else {
-        let fetch = Fetch { reference, platform, plain_http, show, warn: true };
+        let fetch = Fetch { reference, platform, plain_http, show, warn: true, for_run: false };
         fetch.to_file(&output, OutputFormat::Sif, arguments.force)?;
     }
     Ok(ExitCode::SUCCESS)

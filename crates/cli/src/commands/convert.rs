@@ -158,13 +158,14 @@ impl Conversion<'_> {
                     plain_http: self.plain_http,
                     show: self.show,
                     warn: self.warn,
+                    for_run: false,
                 };
                 Some(fetch.client(&context)?)
             }
             _ => None,
         };
         remove_temporaries_on_signal();
-        let meter = Meter::start(self.show);
+        let meter = Meter::start(self.show, "");
         let converted = self.converted(client.as_ref(), &meter)?;
         let skipped = meter.finish();
         for skipped in skipped.iter().filter(|_| self.warn) {

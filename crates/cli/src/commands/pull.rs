@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use serde_json::{Value, json};
 use situla_engine::admit_reference;
 use situla_image::{
@@ -41,6 +42,9 @@ pub(crate) struct PullArgs {
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
+    /// Fetch for a run: show progress beside the object, and end with this process, which waits
+    #[arg(long, hide = true, value_name = "PID", requires = "json")]
+    for_process: Option<i32>,
     /// The image: [docker://][REGISTRY/]NAME[:TAG][@DIGEST]
     #[arg(value_name = "REFERENCE")]
     reference: String,
@@ -55,14 +59,19 @@ pub(crate) fn pull(arguments: &PullArgs) -> Result<ExitCode, CommandError> {
 }
 
 fn run(arguments: &PullArgs) -> Result<(), CommandError> {
+    if let Some(parent) = arguments.for_process {
+        end_with(parent)?;
+    }
     let reference = parse_reference(&arguments.reference)?;
-    let silent = arguments.json || arguments.quiet;
+    let for_run = arguments.for_process.is_some();
+    let silent = arguments.quiet || (arguments.json && !for_run);
     let fetch = Fetch {
         reference,
         platform: Platform::native(),
         plain_http: arguments.plain_http,
         show: if silent { Show::Nothing } else { Show::Suitable },
         warn: !arguments.json,
+        for_run,
     };
     let output = match &arguments.output {
         Some(path) => Some((path.as_path(), output_format(path)?)),
@@ -93,6 +102,17 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
         return data(&format!("{value}\n"));
     }
     data(&made.described())
+}
+
+/// Makes this process end, as by SIGTERM, when the one that has started it does, whatever way that takes.
+fn end_with(parent: i32) -> Result<(), CommandError> {
+    let failed = |why: &dyn std::error::Error| CommandError::other(why, "setup-failed", None);
+    set_parent_process_death_signal(Some(Signal::TERM)).map_err(|errno| failed(&errno))?;
+    match getppid().map(|pid| pid.as_raw_nonzero().get()) {
+        Some(found) if found == parent => Ok(()),
+        // It ended before the call above, so there will be no signal.
+        _ => Err(CommandError::refused("setup-failed", "the process that waits for the image has ended", "")),
+    }
 }
 
 /// What a pull or a conversion made.
@@ -162,6 +182,8 @@ pub(crate) struct Fetch {
     pub(crate) show: Show,
     /// Whether the policy's warnings are told.
     pub(crate) warn: bool,
+    /// Whether this happens on the way to a run: progress then says what it is about.
+    pub(crate) for_run: bool,
 }
 
 impl Fetch {
@@ -183,7 +205,9 @@ impl Fetch {
         let client = self.client(context)?;
         remove_temporaries_on_signal();
         let store = open_store(context)?;
-        let meter = Meter::start(self.show);
+        let about =
+            if self.for_run { format!("fetching {}: ", short(&self.reference)) } else { String::new() };
+        let meter = Meter::start(self.show, &about);
         let options = ConvertOptions::default();
         situla_image::pull(&client, &self.reference, &self.platform, &store, &options, &meter)
             .map_err(|error| CommandError::pull(&error))
@@ -212,6 +236,13 @@ impl Fetch {
     }
 }
 
+/// The last part of a name, and the tag: short enough to stand before what else a line has to say.
+fn short(reference: &Reference) -> String {
+    let name = reference.repository().to_string();
+    let last = name.rsplit('/').next().unwrap_or(&name);
+    reference.tag().map_or_else(|| last.to_owned(), |tag| format!("{last}:{tag}"))
+}
+
 /// Opens the user's store, making it if need be.
 pub(crate) fn open_store(context: &Context) -> Result<Store, CommandError> {
     Store::open(store_directory(context)?, StoreOptions::default())
@@ -232,6 +263,17 @@ pub(crate) fn store_directory(context: &Context) -> Result<&Path, CommandError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_progress_has_room_for_more_than_the_name() {
+        let digest = "0".repeat(64);
+        for (text, expected) in [
+            ("registry.example/a/tool:1", "tool:1"),
+            (&format!("registry.example/a/tool@sha256:{digest}"), "tool"),
+        ] {
+            assert_eq!(short(&text.parse().unwrap()), expected);
+        }
+    }
 
     #[test]
     fn references_are_understood_or_refused_with_a_hint() {

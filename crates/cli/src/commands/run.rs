@@ -12,11 +12,21 @@ use crate::output::{data, note};
 use crate::run_options::{ImageAndArguments, ImageAndCommand, RunOptions};
 use crate::{Context, end_as};
 
+/// What is said of the run itself.
+#[derive(Args, Debug)]
+struct Saying {
+    /// Show no progress while an image is fetched
+    #[arg(short, long)]
+    quiet: bool,
+}
+
 /// Run a command in a container.
 #[derive(Args, Debug)]
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     options: RunOptions,
+    #[command(flatten)]
+    saying: Saying,
     #[command(flatten)]
     what: ImageAndCommand,
 }
@@ -27,6 +37,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     options: RunOptions,
     #[command(flatten)]
+    saying: Saying,
+    #[command(flatten)]
     what: ImageAndArguments,
 }
 
@@ -35,6 +47,8 @@ pub(crate) struct RunArgs {
 pub(crate) struct ShellArgs {
     #[command(flatten)]
     options: RunOptions,
+    #[command(flatten)]
+    saying: Saying,
     /// The shell to use
     #[arg(short, long, value_name = "PATH")]
     shell: Option<OsString>,
@@ -49,6 +63,8 @@ pub(crate) struct PlanArgs {
     #[command(flatten)]
     options: RunOptions,
     #[command(flatten)]
+    saying: Saying,
+    #[command(flatten)]
     what: ImageAndArguments,
 }
 
@@ -59,48 +75,64 @@ pub(crate) struct RunCommand {
     pub(crate) options: RunOptions,
     pub(crate) image: String,
     pub(crate) action: Action,
+    /// Whether a fetch shows nothing.
+    pub(crate) quiet: bool,
 }
 
 impl From<ExecArgs> for RunCommand {
     fn from(arguments: ExecArgs) -> Self {
-        let ExecArgs { options, what } = arguments;
+        let ExecArgs { options, saying, what } = arguments;
         let action = Action::Exec(what.command);
-        RunCommand { personality: Personality::Native, options, image: what.image, action }
+        RunCommand {
+            personality: Personality::Native,
+            options,
+            image: what.image,
+            action,
+            quiet: saying.quiet,
+        }
     }
 }
 
 impl From<RunArgs> for RunCommand {
     fn from(arguments: RunArgs) -> Self {
-        let RunArgs { options, what } = arguments;
+        let RunArgs { options, saying, what } = arguments;
         let action = Action::Run(what.arguments);
-        RunCommand { personality: Personality::Native, options, image: what.image, action }
+        RunCommand {
+            personality: Personality::Native,
+            options,
+            image: what.image,
+            action,
+            quiet: saying.quiet,
+        }
     }
 }
 
 impl From<ShellArgs> for RunCommand {
     fn from(arguments: ShellArgs) -> Self {
-        let ShellArgs { options, shell, image } = arguments;
-        RunCommand { personality: Personality::Native, options, image, action: Action::Shell(shell) }
+        let ShellArgs { options, saying, shell, image } = arguments;
+        let action = Action::Shell(shell);
+        RunCommand { personality: Personality::Native, options, image, action, quiet: saying.quiet }
     }
 }
 
 impl From<PlanArgs> for RunCommand {
     fn from(arguments: PlanArgs) -> Self {
-        let PlanArgs { options, what } = arguments;
+        let PlanArgs { options, saying, what } = arguments;
         let ImageAndArguments { image, arguments } = what;
         // Without a command it is the image's own that would run.
         let action = if arguments.is_empty() { Action::Run(arguments) } else { Action::Exec(arguments) };
-        RunCommand { personality: Personality::Native, options, image, action }
+        RunCommand { personality: Personality::Native, options, image, action, quiet: saying.quiet }
     }
 }
 
 /// The facts about the host, and the request that the options make.
 fn asked(command: RunCommand) -> Result<(Context, RunRequest), CommandError> {
     let context = Context::gather()?;
-    let RunCommand { personality, options, image, action } = command;
+    let RunCommand { personality, options, image, action, quiet } = command;
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
     let made = options.request(personality, image.clone(), action.clone(), &context.host.cwd, &variable);
-    let request = made.inspect_err(|error| error.record(&context.host, &image, action.words()))?;
+    let mut request = made.inspect_err(|error| error.record(&context.host, &image, action.words()))?;
+    request.progress = !quiet && context.is_first_task();
     Ok((context, request))
 }
 
