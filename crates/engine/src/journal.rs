@@ -107,7 +107,6 @@ impl Recorder {
             plan: serde_json::to_value(without_secrets(plan)).unwrap_or_default(),
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
-            deadline_ns: None,
         }));
     }
 
@@ -129,7 +128,6 @@ impl Recorder {
             plan: serde_json::Value::Null,
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
-            deadline_ns: None,
         }));
     }
 
