@@ -19,6 +19,7 @@ use crate::commands;
 use crate::commands::convert::{Conversion, Source};
 use crate::commands::pull::{Fetch, parse_reference};
 use crate::commands::run::RunCommand;
+use crate::commands::transfer::Transfer;
 use crate::output::{data, note};
 use crate::progress::Show;
 use crate::run_options::{ImageAndArguments, ImageAndCommand, RunOptions};
@@ -332,23 +333,13 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         platform = Platform { architecture, variant: None, ..platform };
     }
     let plain_http = arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]);
+    let transfer = Transfer { platform, overwrite: arguments.force, plain_http, show, ..Transfer::default() };
     if arguments.disable_cache || is_set(&["DISABLE_CACHE"]) {
         let source = Source::Registry(reference);
-        let conversion = Conversion {
-            source,
-            target: &output,
-            format: OutputFormat::Sif,
-            owners: Owners::Keep,
-            overwrite: arguments.force,
-            platform,
-            plain_http,
-            show,
-            warn: true,
-        };
-        conversion.run()?;
+        let (format, owners) = (OutputFormat::Sif, Owners::Keep);
+        Conversion { source, target: &output, format, owners, transfer }.run()?;
     } else {
-        let fetch = Fetch { reference, platform, plain_http, show, warn: true, for_run: false };
-        fetch.to_file(&output, OutputFormat::Sif, arguments.force)?;
+        Fetch { reference, transfer }.to_file(&output, OutputFormat::Sif)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -393,11 +384,12 @@ fn build(arguments: &BuildArgs, show: Show) -> Result<ExitCode, CommandError> {
         format: OutputFormat::Sif,
         // An ordinary user's tree becomes root's, as it does in Apptainer.
         owners: if is_root() { Owners::Keep } else { Owners::Root },
-        overwrite: arguments.force,
-        platform: Platform::native(),
-        plain_http: arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]),
-        show,
-        warn: true,
+        transfer: Transfer {
+            overwrite: arguments.force,
+            plain_http: arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]),
+            show,
+            ..Transfer::default()
+        },
     };
     conversion.run()?;
     Ok(ExitCode::SUCCESS)

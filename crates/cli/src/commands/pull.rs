@@ -5,19 +5,19 @@ use std::process::ExitCode;
 
 use clap::Args;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use serde_json::{Value, json};
 use situla_engine::admit_reference;
 use situla_image::{
     Client, ClientOptions, ConvertOptions, OutputFormat, PulledImage, Store, StoreOptions, StoredImage,
-    Timings, Transport, export,
+    Transport, export,
 };
-use situla_oci::{Digest, Platform, Reference};
+use situla_oci::Reference;
 
 use super::convert::{check_output, output_format};
+use super::transfer::{Made, Transfer, TransferOptions};
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
-use crate::output::{data, note, size};
+use crate::output::{data, note};
 use crate::progress::{Meter, Show};
 use crate::proxy::proxy_for;
 
@@ -30,18 +30,8 @@ pub(crate) struct PullArgs {
     /// Only make sure that the image is in the store (so it is without --output)
     #[arg(long, conflicts_with = "output")]
     store_only: bool,
-    /// Replace the output file
-    #[arg(short, long)]
-    force: bool,
-    /// Speak plain HTTP to the registry (loopback addresses always do)
-    #[arg(long)]
-    plain_http: bool,
-    /// Print one JSON object, of success or of failure
-    #[arg(long)]
-    json: bool,
-    /// Show no progress
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    options: TransferOptions,
     /// Fetch for a run: show progress beside the object, and end with this process, which waits
     #[arg(long, hide = true, value_name = "PID", requires = "json")]
     for_process: Option<i32>,
@@ -53,7 +43,7 @@ pub(crate) struct PullArgs {
 /// Pulls.
 pub(crate) fn pull(arguments: &PullArgs) -> Result<ExitCode, CommandError> {
     match run(arguments) {
-        Err(error) if arguments.json => Ok(error.report_json()),
+        Err(error) if arguments.options.json => Ok(error.report_json()),
         result => result.map(|()| ExitCode::SUCCESS),
     }
 }
@@ -63,16 +53,12 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
         end_with(parent)?;
     }
     let reference = parse_reference(&arguments.reference)?;
-    let for_run = arguments.for_process.is_some();
-    let silent = arguments.quiet || (arguments.json && !for_run);
-    let fetch = Fetch {
-        reference,
-        platform: Platform::native(),
-        plain_http: arguments.plain_http,
-        show: if silent { Show::Nothing } else { Show::Suitable },
-        warn: !arguments.json,
-        for_run,
-    };
+    let mut transfer = arguments.options.transfer();
+    if arguments.for_process.is_some() {
+        transfer.for_run = true;
+        transfer.show = if arguments.options.quiet { Show::Nothing } else { Show::Suitable };
+    }
+    let fetch = Fetch { reference, transfer };
     let output = match &arguments.output {
         Some(path) => Some((path.as_path(), output_format(path)?)),
         None => None,
@@ -84,7 +70,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
             (pulled, path, bytes)
         }
         Some((path, format)) => {
-            let (pulled, bytes) = fetch.to_file(path, format, arguments.force)?;
+            let (pulled, bytes) = fetch.to_file(path, format)?;
             (pulled, path.to_owned(), bytes)
         }
     };
@@ -95,7 +81,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
         bytes,
         timings: pulled.timings,
     };
-    if arguments.json {
+    if arguments.options.json {
         let mut value = made.to_json();
         value["reference"] = fetch.reference.to_string().into();
         value["was_present"] = pulled.was_present.into();
@@ -113,46 +99,6 @@ fn end_with(parent: i32) -> Result<(), CommandError> {
         // It ended before the call above, so there will be no signal.
         _ => Err(CommandError::refused("setup-failed", "the process that waits for the image has ended", "")),
     }
-}
-
-/// What a pull or a conversion made.
-pub(crate) struct Made<'a> {
-    pub(crate) path: &'a Path,
-    pub(crate) manifest_digest: Option<&'a Digest>,
-    pub(crate) rootfs_digest: &'a Digest,
-    pub(crate) bytes: u64,
-    pub(crate) timings: Timings,
-}
-
-impl Made<'_> {
-    pub(crate) fn to_json(&self) -> Value {
-        let ns = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        json!({
-            "path": absolute(self.path).to_string_lossy(),
-            "manifest_digest": self.manifest_digest.map(ToString::to_string),
-            "rootfs_digest": self.rootfs_digest.to_string(),
-            "bytes": self.bytes,
-            "timings": {
-                "resolve_ns": ns(self.timings.resolve),
-                "convert_ns": ns(self.timings.convert),
-                "finish_ns": ns(self.timings.finish),
-            },
-        })
-    }
-
-    pub(crate) fn described(&self) -> String {
-        let mut text = format!("{} ({})\n", self.path.display(), size(self.bytes));
-        if let Some(manifest) = self.manifest_digest {
-            text.push_str(&format!("manifest {manifest}\n"));
-        }
-        text.push_str(&format!("rootfs   {}\n", self.rootfs_digest));
-        text
-    }
-}
-
-/// Whoever reads the answer may be elsewhere.
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Understands a reference, with or without `docker://`.
@@ -177,13 +123,7 @@ pub(crate) fn parse_reference(text: &str) -> Result<Reference, CommandError> {
 #[derive(Debug)]
 pub(crate) struct Fetch {
     pub(crate) reference: Reference,
-    pub(crate) platform: Platform,
-    pub(crate) plain_http: bool,
-    pub(crate) show: Show,
-    /// Whether the policy's warnings are told.
-    pub(crate) warn: bool,
-    /// Whether this happens on the way to a run: progress then says what it is about.
-    pub(crate) for_run: bool,
+    pub(crate) transfer: Transfer,
 }
 
 impl Fetch {
@@ -191,12 +131,12 @@ impl Fetch {
     pub(crate) fn client(&self, context: &Context) -> Result<Client, CommandError> {
         let warnings =
             admit_reference(&self.reference, &context.host, &context.site).map_err(CommandError::engine)?;
-        for warning in warnings.iter().filter(|_| self.warn) {
+        for warning in warnings.iter().filter(|_| self.transfer.warn) {
             note(&format!("warning: {warning}"));
         }
         let variable = |name: &str| context.host.variable(name).map(str::to_owned);
-        let proxy = proxy_for(self.reference.registry(), self.plain_http, &variable);
-        let transport = if self.plain_http { Transport::Plain } else { Transport::Auto };
+        let proxy = proxy_for(self.reference.registry(), self.transfer.plain_http, &variable);
+        let transport = if self.transfer.plain_http { Transport::Plain } else { Transport::Auto };
         Ok(Client::new(ClientOptions { transport, proxy, ..ClientOptions::default() }))
     }
 
@@ -205,11 +145,14 @@ impl Fetch {
         let client = self.client(context)?;
         remove_temporaries_on_signal();
         let store = open_store(context)?;
-        let about =
-            if self.for_run { format!("fetching {}: ", short(&self.reference)) } else { String::new() };
-        let meter = Meter::start(self.show, &about);
+        let about = if self.transfer.for_run {
+            format!("fetching {}: ", short(&self.reference))
+        } else {
+            String::new()
+        };
+        let meter = Meter::start(self.transfer.show, &about);
         let options = ConvertOptions::default();
-        situla_image::pull(&client, &self.reference, &self.platform, &store, &options, &meter)
+        situla_image::pull(&client, &self.reference, &self.transfer.platform, &store, &options, &meter)
             .map_err(|error| CommandError::pull(&error))
     }
 
@@ -218,8 +161,8 @@ impl Fetch {
         &self,
         path: &Path,
         format: OutputFormat,
-        overwrite: bool,
     ) -> Result<(PulledImage, u64), CommandError> {
+        let overwrite = self.transfer.overwrite;
         // Before minutes of work.
         check_output(path, overwrite)?;
         let pulled = self.ensure_stored(&Context::gather()?)?;
