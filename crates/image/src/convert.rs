@@ -4,13 +4,13 @@
 //! into each other without touching the file system's bytes.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use situla_oci::{Algorithm, Digest, ExecConfig, Hasher, ImageConfig, MAX_CONFIG_BYTES, Platform};
-use situla_sif::{DataType, FsType, SifError, SifFile, SifObject, SifOptions, SifWriteError, SifWriter};
+use situla_sif::{DataType, FsType, SifError, SifObject, SifOptions, SifWriteError, SifWriter};
 use situla_squashfs::{ReadOptions, StoredFile, WriteError, WriterOptions};
 use thiserror::Error;
 
@@ -237,74 +237,6 @@ pub fn convert_directory(
     Ok(converted)
 }
 
-/// Puts a SquashFS file into a SIF, byte for byte.
-///
-/// # Errors
-/// When the input is not a SquashFS or the output cannot be written.
-pub fn wrap_sqsh(input: &Path, out: &Path, options: &ConvertOptions) -> Result<Converted, ConvertError> {
-    wrap_checked(input, out, options, |_| Ok(()))
-}
-
-/// Puts a SquashFS file into a SIF, which appears only if `check` accepts the digest of its bytes.
-pub(crate) fn wrap_checked(
-    input: &Path,
-    out: &Path,
-    options: &ConvertOptions,
-    check: impl FnOnce(&Digest) -> Result<(), ConvertError>,
-) -> Result<Converted, ConvertError> {
-    refuse_existing(out, options)?;
-    let began = Instant::now();
-    let read = |source| ConvertError::Read { path: input.to_owned(), source };
-    let mut file = File::open(input).map_err(read)?;
-    let (manifest_digest, sif) = describe_sqsh(input, &file)?;
-    file.rewind().map_err(read)?;
-    let pending = create_output(out)?;
-    let target = pending.file().map_err(|source| write_error(out, source))?;
-    let writer = SifWriter::new(target, sif).map_err(ConvertError::SifWrite)?;
-    let offset = writer.partition_offset();
-    let target = writer.write_partition(&mut file).map_err(ConvertError::SifWrite)?;
-    let convert = began.elapsed();
-    let (rootfs_digest, _) = hash_from(&target, offset).map_err(|source| write_error(out, source))?;
-    check(&rootfs_digest)?;
-    let timings = Timings { convert, ..Timings::default() };
-    let mut converted = Converted { manifest_digest, rootfs_digest, bytes: 0, timings };
-    publish(pending, out, OutputFormat::Sif, options, &mut converted)?;
-    Ok(converted)
-}
-
-/// Takes the SquashFS out of a SIF, byte for byte.
-///
-/// # Errors
-/// When the input is not a SIF with a SquashFS or the output cannot be written.
-pub fn unwrap_sif(input: &Path, out: &Path, options: &ConvertOptions) -> Result<Converted, ConvertError> {
-    refuse_existing(out, options)?;
-    let began = Instant::now();
-    let read = |source| ConvertError::Read { path: input.to_owned(), source };
-    let sif_error = |source| ConvertError::SifRead { path: input.to_owned(), source };
-    let sif = SifFile::open(File::open(input).map_err(read)?).map_err(sif_error)?;
-    let partition = sif.primary_partition().map_err(sif_error)?;
-    if partition.fs != FsType::Squashfs {
-        return Err(ConvertError::SifFs { path: input.to_owned(), fs: partition.fs });
-    }
-    let mut file = sif.into_inner();
-    let window =
-        situla_squashfs::Window::new(file.try_clone().map_err(read)?, partition.offset, partition.len);
-    let (manifest_digest, _) = describe_image(input, window)?;
-    file.seek(SeekFrom::Start(partition.offset)).map_err(read)?;
-    let pending = create_output(out)?;
-    let mut target = pending.file().map_err(|source| write_error(out, source))?;
-    let n = io::copy(&mut (&mut file).take(partition.len), &mut target).map_err(|e| write_error(out, e))?;
-    if n != partition.len {
-        return Err(read(io::ErrorKind::UnexpectedEof.into()));
-    }
-    let convert = began.elapsed();
-    let (rootfs_digest, _) = hash_from(&target, 0).map_err(|source| write_error(out, source))?;
-    let timings = Timings { convert, ..Timings::default() };
-    let mut converted = Converted { manifest_digest, rootfs_digest, bytes: 0, timings };
-    publish(pending, out, OutputFormat::Sqsh, options, &mut converted)?;
-    Ok(converted)
-}
-
 pub(crate) fn resolved(image: &ImageParts) -> Event {
     let layers = &image.manifest.layers;
     let bytes = layers.iter().map(|l| l.size).fold(0, u64::saturating_add);
@@ -506,11 +438,6 @@ fn oci_config(config: &ExecConfig) -> serde_json::Value {
         });
     }
     value
-}
-
-pub(crate) fn describe_sqsh(path: &Path, file: &File) -> Result<(Option<Digest>, SifOptions), ConvertError> {
-    let clone = file.try_clone().map_err(|source| ConvertError::Read { path: path.to_owned(), source })?;
-    describe_image(path, clone)
 }
 
 /// Reads what a SquashFS says about itself; one that says nothing is for this machine's architecture.

@@ -336,7 +336,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::convert::{ConvertOptions, OutputFormat, convert_directory, wrap_sqsh};
+    use crate::convert::{ConvertOptions, OutputFormat, convert_directory};
+    use crate::copy::convert_file;
     use crate::source::Owners;
 
     const CONFIG: &[u8] = br#"{"os":"linux","architecture":"amd64","config":{"Env":["A=1"],"Cmd":["x"]},
@@ -351,7 +352,7 @@ mod tests {
         let (sqsh, sif) = (dir.path().join("a.sqsh"), dir.path().join("a.sif"));
         let options = ConvertOptions::default();
         let made = convert_directory(&tree, Owners::Root, &sqsh, OutputFormat::Sqsh, &options, &()).unwrap();
-        wrap_sqsh(&sqsh, &sif, &options).unwrap();
+        convert_file(&sqsh, &sif, OutputFormat::Sif, &options).unwrap();
         for (path, kind) in [(&tree, "directory"), (&sqsh, "squashfs"), (&sif, "sif")] {
             let found = inspect(path, true).unwrap();
             assert_eq!(found.kind, kind);

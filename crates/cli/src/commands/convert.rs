@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use situla_image::{
-    ConvertError, ConvertOptions, Converted, FileKind, LayoutImage, OutputFormat, Owners, convert_directory,
-    convert_image, copy_image, file_kind, unwrap_sif, wrap_sqsh,
+    ConvertError, ConvertOptions, Converted, LayoutImage, OutputFormat, Owners, convert_directory,
+    convert_file, convert_image,
 };
 use situla_oci::{Reference, Tag};
 
@@ -172,14 +172,7 @@ impl Conversion<'_> {
             (Source::Path(path), _) if path.is_dir() => {
                 convert_directory(path, self.owners, target, format, &options, meter)
             }
-            (Source::Path(path), _) => {
-                let kind = file_kind(path).map_err(|error| CommandError::convert(&error))?;
-                match (kind, format) {
-                    (FileKind::Squashfs, OutputFormat::Sif) => wrap_sqsh(path, target, &options),
-                    (FileKind::Sif, OutputFormat::Sqsh) => unwrap_sif(path, target, &options),
-                    _ => copy_image(path, target, &options),
-                }
-            }
+            (Source::Path(path), _) => convert_file(path, target, format, &options),
         };
         converted.map_err(|error| CommandError::convert(&error))
     }
