@@ -18,6 +18,7 @@ use crate::additions::{
     CONFIG_PATH, ENVIRONMENT_PATH, MANIFEST_PATH, SINGULARITY_DIR, environment_script, run_script,
 };
 use crate::additions::{image_additions, mount_points, singularity_additions};
+use crate::file_error::FileError;
 use crate::flatten::{FlattenError, FlattenOptions, Level, MergeError, Merger, flatten};
 use crate::image_parts::{Addition, ImageParts};
 use crate::output::{Existing, PendingFile};
@@ -135,24 +136,9 @@ pub enum ConvertError {
         #[source]
         source: situla_squashfs::Error,
     },
-    /// The input cannot be read.
-    #[error("cannot read '{}'", path.display())]
-    Read {
-        /// The input.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// The output cannot be written.
-    #[error("cannot write '{}'", path.display())]
-    Write {
-        /// The output.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The output is there already.
     #[error("'{}' exists already", path.display())]
     Exists {
@@ -299,7 +285,7 @@ pub(crate) fn write_output(
     progress: &dyn Progress,
 ) -> Result<Converted, ConvertError> {
     let began = Instant::now();
-    let file = pending.file().map_err(|source| write_error(out, source))?;
+    let file = pending.file().map_err(FileError::write(out))?;
     let squash = |out: File| -> Result<(File, u64), ConvertError> {
         let writer_options = WriterOptions {
             zstd_level: options.zstd_level,
@@ -317,14 +303,14 @@ pub(crate) fn write_output(
             let mut writer = SifWriter::new(file, sif.clone()).map_err(ConvertError::SifWrite)?;
             let offset = writer.partition_offset();
             // A clone of the descriptor shares its position, which stands at the partition.
-            let clone = writer.output().try_clone().map_err(|source| write_error(out, source))?;
+            let clone = writer.output().try_clone().map_err(FileError::write(out))?;
             let (_, len) = squash(clone)?;
             (writer.finish(len).map_err(ConvertError::SifWrite)?, offset)
         }
     };
     let convert = began.elapsed();
     let began = Instant::now();
-    let (rootfs_digest, bytes) = hash_from(&file, offset).map_err(|source| write_error(out, source))?;
+    let (rootfs_digest, bytes) = hash_from(&file, offset).map_err(FileError::write(out))?;
     let timings = Timings { resolve: Duration::ZERO, convert, finish: began.elapsed() };
     Ok(Converted { manifest_digest: None, rootfs_digest, bytes: offset + bytes, timings })
 }
@@ -370,7 +356,7 @@ pub(crate) fn create_output(out: &Path) -> Result<PendingFile, ConvertError> {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     // The hidden name must not exceed the limit where the visible one does not.
     let prefix: String = name.chars().take(40).collect();
-    PendingFile::create(dir, &prefix).map_err(|source| write_error(out, source))
+    Ok(PendingFile::create(dir, &prefix).map_err(FileError::write(out))?)
 }
 
 pub(crate) fn publish(
@@ -383,7 +369,7 @@ pub(crate) fn publish(
     let began = Instant::now();
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::AlreadyExists => ConvertError::Exists { path: out.to_owned() },
-        _ => write_error(out, source),
+        _ => FileError::write(out)(source).into(),
     };
     let file = pending.file().map_err(failed)?;
     converted.bytes = file.metadata().map_err(failed)?.len();
@@ -395,10 +381,6 @@ pub(crate) fn publish(
     pending.publish(out, existing).map_err(failed)?;
     converted.timings.finish += began.elapsed();
     Ok(())
-}
-
-pub(crate) fn write_error(path: &Path, source: io::Error) -> ConvertError {
-    ConvertError::Write { path: path.to_owned(), source }
 }
 
 /// Returns what goes around the partition of an image with this configuration.

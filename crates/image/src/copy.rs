@@ -10,8 +10,9 @@ use situla_sif::SifWriter;
 
 use crate::convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, create_output, describe_image,
-    hash_range, publish, refuse_existing, write_error,
+    hash_range, publish, refuse_existing,
 };
+use crate::file_error::FileError;
 use crate::inspect::{FileKind, root_window};
 use crate::store::StoredImage;
 use crate::verify::VerifyError;
@@ -67,27 +68,27 @@ fn rewrite(
 ) -> Result<Converted, ConvertError> {
     refuse_existing(out, options)?;
     let began = Instant::now();
-    let read = |source| ConvertError::Read { path: input.to_owned(), source };
-    let write = |source| write_error(out, source);
-    let mut file = File::open(input).map_err(read)?;
+    let read = || FileError::read(input);
+    let write = || FileError::write(out);
+    let mut file = File::open(input).map_err(read())?;
     let (kind, window) = root_window(input, &file)?;
-    let (manifest_digest, sif) = describe_image(input, window.over(file.try_clone().map_err(read)?))?;
+    let (manifest_digest, sif) = describe_image(input, window.over(file.try_clone().map_err(read())?))?;
     let pending = create_output(out)?;
-    let mut target = pending.file().map_err(write)?;
+    let mut target = pending.file().map_err(write())?;
     // Where the root file system lies in the output. The kernel copies, and shares blocks where it can.
     let offset = match (kind, format) {
         (FileKind::Squashfs, OutputFormat::Sqsh) | (FileKind::Sif, OutputFormat::Sif) => {
-            file.rewind().map_err(read)?;
-            io::copy(&mut file, &mut target).map_err(write)?;
+            file.rewind().map_err(read())?;
+            io::copy(&mut file, &mut target).map_err(write())?;
             window.offset
         }
         (FileKind::Sif, OutputFormat::Sqsh) => {
-            file.seek(SeekFrom::Start(window.offset)).map_err(read)?;
-            io::copy(&mut file.take(window.len), &mut target).map_err(write)?;
+            file.seek(SeekFrom::Start(window.offset)).map_err(read())?;
+            io::copy(&mut file.take(window.len), &mut target).map_err(write())?;
             0
         }
         (FileKind::Squashfs, OutputFormat::Sif) => {
-            file.rewind().map_err(read)?;
+            file.rewind().map_err(read())?;
             let writer = SifWriter::new(target, sif).map_err(ConvertError::SifWrite)?;
             let offset = writer.partition_offset();
             writer.write_partition(&mut file).map_err(ConvertError::SifWrite)?;
@@ -95,10 +96,10 @@ fn rewrite(
         }
     };
     let convert = began.elapsed();
-    let target = pending.file().map_err(write)?;
-    let (rootfs_digest, n_hashed) = hash_range(&target, offset, window.len).map_err(write)?;
+    let target = pending.file().map_err(write())?;
+    let (rootfs_digest, n_hashed) = hash_range(&target, offset, window.len).map_err(write())?;
     if n_hashed != window.len {
-        return Err(read(io::ErrorKind::UnexpectedEof.into()));
+        return Err(read()(io::ErrorKind::UnexpectedEof.into()).into());
     }
     check(&rootfs_digest)?;
     let timings = Timings { convert, ..Timings::default() };

@@ -11,6 +11,7 @@ mod additions;
 mod client;
 mod convert;
 mod copy;
+mod file_error;
 mod flatten;
 mod image_parts;
 mod inspect;
@@ -32,6 +33,7 @@ pub use convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,
 };
 pub use copy::{convert_file, export};
+pub use file_error::{Doing, FileError};
 pub use flatten::{
     FlattenError, FlattenOptions, Flattened, LayerSource, Level, MAX_ENTRIES, MergeError, Merger, flatten,
 };

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use situla_image::{
-    ConvertError, ConvertOptions, Converted, LayoutImage, OutputFormat, Owners, convert_directory,
-    convert_file, convert_image,
+    ConvertError, ConvertOptions, Converted, Doing, FileError, LayoutImage, OutputFormat, Owners,
+    convert_directory, convert_file, convert_image,
 };
 use situla_oci::{Reference, Tag};
 
@@ -206,7 +206,11 @@ pub(crate) fn check_output(path: &Path, overwrite: bool) -> Result<(), CommandEr
     match directory.metadata() {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(CommandError::usage(format!("{} is no directory", directory.display()), "")),
-        Err(source) => Err(CommandError::convert(&ConvertError::Write { path: path.to_owned(), source })),
+        Err(source) => Err(CommandError::convert(&ConvertError::File(FileError {
+            doing: Doing::Write,
+            path: path.to_owned(),
+            source,
+        }))),
     }
 }
 
