@@ -13,9 +13,12 @@ impl Installation {
         for part in ["bin", "etc/situla", "home", "work"] {
             std::fs::create_dir_all(dir.path().join(part)).expect("writable");
         }
-        // Not a link: the program finds its policy by the place that it is at.
-        std::fs::copy(env!("CARGO_BIN_EXE_situla"), dir.path().join("bin/situla"))
-            .expect("the program was built");
+        // Not a link: the program finds its policy by the place that it is at. By another program: what this
+        // process had open for writing, a child that another test forks would have open for a moment too,
+        // and then nobody can execute it.
+        let copied =
+            Command::new("cp").arg(env!("CARGO_BIN_EXE_situla")).arg(dir.path().join("bin/situla")).status();
+        assert!(copied.expect("cp starts").success());
         Installation(dir)
     }
 
