@@ -5,16 +5,12 @@
 //! machine, the caller hands in the answer or a probe. Every output carries its reason, because the
 //! plan prints it.
 
-mod accounts;
 mod bind;
 mod defaults;
 mod devices;
 mod pmi;
 mod syntax;
 
-pub use accounts::{
-    AccountError, HostGroup, HostUser, MAX_ACCOUNT_FILE, MAX_GROUPS, merge_group, merge_passwd,
-};
 pub use bind::{BindRequest, BindSource, Origin, Propagation, Skipped};
 pub use defaults::{CustomHome, DefaultBinds, DefaultOptions, HostFacts, NoMount, plan_default_binds};
 pub use devices::{DeviceNode, DevicePlan, DeviceRole, Openable, plan_devices};

@@ -47,8 +47,31 @@ enum Command {
     Manual(commands::manual::ManualArgs),
 }
 
+/// Parses the arguments of one command, without the description of all others, which takes longer
+/// to build than a container's Plan. `None` where they are wrong or ask for help: the whole command
+/// line knows better what to say then.
+pub(crate) fn parse_alone<T: clap::Args>(name: &'static str, arguments: &[OsString]) -> Option<T> {
+    let command = T::augment_args(clap::Command::new(name)).no_binary_name(true);
+    let matches = command.try_get_matches_from(arguments).ok()?;
+    T::from_arg_matches(&matches).ok()
+}
+
+/// The commands that start containers, where every fraction of a millisecond counts.
+fn parse_start(arguments: &[OsString]) -> Option<Command> {
+    let (name, rest) = arguments.split_first()?;
+    match name.to_str()? {
+        "exec" => parse_alone("exec", rest).map(Command::Exec),
+        "run" => parse_alone("run", rest).map(Command::Run),
+        "shell" => parse_alone("shell", rest).map(Command::Shell),
+        _ => None,
+    }
+}
+
 /// Runs the command line.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
+    if let Some(command) = parse_start(&arguments) {
+        return finish(command);
+    }
     let parsed = Cli::try_parse_from(std::iter::once(OsString::from("situla")).chain(arguments));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -68,11 +91,15 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(code).unwrap_or(2));
         }
     };
-    run(cli).unwrap_or_else(|error| error.report(in_step().as_deref()))
+    finish(cli.command)
 }
 
-fn run(cli: Cli) -> Result<ExitCode, CommandError> {
-    match cli.command {
+fn finish(command: Command) -> ExitCode {
+    run(command).unwrap_or_else(|error| error.report(in_step().as_deref()))
+}
+
+fn run(command: Command) -> Result<ExitCode, CommandError> {
+    match command {
         Command::Exec(arguments) => commands::run::run(arguments.into()),
         Command::Run(arguments) => commands::run::run(arguments.into()),
         Command::Shell(arguments) => commands::run::run(arguments.into()),
@@ -95,6 +122,37 @@ pub(crate) fn command_tree() -> clap::Command {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
+    use clap::Parser;
+
+    use super::{Cli, parse_start};
+
+    #[test]
+    fn a_command_means_the_same_parsed_alone() {
+        let same = [
+            "exec i true",
+            "exec --bind /a:/b -B /c --env A=1 i sh -c x --bind",
+            "exec --pwd /x i -- true",
+            "exec i true -- --help",
+            "run i",
+            "run --cleanenv i a -b",
+            "shell i",
+            "shell -s /bin/dash i",
+        ];
+        for line in same {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let whole = Cli::try_parse_from(std::iter::once("situla".into()).chain(words.clone()));
+            let alone = parse_start(&words).map(|command| format!("{command:?}"));
+            assert_eq!(alone, whole.ok().map(|cli| format!("{:?}", cli.command)), "{line}");
+            assert!(alone.is_some(), "{line}");
+        }
+        for line in ["exec", "exec i", "exec --help", "exec --no-such i true", "plan i", "help exec", ""] {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert!(parse_start(&words).is_none(), "{line}");
+        }
+    }
+
     #[test]
     fn the_command_tree_is_sound() {
         super::command_tree().debug_assert();

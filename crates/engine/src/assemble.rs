@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use situla_bindings::{
     BindRequest, BindSource, DefaultOptions, HostFacts, NoMount, Openable, Origin, PmiFacts, Propagation,
-    merge_group, merge_passwd, plan_default_binds, plan_devices, plan_pmi,
+    plan_default_binds, plan_devices, plan_pmi,
 };
 use situla_oci::Digest;
 use situla_plan::{
-    Binding, IdMapping, LinuxSpec, Mount, Namespace, NamespaceKind, Patch, PatchContent, Plan, ProcessSpec,
-    RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey, Spec, Text, UserSpec,
+    AccountError, Binding, IdMapping, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind, Patch,
+    PatchContent, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey, Spec,
+    Text, UserSpec,
 };
 use situla_policy::Verdict;
 use situla_slurm::StepId;
@@ -24,9 +25,6 @@ use crate::host::Host;
 use crate::image_view::{Found, ImageView};
 use crate::request::{Action, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
-
-/// The most that is read of the image's account files.
-const MAX_ACCOUNTS: usize = situla_bindings::MAX_ACCOUNT_FILE;
 
 /// The reason of the bind of the working directory.
 pub(crate) const WORKING_DIRECTORY: &str = "working directory";
@@ -497,25 +495,24 @@ impl<'a> Layout<'a> {
         if let Some(home) = home.and_then(Path::to_str) {
             home.clone_into(&mut user.home);
         }
-        let look = |path: &str| -> Result<Option<(String, String)>, EngineError> {
-            let located = self.view.locate(path).map_err(EngineError::look_into(self.shown))?;
-            let text = self.view.read_file(path, MAX_ACCOUNTS).map_err(EngineError::look_into(self.shown))?;
-            Ok(text.map(|text| (located.path, String::from_utf8_lossy(&text).into_owned())))
-        };
-        let passwd = look("/etc/passwd")?;
-        let group = look("/etc/group")?;
-        if let Some((path, text)) = passwd {
-            let content = merge_passwd(&text, &user)?.into();
-            self.add_patch(
-                path,
-                PatchContent::File { content, mode: 0o644 },
-                "the user's name and home".to_owned(),
-            );
+        let groups = PatchContent::Group { user: user.name.clone(), groups: self.host.groups.clone() };
+        self.account_file("/etc/passwd", PatchContent::Passwd { user }, "the user's name and home")?;
+        self.account_file("/etc/group", groups, "the user's groups")
+    }
+
+    /// Has one account file completed. That is done inside, when somebody looks at it; what could
+    /// fail then is found out now.
+    fn account_file(&mut self, path: &str, content: PatchContent, reason: &str) -> Result<(), EngineError> {
+        let located = self.view.locate(path).map_err(EngineError::look_into(self.shown))?;
+        let size = self.view.file_size(&located.path).map_err(EngineError::look_into(self.shown))?;
+        let Some(size) = size else { return Ok(()) };
+        let length = usize::try_from(size).unwrap_or(usize::MAX);
+        if length > MAX_ACCOUNT_FILE {
+            let (file, limit) = (path.to_owned(), MAX_ACCOUNT_FILE);
+            return Err(AccountError::TooLong { file, length, limit }.into());
         }
-        if let Some((path, text)) = group {
-            let content = merge_group(&text, &user.name, &self.host.groups)?.into();
-            self.add_patch(path, PatchContent::File { content, mode: 0o644 }, "the user's groups".to_owned());
-        }
+        content.complete(b"").transpose()?;
+        self.add_patch(located.path, content, reason.to_owned());
         Ok(())
     }
 

@@ -115,7 +115,7 @@ pub enum EngineError {
     Policy(#[from] PolicyError),
     /// A passwd or group file cannot be made.
     #[error("cannot make the container's account files")]
-    Accounts(#[from] situla_bindings::AccountError),
+    Accounts(#[from] situla_plan::AccountError),
     /// The container could not be started, or was lost.
     #[error("{0}")]
     Runtime(Failure),

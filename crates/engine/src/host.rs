@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use situla_bindings::{HostGroup, HostUser};
+use situla_plan::{HostGroup, HostUser};
 use situla_slurm::cgroup;
 use situla_slurm::{Allocation, Confirmation};
 

@@ -97,6 +97,26 @@ impl ImageView {
         }
     }
 
+    /// The length of the regular file at a path that leads through no links; `None` for anything else.
+    pub(crate) fn file_size(&self, path: &str) -> Result<Option<u64>, ViewError> {
+        let fail = |source| ViewError::Read { path: path.to_owned(), source };
+        match self {
+            ImageView::Squashfs(image) => {
+                let found = image.resolve(path, false).map_err(|error| fail(error.into()))?;
+                Ok(found.filter(|inode| inode.file_type() == FileType::File).map(|inode| inode.size))
+            }
+            ImageView::Directory(root) => {
+                match statat(root.as_fd(), path.trim_start_matches('/'), AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) if HostType::from_raw_mode(stat.st_mode) == HostType::RegularFile => {
+                        Ok(u64::try_from(stat.st_size).ok())
+                    }
+                    Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+                    Err(errno) => Err(fail(errno.into())),
+                }
+            }
+        }
+    }
+
     /// Lists the names of a directory, sorted; empty where there is none.
     pub(crate) fn list(&self, path: &str) -> Result<Vec<String>, ViewError> {
         let fail = |source| ViewError::Read { path: path.to_owned(), source };
@@ -262,5 +282,8 @@ mod tests {
         assert_eq!(view.read_file("/absolute", 2).unwrap().unwrap(), b"te");
         assert_eq!(view.read_file("/lib", 9).unwrap(), None);
         assert_eq!(view.list("/lib").unwrap(), ["file"]);
+        let sizes =
+            ["/usr/lib/file", "/usr/lib", "/absolute", "/missing"].map(|path| view.file_size(path).unwrap());
+        assert_eq!(sizes, [Some(4), None, None, None]);
     }
 }

@@ -6,6 +6,8 @@
 //! added where the tree has one is that one.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::sync::OnceLock;
 
 use crate::tree::{Attributes, Entry, Errno, Kind, NodeId, Statistics, Tree, Xattrs};
 
@@ -33,10 +35,36 @@ pub enum PatchError {
     },
 }
 
+/// Makes the content of a file out of what the tree below has at its place.
+pub type Complete = Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
+
+/// The most that is read of a file that is to be completed.
+const MAX_COMPLETED: u64 = 16 << 20;
+
+/// What a synthetic file holds.
+enum Content {
+    Ready(Vec<u8>),
+    /// Made the first time that somebody looks.
+    Completed {
+        below: NodeId,
+        complete: Complete,
+        made: OnceLock<Result<Vec<u8>, Errno>>,
+    },
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Content::Ready(bytes) => write!(f, "{} bytes", bytes.len()),
+            Content::Completed { below, .. } => write!(f, "completes {below:?}"),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Synthetic {
     attributes: Attributes,
-    content: Vec<u8>,
+    content: Content,
 }
 
 /// A tree with synthetic nodes on top.
@@ -66,8 +94,26 @@ impl<T: Tree> Layered<T> {
     pub fn add_file(&mut self, path: &str, content: Vec<u8>, permissions: u32) -> Result<(), PatchError> {
         let (parents, name) = split(path)?;
         let parent = self.ensure_directories(path, &parents)?;
-        let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
-        self.insert(parent, name, Kind::File, permissions, size, content);
+        self.insert(parent, name, Kind::File, permissions, Content::Ready(content));
+        Ok(())
+    }
+
+    /// Shows the file at `path` with what `complete` makes of its content; does nothing where the
+    /// tree has no such file. Neither is looked at before somebody looks inside.
+    pub fn complete_file(
+        &mut self,
+        path: &str,
+        permissions: u32,
+        complete: Complete,
+    ) -> Result<(), PatchError> {
+        let (parents, name) = split(path)?;
+        let parent = self.ensure_directories(path, &parents)?;
+        let found = self.lookup(parent, name.as_bytes());
+        let found = found.map_err(|source| PatchError::Lookup { path: path.to_owned(), source })?;
+        if let Some(found) = found.filter(|found| found.kind == Kind::File) {
+            let content = Content::Completed { below: found.node, complete, made: OnceLock::new() };
+            self.insert(parent, name, Kind::File, permissions, content);
+        }
         Ok(())
     }
 
@@ -82,7 +128,7 @@ impl<T: Tree> Layered<T> {
         match found {
             Some(found) if found.kind == Kind::Directory => Ok(found.node),
             Some(_) => Err(PatchError::NotADirectory(path.to_owned())),
-            None => Ok(self.insert(parent, name, Kind::Directory, 0o755, 0, Vec::new())),
+            None => Ok(self.insert(parent, name, Kind::Directory, 0o755, Content::Ready(Vec::new()))),
         }
     }
 
@@ -92,8 +138,7 @@ impl<T: Tree> Layered<T> {
         name: &str,
         kind: Kind,
         permissions: u32,
-        size: u64,
-        content: Vec<u8>,
+        content: Content,
     ) -> NodeId {
         let index = self.nodes.len();
         let id = FIRST_SYNTHETIC + u64::try_from(index).unwrap_or(0);
@@ -107,7 +152,7 @@ impl<T: Tree> Layered<T> {
             uid: self.owner.0,
             gid: self.owner.1,
             links: if kind == Kind::Directory { 2 } else { 1 },
-            size,
+            size: 0,
             modified: 0,
             device: 0,
         };
@@ -121,6 +166,33 @@ impl<T: Tree> Layered<T> {
     fn synthetic(&self, node: NodeId) -> Option<&Synthetic> {
         let index = usize::try_from(node.0.checked_sub(FIRST_SYNTHETIC)?).ok()?;
         self.nodes.get(index)
+    }
+
+    /// What a synthetic file holds; made here where nobody has looked before.
+    fn content<'a>(&'a self, of: &'a Synthetic) -> Result<&'a [u8], Errno> {
+        match &of.content {
+            Content::Ready(bytes) => Ok(bytes),
+            Content::Completed { below, complete, made } => {
+                let made = made.get_or_init(|| self.read_below(*below).map(|bytes| complete(&bytes)));
+                made.as_deref().map_err(|errno| *errno)
+            }
+        }
+    }
+
+    fn read_below(&self, node: NodeId) -> Result<Vec<u8>, Errno> {
+        let size = self.below.attributes(node)?.size;
+        if size > MAX_COMPLETED {
+            return Err(Errno::FBIG);
+        }
+        let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+        let length = self.below.read(node, 0, &mut bytes)?;
+        bytes.truncate(length);
+        Ok(bytes)
+    }
+
+    fn describe(&self, of: &Synthetic) -> Result<Attributes, Errno> {
+        let size = u64::try_from(self.content(of)?.len()).unwrap_or(u64::MAX);
+        Ok(Attributes { size, ..of.attributes })
     }
 
     fn added_to(&self, node: NodeId) -> &[(Vec<u8>, usize)] {
@@ -143,7 +215,7 @@ fn split(path: &str) -> Result<(Vec<&str>, &str), PatchError> {
 impl<T: Tree> Tree for Layered<T> {
     fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Option<Attributes>, Errno> {
         if let Some((_, index)) = self.added_to(parent).iter().find(|(added, _)| added == name) {
-            return Ok(self.nodes.get(*index).map(|node| node.attributes));
+            return self.nodes.get(*index).map(|node| self.describe(node)).transpose();
         }
         if self.synthetic(parent).is_some() {
             return Ok(None);
@@ -153,7 +225,7 @@ impl<T: Tree> Tree for Layered<T> {
 
     fn attributes(&self, node: NodeId) -> Result<Attributes, Errno> {
         match self.synthetic(node) {
-            Some(synthetic) => Ok(synthetic.attributes),
+            Some(synthetic) => self.describe(synthetic),
             None => self.below.attributes(node),
         }
     }
@@ -190,8 +262,9 @@ impl<T: Tree> Tree for Layered<T> {
 
     fn read(&self, node: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
         let Some(synthetic) = self.synthetic(node) else { return self.below.read(node, offset, buffer) };
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(synthetic.content.len());
-        let rest = synthetic.content.get(start..).unwrap_or(&[]);
+        let content = self.content(synthetic)?;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+        let rest = content.get(start..).unwrap_or(&[]);
         let length = rest.len().min(buffer.len());
         buffer[..length].copy_from_slice(&rest[..length]);
         Ok(length)

@@ -16,6 +16,6 @@ mod server;
 mod tree;
 mod wire;
 
-pub use layered::{Layered, PatchError};
+pub use layered::{Complete, Layered, PatchError};
 pub use server::{Served, Server, ServerError};
 pub use tree::{Attributes, Entry, Errno, Kind, NodeId, Statistics, Tree, Xattrs};

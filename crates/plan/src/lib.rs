@@ -3,8 +3,9 @@
 //! A [`Plan`] is an OCI runtime-spec document ([`Spec`]) plus what OCI cannot say: which image and
 //! which rootfs, with whom the container is shared, why each thing of the host is visible inside,
 //! and what the policy said. `situla plan` prints it, the runtime executes it, the record embeds
-//! it. This crate holds types alone; nothing here looks at the machine.
+//! it. This crate holds types, and what they say of an image's bytes; nothing here looks at the machine.
 
+mod accounts;
 mod image;
 mod plan;
 mod rootfs;
@@ -12,6 +13,7 @@ mod share;
 mod spec;
 mod text;
 
+pub use accounts::{AccountError, HostGroup, HostUser, MAX_ACCOUNT_FILE, MAX_GROUPS};
 pub use image::{ImageIdentity, RootfsIdentity};
 pub use plan::{Binding, Plan, SCHEMA};
 pub use rootfs::{Patch, PatchContent, Rootfs, RootfsSource, Rung};

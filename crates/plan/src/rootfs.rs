@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Text;
+use crate::accounts::{AccountError, HostGroup, HostUser, merge_group, merge_passwd};
 
 /// The bytes or files behind a root file system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,38 @@ pub enum PatchContent {
         /// Permission bits.
         mode: u32,
     },
+    /// The image's own `passwd(5)`, with the user in it. It is completed when it is first looked at:
+    /// in a compressed image that can cost more than all else that a start needs.
+    Passwd {
+        /// The user.
+        user: HostUser,
+    },
+    /// The image's own `group(5)`, with the user's groups in it.
+    Group {
+        /// The user's login name.
+        user: String,
+        /// The groups.
+        groups: Vec<HostGroup>,
+    },
+}
+
+impl PatchContent {
+    /// Permission bits of the account files that are shown.
+    pub const ACCOUNTS_MODE: u32 = 0o644;
+
+    /// Completes an account file of the image; `None` if this is no patch of one.
+    ///
+    /// # Errors
+    /// The file is too long, or an entry cannot be written.
+    pub fn complete(&self, image: &[u8]) -> Option<Result<Vec<u8>, AccountError>> {
+        let text = String::from_utf8_lossy(image);
+        let merged = match self {
+            PatchContent::Passwd { user } => merge_passwd(&text, user),
+            PatchContent::Group { user, groups } => merge_group(&text, user, groups),
+            PatchContent::Directory | PatchContent::File { .. } => return None,
+        };
+        Some(merged.map(String::into_bytes))
+    }
 }
 
 /// Something that the container shows although the image does not have it.

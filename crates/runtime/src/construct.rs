@@ -21,9 +21,7 @@ pub(crate) fn construct(
     let place = mounts::staging_place()?;
     let root = rootfs::mount(plan, place.as_fd(), serve)?;
     let place = mounts::staging_place()?;
-    root.mount
-        .attach(place.as_fd())
-        .or_fail(FailureClass::Rootfs, || "cannot attach the root mount".to_owned())?;
+    root.attach(place.as_fd())?;
     for (mount, source) in plan.spec.mounts.iter().zip(&sources) {
         mounts::attach_inside(root.mount.as_fd(), mount, source)?;
     }

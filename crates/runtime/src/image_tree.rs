@@ -1,5 +1,7 @@
 //! A SquashFS image as a tree that the FUSE server can serve.
 
+use std::sync::Arc;
+
 use situla_fuse::{Attributes, Entry, Errno, Kind, NodeId, Statistics, Tree, Xattrs};
 use situla_squashfs::{DirCookie, Error, FileType, Image, Inode, InodeKind, InodeRef};
 
@@ -7,13 +9,13 @@ use situla_squashfs::{DirCookie, Error, FileType, Image, Inode, InodeKind, Inode
 /// map a single id, and files of unmapped owners would be closed to him.
 #[derive(Debug)]
 pub(crate) struct ImageTree {
-    image: Image,
+    image: Arc<Image>,
     uid: u32,
     gid: u32,
 }
 
 impl ImageTree {
-    pub(crate) fn new(image: Image, uid: u32, gid: u32) -> Self {
+    pub(crate) fn new(image: Arc<Image>, uid: u32, gid: u32) -> Self {
         ImageTree { image, uid, gid }
     }
 

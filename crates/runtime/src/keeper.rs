@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -19,7 +19,8 @@ use situla_fuse::{Server, Tree};
 
 use crate::failure::{Context, Failure, FailureClass};
 use crate::meeting::{ANSWER_READY, ANSWER_REFUSED, is_own};
-use crate::message::{Message, receive, send};
+use crate::message::{receive, send};
+use crate::warm_up::WarmUp;
 
 /// From the constructing process: the FUSE device of the new mount.
 pub(crate) const DEVICE: u8 = b'F';
@@ -49,6 +50,8 @@ const MAX_SERVERS: usize = 4;
 pub(crate) struct Duties {
     /// The tree to serve, where the rootfs is an image.
     pub(crate) tree: Option<Box<dyn Tree>>,
+    /// What to do with the tree's image before the payload asks.
+    pub(crate) warm_up: Option<WarmUp>,
     /// The descriptor behind the tree, which must stay open.
     pub(crate) image: Option<RawFd>,
     /// The meeting point, where the container is shared.
@@ -86,7 +89,7 @@ fn allow_many_files() {
 
 /// Serves the tree on this thread and tends the meeting point on another.
 fn serve(duties: Duties) {
-    let Duties { tree, listener, control, n_expected, leader, run, cgroup, .. } = duties;
+    let Duties { tree, warm_up, listener, control, n_expected, leader, run, cgroup, .. } = duties;
     let connected = Connected::default();
     let mut meeting = listener.map(|listener| Meeting {
         listener: Some(listener),
@@ -105,12 +108,11 @@ fn serve(duties: Duties) {
         }
         return;
     };
-    // Nothing comes where the constructing process has failed: then there is nothing to serve.
-    let Some(Message { bytes, mut descriptors }) = receive(control.as_fd()).ok().flatten() else { return };
-    let Some(device) = descriptors.pop().filter(|_| bytes.first() == Some(&DEVICE)) else { return };
-    let n_processors = n_processors();
+    let n_servers = n_processors().min(MAX_SERVERS);
+    let device = OnceLock::new();
     let server = Server::new(tree);
     let serve = || {
+        let device: &OwnedFd = device.wait();
         // Unmounted, or beyond help: there is nothing left to do for any thread.
         let clean = server.serve(device.as_fd()).is_ok();
         if clean {
@@ -122,14 +124,31 @@ fn serve(duties: Duties) {
     };
     std::thread::scope(|scope| {
         // A thread that cannot be made is one server less, or tasks that lead for themselves.
-        let _ = thread(scope, || {
-            for _ in 1..n_processors.min(MAX_SERVERS) {
-                let _ = thread(scope, serve);
-            }
-            if let Some(meeting) = &mut meeting {
-                meeting.tend(&control);
-            }
-        });
+        if n_servers > 1 {
+            let _ = thread(scope, || {
+                if let Some(warm_up) = &warm_up {
+                    warm_up.run();
+                }
+                serve();
+            });
+        }
+        // Nothing comes where the constructing process has failed: then there is nothing to serve.
+        let message = receive(control.as_fd()).ok().flatten();
+        let opened = message.filter(|message| message.bytes.first() == Some(&DEVICE));
+        let Some(opened) = opened.and_then(|mut message| message.descriptors.pop()) else {
+            situla_sys::exit_now(0)
+        };
+        let _ = device.set(opened);
+        if n_servers > 2 || meeting.is_some() {
+            let _ = thread(scope, || {
+                for _ in 2..n_servers {
+                    let _ = thread(scope, serve);
+                }
+                if let Some(meeting) = &mut meeting {
+                    meeting.tend(&control);
+                }
+            });
+        }
         serve();
     });
 }

@@ -6,6 +6,7 @@
 //! fork is sound only there. Only the keeper, a process of its own, has threads.
 
 mod construct;
+mod covers;
 mod failure;
 mod image_tree;
 mod keeper;
@@ -13,10 +14,12 @@ mod meeting;
 mod message;
 mod mounts;
 mod namespaces;
+mod overlay;
 mod payload;
 mod rootfs;
 mod run;
 mod supervise;
+mod warm_up;
 
 pub use failure::{Failure, FailureClass};
 pub use run::{Observer, OpenImage, is_inherited, replace, run};

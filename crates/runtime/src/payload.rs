@@ -54,6 +54,12 @@ impl Command {
         })
     }
 
+    /// The absolute paths at which the program may be.
+    pub(crate) fn programs(&self) -> Vec<Vec<u8>> {
+        let paths = self.candidates.iter().map(|path| path.as_bytes().to_vec());
+        paths.filter(|path| path.starts_with(b"/")).collect()
+    }
+
     /// Executes the command; returns only with the reason why that failed.
     fn execute(&self) -> Failure {
         let mut denied = None;

@@ -1,21 +1,21 @@
 //! Mounting the root file system of a Plan, inside the new namespaces.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
     fsmount, fsopen,
 };
-use situla_plan::{PatchContent, Plan, RootfsSource};
+use situla_plan::{Plan, RootfsSource};
 use situla_sys::MountAttributes;
 
+use crate::covers::Covers;
 use crate::failure::{Context, Failure, FailureClass};
-use crate::mounts::{Detached, new_tmpfs};
+use crate::mounts::Detached;
+use crate::overlay::mount_overlay;
 
 /// Where the FUSE device of a new mount goes: to the process that will serve it.
 pub(crate) type Serve<'a> = dyn FnMut(BorrowedFd<'_>) -> Result<(), Failure> + 'a;
@@ -24,31 +24,48 @@ pub(crate) type Serve<'a> = dyn FnMut(BorrowedFd<'_>) -> Result<(), Failure> + '
 pub(crate) struct Ready {
     /// The root mount.
     pub(crate) mount: Detached,
+    /// What goes on top of it once it is attached.
+    covers: Option<Covers>,
     /// A tmpfs that holds the upper directory of an overlay; it must outlive nothing, the overlay
     /// keeps what it needs, but it hides the staging place until the old root goes.
     _session: Option<Detached>,
 }
 
+impl Ready {
+    /// Attaches the root on top of `place`, and on it what the Plan shows above the image.
+    pub(crate) fn attach(&self, place: BorrowedFd<'_>) -> Result<(), Failure> {
+        self.mount
+            .attach(place)
+            .or_fail(FailureClass::Rootfs, || "cannot attach the root mount".to_owned())?;
+        self.covers.as_ref().map_or(Ok(()), Covers::attach)
+    }
+}
+
 /// Mounts the rootfs of `plan`, detached. `place` is the staging place of the caller.
 pub(crate) fn mount(plan: &Plan, place: BorrowedFd<'_>, serve: &mut Serve<'_>) -> Result<Ready, Failure> {
+    let mut attributes = MountAttributes::NO_SUID.union(MountAttributes::NO_DEV);
+    if plan.spec.root.readonly {
+        attributes = attributes.union(MountAttributes::READ_ONLY);
+    }
+    let plain = |mount| Ready { mount, covers: None, _session: None };
+    let patches = &plan.rootfs.patches;
     let ready = match &plan.rootfs.source {
-        RootfsSource::Squashfs { .. } => Ready { mount: mount_fuse(plan, serve)?, _session: None },
+        RootfsSource::Squashfs { .. } => plain(mount_fuse(plan, serve)?),
         RootfsSource::Directory { path } => {
             let path = Path::new(path.as_os_str());
             let lower = Detached::copy_of(path, true).or_fail(FailureClass::Rootfs, || {
                 format!("the root directory {} cannot be opened", path.display())
             })?;
-            if plan.rootfs.patches.is_empty() {
-                Ready { mount: lower, _session: None }
+            if patches.is_empty() {
+                plain(lower)
+            } else if let Some(covers) = Covers::make(patches, lower.as_fd(), place, attributes)? {
+                Ready { mount: lower, covers: Some(covers), _session: None }
             } else {
-                mount_overlay(plan, place, &lower)?
+                let (mount, session) = mount_overlay(patches, place, &lower)?;
+                Ready { mount, covers: None, _session: Some(session) }
             }
         }
     };
-    let mut attributes = MountAttributes::NO_SUID.union(MountAttributes::NO_DEV);
-    if plan.spec.root.readonly {
-        attributes = attributes.union(MountAttributes::READ_ONLY);
-    }
     ready
         .mount
         .restrict(attributes)
@@ -95,77 +112,4 @@ fn open_fuse_device() -> Result<OwnedFd, Failure> {
             Err(Failure::of_call(FailureClass::NoFuse, what, errno))
         }
     }
-}
-
-/// Lays an overlay with the patches of `plan` over `lower`. The upper directory is on a tmpfs that
-/// is attached at the staging place, because overlayfs takes paths.
-fn mount_overlay(plan: &Plan, place: BorrowedFd<'_>, lower: &Detached) -> Result<Ready, Failure> {
-    let session = new_tmpfs(&["mode=0755".to_owned()])?;
-    let fail = |what: &'static str| move |errno| Failure::of_call(FailureClass::Rootfs, what, errno);
-    session.attach(place).map_err(fail("cannot attach a tmpfs for the overlay"))?;
-    let session_path = PathBuf::from(format!("/proc/self/fd/{}", session.as_fd().as_raw_fd()));
-    let (upper, work) = (session_path.join("upper"), session_path.join("work"));
-    let lower_path = PathBuf::from(format!("/proc/self/fd/{}", lower.as_fd().as_raw_fd()));
-    lower.attach_within(&session)?;
-    for directory in [&upper, &work] {
-        std::fs::create_dir(directory)
-            .or_fail(FailureClass::Rootfs, || format!("cannot make {}", directory.display()))?;
-    }
-    copy_mode(&lower_path, &upper)?;
-    for patch in &plan.rootfs.patches {
-        lay_patch(&lower_path, &upper, &patch.path, &patch.content)?;
-    }
-    let fail = fail("cannot mount an overlay on the root directory");
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
-    let set =
-        |key: &str, path: &Path| fsconfig_set_string(context.as_fd(), key, path.as_os_str()).map_err(fail);
-    set("lowerdir", &lower_path)?;
-    set("upperdir", &upper)?;
-    set("workdir", &work)?;
-    fsconfig_set_flag(context.as_fd(), "userxattr").map_err(fail)?;
-    fsconfig_create(context.as_fd()).map_err(fail)?;
-    let mount =
-        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(fail)?;
-    Ok(Ready { mount: Detached::new(mount), _session: Some(session) })
-}
-
-/// Puts one patch into the upper directory, with the directories that lead to it.
-fn lay_patch(lower: &Path, upper: &Path, path: &str, content: &PatchContent) -> Result<(), Failure> {
-    let relative = Path::new(path.trim_start_matches('/'));
-    let mut so_far = PathBuf::new();
-    let parents = relative.parent().unwrap_or(Path::new(""));
-    for component in parents.components() {
-        so_far.push(component);
-        make_directory(&lower.join(&so_far), &upper.join(&so_far))?;
-    }
-    let target = upper.join(relative);
-    match content {
-        PatchContent::Directory => make_directory(&lower.join(relative), &target),
-        PatchContent::File { content, mode } => {
-            let written = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(*mode)
-                .open(&target)
-                .and_then(|mut file: File| file.write_all(content.as_bytes()));
-            written.or_fail(FailureClass::Rootfs, || format!("cannot write {path} above the image"))
-        }
-    }
-}
-
-fn make_directory(lower: &Path, upper: &Path) -> Result<(), Failure> {
-    match std::fs::create_dir(upper) {
-        Ok(()) => copy_mode(lower, upper),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error).or_fail(FailureClass::Rootfs, || format!("cannot make {}", upper.display())),
-    }
-}
-
-/// Gives a directory of the upper layer the mode of the one it merges with.
-fn copy_mode(lower: &Path, upper: &Path) -> Result<(), Failure> {
-    let Ok(metadata) = std::fs::symlink_metadata(lower.join(".")) else { return Ok(()) };
-    let permissions = std::fs::Permissions::from_mode(metadata.mode() & 0o7777);
-    std::fs::set_permissions(upper, permissions)
-        .or_fail(FailureClass::Rootfs, || format!("cannot set the mode of {}", upper.display()))
 }

@@ -12,6 +12,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -29,6 +30,7 @@ use crate::meeting::{Role, meet};
 use crate::message;
 use crate::payload::{Command, Surroundings, become_payload};
 use crate::supervise::{self, Exit, Keeper, Supervised, forwarded};
+use crate::warm_up::WarmUp;
 
 /// Hears what happens during a run. Calls come from the waiting process, never from the payload.
 pub trait Observer {
@@ -165,7 +167,9 @@ impl Start<'_> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let shared = listener.is_some();
         let descriptor = image.as_ref().map(|image| image.descriptor);
-        let tree = image.map(|image| served_tree(self.plan, image.image)).transpose()?;
+        let image = image.map(|image| Arc::new(image.image));
+        let tree = image.clone().map(|image| served_tree(self.plan, image)).transpose()?;
+        let warm_up = image.map(|image| WarmUp { image, programs: self.command.programs() });
         let (ours, theirs) = message::pair().map_err(setup("cannot make a pair of sockets"))?;
         let (n_expected, cgroup) = match &self.plan.share {
             Share::Step { local_tasks, cgroup, .. } => {
@@ -175,6 +179,7 @@ impl Start<'_> {
         };
         let duties = Duties {
             tree,
+            warm_up,
             image: descriptor,
             listener,
             control: theirs,
@@ -222,7 +227,7 @@ impl Start<'_> {
 }
 
 /// Puts the patches of `plan` on top of its image.
-fn served_tree(plan: &Plan, image: Image) -> Result<Box<dyn Tree>, Failure> {
+fn served_tree(plan: &Plan, image: Arc<Image>) -> Result<Box<dyn Tree>, Failure> {
     let user = plan.spec.process.user;
     let mut tree = Layered::new(ImageTree::new(image, user.uid, user.gid), user.uid, user.gid);
     for patch in &plan.rootfs.patches {
@@ -230,6 +235,18 @@ fn served_tree(plan: &Plan, image: Image) -> Result<Box<dyn Tree>, Failure> {
             PatchContent::Directory => tree.add_directory(&patch.path),
             PatchContent::File { content, mode } => {
                 tree.add_file(&patch.path, content.as_bytes().to_vec(), *mode)
+            }
+            PatchContent::Passwd { .. } | PatchContent::Group { .. } => {
+                let content = patch.content.clone();
+                tree.complete_file(
+                    &patch.path,
+                    PatchContent::ACCOUNTS_MODE,
+                    Box::new(move |image| match content.complete(image) {
+                        Some(Ok(completed)) => completed,
+                        // Too long by now, or never fit to be completed: the image's own.
+                        Some(Err(_)) | None => image.to_vec(),
+                    }),
+                )
             }
         };
         laid.map_err(|error| {

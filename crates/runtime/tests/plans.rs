@@ -256,6 +256,59 @@ fn patches_make_mount_points_and_hide_files() {
 }
 
 #[test]
+fn account_files_are_completed() {
+    let Some(bench) = Bench::prepare() else { return };
+    let user = json!({"name": "ann", "uid": 77, "gid": 78, "gecos": "", "home": "/h", "shell": "/bin/sh"});
+    let groups = json!([{"name": "crew", "gid": 78}]);
+    for kind in [Kind::Directory, Kind::Image] {
+        // The image's file is no account file: its line stays, and the user's comes after it.
+        let output = bench.run(kind, "cat /etc/witness; ls /etc", |plan| {
+            let passwd = json!({"path": "/etc/witness", "kind": "passwd", "user": user, "reason": "test"});
+            plan["rootfs"]["patches"] = json!([passwd]);
+        });
+        let (out, err) = text(&output);
+        assert_eq!(out, "from the image\nann:x:77:78::/h:/bin/sh\nwitness\n", "{kind:?}: {err}");
+        let output = bench.run(kind, "cat /etc/witness", |plan| {
+            let group = json!({
+                "path": "/etc/witness", "kind": "group", "user": "ann", "groups": groups, "reason": "test"
+            });
+            plan["rootfs"]["patches"] = json!([group]);
+        });
+        assert_eq!(text(&output).0, "from the image\ncrew:x:78:ann\n", "{kind:?}");
+    }
+}
+
+#[test]
+fn usual_patches_of_a_directory_need_no_overlay() {
+    let Some(bench) = Bench::prepare() else { return };
+    let script =
+        "cat /etc/witness; ls /real /real/home; touch /real/x /etc/witness; cat /proc/self/mountinfo";
+    let show = |patches: Value| {
+        let output = bench.run(Kind::Directory, script, |plan| plan["rootfs"]["patches"] = patches);
+        let (out, err) = text(&output);
+        assert_eq!(err.matches("Read-only file system").count(), 2, "{err}");
+        let (seen, mounts) = out.split_at(out.find(" / ").unwrap_or(0));
+        (seen.to_owned(), mounts.contains("overlay"))
+    };
+    let usual = json!([
+        {"path": "/etc/witness", "kind": "file", "content": "hidden\n", "mode": 0o644, "reason": "test"},
+        {"path": "/real/home/user", "kind": "directory", "reason": "test"},
+        {"path": "/real/home/file", "kind": "file", "content": "", "mode": 0o644, "reason": "test"},
+        {"path": "/tmp", "kind": "directory", "reason": "there already"},
+    ]);
+    let (seen, overlay) = show(usual.clone());
+    assert!(seen.starts_with("hidden\n/real:\nhome\n\n/real/home:\nfile\nuser\n"), "{seen}");
+    assert!(!overlay, "a cover was enough");
+    // A new name in a directory that has others cannot be shown without one.
+    let mut more = usual;
+    let new = json!({"path": "/etc/new", "kind": "file", "content": "", "mode": 0o644, "reason": "test"});
+    more.as_array_mut().unwrap().push(new);
+    let (seen, overlay) = show(more);
+    assert!(seen.starts_with("hidden\n/real:\nhome\n\n/real/home:\nfile\nuser\n"), "{seen}");
+    assert!(overlay, "{seen}");
+}
+
+#[test]
 fn failures_before_exec_are_named() {
     let Some(bench) = Bench::prepare() else { return };
     let bind = |source: &str, destination: &str| json!({"destination": destination, "source": source, "type": "bind", "options": ["rbind"]});

@@ -4,10 +4,12 @@
 
 mod support;
 
-use std::fs;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{fs, io};
 
-use situla_squashfs::{Error, Image, ReadOptions, Window};
+use situla_squashfs::{Error, Image, ReadAt, ReadOptions, Window};
 use support::compare::{Changes, image_with_tree};
 use support::{have, mksquashfs, open, tree};
 
@@ -134,6 +136,16 @@ fn resolves_paths_inside_the_image() {
     assert_eq!(number("/..", true), number("/", true));
     assert_ne!(number("links/relative", false), target);
     assert_eq!(number("links/directory/", false), number("sub", false));
+    let beside =
+        |path: &str, name: &[u8]| image.resolve_beside(path, name).unwrap().map(|inode| inode.number);
+    for path in ["sub/text-100", "links/relative", "links/escaping", "links/directory/text-100", "sub/deeper"]
+    {
+        assert_eq!(beside(path, b"text-100"), target, "{path}");
+    }
+    assert_eq!(beside("links/directory", b"links"), number("links", false));
+    assert_eq!(beside("/", b"sub"), number("sub", false));
+    assert_eq!(beside("absent", b"sub"), None);
+    assert_eq!(beside("sub/text-100", b"absent"), None);
     for nowhere in
         ["absent", "sub/absent/x", "sub/text-100/x", "sub/text-100/", "links/broken", "zero-length/.."]
     {
@@ -199,4 +211,54 @@ fn refuses_what_it_cannot_read() {
     bytes[28] = 4;
     bytes[12] = 1;
     assert!(matches!(open(bytes), Err(Error::Superblock { field: "block size", .. })));
+}
+
+/// A source that counts what is read of it.
+struct Counting(fs::File, Arc<AtomicUsize>);
+
+impl ReadAt for Counting {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        FileExt::read_exact_at(&self.0, buf, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
+
+#[test]
+fn what_was_preloaded_is_not_read_again() {
+    if !have("mksquashfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("tree");
+    fs::create_dir(&root).unwrap();
+    let content: Vec<u8> = (0u32..100_000).flat_map(|number| (number / 3).to_le_bytes()).collect();
+    fs::write(root.join("file"), &content).unwrap();
+    for options in
+        [&["-comp", "zstd"][..], &["-comp", "gzip", "-no-fragments"], &["-comp", "lz4", "-noD", "-noF"]]
+    {
+        let path = dir.path().join("image.sqfs");
+        let _ = fs::remove_file(&path);
+        mksquashfs(&root, &path, options);
+        let n_reads = Arc::new(AtomicUsize::new(0));
+        let source = Counting(fs::File::open(&path).unwrap(), Arc::clone(&n_reads));
+        let image = Image::open(source, ReadOptions::default()).unwrap();
+        let file = image.resolve("file", true).unwrap().unwrap();
+        for offset in [0, 131_072, 262_144, file.size - 1, file.size, u64::MAX] {
+            image.preload(&file, offset).unwrap();
+        }
+        let before = n_reads.load(Ordering::Relaxed);
+        let mut part = [0; 500];
+        for offset in [0, 5, 200_000, content.len() - 500] {
+            assert_eq!(image.read(&file, offset as u64, &mut part).unwrap(), 500);
+            assert_eq!(part, content[offset..offset + 500], "{options:?}");
+        }
+        let stored_as_is = options.contains(&"-noD");
+        assert_eq!(n_reads.load(Ordering::Relaxed) == before, !stored_as_is, "{options:?}");
+        let root = image.inode(image.root()).unwrap();
+        assert!(matches!(image.preload(&root, 0), Err(Error::WrongKind { .. })));
+    }
 }

@@ -135,3 +135,34 @@ fn paths_that_cannot_be_laid_are_refused() {
         assert!(matches!(tree.add_directory(path), Err(PatchError::NotADirectory(_))), "{path}");
     }
 }
+
+#[test]
+fn files_are_completed_when_somebody_looks() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    let n_made = Arc::new(AtomicUsize::new(0));
+    let mut tree = Layered::new(Flat, 7, 8);
+    let counted = Arc::clone(&n_made);
+    let complete = move |image: &[u8]| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        [image, b" and more"].concat()
+    };
+    tree.complete_file("/file", 0o644, Box::new(complete)).unwrap();
+    tree.complete_file("/dir", 0o644, Box::new(|_| unreachable!("a directory stays as it is"))).unwrap();
+    tree.complete_file("/missing", 0o644, Box::new(|_| unreachable!("there is none"))).unwrap();
+    assert_eq!(n_made.load(Ordering::Relaxed), 0);
+    let mut below = [0; 4];
+    let length = Flat.read(NodeId(3), 0, &mut below).unwrap();
+    let want = [&below[..length], b" and more"].concat();
+    let found = tree.lookup(NodeId::ROOT, b"file").unwrap().unwrap();
+    assert_eq!((found.size, found.uid, found.permissions), (want.len() as u64, 7, 0o644));
+    let mut bytes = [0; 64];
+    let length = tree.read(found.node, 0, &mut bytes).unwrap();
+    assert_eq!(&bytes[..length], want);
+    let length = tree.read(found.node, 2, &mut bytes).unwrap();
+    assert_eq!(&bytes[..length], &want[2..]);
+    assert_eq!(n_made.load(Ordering::Relaxed), 1, "once for all");
+    assert_eq!(tree.lookup(NodeId::ROOT, b"dir").unwrap().unwrap().kind, Kind::Directory);
+    assert_eq!(tree.lookup(NodeId::ROOT, b"missing").unwrap(), None);
+}

@@ -88,6 +88,30 @@ impl Image {
         Ok(wanted)
     }
 
+    /// Decompresses the block that holds byte `offset` of `file` into the cache, where it is not there
+    /// already; does nothing beyond the end of the file, and for blocks that are stored as they are.
+    pub fn preload(&self, file: &Inode, offset: u64) -> Result<()> {
+        let InodeKind::File(data) = &file.kind else { return Err(file.wrong_kind("regular file")) };
+        let block_size = self.superblock().block_size;
+        let index = offset / u64::from(block_size);
+        if offset >= file.size {
+            return Ok(());
+        }
+        let (start, word, length) = if index < data.blocks {
+            let (start, word) = self.block_place(file, data, &mut None, index)?;
+            let length = (file.size - index * u64::from(block_size)).min(block_size.into());
+            (start, word, usize::try_from(length).unwrap_or(usize::MAX))
+        } else {
+            let Some((index, _)) = data.fragment else { return Ok(()) };
+            let (start, word) = self.fragment(index)?;
+            (start, word, block_size as usize)
+        };
+        if word & DATA_RAW != 0 || stored_len(word, block_size)? == 0 {
+            return Ok(());
+        }
+        self.data_block(start, word, length).map(|_| ())
+    }
+
     /// Where block `index` lies and its size word.
     fn block_place(
         &self,

@@ -23,7 +23,20 @@ impl Image {
     /// Absolute link targets start at the root of the image and `..` never leaves it. A link as the
     /// last component is followed if `follow` is set or the path ends in a slash.
     pub fn resolve(&self, path: impl AsRef<[u8]>, follow: bool) -> Result<Option<Inode>> {
-        let mut rest = path.as_ref().to_vec();
+        Ok(self.walk(path.as_ref(), follow)?.map(|(_, found)| found))
+    }
+
+    /// Follows `path` and looks for `name` in the directory in which it ends: where a link leads to,
+    /// not where it lies. `None` if there is no such file.
+    pub fn resolve_beside(&self, path: impl AsRef<[u8]>, name: &[u8]) -> Result<Option<Inode>> {
+        let Some((directory, _)) = self.walk(path.as_ref(), true)? else { return Ok(None) };
+        let Some(entry) = self.lookup(&directory, name)? else { return Ok(None) };
+        self.inode(entry.inode_ref).map(Some)
+    }
+
+    /// The inode at the end of `path`, with the directory that it was found in.
+    fn walk(&self, path: &[u8], follow: bool) -> Result<Option<(Inode, Inode)>> {
+        let mut rest = path.to_vec();
         let mut links = 0;
         // The directories from the root to the one the walk is in.
         let mut chain = vec![self.inode(self.root())?];
@@ -32,7 +45,8 @@ impl Image {
             let skip = rest.iter().take_while(|byte| **byte == b'/').count();
             rest.drain(..skip);
             if rest.is_empty() {
-                return Ok(Some(here));
+                let parent = chain.iter().rev().nth(1).copied().unwrap_or(here);
+                return Ok(Some((parent, here)));
             }
             if here.file_type() != FileType::Directory {
                 return Ok(None);
@@ -71,7 +85,7 @@ impl Image {
                     rest = target;
                 }
                 FileType::Directory => chain.push(inode),
-                _ if rest.is_empty() => return Ok(Some(inode)),
+                _ if rest.is_empty() => return Ok(Some((here, inode))),
                 _ => return Ok(None),
             }
         }

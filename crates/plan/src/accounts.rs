@@ -4,6 +4,7 @@
 //! image's problem. The host's names are checked, because a colon or newline in one (from a careless
 //! directory service) would add fields or whole accounts.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Bytes of an image's passwd or group file.
@@ -20,7 +21,7 @@ pub enum AccountError {
     #[error("{file} of the image has {length} bytes, more than {limit}")]
     TooLong {
         /// Which.
-        file: &'static str,
+        file: String,
         /// Its length in bytes.
         length: usize,
         /// The limit in bytes.
@@ -47,7 +48,7 @@ pub enum AccountError {
 }
 
 /// The user, as the host knows him.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostUser {
     /// Login name.
     pub name: String,
@@ -64,7 +65,7 @@ pub struct HostUser {
 }
 
 /// A group the user is in, as the host knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostGroup {
     /// Its name.
     pub name: String,
@@ -77,7 +78,7 @@ pub struct HostGroup {
 ///
 /// # Errors
 /// The image's file is too long, or a field of the user cannot be written.
-pub fn merge_passwd(image: &str, user: &HostUser) -> Result<String, AccountError> {
+pub(crate) fn merge_passwd(image: &str, user: &HostUser) -> Result<String, AccountError> {
     const FILE: &str = "/etc/passwd";
     check_length(FILE, image)?;
     let fields = [("name", &user.name), ("gecos", &user.gecos), ("home", &user.home), ("shell", &user.shell)];
@@ -114,11 +115,12 @@ pub fn merge_passwd(image: &str, user: &HostUser) -> Result<String, AccountError
     Ok(merged)
 }
 
-/// Adds a line to the image's group file for each of the user's groups, each with him as member.
+/// Adds a line to the image's group file for each of the user's groups, each with him as member, but
+/// where the image has it already.
 ///
 /// # Errors
 /// The image's file is too long, the groups too many, or a name cannot be written.
-pub fn merge_group(image: &str, user: &str, groups: &[HostGroup]) -> Result<String, AccountError> {
+pub(crate) fn merge_group(image: &str, user: &str, groups: &[HostGroup]) -> Result<String, AccountError> {
     const FILE: &str = "/etc/group";
     check_length(FILE, image)?;
     if groups.len() > MAX_GROUPS {
@@ -132,14 +134,29 @@ pub fn merge_group(image: &str, user: &str, groups: &[HostGroup]) -> Result<Stri
     }
     for HostGroup { name, gid } in groups {
         check_field(FILE, "group name", name)?;
+        if image.lines().any(|line| is_member(line, name, *gid, user)) {
+            continue;
+        }
         merged.push_str(&format!("{name}:x:{gid}:{user}\n"));
     }
     Ok(merged)
 }
 
+/// Tells whether a line of a group file says that `user` is in this group.
+fn is_member(line: &str, group: &str, gid: u32, user: &str) -> bool {
+    let mut fields = line.split(':');
+    let (name, _, id, members) = (fields.next(), fields.next(), fields.next(), fields.next());
+    name == Some(group)
+        && id.is_some_and(|id| id.parse() == Ok(gid))
+        && members.is_some_and(|members| members.split(',').any(|member| member == user))
+        && fields.next().is_none()
+}
+
 fn check_length(file: &'static str, text: &str) -> Result<(), AccountError> {
     match text.len() > MAX_ACCOUNT_FILE {
-        true => Err(AccountError::TooLong { file, length: text.len(), limit: MAX_ACCOUNT_FILE }),
+        true => {
+            Err(AccountError::TooLong { file: file.to_owned(), length: text.len(), limit: MAX_ACCOUNT_FILE })
+        }
         false => Ok(()),
     }
 }
@@ -230,5 +247,12 @@ mod tests {
         ];
         let got = merge_group("root:x:0:\nusers:x:100:", "alice", &groups).expect("fine");
         assert_eq!(got, "root:x:0:\nusers:x:100:\nusers:x:100:alice\nphysics:x:2000:alice\n");
+        // What it made before, it leaves as it is.
+        assert_eq!(merge_group(&got, "alice", &groups).as_deref(), Ok(got.as_str()));
+        let others = ["users:x:100:bob", "users:x:101:alice", "user:x:100:alice", "users:x:100:alice:x"];
+        for line in others {
+            let got = merge_group(line, "alice", &groups[..1]).expect("fine");
+            assert_eq!(got, format!("{line}\nusers:x:100:alice\n"));
+        }
     }
 }
