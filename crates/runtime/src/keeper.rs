@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SocketFlags, accept_with};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use situla_fuse::{Server, Tree};
 
 use crate::failure::{Context, Failure, FailureClass};
@@ -72,7 +73,18 @@ pub(crate) fn keep(duties: Duties) -> ! {
     let listener = duties.listener.as_ref().map(AsRawFd::as_raw_fd);
     let kept: Vec<RawFd> =
         [duties.image, listener, Some(duties.control.as_raw_fd())].into_iter().flatten().collect();
-    situla_sys::become_background(c"situla-keeper", &kept, move || serve(duties))
+    situla_sys::become_background(c"situla-keeper", &kept, move || {
+        allow_many_files();
+        serve(duties);
+    })
+}
+
+/// Every task that has joined costs a descriptor, and the soft limit is the caller's, made for programs
+/// that use select(2). The payload, a process of its own, keeps it.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Raising to the hard limit is refused nobody; without it fewer tasks can join.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// Serves the tree on this thread and tends the meeting point on another.

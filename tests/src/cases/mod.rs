@@ -8,6 +8,7 @@ pub mod faults;
 pub mod image_commands;
 pub mod policy;
 pub mod privileged;
+pub mod slurm_lines;
 pub mod uses;
 
 use std::process::ExitCode;
@@ -175,6 +176,9 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::batch_script_with_options", faults::batch_script_with_options),
     ("faults::inherited_options", faults::inherited_options),
     ("faults::submission_without_plugin", faults::submission_without_plugin),
+    ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
+    ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
+    ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
 ];
 
 /// Cases that need nodes on the machine's own network: isolated ones do not reach its loopback address.
