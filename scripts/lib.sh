@@ -67,7 +67,7 @@ mirror_options() {
   local suite=$1 codename key value
   codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
   # The same archive has the other suites.
-  # shellcheck disable=SC2016
+  # shellcheck disable=SC2016,SC2034
   mapfile -t MIRRORS < <(
     apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Component: main' 'Origin: Debian' 2>/dev/null |
       awk -v suite="$suite" -v codename="$codename" '
