@@ -60,10 +60,21 @@ copy_image() {
 }
 
 # mmdebstrap's own apt does not read this machine's apt configuration. What the administrator set about
-# reaching a mirror (a proxy, a frozen snapshot whose Release files are past their date) must hold there too.
-# Sets the array MIRROR_OPTIONS. Signatures are checked in every case.
+# reaching a mirror (which one, a proxy, a frozen snapshot whose Release files are past their date) must hold there too.
+# mirror_options SUITE : sets the arrays MIRROR_OPTIONS and MIRRORS, lines of sources.list for SUITE; without any (apt
+# has no lists yet, or names its releases otherwise) mmdebstrap takes Debian's own. Signatures are checked in every case.
 mirror_options() {
-  local key value
+  local suite=$1 codename key value
+  codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+  # The same archive has the other suites.
+  # shellcheck disable=SC2016,SC2034
+  mapfile -t MIRRORS < <(
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Component: main' 'Origin: Debian' 2>/dev/null |
+      awk -v suite="$suite" -v codename="$codename" '
+        $1 !~ /^(https?|file|copy):/ { next }
+        suite == codename && $2 ~ "^" suite "(-updates|-security)?$" { print "deb", $1, $2, "main" }
+        suite != codename && $2 == codename { print "deb", $1, suite, "main" }' | sort -u
+  )
   MIRROR_OPTIONS=()
   for key in Acquire::Check-Valid-Until Acquire::Check-Date Acquire::http::Proxy Acquire::https::Proxy; do
     value=
