@@ -73,7 +73,7 @@ pub fn replace(plan: &Plan) -> Failure {
         Err(Failure::new(FailureClass::Setup, "an image file needs a process that serves it"))
     };
     match construct(plan, &mut serve, &mut || Ok(())) {
-        Ok(()) => become_payload(plan, &command, &surroundings),
+        Ok(()) => become_payload(plan, &command, &surroundings, &mut || {}),
         Err(failure) => failure,
     }
 }
@@ -112,7 +112,9 @@ pub fn run(
             let outcome = start.fork_payload(|| enter(&namespaces)).and_then(|(pid, report)| {
                 Supervised { pid, report, signals: &signals, keeper }.wait(observer)
             });
-            keeper::say_done(connection.as_fd());
+            if !supervise::was_killed(&outcome) {
+                keeper::say_done(connection.as_fd());
+            }
             outcome
         }
         Some(Role::Leader(listener)) => start.lead(image, Some(listener), rank, &signals, observer),
@@ -135,15 +137,20 @@ struct Start<'a> {
 
 impl Start<'_> {
     /// Forks a child that gets itself into the container by `enter` and becomes the payload. The
-    /// pipe that is returned carries a failure, or ends with the exec.
+    /// pipe that is returned carries [`supervise::READY`] before the exec, or a failure; it ends with
+    /// the exec, or with the child.
     fn fork_payload(&self, enter: impl FnOnce() -> Result<(), Failure>) -> Result<(Pid, OwnedFd), Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(setup("cannot make a pipe"))?;
         match fork().map_err(setup("cannot fork"))? {
             Forked::Parent(pid) => Ok((pid, reader)),
             Forked::Child => {
+                let mut ready = || {
+                    // Unsaid, it looks as if this process had been killed: so does its parent's death.
+                    let _ = rustix::io::write(&writer, &[supervise::READY]);
+                };
                 let failure = match enter() {
-                    Ok(()) => become_payload(self.plan, self.command, self.surroundings),
+                    Ok(()) => become_payload(self.plan, self.command, self.surroundings, &mut ready),
                     Err(failure) => failure,
                 };
                 let _ = rustix::io::write(&writer, &failure.encode());
@@ -212,7 +219,9 @@ impl Start<'_> {
             if shared { Keeper::Connection(ours.as_fd()) } else { Keeper::Child(keeper_fd.as_fd()) };
         let outcome = Supervised { pid, report, signals, keeper: Some(watched) }.wait(observer);
         if shared {
-            keeper::say_done(ours.as_fd());
+            if !supervise::was_killed(&outcome) {
+                keeper::say_done(ours.as_fd());
+            }
         } else {
             drop(ours);
             supervise::reap_soon(keeper, keeper_fd.as_fd());
