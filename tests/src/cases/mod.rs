@@ -4,10 +4,16 @@
 pub mod bare;
 pub mod command_line;
 pub mod ends;
+pub mod export;
 pub mod faults;
 pub mod image_commands;
+pub mod kills;
+pub mod neighbour;
+pub mod no_helpers;
 pub mod policy;
 pub mod privileged;
+pub mod records;
+pub mod soak;
 pub mod uses;
 
 use std::process::ExitCode;
@@ -71,6 +77,9 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pull_and_exec", image_commands::pull_and_exec),
     ("allowed_registry", policy::allowed_registry),
     ("wrong_digest", image_commands::wrong_digest),
+    ("killed_pull", kills::killed_pull),
+    ("machine_is_left_alone", neighbour::machine_is_left_alone),
+    ("no_helper_is_started", no_helpers::nothing_is_started),
 ];
 
 /// Runs the command-line tier.
@@ -97,6 +106,7 @@ fn run_on_desk(cases: &[(&'static str, DeskCase)]) -> ExitCode {
                 tier::program(&env)?;
                 tier::image(&env, "demo")?;
                 tier::image(&env, "tiny")?;
+                tools(name)?;
                 let prepare = || Ok(Desk { env: env.clone(), images: Images::prepare(&env)? });
                 Ok(desk.get_or_init(prepare).clone())
             }
@@ -175,14 +185,32 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::batch_script_with_options", faults::batch_script_with_options),
     ("faults::inherited_options", faults::inherited_options),
     ("faults::submission_without_plugin", faults::submission_without_plugin),
+    ("export::keeps_the_container", export::keeps_the_container),
+    ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
 ];
 
 /// Cases that need nodes on the machine's own network: isolated ones do not reach its loopback address.
-const ON_LOOPBACK: &[(&str, SiteCase)] = &[("uses::image_from_a_registry", uses::image_from_a_registry)];
+const ON_LOOPBACK: &[(&str, SiteCase)] = &[
+    ("uses::image_from_a_registry", uses::image_from_a_registry),
+    ("kills::at_random_moments", kills::at_random_moments),
+    ("soak::many_steps", soak::many_steps),
+];
 
 /// Cases that change a node and look for leaks themselves, while the fault lasts.
 const ON_SICK_NODES: &[(&str, SiteCase)] =
     &[("faults::no_fuse", faults::no_fuse), ("faults::no_user_namespaces", faults::no_user_namespaces)];
+
+/// Cases about what all others have left behind.
+const AT_LAST: &[(&str, SiteCase)] = &[("records::match_the_schema", records::match_the_schema)];
+
+/// What a case needs beyond what all need.
+fn tools(name: &str) -> Result<(), Skip> {
+    match name {
+        "no_helper_is_started" => no_helpers::tracer(),
+        "records::match_the_schema" => records::validator(),
+        _ => Ok(()),
+    }
+}
 
 /// Runs all cluster cases on one variant.
 #[must_use]
@@ -210,7 +238,7 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
         Variant::Loopback => ON_LOOPBACK,
         Variant::Isolated => &[],
     };
-    for (name, case) in ON_SITE.iter().chain(on_variant).chain(ON_SICK_NODES) {
+    for (name, case) in ON_SITE.iter().chain(on_variant).chain(ON_SICK_NODES).chain(AT_LAST) {
         let sick = ON_SICK_NODES.iter().any(|(other, _)| other == name);
         let ready = {
             let (env, found, site) = (env.clone(), Arc::clone(&found), Arc::clone(&site));
@@ -221,6 +249,7 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
                 tier::plugin(&env)?;
                 tier::image(&env, "demo")?;
                 tier::image(&env, "tiny")?;
+                tools(name)?;
                 let cluster = found.get_or_init(|| Cluster::find(&env, variant)).clone().map_err(Skip)?;
                 // From here on nothing is a reason to skip: what fails now is the system's failure.
                 Ok(site.get_or_init(|| Site::prepare(&cluster)).clone())
