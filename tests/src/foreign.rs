@@ -2,7 +2,7 @@
 //!
 //! It runs in a mount namespace in which `/etc/slurm` and `/run` are its own, so that a machine with a Slurm on
 //! it is simulated without touching the machine's. Network, processes and control groups are the machine's.
-//! It shares no line with `scripts/slurm-cluster`.
+//! It shares no line with `scripts/slurm-cluster`. With `scripts/slurm-tree` it can be one of another release.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::command::{self, Output, Running, wait_until};
-use crate::environment::PATIENCE;
+use crate::environment::{PATIENCE, TestEnv};
 
 /// A running Slurm; it ends when this is dropped.
 #[derive(Debug)]
@@ -25,11 +25,40 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    /// Starts it, with its state in a new directory under `/var/lib`.
+    /// Starts the machine's own Slurm, with its state in a new directory under `/var/lib`.
     ///
     /// # Errors
     /// A daemon does not come up.
     pub fn start() -> Result<Self, String> {
+        // mount(8) keeps a directory there.
+        let script = "mount --bind \"$0/etc\" /etc/slurm && mount -t tmpfs -o mode=755 tmpfs /run && \
+                      mkdir -p /run/lock /run/mount && install -d -o munge -g munge /run/munge && echo ready && \
+                      exec sleep infinity";
+        let holder = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script];
+        Self::start_held(&holder.map(OsStr::new), &[], |_| Ok(String::new()))
+    }
+
+    /// Starts the Slurm of another Debian release. `visible` are further directories of the machine that it
+    /// sees; `more` writes what is to be there into its directory, and returns what to add to `slurm.conf`.
+    ///
+    /// # Errors
+    /// There is no such tree, or a daemon does not come up.
+    pub fn start_release(
+        env: &TestEnv,
+        suite: &str,
+        visible: &[&Path],
+        more: impl FnOnce(&Path) -> Result<String, String>,
+    ) -> Result<Self, String> {
+        let script = env.script("slurm-tree");
+        let holder = [script.as_os_str(), OsStr::new("hold"), OsStr::new(suite)];
+        Self::start_held(&holder, visible, more)
+    }
+
+    fn start_held(
+        holder: &[&OsStr],
+        visible: &[&Path],
+        more: impl FnOnce(&Path) -> Result<String, String>,
+    ) -> Result<Self, String> {
         let dir = PathBuf::from(format!("/var/lib/situla-foreign-{}", std::process::id()));
         let io = |e: std::io::Error| format!("{}: {e}", dir.display());
         for part in ["etc", "munge", "state", "spool", "log"] {
@@ -37,12 +66,11 @@ impl Foreign {
         }
         let (uid, gid) = owner("munge")?;
         chown(dir.join("munge"), Some(uid), Some(gid)).map_err(io)?;
-        fs::write(dir.join("etc/slurm.conf"), configuration(&dir)?).map_err(io)?;
-        let script = "mount --bind \"$0/etc\" /etc/slurm && mount -t tmpfs -o mode=755 tmpfs /run && \
-                      mkdir -p /run/lock /run/mount && install -d -o munge -g munge /run/munge && echo ready && exec sleep infinity";
-        let mut holder = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", script])
+        let conf = configuration(&dir)? + &more(&dir)?;
+        fs::write(dir.join("etc/slurm.conf"), conf).map_err(io)?;
+        let mut holder = command::words(holder)
             .arg(&dir)
+            .args(visible)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

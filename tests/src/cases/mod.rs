@@ -13,6 +13,7 @@ pub mod no_helpers;
 pub mod policy;
 pub mod privileged;
 pub mod records;
+pub mod releases;
 pub mod soak;
 pub mod uses;
 
@@ -82,22 +83,27 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("no_helper_is_started", no_helpers::nothing_is_started),
 ];
 
+/// Privileged cases of `make test-full` alone: what they need takes long to make.
+const PRIVILEGED_FULL: &[(&str, DeskCase)] =
+    &[("slurm_of_trixie", releases::trixie), ("slurm_of_sid", releases::sid)];
+
 /// Runs the command-line tier.
 #[must_use]
 pub fn run_command_line() -> ExitCode {
-    run_on_desk(COMMAND_LINE)
+    run_on_desk(COMMAND_LINE, &[])
 }
 
 /// Runs the privileged tier.
 #[must_use]
 pub fn run_privileged() -> ExitCode {
-    run_on_desk(PRIVILEGED)
+    run_on_desk(PRIVILEGED, PRIVILEGED_FULL)
 }
 
-fn run_on_desk(cases: &[(&'static str, DeskCase)]) -> ExitCode {
+fn run_on_desk(cases: &[(&'static str, DeskCase)], in_full: &[(&'static str, DeskCase)]) -> ExitCode {
     let env = TestEnv::from_environment();
+    let in_full = if env.full() { in_full } else { &[] };
     let desk: Arc<OnceLock<Result<Desk, String>>> = Arc::default();
-    let trials = cases.iter().map(|&(name, case)| {
+    let trials = cases.iter().chain(in_full).map(|&(name, case)| {
         let ready = {
             let (env, desk) = (env.clone(), Arc::clone(&desk));
             move || {
@@ -106,7 +112,7 @@ fn run_on_desk(cases: &[(&'static str, DeskCase)]) -> ExitCode {
                 tier::program(&env)?;
                 tier::image(&env, "demo")?;
                 tier::image(&env, "tiny")?;
-                tools(name)?;
+                tools(&env, name)?;
                 let prepare = || Ok(Desk { env: env.clone(), images: Images::prepare(&env)? });
                 Ok(desk.get_or_init(prepare).clone())
             }
@@ -204,10 +210,12 @@ const ON_SICK_NODES: &[(&str, SiteCase)] =
 const AT_LAST: &[(&str, SiteCase)] = &[("records::match_the_schema", records::match_the_schema)];
 
 /// What a case needs beyond what all need.
-fn tools(name: &str) -> Result<(), Skip> {
+fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
     match name {
         "no_helper_is_started" => no_helpers::tracer(),
         "records::match_the_schema" => records::validator(),
+        "slurm_of_trixie" => releases::prepared(env, "trixie"),
+        "slurm_of_sid" => releases::prepared(env, "sid"),
         _ => Ok(()),
     }
 }
@@ -249,7 +257,7 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
                 tier::plugin(&env)?;
                 tier::image(&env, "demo")?;
                 tier::image(&env, "tiny")?;
-                tools(name)?;
+                tools(&env, name)?;
                 let cluster = found.get_or_init(|| Cluster::find(&env, variant)).clone().map_err(Skip)?;
                 // From here on nothing is a reason to skip: what fails now is the system's failure.
                 Ok(site.get_or_init(|| Site::prepare(&cluster)).clone())
