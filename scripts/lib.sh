@@ -12,13 +12,17 @@ step() { printf '[%s] %6d ms  %s\n' "$NAME" $((($(date +%s%N) - T0) / 1000000)) 
 
 # --- Debian packages: say what is missing and install it; skip what is there ---------------------------------
 
-# need_packages LOGFILE PACKAGE... : install those that are missing.
+# Services that the packages we need bring with them. The demo and the tests start daemons of their own; a machine
+# whose owner only wanted to see those must not have a munged or a registry on its network after the next boot.
+SERVICES=(munge slurmctld slurmd slurmdbd docker-registry)
+
+# need_packages LOGFILE PACKAGE... : install those that are missing; services that come with them stay disabled.
 #
 # Maintainer scripts of Debian packages start daemons (a system slurmd that fails, a system munged). A
 # policy-rc.d that answers 101 keeps them from it while we install. A policy-rc.d that was there before
 # belongs to the machine's owner: it is put aside and back again, byte for byte, with its mode.
 need_packages() {
-  local log=$1 have p miss=() rc=0 policy=/usr/sbin/policy-rc.d saved=
+  local log=$1 have p miss=() new=() rc=0 policy=/usr/sbin/policy-rc.d saved=
   shift
   have=$(dpkg-query -W -f='${db:Status-Abbrev} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^ii *//p')
   for p in "$@"; do grep -qx -- "$p" <<<"$have" || miss+=("$p"); done
@@ -26,6 +30,7 @@ need_packages() {
   [ "${SITULA_NO_INSTALL:-0}" = 1 ] && die "missing Debian packages: ${miss[*]}"
   [ "$(id -u)" = 0 ] || die "missing Debian packages (install them as root): ${miss[*]}"
   say "installing Debian packages: ${miss[*]}"
+  for p in "${SERVICES[@]}"; do [ -e "/etc/init.d/$p" ] || new+=("$p"); done
   if [ -e "$policy" ] || [ -L "$policy" ]; then saved=$policy.situla-saved.$$; mv "$policy" "$saved"; fi
   printf '#!/bin/sh\nexit 101\n' >"$policy"
   chmod 755 "$policy"
@@ -40,13 +45,36 @@ need_packages() {
     install_now || { apt-get update -qq >>"$log" 2>&1 && install_now; }
   ) || rc=$?
   [ $rc = 0 ] || { tail -5 "$log" >&2; die "apt-get failed, see $log"; }
+  # The same for systemd and for the links of /etc/rc?.d; a service that was there before stays as it is.
+  for p in "${new[@]}"; do
+    [ ! -e "/etc/init.d/$p" ] || update-rc.d "$p" disable >>"$log" 2>&1 || say "note: the service $p will start at the next boot"
+  done
+}
+
+# copy_image CACHE ARG... : skopeo copy. As root it keeps a cache in /var/lib/containers, which nobody would remove;
+# the only way to have it elsewhere is to let it think that it is somebody else.
+copy_image() {
+  local cache=$1
+  shift
+  _CONTAINERS_ROOTLESS_UID=65534 XDG_DATA_HOME=$cache skopeo --insecure-policy copy -q "$@"
 }
 
 # mmdebstrap's own apt does not read this machine's apt configuration. What the administrator set about
-# reaching a mirror (a proxy, a frozen snapshot whose Release files are past their date) must hold there too.
-# Sets the array MIRROR_OPTIONS. Signatures are checked in every case.
+# reaching a mirror (which one, a proxy, a frozen snapshot whose Release files are past their date) must hold there too.
+# mirror_options SUITE : sets the arrays MIRROR_OPTIONS and MIRRORS, lines of sources.list for SUITE; without any (apt
+# has no lists yet, or names its releases otherwise) mmdebstrap takes Debian's own. Signatures are checked in every case.
 mirror_options() {
-  local key value
+  local suite=$1 codename key value
+  codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+  # The same archive has the other suites.
+  # shellcheck disable=SC2016,SC2034
+  mapfile -t MIRRORS < <(
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Component: main' 'Origin: Debian' 2>/dev/null |
+      awk -v suite="$suite" -v codename="$codename" '
+        $1 !~ /^(https?|file|copy):/ { next }
+        suite == codename && $2 ~ "^" suite "(-updates|-security)?$" { print "deb", $1, $2, "main" }
+        suite != codename && $2 == codename { print "deb", $1, suite, "main" }' | sort -u
+  )
   MIRROR_OPTIONS=()
   for key in Acquire::Check-Valid-Until Acquire::Check-Date Acquire::http::Proxy Acquire::https::Proxy; do
     value=

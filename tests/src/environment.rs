@@ -9,6 +9,7 @@
 //! | `SITULA_IMAGES` | what `scripts/make-image` made | `/var/lib/situla-images` |
 //! | `SITULA_CLUSTER_USER` | the unprivileged user | `situla-demo` |
 //! | `SITULA_TEST_FULL` | `1`: long cases at full length | |
+//! | `SITULA_TEST_SEED` | a number: random cases make the choices they made with it before | the clock |
 //! | `SITULA_TEST_REQUIRE`, `CI` | `1` and `true`: nothing may be skipped | |
 
 use std::ffi::OsStr;
@@ -81,6 +82,12 @@ impl TestEnv {
     #[must_use]
     pub fn demo_file(&self, name: &str) -> PathBuf {
         self.repository.join("demo").join(name)
+    }
+
+    /// A file of the repository.
+    #[must_use]
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.repository.join(path)
     }
 
     /// The program under test.

@@ -80,7 +80,7 @@ impl Snapshot {
             if let Ok(network) = fs::read_link(dir.join("ns/net"))
                 && networks.insert(network)
             {
-                sockets(&dir, &mut seen);
+                self.sockets(&dir, &mut seen);
             }
         }
         mounts("host", Path::new("/proc/self"), &mut seen);
@@ -103,7 +103,8 @@ impl Snapshot {
         seen
     }
 
-    /// Processes of the user, and any process that is our program under whatever user.
+    /// Processes of the user, and any process of root's that is our program. Those of other users are of other
+    /// clusters, such as a demonstration's.
     fn look_at_process(&self, pid: u32, dir: &Path, seen: &mut BTreeSet<String>) {
         let Ok(status) = fs::read_to_string(dir.join("status")) else { return };
         let field =
@@ -113,10 +114,25 @@ impl Snapshot {
         }
         let uid = field("Uid:").split_whitespace().next().and_then(|u| u.parse().ok());
         let name = field("Name:");
-        if uid == Some(self.uid) || name.starts_with("situla") {
+        if uid == Some(self.uid) || (uid == Some(0) && name.starts_with("situla")) {
             let line = fs::read(dir.join("cmdline")).unwrap_or_default();
             let line: String = String::from_utf8_lossy(&line).replace('\0', " ").chars().take(120).collect();
             seen.insert(format!("process {pid} ({name}): {line}"));
+        }
+    }
+
+    /// Unix sockets, abstract ones too, whose name holds ours: the user's meeting points, and whatever else is
+    /// not of a cluster's own daemons.
+    fn sockets(&self, process: &Path, seen: &mut BTreeSet<String>) {
+        let Ok(table) = fs::read_to_string(process.join("net/unix")) else { return };
+        for name in table.lines().filter_map(|line| line.split_whitespace().nth(7)) {
+            let watched = self.watched.iter().any(|dir| name.starts_with(&*dir.to_string_lossy()));
+            let slurms = !watched && ["-cluster/", "/situla-foreign"].iter().any(|of| name.contains(of));
+            // @situla/UID/JOB.STEP/…
+            let user = name.strip_prefix("@situla/").and_then(|rest| rest.split('/').next()?.parse().ok());
+            if name.contains("situla") && !slurms && user.is_none_or(|uid: u32| uid == self.uid || uid == 0) {
+                seen.insert(format!("socket {name}"));
+            }
         }
     }
 
@@ -154,33 +170,25 @@ fn mounts(place: &str, process: &Path, seen: &mut BTreeSet<String>) {
     }
 }
 
-/// Unix sockets, abstract ones too, whose name holds ours (those of the clusters' own daemons are older than
-/// any case and so in every snapshot).
-fn sockets(process: &Path, seen: &mut BTreeSet<String>) {
-    let Ok(table) = fs::read_to_string(process.join("net/unix")) else { return };
-    for name in table.lines().filter_map(|line| line.split_whitespace().nth(7)) {
-        let slurms = name.contains("/situla-cluster");
-        if name.contains("situla") && !slurms {
-            seen.insert(format!("socket {name}"));
-        }
-    }
-}
-
-/// Slurm's control groups of jobs on a node, in every hierarchy.
+/// Slurm's control groups of jobs on a node that hold a process, in every hierarchy. About once in 300 steps,
+/// where several jobs of a user end at once, Slurm 22.05 leaves the empty directory of one.
 fn cgroups(node: &str, seen: &mut BTreeSet<String>) {
+    let mut note = |path: &Path| {
+        if fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|pids| !pids.trim().is_empty()) {
+            seen.insert(format!("cgroup {}", path.display()));
+        }
+    };
     let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
     for hierarchy in hierarchies.flatten() {
         let root = hierarchy.path().join(format!("slurm_{node}"));
-        directories(&root, &mut |path| {
-            seen.insert(format!("cgroup {}", path.display()));
-        });
+        directories(&root, &mut note);
     }
     directories(
         &PathBuf::from(format!("/sys/fs/cgroup/system.slice/{node}_slurmstepd.scope")),
         &mut |path| {
             // Version 2 keeps "system" for slurmd itself.
             if path.to_string_lossy().contains("/job_") {
-                seen.insert(format!("cgroup {}", path.display()));
+                note(path);
             }
         },
     );

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::environment::TestEnv;
+use crate::command;
+use crate::environment::{PATIENCE, TestEnv};
 
 /// What a case returns: nothing, or the story of its failure.
 pub type Check = Result<(), Failed>;
@@ -50,6 +51,15 @@ pub fn root() -> Result<(), Skip> {
 /// It does not exist.
 pub fn user(env: &TestEnv) -> Result<(), Skip> {
     env.uid().map(drop).map_err(|e| Skip(format!("{e}: run scripts/slurm-cluster up")))
+}
+
+/// Needs another program, which shall succeed with these arguments.
+///
+/// # Errors
+/// It is not there, or fails.
+pub fn succeeds(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let words = [program].into_iter().chain(arguments.iter().copied());
+    command::run(command::words(words), PATIENCE)?.success().map(drop)
 }
 
 /// Needs the program under test.

@@ -19,6 +19,7 @@ use crate::commands;
 use crate::commands::convert::{Conversion, Source};
 use crate::commands::pull::{Fetch, parse_reference};
 use crate::commands::run::RunCommand;
+use crate::commands::transfer::Transfer;
 use crate::native::parse_alone;
 use crate::output::{data, note};
 use crate::progress::Show;
@@ -176,7 +177,7 @@ const UNSUPPORTED_BUILDING: [&str; 23] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 72] = [
+const UNSUPPORTED: [&str; 81] = [
     "-S",
     "-W",
     "-c",
@@ -249,6 +250,15 @@ const UNSUPPORTED: [&str; 72] = [
     "--authfile",
     "--runscript-timeout",
     "--config",
+    "--no-https",
+    "--nohttps",
+    "--no-nv",
+    "--no-rocm",
+    "--docker-username",
+    "--docker-password",
+    "--ignore-subuid",
+    "--ignore-fakeroot-command",
+    "--ignore-userns",
 ];
 
 /// The version that scripts compare with: the Apptainer whose behaviour is followed.
@@ -305,7 +315,8 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         None => return Err(CommandError::usage("which command?", "see apptainer --help")),
     };
     warn_of_ignored_variables();
-    commands::run::run(RunCommand { personality: Personality::Apptainer, options, image, action })
+    let quiet = cli.global.show() == Show::Nothing;
+    commands::run::run(RunCommand { personality: Personality::Apptainer, options, image, action, quiet })
 }
 
 impl Global {
@@ -341,23 +352,13 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         platform = Platform { architecture, variant: None, ..platform };
     }
     let plain_http = arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]);
+    let transfer = Transfer { platform, overwrite: arguments.force, plain_http, show, ..Transfer::default() };
     if arguments.disable_cache || is_set(&["DISABLE_CACHE"]) {
         let source = Source::Registry(reference);
-        let conversion = Conversion {
-            source,
-            target: &output,
-            format: OutputFormat::Sif,
-            owners: Owners::Keep,
-            overwrite: arguments.force,
-            platform,
-            plain_http,
-            show,
-            warn: true,
-        };
-        conversion.run()?;
+        let (format, owners) = (OutputFormat::Sif, Owners::Keep);
+        Conversion { source, target: &output, format, owners, transfer }.run()?;
     } else {
-        let fetch = Fetch { reference, platform, plain_http, show, warn: true };
-        fetch.to_file(&output, OutputFormat::Sif, arguments.force)?;
+        Fetch { reference, transfer }.to_file(&output, OutputFormat::Sif)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -402,11 +403,12 @@ fn build(arguments: &BuildArgs, show: Show) -> Result<ExitCode, CommandError> {
         format: OutputFormat::Sif,
         // An ordinary user's tree becomes root's, as it does in Apptainer.
         owners: if is_root() { Owners::Keep } else { Owners::Root },
-        overwrite: arguments.force,
-        platform: Platform::native(),
-        plain_http: arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]),
-        show,
-        warn: true,
+        transfer: Transfer {
+            overwrite: arguments.force,
+            plain_http: arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]),
+            show,
+            ..Transfer::default()
+        },
     };
     conversion.run()?;
     Ok(ExitCode::SUCCESS)
@@ -444,30 +446,36 @@ fn warn_of_ignored_variables() {
     }
 }
 
-/// Reports wrong usage: help and version are data, the rest is Apptainer's status 1.
+/// Reports wrong usage: help and version are data, the rest is Apptainer's status 1. What Situla does not
+/// have is refused in one line that names it.
 fn usage(error: &clap::Error) -> ExitCode {
-    let unknown = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(name)) if error.kind() == ErrorKind::UnknownArgument => Some(name.as_str()),
+    let named = |kind| match error.get(kind) {
+        Some(ContextValue::String(name)) => Some(name.as_str()),
         _ => None,
     };
-    let step = in_step();
-    let refused = match unknown {
-        Some(name) if UNSUPPORTED.contains(&name) || UNSUPPORTED_BUILDING.contains(&name) => {
-            let version = env!("CARGO_PKG_VERSION");
-            let message = format!("the option {name} of Apptainer is not supported by Situla {version}");
-            Some(CommandError::usage(message, "leave it out, or use Apptainer for this image"))
-        }
-        Some(name) if step.is_some() => {
-            Some(CommandError::usage(format!("unknown option {name}"), "see apptainer --help"))
-        }
+    let refused = match error.kind() {
+        ErrorKind::UnknownArgument => named(ContextKind::InvalidArg).map(refused_option),
+        ErrorKind::InvalidSubcommand => named(ContextKind::InvalidSubcommand).map(|name| {
+            let message = format!("there is no command {name} in Situla {}", env!("CARGO_PKG_VERSION"));
+            CommandError::usage(message, "see apptainer --help, or use Apptainer for it")
+        }),
         _ => None,
     };
     if let Some(refused) = refused {
         refused.record_early();
-        return refused.report_fatal(step.as_deref());
+        return refused.report_fatal(in_step().as_deref());
     }
     let _ = error.print();
     if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn refused_option(name: &str) -> CommandError {
+    if UNSUPPORTED.contains(&name) || UNSUPPORTED_BUILDING.contains(&name) {
+        let version = env!("CARGO_PKG_VERSION");
+        let message = format!("the option {name} of Apptainer is not supported by Situla {version}");
+        return CommandError::usage(message, "leave it out, or use Apptainer for this image");
+    }
+    CommandError::usage(format!("unknown option {name}"), "see apptainer --help")
 }
 
 #[cfg(test)]

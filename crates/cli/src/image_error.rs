@@ -4,8 +4,8 @@ use std::error::Error;
 use std::io::ErrorKind;
 
 use situla_image::{
-    ClientError, ConvertError, DirectoryError, FlattenError, LayoutError, PullError, ResolveError,
-    SourceError, StoreError, VerifyError,
+    ClientError, ConvertError, DirectoryError, Doing, FileError, FlattenError, LayoutError, PullError,
+    ResolveError, SourceError, StoreError, VerifyError,
 };
 use situla_records::EngineClass;
 
@@ -171,13 +171,11 @@ fn of_convert(error: &ConvertError) -> Judgement {
         ConvertError::Resolve(source) => of_resolve(source),
         ConvertError::Flatten(source) => of_flatten(source),
         ConvertError::Directory(DirectoryError::Take { source, .. }) => of_merge(source),
-        ConvertError::Directory(DirectoryError::Read { source, .. }) => of_read(source),
+        ConvertError::Directory(DirectoryError::File(source)) => of_file(source),
         ConvertError::Directory(_) => (Class::SetupFailed, None),
         ConvertError::Tree(source) => of_merge(source),
-        ConvertError::Squash(_) | ConvertError::SifWrite(_) | ConvertError::Write { .. } => {
-            (Class::SetupFailed, Some(NO_ROOM))
-        }
-        ConvertError::Read { source, .. } => of_read(source),
+        ConvertError::Squash(_) | ConvertError::SifWrite(_) => (Class::SetupFailed, Some(NO_ROOM)),
+        ConvertError::File(source) => of_file(source),
         ConvertError::SifRead { .. } | ConvertError::NotSquashfs { .. } => {
             (Class::ImageCorrupt, Some("the file may be cut short or damaged; copy or pull it again"))
         }
@@ -195,8 +193,9 @@ fn of_convert(error: &ConvertError) -> Judgement {
     }
 }
 
-fn of_read(error: &std::io::Error) -> Judgement {
-    match error.kind() {
+fn of_file(error: &FileError) -> Judgement {
+    match error.source.kind() {
+        _ if error.doing != Doing::Read => (EngineClass::SetupFailed, Some(NO_ROOM)),
         ErrorKind::NotFound | ErrorKind::NotADirectory => (
             EngineClass::ImageMissing,
             Some("check the path; on a cluster it must be visible on the compute node"),
@@ -211,15 +210,13 @@ fn of_store(error: &StoreError) -> Judgement {
         StoreError::Busy { .. } => {
             (EngineClass::FetchFailed, Some("see whether that process is stuck, end it, and try again"))
         }
-        StoreError::Create { .. } | StoreError::Read { .. } | StoreError::Write { .. } => {
-            (EngineClass::SetupFailed, Some(NO_ROOM))
-        }
+        StoreError::File(_) => (EngineClass::SetupFailed, Some(NO_ROOM)),
     }
 }
 
 fn of_layout(error: &LayoutError) -> Judgement {
     match error {
-        LayoutError::Read { source, .. } => of_read(source),
+        LayoutError::File(source) => of_file(source),
         LayoutError::NoSuchTag { .. } => {
             (EngineClass::ImageMissing, Some("`skopeo list-tags oci:DIR` lists its tags"))
         }
@@ -242,6 +239,10 @@ mod tests {
     fn mismatch() -> VerifyError {
         let (expected, actual) = (Digest::sha256(b"a"), Digest::sha256(b"b"));
         VerifyError::DigestMismatch { what: "layer 1 of 1".to_owned(), expected, actual }
+    }
+
+    fn file(doing: Doing, path: &str, source: io::Error) -> FileError {
+        FileError { doing, path: path.into(), source }
     }
 
     fn pull(source: ResolveError) -> PullError {
@@ -278,7 +279,7 @@ mod tests {
             (client(ClientError::PlainHttp { host: "h".to_owned() }), "fetch-failed", "--plain-http"),
             (client(ClientError::BadProxy { proxy: "x".to_owned() }), "bad-option", "PROXY"),
             (
-                PullError::Store(StoreError::Write { path: PathBuf::from("/s"), source: denied() }),
+                PullError::Store(StoreError::File(file(Doing::Write, "/s", denied()))),
                 "setup-failed",
                 "XDG_CACHE_HOME",
             ),
@@ -295,7 +296,7 @@ mod tests {
         let missing = io::Error::from(ErrorKind::NotFound);
         for (error, class) in [
             (ConvertError::Exists { path: path() }, "bad-option"),
-            (ConvertError::Read { path: path(), source: missing }, "image-missing"),
+            (ConvertError::File(file(Doing::Read, "/x.sif", missing)), "image-missing"),
             (ConvertError::UnknownFormat { path: path() }, "image-corrupt"),
             (ConvertError::Damaged { path: path(), source: mismatch() }, "digest-mismatch"),
         ] {

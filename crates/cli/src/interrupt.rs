@@ -1,5 +1,6 @@
 //! Dying by a signal without leaving temporary files.
 
+use std::io::{IsTerminal, Write};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -33,6 +34,11 @@ fn watch(signals: &SignalFd) {
         let _ = poll(&mut fds, None);
         if let Ok(Some(info)) = signals.next() {
             situla_image::abandon();
+            // What a meter has drawn there is out of date, and the shell writes next.
+            let mut out = std::io::stderr();
+            if out.is_terminal() {
+                let _ = write!(out, "\r\x1b[K");
+            }
             die_by(info.signal);
         }
     }

@@ -62,6 +62,12 @@ impl Context {
         let site = Site::load(Path::new(&executable)).map_err(CommandError::engine)?;
         Ok(Context { host, site })
     }
+
+    /// Whether this is the first task of a step, or in none: one voice is enough for all.
+    fn is_first_task(&self) -> bool {
+        let task = self.host.allocation.as_ref().and_then(|allocation| allocation.task);
+        task.is_none_or(|task| task.proc_id.0 == 0)
+    }
 }
 
 /// Ends as the payload did: with its status, or by its signal.

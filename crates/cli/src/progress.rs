@@ -5,7 +5,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -55,21 +55,21 @@ struct Notes {
 }
 
 impl Meter {
-    /// Starts to show.
-    pub(crate) fn start(show: Show) -> Self {
+    /// Starts to show, each line with `about` in front.
+    pub(crate) fn start(show: Show, about: &str) -> Self {
         let counts = Arc::new(Counts::default());
         let drawer = match show {
             Show::Nothing => None,
             Show::Suitable => {
                 let (stop, stopped) = channel();
-                let shared = Arc::clone(&counts);
+                let (shared, about) = (Arc::clone(&counts), about.to_owned());
                 let thread = thread::Builder::new().name("progress".to_owned());
                 // Without a thread nothing is shown, which is no reason to fail.
                 thread
                     .spawn(move || {
                         let terminal = std::io::stderr().is_terminal();
                         let pause = if terminal { REDRAW } else { LOG };
-                        draw(&shared, terminal, pause, &stopped);
+                        draw(&shared, &about, terminal, pause, &stopped);
                     })
                     .ok()
                     .map(|thread| (stop, thread))
@@ -136,7 +136,7 @@ struct Seen {
     total: u64,
 }
 
-fn draw(counts: &Counts, terminal: bool, pause: Duration, stopped: &std::sync::mpsc::Receiver<()>) {
+fn draw(counts: &Counts, about: &str, terminal: bool, pause: Duration, stopped: &Receiver<()>) {
     let mut began: Option<(Instant, u64)> = None;
     let mut drawn = false;
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(pause) {
@@ -150,7 +150,7 @@ fn draw(counts: &Counts, terminal: bool, pause: Duration, stopped: &std::sync::m
         let elapsed = since.elapsed();
         let rate = rate(seen.bytes.saturating_sub(before), elapsed);
         let holder = counts.notes().holder.clone().filter(|_| seen.bytes == 0);
-        let text = line(seen, rate, holder.as_deref());
+        let text = format!("{about}{}", line(seen, rate, holder.as_deref()));
         let mut out = std::io::stderr().lock();
         // Where standard error is closed there is nobody to tell.
         let _ = if terminal {
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_was_left_out_is_remembered() {
-        let meter = Meter::start(Show::Nothing);
+        let meter = Meter::start(Show::Nothing, "");
         meter.event(Event::Skipped { path: "run/socket".to_owned(), why: "a socket" });
         assert_eq!(meter.finish(), ["run/socket: a socket"]);
     }

@@ -37,6 +37,7 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
             return Err(error);
         }
     };
+    let request = RunRequest { progress: context.is_first_task(), ..request };
     let prepared = prepare(&request, &context.host, &context.site).map_err(CommandError::engine)?;
     for warning in prepared.warnings() {
         note(&format!("situla: warning: {warning} ({})", step_name()));

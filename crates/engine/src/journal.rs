@@ -118,7 +118,6 @@ impl Recorder {
             plan: serde_json::Value::Null,
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
-            deadline_ns: None,
         }));
     }
 
@@ -140,7 +139,6 @@ impl Recorder {
             plan: serde_json::Value::Null,
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
-            deadline_ns: None,
         }));
     }
 

@@ -21,6 +21,7 @@ pub use host::{Host, HostError};
 pub use prepare::{Prepared, admit_reference, plan, prepare, record_refusal};
 pub use request::{Action, Personality, RunRequest, TASK_VARIABLES};
 pub use site::Site;
+pub use situla_plan::SCHEMA as PLAN_SCHEMA;
 pub use situla_records::EngineClass;
 pub use situla_runtime::{Exit, Failure, FailureClass, die_by};
 pub use situla_slurm::StepId;

@@ -89,7 +89,7 @@ fn decided(
     // Before anything is fetched: what is forbidden is not downloaded either.
     let verdict = admit(request, &binds, host, site, &named)?;
     phases.end("admit");
-    let image = resolve::open(&named, &request.image)?;
+    let image = resolve::open(&named, &request.image, request.progress)?;
     phases.end("resolve");
     let warnings = warnings(&verdict);
     let plan = assemble(Parts { request, host, image: &image, verdict, binds, home, keep_fds })?;

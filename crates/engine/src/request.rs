@@ -75,6 +75,8 @@ pub struct RunRequest {
     pub share: bool,
     /// Whether a run outside Slurm is recorded as well.
     pub record: bool,
+    /// Whether a fetch shows on standard error how it is going.
+    pub progress: bool,
     /// Options that a policy may refuse, by name.
     pub options: Vec<String>,
 }
@@ -94,6 +96,7 @@ impl RunRequest {
             no_eval: false,
             share: true,
             record: false,
+            progress: false,
             options: Vec::new(),
         }
     }

@@ -119,12 +119,13 @@ pub(crate) fn for_policy(named: &Named) -> PolicyImage {
     }
 }
 
-/// Opens what `named` means; a reference is fetched into the store first.
-pub(crate) fn open(named: &Named, requested: &str) -> Result<Resolved, EngineError> {
+/// Opens what `named` means; a reference is fetched into the store first, with or without `progress`
+/// on standard error.
+pub(crate) fn open(named: &Named, requested: &str, progress: bool) -> Result<Resolved, EngineError> {
     match named {
         Named::Path(path) => open_path(path, requested),
         Named::Registry(reference) => {
-            let fetched = fetch(reference)?;
+            let fetched = fetch(reference, progress)?;
             let mut resolved = open_path(&fetched.path, requested)?;
             resolved.identity.manifest_digest = Some(fetched.manifest_digest);
             resolved.identity.rootfs = RootfsIdentity::Verified(fetched.rootfs_digest);
@@ -207,7 +208,7 @@ struct Fetched {
 
 /// Fetches an image in a process of its own: fetching takes threads, and a process with threads can
 /// make no user namespace. The answer is one JSON object on its standard output.
-fn fetch(reference: &Reference) -> Result<Fetched, EngineError> {
+fn fetch(reference: &Reference, progress: bool) -> Result<Fetched, EngineError> {
     let fail = |class, message: String, remedy| EngineError::Fetch {
         reference: reference.to_string(),
         message,
@@ -220,7 +221,9 @@ fn fetch(reference: &Reference) -> Result<Fetched, EngineError> {
         command.env_remove(name);
     }
     let mut child = command
-        .args(["pull", "--json", "--store-only", &format!("docker://{reference}")])
+        .args(["pull", "--json", "--store-only", "--for-process", &std::process::id().to_string()])
+        .args((!progress).then_some("--quiet"))
+        .arg(format!("docker://{reference}"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use situla_image::{
     Client, ClientOptions, ConvertOptions, Converted, LayoutImage, OutputFormat, Owners, convert_directory,
-    convert_image, unwrap_sif, wrap_sqsh,
+    convert_file, convert_image,
 };
 use situla_oci::{Platform, Reference};
 
@@ -41,8 +41,5 @@ fn convert(source: &str, out: &Path) -> Result<Converted, Box<dyn Error>> {
     if path.is_dir() {
         return Ok(convert_directory(path, Owners::Root, out, format, &options, &())?);
     }
-    match OutputFormat::of_path(path) {
-        OutputFormat::Sif => Ok(unwrap_sif(path, out, &options)?),
-        OutputFormat::Sqsh => Ok(wrap_sqsh(path, out, &options)?),
-    }
+    Ok(convert_file(path, out, format, &options)?)
 }

@@ -4,13 +4,13 @@
 //! into each other without touching the file system's bytes.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use situla_oci::{Algorithm, Digest, ExecConfig, Hasher, ImageConfig, MAX_CONFIG_BYTES, Platform};
-use situla_sif::{DataType, FsType, SifError, SifFile, SifObject, SifOptions, SifWriteError, SifWriter};
+use situla_sif::{DataType, FsType, SifError, SifObject, SifOptions, SifWriteError, SifWriter};
 use situla_squashfs::{ReadOptions, StoredFile, WriteError, WriterOptions};
 use thiserror::Error;
 
@@ -18,6 +18,7 @@ use crate::additions::{
     CONFIG_PATH, ENVIRONMENT_PATH, MANIFEST_PATH, SINGULARITY_DIR, environment_script, run_script,
 };
 use crate::additions::{image_additions, mount_points, singularity_additions};
+use crate::file_error::FileError;
 use crate::flatten::{FlattenError, FlattenOptions, Level, MergeError, Merger, flatten};
 use crate::image_parts::{Addition, ImageParts};
 use crate::output::{Existing, PendingFile};
@@ -135,24 +136,9 @@ pub enum ConvertError {
         #[source]
         source: situla_squashfs::Error,
     },
-    /// The input cannot be read.
-    #[error("cannot read '{}'", path.display())]
-    Read {
-        /// The input.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// The output cannot be written.
-    #[error("cannot write '{}'", path.display())]
-    Write {
-        /// The output.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The output is there already.
     #[error("'{}' exists already", path.display())]
     Exists {
@@ -237,74 +223,6 @@ pub fn convert_directory(
     Ok(converted)
 }
 
-/// Puts a SquashFS file into a SIF, byte for byte.
-///
-/// # Errors
-/// When the input is not a SquashFS or the output cannot be written.
-pub fn wrap_sqsh(input: &Path, out: &Path, options: &ConvertOptions) -> Result<Converted, ConvertError> {
-    wrap_checked(input, out, options, |_| Ok(()))
-}
-
-/// Puts a SquashFS file into a SIF, which appears only if `check` accepts the digest of its bytes.
-pub(crate) fn wrap_checked(
-    input: &Path,
-    out: &Path,
-    options: &ConvertOptions,
-    check: impl FnOnce(&Digest) -> Result<(), ConvertError>,
-) -> Result<Converted, ConvertError> {
-    refuse_existing(out, options)?;
-    let began = Instant::now();
-    let read = |source| ConvertError::Read { path: input.to_owned(), source };
-    let mut file = File::open(input).map_err(read)?;
-    let (manifest_digest, sif) = describe_sqsh(input, &file)?;
-    file.rewind().map_err(read)?;
-    let pending = create_output(out)?;
-    let target = pending.file().map_err(|source| write_error(out, source))?;
-    let writer = SifWriter::new(target, sif).map_err(ConvertError::SifWrite)?;
-    let offset = writer.partition_offset();
-    let target = writer.write_partition(&mut file).map_err(ConvertError::SifWrite)?;
-    let convert = began.elapsed();
-    let (rootfs_digest, _) = hash_from(&target, offset).map_err(|source| write_error(out, source))?;
-    check(&rootfs_digest)?;
-    let timings = Timings { convert, ..Timings::default() };
-    let mut converted = Converted { manifest_digest, rootfs_digest, bytes: 0, timings };
-    publish(pending, out, OutputFormat::Sif, options, &mut converted)?;
-    Ok(converted)
-}
-
-/// Takes the SquashFS out of a SIF, byte for byte.
-///
-/// # Errors
-/// When the input is not a SIF with a SquashFS or the output cannot be written.
-pub fn unwrap_sif(input: &Path, out: &Path, options: &ConvertOptions) -> Result<Converted, ConvertError> {
-    refuse_existing(out, options)?;
-    let began = Instant::now();
-    let read = |source| ConvertError::Read { path: input.to_owned(), source };
-    let sif_error = |source| ConvertError::SifRead { path: input.to_owned(), source };
-    let sif = SifFile::open(File::open(input).map_err(read)?).map_err(sif_error)?;
-    let partition = sif.primary_partition().map_err(sif_error)?;
-    if partition.fs != FsType::Squashfs {
-        return Err(ConvertError::SifFs { path: input.to_owned(), fs: partition.fs });
-    }
-    let mut file = sif.into_inner();
-    let window =
-        situla_squashfs::Window::new(file.try_clone().map_err(read)?, partition.offset, partition.len);
-    let (manifest_digest, _) = describe_image(input, window)?;
-    file.seek(SeekFrom::Start(partition.offset)).map_err(read)?;
-    let pending = create_output(out)?;
-    let mut target = pending.file().map_err(|source| write_error(out, source))?;
-    let n = io::copy(&mut (&mut file).take(partition.len), &mut target).map_err(|e| write_error(out, e))?;
-    if n != partition.len {
-        return Err(read(io::ErrorKind::UnexpectedEof.into()));
-    }
-    let convert = began.elapsed();
-    let (rootfs_digest, _) = hash_from(&target, 0).map_err(|source| write_error(out, source))?;
-    let timings = Timings { convert, ..Timings::default() };
-    let mut converted = Converted { manifest_digest, rootfs_digest, bytes: 0, timings };
-    publish(pending, out, OutputFormat::Sqsh, options, &mut converted)?;
-    Ok(converted)
-}
-
 pub(crate) fn resolved(image: &ImageParts) -> Event {
     let layers = &image.manifest.layers;
     let bytes = layers.iter().map(|l| l.size).fold(0, u64::saturating_add);
@@ -367,7 +285,7 @@ pub(crate) fn write_output(
     progress: &dyn Progress,
 ) -> Result<Converted, ConvertError> {
     let began = Instant::now();
-    let file = pending.file().map_err(|source| write_error(out, source))?;
+    let file = pending.file().map_err(FileError::write(out))?;
     let squash = |out: File| -> Result<(File, u64), ConvertError> {
         let writer_options = WriterOptions {
             zstd_level: options.zstd_level,
@@ -385,14 +303,14 @@ pub(crate) fn write_output(
             let mut writer = SifWriter::new(file, sif.clone()).map_err(ConvertError::SifWrite)?;
             let offset = writer.partition_offset();
             // A clone of the descriptor shares its position, which stands at the partition.
-            let clone = writer.output().try_clone().map_err(|source| write_error(out, source))?;
+            let clone = writer.output().try_clone().map_err(FileError::write(out))?;
             let (_, len) = squash(clone)?;
             (writer.finish(len).map_err(ConvertError::SifWrite)?, offset)
         }
     };
     let convert = began.elapsed();
     let began = Instant::now();
-    let (rootfs_digest, bytes) = hash_from(&file, offset).map_err(|source| write_error(out, source))?;
+    let (rootfs_digest, bytes) = hash_from(&file, offset).map_err(FileError::write(out))?;
     let timings = Timings { resolve: Duration::ZERO, convert, finish: began.elapsed() };
     Ok(Converted { manifest_digest: None, rootfs_digest, bytes: offset + bytes, timings })
 }
@@ -438,7 +356,7 @@ pub(crate) fn create_output(out: &Path) -> Result<PendingFile, ConvertError> {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     // The hidden name must not exceed the limit where the visible one does not.
     let prefix: String = name.chars().take(40).collect();
-    PendingFile::create(dir, &prefix).map_err(|source| write_error(out, source))
+    Ok(PendingFile::create(dir, &prefix).map_err(FileError::write(out))?)
 }
 
 pub(crate) fn publish(
@@ -451,7 +369,7 @@ pub(crate) fn publish(
     let began = Instant::now();
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::AlreadyExists => ConvertError::Exists { path: out.to_owned() },
-        _ => write_error(out, source),
+        _ => FileError::write(out)(source).into(),
     };
     let file = pending.file().map_err(failed)?;
     converted.bytes = file.metadata().map_err(failed)?.len();
@@ -463,10 +381,6 @@ pub(crate) fn publish(
     pending.publish(out, existing).map_err(failed)?;
     converted.timings.finish += began.elapsed();
     Ok(())
-}
-
-pub(crate) fn write_error(path: &Path, source: io::Error) -> ConvertError {
-    ConvertError::Write { path: path.to_owned(), source }
 }
 
 /// Returns what goes around the partition of an image with this configuration.
@@ -506,11 +420,6 @@ fn oci_config(config: &ExecConfig) -> serde_json::Value {
         });
     }
     value
-}
-
-pub(crate) fn describe_sqsh(path: &Path, file: &File) -> Result<(Option<Digest>, SifOptions), ConvertError> {
-    let clone = file.try_clone().map_err(|source| ConvertError::Read { path: path.to_owned(), source })?;
-    describe_image(path, clone)
 }
 
 /// Reads what a SquashFS says about itself; one that says nothing is for this machine's architecture.

@@ -1,16 +1,18 @@
 //! Finished images to other places, without compressing anything again.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Instant;
 
 use situla_oci::Digest;
+use situla_sif::SifWriter;
 
 use crate::convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, create_output, describe_image,
-    hash_range, publish, refuse_existing, wrap_checked, write_error,
+    hash_range, publish, refuse_existing,
 };
+use crate::file_error::FileError;
 use crate::inspect::{FileKind, root_window};
 use crate::store::StoredImage;
 use crate::verify::VerifyError;
@@ -37,49 +39,71 @@ pub fn export(
             },
         }),
     };
-    let mut converted = match format {
-        OutputFormat::Sif => wrap_checked(&image.path, out, options, check),
-        OutputFormat::Sqsh => copy_checked(&image.path, out, options, check),
-    }?;
+    let mut converted = rewrite(&image.path, out, format, options, check)?;
     converted.manifest_digest = Some(image.manifest_digest.clone());
     Ok(converted)
 }
 
-/// Copies an image file as it is, after a look at whether it is one.
+/// Makes an image file of another one, in the format that is asked for. The bytes of the root file system
+/// stay as they are.
 ///
 /// # Errors
 /// When the input is no usable image or the output cannot be written.
-pub fn copy_image(input: &Path, out: &Path, options: &ConvertOptions) -> Result<Converted, ConvertError> {
-    copy_checked(input, out, options, |_| Ok(()))
-}
-
-fn copy_checked(
+pub fn convert_file(
     input: &Path,
     out: &Path,
+    format: OutputFormat,
+    options: &ConvertOptions,
+) -> Result<Converted, ConvertError> {
+    rewrite(input, out, format, options, |_| Ok(()))
+}
+
+/// The output appears only if `check` accepts the digest of the root file system in it.
+fn rewrite(
+    input: &Path,
+    out: &Path,
+    format: OutputFormat,
     options: &ConvertOptions,
     check: impl FnOnce(&Digest) -> Result<(), ConvertError>,
 ) -> Result<Converted, ConvertError> {
     refuse_existing(out, options)?;
     let began = Instant::now();
-    let read = |source| ConvertError::Read { path: input.to_owned(), source };
-    let mut file = File::open(input).map_err(read)?;
+    let read = || FileError::read(input);
+    let write = || FileError::write(out);
+    let mut file = File::open(input).map_err(read())?;
     let (kind, window) = root_window(input, &file)?;
-    let (manifest_digest, _) = describe_image(input, window.over(file.try_clone().map_err(read)?))?;
-    file.seek(SeekFrom::Start(0)).map_err(read)?;
+    let (manifest_digest, sif) = describe_image(input, window.over(file.try_clone().map_err(read())?))?;
     let pending = create_output(out)?;
-    let mut target = pending.file().map_err(|source| write_error(out, source))?;
-    // The kernel copies, and shares the blocks where the file system can.
-    io::copy(&mut file, &mut target).map_err(|source| write_error(out, source))?;
+    let mut target = pending.file().map_err(write())?;
+    // Where the root file system lies in the output. The kernel copies, and shares blocks where it can.
+    let offset = match (kind, format) {
+        (FileKind::Squashfs, OutputFormat::Sqsh) | (FileKind::Sif, OutputFormat::Sif) => {
+            file.rewind().map_err(read())?;
+            io::copy(&mut file, &mut target).map_err(write())?;
+            window.offset
+        }
+        (FileKind::Sif, OutputFormat::Sqsh) => {
+            file.seek(SeekFrom::Start(window.offset)).map_err(read())?;
+            io::copy(&mut file.take(window.len), &mut target).map_err(write())?;
+            0
+        }
+        (FileKind::Squashfs, OutputFormat::Sif) => {
+            file.rewind().map_err(read())?;
+            let writer = SifWriter::new(target, sif).map_err(ConvertError::SifWrite)?;
+            let offset = writer.partition_offset();
+            writer.write_partition(&mut file).map_err(ConvertError::SifWrite)?;
+            offset
+        }
+    };
     let convert = began.elapsed();
-    let hashed = hash_range(&target, window.offset, window.len);
-    let (rootfs_digest, _) = hashed.map_err(|source| write_error(out, source))?;
+    let target = pending.file().map_err(write())?;
+    let (rootfs_digest, n_hashed) = hash_range(&target, offset, window.len).map_err(write())?;
+    if n_hashed != window.len {
+        return Err(read()(io::ErrorKind::UnexpectedEof.into()).into());
+    }
     check(&rootfs_digest)?;
     let timings = Timings { convert, ..Timings::default() };
     let mut converted = Converted { manifest_digest, rootfs_digest, bytes: 0, timings };
-    let format = match kind {
-        FileKind::Squashfs => OutputFormat::Sqsh,
-        FileKind::Sif => OutputFormat::Sif,
-    };
     publish(pending, out, format, options, &mut converted)?;
     Ok(converted)
 }
@@ -90,7 +114,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::convert::{convert_directory, unwrap_sif};
+    use crate::convert::convert_directory;
     use crate::source::Owners;
 
     fn image(dir: &Path) -> StoredImage {
@@ -120,11 +144,14 @@ mod tests {
         let wrapped = export(&stored, &sif, OutputFormat::Sif, &options).unwrap();
         assert_eq!(wrapped.rootfs_digest, stored.rootfs_digest);
         assert_eq!(fs::metadata(&sif).unwrap().permissions().mode() & 0o777, 0o755);
-        unwrap_sif(&sif, &back, &options).unwrap();
+        convert_file(&sif, &back, OutputFormat::Sqsh, &options).unwrap();
         let original = fs::read(&stored.path).unwrap();
         assert!(fs::read(&sqsh).unwrap() == original && fs::read(&back).unwrap() == original);
         let sif2 = dir.path().join("d.sif");
-        assert_eq!(copy_image(&sif, &sif2, &options).unwrap().rootfs_digest, stored.rootfs_digest);
+        assert_eq!(
+            convert_file(&sif, &sif2, OutputFormat::Sif, &options).unwrap().rootfs_digest,
+            stored.rootfs_digest
+        );
         assert!(fs::read(&sif2).unwrap() == fs::read(&sif).unwrap());
 
         let refused = export(&stored, &sqsh, OutputFormat::Sqsh, &options);
@@ -147,7 +174,8 @@ mod tests {
         }
         let text = dir.path().join("text");
         fs::write(&text, b"no image").unwrap();
-        let result = copy_image(&text, &dir.path().join("e.sqsh"), &ConvertOptions::default());
+        let result =
+            convert_file(&text, &dir.path().join("e.sqsh"), OutputFormat::Sqsh, &ConvertOptions::default());
         assert!(matches!(result, Err(ConvertError::UnknownFormat { .. })), "{result:?}");
     }
 }

@@ -14,6 +14,7 @@ use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::additions::{CONFIG_PATH, MANIFEST_PATH};
 use crate::convert::{ConvertError, hash_range};
+use crate::file_error::FileError;
 
 /// First bytes of a SquashFS.
 const SQUASHFS_MAGIC: &[u8] = b"hsqs";
@@ -137,7 +138,7 @@ impl RootWindow {
 /// # Errors
 /// When it cannot be read or is neither.
 pub fn file_kind(path: &Path) -> Result<FileKind, ConvertError> {
-    let file = File::open(path).map_err(|source| read_error(path, source))?;
+    let file = File::open(path).map_err(FileError::read(path))?;
     kind_of(path, &file)
 }
 
@@ -149,7 +150,7 @@ fn kind_of(path: &Path, file: &File) -> Result<FileKind, ConvertError> {
             Ok(0) => break,
             Ok(n) => n_read += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(read_error(path, source)),
+            Err(source) => return Err(FileError::read(path)(source).into()),
         }
     }
     if head.starts_with(SQUASHFS_MAGIC) {
@@ -166,7 +167,7 @@ pub(crate) fn root_window(path: &Path, file: &File) -> Result<(FileKind, RootWin
     let kind = kind_of(path, file)?;
     let window = match kind {
         FileKind::Squashfs => {
-            let len = file.metadata().map_err(|source| read_error(path, source))?.len();
+            let len = file.metadata().map_err(FileError::read(path))?.len();
             RootWindow { offset: 0, len }
         }
         FileKind::Sif => sif_window(path, &open_sif(path, file)?)?,
@@ -192,17 +193,15 @@ fn sif_window(path: &Path, sif: &SifFile<&File>) -> Result<RootWindow, ConvertEr
 /// # Errors
 /// When it cannot be read, or is no image.
 pub fn inspect(path: &Path, hash: bool) -> Result<Inspection, ConvertError> {
-    let metadata = std::fs::metadata(path).map_err(|source| read_error(path, source))?;
+    let metadata = std::fs::metadata(path).map_err(FileError::read(path))?;
     let limit = usize::try_from(MAX_CONFIG_BYTES).unwrap_or(usize::MAX);
     if metadata.is_dir() {
         let mut found = Inspection::empty("directory", path, None);
-        let read = |inside: &str| {
-            read_in_root(path, inside).map_err(|source| read_error(&path.join(inside), source))
-        };
+        let read = |inside: &str| read_in_root(path, inside).map_err(FileError::read(path.join(inside)));
         found.take_documents(read(MANIFEST_PATH)?, read(CONFIG_PATH)?);
         return Ok(found);
     }
-    let file = File::open(path).map_err(|source| read_error(path, source))?;
+    let file = File::open(path).map_err(FileError::read(path))?;
     let kind = kind_of(path, &file)?;
     let (name, window, sif, sif_config) = match kind {
         FileKind::Squashfs => ("squashfs", root_window(path, &file)?.1, None, None),
@@ -215,7 +214,7 @@ pub fn inspect(path: &Path, hash: bool) -> Result<Inspection, ConvertError> {
     let mut found = Inspection::empty(name, path, Some(metadata.len()));
     found.sif = sif;
     let failed = |source| ConvertError::NotSquashfs { path: path.to_owned(), source };
-    let clone = file.try_clone().map_err(|source| read_error(path, source))?;
+    let clone = file.try_clone().map_err(FileError::read(path))?;
     let image = Image::open(window.over(clone), ReadOptions::default()).map_err(failed)?;
     let superblock = image.superblock();
     found.squashfs = Some(SquashfsFacts {
@@ -233,7 +232,7 @@ pub fn inspect(path: &Path, hash: bool) -> Result<Inspection, ConvertError> {
     found.config = found.config.or(sif_config);
     if hash {
         let hashed = hash_range(&file, window.offset, window.len);
-        found.rootfs_digest = Some(hashed.map_err(|source| read_error(path, source))?.0);
+        found.rootfs_digest = Some(hashed.map_err(FileError::read(path))?.0);
     }
     Ok(found)
 }
@@ -327,16 +326,13 @@ fn read_in_root(root: &Path, inside: &str) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn read_error(path: &Path, source: io::Error) -> ConvertError {
-    ConvertError::Read { path: path.to_owned(), source }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
-    use crate::convert::{ConvertOptions, OutputFormat, convert_directory, wrap_sqsh};
+    use crate::convert::{ConvertOptions, OutputFormat, convert_directory};
+    use crate::copy::convert_file;
     use crate::source::Owners;
 
     const CONFIG: &[u8] = br#"{"os":"linux","architecture":"amd64","config":{"Env":["A=1"],"Cmd":["x"]},
@@ -351,7 +347,7 @@ mod tests {
         let (sqsh, sif) = (dir.path().join("a.sqsh"), dir.path().join("a.sif"));
         let options = ConvertOptions::default();
         let made = convert_directory(&tree, Owners::Root, &sqsh, OutputFormat::Sqsh, &options, &()).unwrap();
-        wrap_sqsh(&sqsh, &sif, &options).unwrap();
+        convert_file(&sqsh, &sif, OutputFormat::Sif, &options).unwrap();
         for (path, kind) in [(&tree, "directory"), (&sqsh, "squashfs"), (&sif, "sif")] {
             let found = inspect(path, true).unwrap();
             assert_eq!(found.kind, kind);
@@ -374,7 +370,7 @@ mod tests {
         let path = dir.path().join("text");
         fs::write(&path, b"hs").unwrap();
         assert!(matches!(inspect(&path, false), Err(ConvertError::UnknownFormat { .. })));
-        assert!(matches!(inspect(&dir.path().join("none"), false), Err(ConvertError::Read { .. })));
+        assert!(matches!(inspect(&dir.path().join("none"), false), Err(ConvertError::File(_))));
         // A link in a tree must not lead to the host's files.
         let tree = dir.path().join("tree/.situla");
         fs::create_dir_all(&tree).unwrap();

@@ -11,6 +11,7 @@ mod additions;
 mod client;
 mod convert;
 mod copy;
+mod file_error;
 mod flatten;
 mod image_parts;
 mod inspect;
@@ -30,9 +31,9 @@ pub use additions::{CONFIG_PATH, MANIFEST_PATH, image_additions, mount_points, s
 pub use client::{Client, ClientError, ClientOptions, RegistryImage, Transport};
 pub use convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,
-    unwrap_sif, wrap_sqsh,
 };
-pub use copy::{copy_image, export};
+pub use copy::{convert_file, export};
+pub use file_error::{Doing, FileError};
 pub use flatten::{
     FlattenError, FlattenOptions, Flattened, LayerSource, Level, MAX_ENTRIES, MergeError, Merger, flatten,
 };

@@ -79,8 +79,6 @@ pub enum EventKind {
         /// The task it concerns; absent if it concerns all.
         task: Option<TaskRef>,
     },
-    /// Nothing more will happen in this run on this node.
-    End,
     /// An event of a newer version.
     #[serde(other)]
     Unknown,
@@ -105,8 +103,6 @@ pub struct Start {
     pub phases: Vec<Phase>,
     /// Tasks expected on this node.
     pub n_local_tasks: Option<u32>,
-    /// When Slurm will end the job, in nanoseconds since 1970, if the environment tells.
-    pub deadline_ns: Option<u64>,
 }
 
 /// Who runs, and where.

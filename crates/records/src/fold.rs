@@ -53,7 +53,6 @@ struct Fold {
     run: Option<String>,
     start: Option<crate::event::Start>,
     times: Option<(u64, u64)>,
-    end_seen: bool,
     tasks: BTreeMap<(u32, u32), Task>,
     errors: Vec<EngineError>,
     observed: Vec<(Cause, String)>,
@@ -101,7 +100,6 @@ impl Fold {
                     self.errors.push(error);
                 }
             }
-            EventKind::End => self.end_seen = true,
             EventKind::Unknown => {}
         }
     }
@@ -126,14 +124,12 @@ impl Fold {
     fn finish(mut self) -> Record {
         let n_exits = self.tasks.values().filter(|task| task.exit.is_some()).count();
         let expected = self.start.as_ref().and_then(|start| start.n_local_tasks);
-        let all_left = expected.is_some_and(|n| n > 0 && usize::try_from(n).is_ok_and(|n| n_exits >= n));
-        let ended = self.end_seen || all_left;
+        let ended = expected.is_some_and(|n| n > 0 && usize::try_from(n).is_ok_and(|n| n_exits >= n));
 
-        let deadline_ns = self.start.as_ref().and_then(|start| start.deadline_ns);
         let root_job = self.start.as_ref().is_some_and(|start| start.identity.uid == 0);
         let mut tasks = std::mem::take(&mut self.tasks);
         for task in tasks.values_mut() {
-            task.class = self.classify(task, deadline_ns, root_job);
+            task.class = self.classify(task, root_job);
         }
         let tasks: Vec<Task> = tasks.into_values().collect();
         let outcome = self.outcome(&tasks, ended);
@@ -150,7 +146,7 @@ impl Fold {
         }
     }
 
-    fn classify(&self, task: &Task, deadline_ns: Option<u64>, root_job: bool) -> OutcomeClass {
+    fn classify(&self, task: &Task, root_job: bool) -> OutcomeClass {
         let own_error = self.errors.iter().find(|error| error.task == Some(task.task));
         if let Some(error) = own_error {
             return OutcomeClass::Engine(error.class.clone());
@@ -172,16 +168,13 @@ impl Fold {
         if self.saw(Cause::Cancelled) {
             return OutcomeClass::Cancelled;
         }
-        let from_root = |seen: &&SignalSeen| {
+        let from_root = |seen: &SignalSeen| {
             matches!(seen.signal, SIGTERM | SIGKILL) && seen.sender.is_some_and(|sender| sender.uid == 0)
         };
-        match task.signals.iter().find(from_root) {
-            Some(seen) if !root_job => match deadline_ns {
-                Some(deadline) if seen.time_ns >= deadline => OutcomeClass::TimeLimit,
-                _ => OutcomeClass::Cancelled,
-            },
-            _ => failed,
+        if !root_job && task.signals.iter().any(from_root) {
+            return OutcomeClass::Cancelled;
         }
+        failed
     }
 
     fn saw(&self, cause: Cause) -> bool {
@@ -210,14 +203,8 @@ impl Fold {
             exit: task.exit,
             message: self.evidence(&task.class),
         });
-        if ended {
-            // A run that ended without tasks did nothing wrong and nothing else either.
-            return by_task.unwrap_or(Outcome {
-                class: OutcomeClass::Incomplete,
-                task: None,
-                exit: None,
-                message: Some("ended without any task".to_owned()),
-            });
+        if let Some(outcome) = by_task.clone().filter(|_| ended) {
+            return outcome;
         }
         // Killed at the limit, the engine itself may have had no time to say goodbye.
         let explained = [

@@ -12,9 +12,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use serde::Deserialize;
 use thiserror::Error;
 
-use crate::event::{Event, EventKind};
+use crate::event::{Event, EventKind, SCHEMA};
 use crate::fold::fold_runs;
 use crate::id::{ENDING, RecordId};
 use crate::record::Record;
@@ -58,6 +59,12 @@ pub enum JournalError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A newer version wrote in a layout from which this one would draw wrong conclusions.
+    #[error("the record has schema {schema}, and this version reads {SCHEMA}")]
+    NewerSchema {
+        /// The highest schema in it.
+        schema: u32,
     },
     /// The directory cannot be listed.
     #[error("cannot list records in {}", path.display())]
@@ -172,7 +179,7 @@ pub struct Loaded {
 /// Reads a journal and folds it.
 ///
 /// # Errors
-/// The journal cannot be opened or read.
+/// The journal cannot be opened or read, or a part of it has a newer schema than [`SCHEMA`].
 pub fn load(dir: &Path, id: &RecordId) -> Result<Loaded, JournalError> {
     let path = dir.join(id.relative_path());
     let file = match File::open(&path) {
@@ -185,7 +192,7 @@ pub fn load(dir: &Path, id: &RecordId) -> Result<Loaded, JournalError> {
         return Err(JournalError::Read { path, source });
     }
     let cut = bytes.len() as u64 > MAX_JOURNAL_BYTES;
-    let (events, unreadable) = read_events(&bytes);
+    let (events, unreadable) = read_events(&bytes)?;
     let unknown = events.iter().filter(|event| matches!(event.kind, EventKind::Unknown)).count() as u64;
     Ok(Loaded {
         id: id.clone(),
@@ -196,19 +203,39 @@ pub fn load(dir: &Path, id: &RecordId) -> Result<Loaded, JournalError> {
 }
 
 /// Reads the events of a journal's bytes; gives them and the number of lines that are none.
-pub fn read_events(bytes: &[u8]) -> (Vec<Event>, u64) {
+///
+/// # Errors
+/// One of them has a newer schema: what it means for the others cannot be known.
+pub fn read_events(bytes: &[u8]) -> Result<(Vec<Event>, u64), JournalError> {
+    /// All that a layout of any version has in common.
+    #[derive(Deserialize)]
+    struct Versioned {
+        schema: u32,
+    }
     let mut events = Vec::new();
     let mut unreadable = 0;
+    let mut newest = SCHEMA;
     for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-        match line.len() <= MAX_EVENT_BYTES {
-            true => match serde_json::from_slice(line) {
-                Ok(event) => events.push(event),
-                Err(_) => unreadable += 1,
-            },
-            false => unreadable += 1,
+        let event =
+            Some(line).filter(|line| line.len() <= MAX_EVENT_BYTES).map(serde_json::from_slice::<Event>);
+        match event {
+            Some(Ok(event)) => {
+                newest = newest.max(event.schema);
+                events.push(event);
+            }
+            // Either damaged, or of a layout in which events look otherwise.
+            Some(Err(_)) => {
+                let schema = serde_json::from_slice(line).map_or(0, |Versioned { schema }| schema);
+                newest = newest.max(schema);
+                unreadable += 1;
+            }
+            None => unreadable += 1,
         }
     }
-    (events, unreadable)
+    if newest > SCHEMA {
+        return Err(JournalError::NewerSchema { schema: newest });
+    }
+    Ok((events, unreadable))
 }
 
 /// A journal found by [`list`].

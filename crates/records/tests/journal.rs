@@ -5,12 +5,28 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use situla_records::{
-    Event, EventKind, Exit, Journal, JournalError, MAX_EVENT_BYTES, OutcomeClass, RecordId, SCHEMA, TaskRef,
-    list, load,
+    Event, EventKind, Exit, Identity, ImageFacts, Journal, JournalError, MAX_EVENT_BYTES, OutcomeClass,
+    RecordId, SCHEMA, Start, TaskRef, UNVERIFIED, list, load,
 };
 
 fn event(kind: EventKind) -> Event {
     Event { schema: SCHEMA, run: "r".to_owned(), time_ns: 1, kind }
+}
+
+fn start(n_tasks: u32) -> Event {
+    event(EventKind::Start(Box::new(Start {
+        identity: Identity::default(),
+        engine: "0.1.0".to_owned(),
+        argv: Vec::new(),
+        image: ImageFacts {
+            reference: "a.sif".to_owned(),
+            manifest_digest: None,
+            rootfs_digest: UNVERIFIED.to_owned(),
+        },
+        plan: serde_json::Value::Null,
+        phases: Vec::new(),
+        n_local_tasks: Some(n_tasks),
+    })))
 }
 
 fn exit(local: u32) -> Event {
@@ -35,7 +51,8 @@ fn many_writers_lose_nothing() {
             });
         }
     });
-    Journal::open(dir.path(), &id).expect("openable").append(&event(EventKind::End)).expect("writable");
+    let journal = Journal::open(dir.path(), &id).expect("openable");
+    journal.append(&start(WRITERS * EVENTS)).expect("writable");
     let loaded = load(dir.path(), &id).expect("readable");
     assert_eq!(loaded.unreadable, 0);
     assert_eq!(loaded.records[0].tasks.len(), (WRITERS * EVENTS) as usize);

@@ -158,7 +158,6 @@ fn samples() -> Vec<Event> {
             plan: serde_json::json!({ "anything": { "at": "all" } }),
             phases: phases.clone(),
             n_local_tasks: Some(2),
-            deadline_ns: Some(9),
         })),
         EventKind::TaskStart { task, pid: 42, phases },
         EventKind::TaskSignal { task, signal: 15, sender: Some(Sender { pid: 1, uid: 0 }) },
@@ -172,7 +171,6 @@ fn samples() -> Vec<Event> {
             task: Some(task),
         },
         EventKind::EngineError { class: EngineClass::ServerLost, message: "gone".to_owned(), task: None },
-        EventKind::End,
     ];
     (1..)
         .zip(kinds)
@@ -213,8 +211,14 @@ fn the_checker_refuses() {
     let bad = [
         ("event", serde_json::json!({ "schema": 1, "run": "r", "time_ns": 1 })),
         ("event", serde_json::json!({ "schema": 1, "run": "r", "time_ns": 1, "event": "other" })),
-        ("event", serde_json::json!({ "schema": 1, "run": "r", "time_ns": -1, "event": "end" })),
-        ("event", serde_json::json!({ "schema": 1, "run": "r", "time_ns": 1, "event": "end", "extra": 1 })),
+        (
+            "event",
+            serde_json::json!({ "schema": 1, "run": "r", "time_ns": -1, "event": "observed", "cause": "oom", "evidence": "e" }),
+        ),
+        (
+            "event",
+            serde_json::json!({ "schema": 1, "run": "r", "time_ns": 1, "event": "observed", "cause": "oom", "evidence": "e", "extra": 1 }),
+        ),
         (
             "event",
             serde_json::json!({ "schema": 1, "run": "r", "time_ns": 1, "event": "task-exit", "task": task }),

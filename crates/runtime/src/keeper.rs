@@ -8,12 +8,15 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SocketFlags, accept_with};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use situla_fuse::{Server, Tree};
 
 use crate::failure::{Context, Failure, FailureClass};
@@ -39,6 +42,9 @@ const IDLE_LIMIT: Timespec = Timespec { tv_sec: 300, tv_nsec: 0 };
 
 /// How long a task that has connected may take to say who it is.
 const GREETING_LIMIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// How often a server that has nothing left to serve looks whether it may go.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// The most threads that serve one image: requests of a few ranks, and the decompression behind
 /// them, rarely keep more busy.
@@ -72,13 +78,26 @@ pub(crate) fn keep(duties: Duties) -> ! {
     let listener = duties.listener.as_ref().map(AsRawFd::as_raw_fd);
     let kept: Vec<RawFd> =
         [duties.image, listener, Some(duties.control.as_raw_fd())].into_iter().flatten().collect();
-    situla_sys::become_background(c"situla-keeper", &kept, move || serve(duties))
+    situla_sys::become_background(c"situla-keeper", &kept, move || {
+        allow_many_files();
+        serve(duties);
+    })
+}
+
+/// Every task that has joined costs a descriptor, and the soft limit is the caller's, made for programs
+/// that use select(2). The payload, a process of its own, keeps it.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Raising to the hard limit is refused nobody; without it fewer tasks can join.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// Serves the tree on this thread and tends the meeting point on another.
 fn serve(duties: Duties) {
     let Duties { tree, warm_up, listener, control, n_expected, leader, run, cgroup, .. } = duties;
     let connected = Connected::default();
+    // Whether somebody tends the meeting point of a container that does not stand yet.
+    let under_way = AtomicBool::new(false);
     let mut meeting = listener.map(|listener| Meeting {
         listener: Some(listener),
         namespaces: None,
@@ -88,6 +107,8 @@ fn serve(duties: Duties) {
         n_expected,
         run,
         cgroup,
+        killed: false,
+        under_way: &under_way,
     });
     let Some(tree) = tree.as_deref() else {
         // A directory: nothing to serve, only namespaces to hand on.
@@ -103,6 +124,11 @@ fn serve(duties: Duties) {
         let device: &OwnedFd = device.wait();
         // Unmounted, or beyond help: there is nothing left to do for any thread.
         let clean = server.serve(device.as_fd()).is_ok();
+        while under_way.load(Ordering::Acquire) {
+            // The constructing process has failed or was killed; what the others must hear depends on
+            // which, and is said at the meeting point.
+            std::thread::park_timeout(MOMENT);
+        }
         if clean {
             // Not because it was killed: the container has gone.
             connected.tell(FAREWELL);
@@ -110,6 +136,7 @@ fn serve(duties: Duties) {
         }
         situla_sys::exit_now(i32::from(!clean));
     };
+    under_way.store(meeting.is_some(), Ordering::Release);
     std::thread::scope(|scope| {
         // A thread that cannot be made is one server less, or tasks that lead for themselves.
         if n_servers > 1 {
@@ -120,22 +147,29 @@ fn serve(duties: Duties) {
                 serve();
             });
         }
-        // Nothing comes where the constructing process has failed: then there is nothing to serve.
-        let message = receive(control.as_fd()).ok().flatten();
-        let opened = message.filter(|message| message.bytes.first() == Some(&DEVICE));
-        let Some(opened) = opened.and_then(|mut message| message.descriptors.pop()) else {
-            situla_sys::exit_now(0)
+        let Some(mut first) = receive(control.as_fd()).ok().flatten() else {
+            if let Some(meeting) = &mut meeting {
+                meeting.turn_away();
+            }
+            situla_sys::exit_now(1)
         };
+        // Another message comes where the constructing process has failed: then there is nothing to serve.
+        let opened = first.descriptors.pop().filter(|_| first.bytes.first() == Some(&DEVICE));
+        let Some(opened) = opened else { situla_sys::exit_now(0) };
         let _ = device.set(opened);
         if n_servers > 2 || meeting.is_some() {
-            let _ = thread(scope, || {
+            let tended = thread(scope, || {
                 for _ in 2..n_servers {
                     let _ = thread(scope, serve);
                 }
                 if let Some(meeting) = &mut meeting {
                     meeting.tend(&control);
                 }
+                under_way.store(false, Ordering::Release);
             });
+            if tended.is_err() {
+                under_way.store(false, Ordering::Release);
+            }
         }
         serve();
     });
@@ -191,6 +225,10 @@ struct Meeting<'a> {
     n_expected: usize,
     run: String,
     cgroup: Option<String>,
+    /// The leader was killed before its container stood.
+    killed: bool,
+    /// True until the container stands.
+    under_way: &'a AtomicBool,
 }
 
 /// What is ready at the meeting point.
@@ -240,20 +278,44 @@ impl Meeting<'_> {
         match receive(control.as_fd()).ok().flatten() {
             Some(message) if message.bytes.first() == Some(&NAMESPACES) => {
                 self.namespaces = Some(message.descriptors);
+                self.under_way.store(false, Ordering::Release);
                 for task in std::mem::take(&mut self.waiting) {
                     self.answer(task);
                 }
                 true
             }
-            Some(message) => message.bytes.first() != Some(&DONE),
+            Some(message) if message.bytes.first() == Some(&DONE) => {
+                if self.namespaces.is_none() {
+                    // The leader failed before its container stood; whoever waits sees the end of this
+                    // process and leads in its place.
+                    situla_sys::exit_now(1)
+                }
+                false
+            }
+            Some(_) => true,
             None if self.namespaces.is_none() => {
-                // The leader failed before its container stood; whoever waits sees the end of this
-                // process and leads in its place.
+                self.turn_away();
                 situla_sys::exit_now(1)
             }
             None => {
                 self.abort(control);
                 false
+            }
+        }
+    }
+
+    /// Tells every task that comes, or waits already, that the leader was killed before its container
+    /// stood: a step that has lost a task that way must not go on without it.
+    fn turn_away(&mut self) {
+        self.killed = true;
+        for task in std::mem::take(&mut self.waiting) {
+            let _ = send(task.as_fd(), &[ABORT], &[]);
+        }
+        // Slurm ends this process with its step, if not all come.
+        while self.come.len() < self.n_expected && self.listener.is_some() {
+            match self.wait(None, true) {
+                Ok(Event::Visitor) => self.admit(),
+                _ => return,
             }
         }
     }
@@ -317,7 +379,13 @@ impl Meeting<'_> {
             let _ = send(task.as_fd(), &[ANSWER_REFUSED], &[]);
             return;
         }
-        if self.namespaces.is_some() { self.answer(task) } else { self.waiting.push(task) }
+        if self.killed {
+            let _ = send(task.as_fd(), &[ABORT], &[]);
+        } else if self.namespaces.is_some() {
+            self.answer(task);
+        } else {
+            self.waiting.push(task);
+        }
     }
 
     fn answer(&mut self, task: OwnedFd) {

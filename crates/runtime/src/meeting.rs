@@ -18,6 +18,7 @@ use rustix::net::{
 use situla_plan::ShareKey;
 
 use crate::failure::{Failure, FailureClass};
+use crate::keeper::ABORT;
 use crate::message::{receive, send};
 
 /// First byte of the keeper's answer: the name of the run follows, and the namespaces as descriptors.
@@ -74,6 +75,10 @@ pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
                         return Ok(Role::Member { connection: socket, namespaces, run });
                     }
                     Answer::Refused => return Ok(Role::Alone),
+                    Answer::Killed => {
+                        let why = "another task of this step was killed before its container stood";
+                        return Err(Failure::new(FailureClass::ServerLost, why));
+                    }
                     // The leader failed or died: try to lead.
                     Answer::Gone => {}
                 }
@@ -115,6 +120,8 @@ enum Answer {
     Joined(Vec<OwnedFd>, String),
     /// This task is not one that it waits for.
     Refused,
+    /// The leader was killed.
+    Killed,
     /// Nothing: it has gone.
     Gone,
 }
@@ -133,6 +140,9 @@ fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Answer, E
         return Ok(Answer::Refused);
     }
     let Some(answer) = receive(socket)? else { return Ok(Answer::Gone) };
+    if answer.bytes.first() == Some(&ABORT) {
+        return Ok(Answer::Killed);
+    }
     let Some(run) = answer.bytes.strip_prefix(&[ANSWER_READY]) else { return Ok(Answer::Refused) };
     Ok(Answer::Joined(answer.descriptors, String::from_utf8_lossy(run).into_owned()))
 }

@@ -75,7 +75,7 @@ pub fn replace(plan: &Plan) -> Failure {
         Err(Failure::new(FailureClass::Setup, "an image file needs a process that serves it"))
     };
     match construct(plan, &mut serve, &mut || Ok(())) {
-        Ok(()) => become_payload(plan, &command, &surroundings),
+        Ok(()) => become_payload(plan, &command, &surroundings, &mut || {}),
         Err(failure) => failure,
     }
 }
@@ -114,7 +114,9 @@ pub fn run(
             let outcome = start.fork_payload(observer, || enter(&namespaces)).and_then(|(pid, report)| {
                 Supervised { pid, report, signals: &signals, keeper }.wait(observer)
             });
-            keeper::say_done(connection.as_fd());
+            if !supervise::was_killed(&outcome) {
+                keeper::say_done(connection.as_fd());
+            }
             outcome
         }
         Some(Role::Leader(listener)) => start.lead(image, Some(listener), rank, &signals, observer),
@@ -140,7 +142,8 @@ struct Start<'a> {
 
 impl Start<'_> {
     /// Forks a child that gets itself into the container by `enter` and becomes the payload. The
-    /// pipe that is returned carries a failure, or ends with the exec.
+    /// pipe that is returned carries [`supervise::READY`] before the exec, or a failure; it ends with
+    /// the exec, or with the child.
     ///
     /// Meanwhile the observer hears of the run. The child waits for that before its exec: nothing
     /// is run of which there is no record.
@@ -162,9 +165,13 @@ impl Start<'_> {
             }
             Forked::Child => {
                 drop((reader, go));
+                let mut ready = || {
+                    // Unsaid, it looks as if this process had been killed: so does its parent's death.
+                    let _ = rustix::io::write(&writer, &[supervise::READY]);
+                };
                 let failure = match enter() {
                     Ok(()) => match rustix::io::read(&may_go, &mut [0; 1]) {
-                        Ok(1) => become_payload(self.plan, self.command, self.surroundings),
+                        Ok(1) => become_payload(self.plan, self.command, self.surroundings, &mut ready),
                         // The waiting process has been killed.
                         _ => situla_sys::exit_now(1),
                     },
@@ -239,7 +246,9 @@ impl Start<'_> {
             if shared { Keeper::Connection(ours.as_fd()) } else { Keeper::Child(keeper_fd.as_fd()) };
         let outcome = Supervised { pid, report, signals, keeper: Some(watched) }.wait(observer);
         if shared {
-            keeper::say_done(ours.as_fd());
+            if !supervise::was_killed(&outcome) {
+                keeper::say_done(ours.as_fd());
+            }
         } else {
             drop(ours);
             supervise::reap_soon(keeper, keeper_fd.as_fd());

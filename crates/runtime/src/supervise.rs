@@ -34,6 +34,16 @@ pub(crate) fn forwarded() -> SignalMask {
     SignalMask::of([1, 2, 3, 10, 12, 14, 15, 18, 24, 26, 27, 28, 29, 30].into_iter().chain(34..=64))
 }
 
+/// From the payload to be: nothing is left to do but to let signals through, and exec. A report without it is that of a process that
+/// was killed before: as a payload's own end it would look like something that the program did.
+pub(crate) const READY: u8 = b'E';
+
+/// Whether one of our own processes was killed. Such a task takes no leave of the others, so that
+/// they end as well.
+pub(crate) fn was_killed(outcome: &Result<Exit, Failure>) -> bool {
+    outcome.as_ref().is_err_and(|failure| failure.class() == FailureClass::ServerLost)
+}
+
 /// A payload being waited for.
 pub(crate) struct Supervised<'a> {
     pub(crate) pid: Pid,
@@ -168,7 +178,13 @@ fn read_report(mut report: File) -> Option<Failure> {
     let mut bytes = Vec::new();
     // A read error would mean a broken kernel; the exit status tells the rest.
     report.read_to_end(&mut bytes).ok()?;
-    Failure::decode(&bytes)
+    match bytes.strip_prefix(&[READY]) {
+        Some(failure) => Failure::decode(failure),
+        None if bytes.is_empty() => {
+            Some(Failure::new(FailureClass::ServerLost, "a process was killed before it became the program"))
+        }
+        None => Failure::decode(&bytes),
+    }
 }
 
 /// Waits a moment for a child that is about to end, so that it leaves no zombie behind.
@@ -184,4 +200,29 @@ pub(crate) fn reap_soon(child: Pid, pidfd: BorrowedFd<'_>) {
 pub(crate) fn end(child: Pid) {
     let _ = kill_process(child, Signal::KILL);
     let _ = waitid(WaitId::Pid(child), WaitIdOptions::EXITED);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_report_tells_exec_from_failure_and_from_death() {
+        let told = |bytes: &[u8]| {
+            let (reader, writer) = rustix::pipe::pipe().unwrap();
+            File::from(writer).write_all(bytes).unwrap();
+            read_report(File::from(reader)).map(|failure| failure.class())
+        };
+        let failure = Failure::new(FailureClass::CommandNotFound, "x is not in the container").encode();
+        assert_eq!(told(&[READY]), None, "exec");
+        assert_eq!(told(b""), Some(FailureClass::ServerLost), "killed");
+        assert_eq!(told(&failure), Some(FailureClass::CommandNotFound), "failed");
+        assert_eq!(
+            told(&[&[READY], &failure[..]].concat()),
+            Some(FailureClass::CommandNotFound),
+            "exec failed"
+        );
+    }
 }

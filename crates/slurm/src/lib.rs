@@ -14,7 +14,6 @@ mod allocation;
 mod error;
 mod hostlist;
 mod ids;
-mod per_rank;
 mod repeat;
 
 pub use allocation::{
@@ -24,5 +23,4 @@ pub use allocation::{
 pub use error::{HostlistError, RepeatError, SlurmError};
 pub use hostlist::{MAX_HOSTS, compress, expand};
 pub use ids::{JobId, LocalRank, NodeIndex, ProcId, StepId};
-pub use per_rank::is_per_rank;
 pub use repeat::RepeatList;

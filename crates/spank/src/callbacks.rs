@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::ffi::{
-    Context, FAILURE, Handle, SUCCESS, context, option_argument, plugin_arguments, report_error,
-    set_own_variable, tell_user,
+    Arguments, Context, FAILURE, Handle, SUCCESS, context, n_options, option_argument, plugin_arguments,
+    report_error, set_own_variable, tell_user,
 };
-use crate::multi_prog;
-use crate::options::{ContainerOption, Given, PROGRAM_VARIABLE, Settings};
+use crate::multi_prog::{CommandLine, Programs, is_table};
+use crate::options::{ContainerOption, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE, Settings};
 
 /// `SPANK_PLUGIN(situla, 1)`: Slurm looks these symbols up by name.
 #[unsafe(no_mangle)]
@@ -48,9 +48,28 @@ struct State {
     settings: Option<Settings>,
     /// An error of an early callback, to be raised where Slurm takes notice of it.
     pending: Option<String>,
+    /// In srun, sbatch and salloc: what the first component of the command line asks for.
+    first: Option<FirstComponent>,
+    /// In srun: the programs so far.
+    programs: Programs,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { given: Given::NOTHING, settings: None, pending: None });
+/// A component of a heterogeneous command line, or the whole of an ordinary one.
+#[derive(Clone)]
+struct FirstComponent {
+    /// What the environment had, before this plugin set anything in it.
+    inherited: Given,
+    /// What it asks for, with that.
+    complete: Given,
+}
+
+static STATE: Mutex<State> = Mutex::new(State {
+    given: Given::NOTHING,
+    settings: None,
+    pending: None,
+    first: None,
+    programs: Programs::NOTHING,
+});
 
 fn with_state<T>(act: impl FnOnce(&mut State) -> T) -> T {
     act(&mut STATE.lock().unwrap_or_else(PoisonError::into_inner))
@@ -124,7 +143,7 @@ extern "C" fn option_given(value: c_int, argument: *const c_char, _remote: c_int
     if result.is_ok() { SUCCESS } else { FAILURE }
 }
 
-/// Called when all options are known: refuses in srun and sbatch what cannot work.
+/// Called when all options of a component are known: refuses in srun and sbatch what cannot work.
 #[unsafe(no_mangle)]
 extern "C" fn slurm_spank_init_post_opt(_spank: Handle, _ac: c_int, _av: *mut *mut c_char) -> c_int {
     guarded(init_post_opt, report_error)
@@ -135,11 +154,24 @@ fn init_post_opt() -> Result<(), String> {
     if !matches!(context, Context::Local | Context::Allocator) {
         return Ok(());
     }
-    let (given, prefix) = with_state(|state| {
+    // What was given belongs to this component; Slurm goes on to the next one after this.
+    let (given, prefix, first) = with_state(|state| {
         let prefix = state.settings.as_ref().map_or_else(String::new, |settings| settings.prefix.clone());
-        (state.given.clone(), prefix)
+        (std::mem::replace(&mut state.given, Given::NOTHING), prefix, state.first.clone())
     });
-    let complete = given.complete(own_variable)?;
+    let complete = match &first {
+        None => {
+            let inherited = Given::NOTHING.complete(own_variable)?;
+            let complete = given.complete(|name| Ok(inherited.under(name).cloned()))?;
+            let component = FirstComponent { inherited, complete: complete.clone() };
+            with_state(|state| state.first = Some(component));
+            complete
+        }
+        Some(first) => given.complete(|name| Ok(first.inherited.under(name).cloned()))?,
+    };
+    if let Some(first) = &first {
+        same_container(&first.complete, &complete, &prefix)?;
+    }
     if complete.get(ContainerOption::Image).is_none() {
         return match given.orphans().next() {
             Some(option) => Err(format!(
@@ -156,11 +188,39 @@ fn init_post_opt() -> Result<(), String> {
     }
     if context == Context::Local {
         let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
-        if multi_prog::on_command_line(line.split(|byte| *byte == 0)) {
-            return Err(format!(
-                "--{prefix}-image cannot be combined with --multi-prog; {MULTI_PROG_REMEDY}"
-            ));
-        }
+        let line = line.strip_suffix(b"\0").unwrap_or(&line);
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        look_for_multi_prog(CommandLine { words: &words, n_own: n_options() }, first.is_none(), &prefix)?;
+    }
+    Ok(())
+}
+
+/// Slurm has one set of options for all components of a heterogeneous step, and the last one counts.
+fn same_container(first: &Given, other: &Given, prefix: &str) -> Result<(), String> {
+    let differs = |option: &ContainerOption| first.get(*option) != other.get(*option);
+    match ContainerOption::ALL.into_iter().find(differs) {
+        Some(option) => Err(format!(
+            "--{prefix}-{} differs between the components of a heterogeneous command line, and Slurm would \
+             use one for all; give each component the same, or start an srun for each container",
+            option.suffix()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Refuses `--multi-prog` where that is certain, and else tells the node what it needs to find out.
+fn look_for_multi_prog(line: CommandLine<'_>, is_first: bool, prefix: &str) -> Result<(), String> {
+    if is_first && line.surely_asks() {
+        return Err(format!("--{prefix}-image cannot be combined with --multi-prog; {MULTI_PROG_REMEDY}"));
+    }
+    let programs = with_state(|state| {
+        state.programs.add(line);
+        state.programs.clone()
+    });
+    if let Ok(text) = CString::new(programs.to_text())
+        && !programs.is_empty()
+    {
+        set_own_variable(PROGRAMS_VARIABLE, &text);
     }
     Ok(())
 }
@@ -203,7 +263,10 @@ fn task_init(spank: Handle) -> Result<(), String> {
     }
     let settings = settings.ok_or("the plugin was not initialised")?;
     let arguments = spank.arguments().ok_or("Slurm does not tell the program of the task")?;
-    if multi_prog::is_table(arguments.len(), arguments.get(1)) {
+    let sent = spank.variable(PROGRAMS_VARIABLE)?;
+    // It describes this step alone, and a step that the payload starts may say nothing.
+    spank.unset_variable(PROGRAMS_VARIABLE);
+    if spank.job_and_step().1 != BATCH_STEP && is_multi_prog(&arguments, sent.as_deref()) {
         return Err(format!("a container cannot be combined with --multi-prog; {MULTI_PROG_REMEDY}"));
     }
     check_trampoline(&settings)?;
@@ -224,6 +287,18 @@ fn task_init(spank: Handle) -> Result<(), String> {
     Ok(())
 }
 
+/// Tells whether the task's program comes from a table, by what srun has `sent`.
+fn is_multi_prog(arguments: &Arguments, sent: Option<&CStr>) -> bool {
+    match sent {
+        _ if arguments.len() < 2 => false,
+        Some(sent) => {
+            let words = (1..arguments.len()).filter_map(|index| arguments.get(index)).map(CStr::to_bytes);
+            !Programs::parse(&sent.to_string_lossy()).have(words)
+        }
+        None => is_table(arguments.get(1)),
+    }
+}
+
 /// Refuses a trampoline that is missing, or that anybody could have replaced: it runs as every user.
 fn check_trampoline(settings: &Settings) -> Result<(), String> {
     let path = Path::new(OsStr::from_bytes(settings.trampoline.as_bytes()));
@@ -238,11 +313,14 @@ fn check_trampoline(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
+/// `SLURM_BATCH_SCRIPT` of `slurm/slurm.h`.
+const BATCH_STEP: u32 = 0xffff_fffb;
+
 /// The name of a step as users know it.
 fn step_name(step: u32) -> String {
     match step {
-        // SLURM_BATCH_SCRIPT and SLURM_INTERACTIVE_STEP of slurm/slurm.h.
-        0xffff_fffb => "batch".to_owned(),
+        BATCH_STEP => "batch".to_owned(),
+        // SLURM_INTERACTIVE_STEP.
         0xffff_fffa => "interactive".to_owned(),
         number => number.to_string(),
     }

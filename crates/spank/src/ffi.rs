@@ -50,6 +50,8 @@ unsafe extern "C" {
     fn slurm_error(format: *const c_char, ...);
     fn slurm_spank_log(format: *const c_char, ...);
     fn setenv(name: *const c_char, value: *const c_char, overwrite: c_int) -> c_int;
+    /// `getopt(3)`: index of the next word to be looked at.
+    static optind: c_int;
 }
 
 /// Where the plugin has been loaded.
@@ -74,6 +76,13 @@ pub(crate) fn context() -> Context {
         CONTEXT_REMOTE => Context::Remote,
         _ => Context::Other,
     }
+}
+
+/// How many words of the command line getopt has taken as options, the program's name among them.
+pub(crate) fn n_options() -> usize {
+    // SAFETY: a plain integer of the C library. srun has one thread when it calls its plugins' option
+    // callbacks, and is not inside getopt then.
+    usize::try_from(unsafe { optind }).unwrap_or(0)
 }
 
 /// Tells the user of srun or sbatch, or slurmstepd's log, that something failed.

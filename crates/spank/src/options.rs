@@ -84,11 +84,15 @@ impl ContainerOption {
     }
 }
 
+/// The variable in which srun sends [fingerprints](crate::multi_prog::Programs) of its programs to the
+/// node; as for the name, see [`ContainerOption::carried_variable`].
+pub(crate) const PROGRAMS_VARIABLE: &CStr = c"SLURM_SITULA_PROGRAMS";
+
 /// The variable in which the trampoline finds the program that it stands for.
 pub(crate) const PROGRAM_VARIABLE: &CStr = c"SITULA_TASK_PROGRAM";
 
 /// What was given for each option.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Given {
     values: [Option<CString>; ContainerOption::ALL.len()],
 }
@@ -100,6 +104,12 @@ impl Given {
     /// The value of an option.
     pub(crate) fn get(&self, option: ContainerOption) -> Option<&CString> {
         self.values[option as usize].as_ref()
+    }
+
+    /// The value of the option that is sent in the variable `carried`.
+    pub(crate) fn under(&self, carried: &CStr) -> Option<&CString> {
+        let option = ContainerOption::ALL.into_iter().find(|option| option.carried_variable() == carried);
+        option.and_then(|option| self.get(option))
     }
 
     /// Takes a value. Slurm replays options, so the last one counts.

@@ -12,7 +12,7 @@ use crate::outcome::{self, Exit};
 use crate::tier::Check;
 
 /// KillWait of the cluster, and what Slurm needs around it on two cores.
-const KILL_WAIT: Duration = Duration::from_secs(5 + 6);
+pub(super) const KILL_WAIT: Duration = Duration::from_secs(5 + 6);
 
 /// How often slurmctld looks whether jobs have reached their limits.
 const LIMIT_PERIOD: Duration = Duration::from_secs(30);

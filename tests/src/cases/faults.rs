@@ -368,7 +368,7 @@ fn submit(site: &Site, dir: &Path, args: &[&str]) -> Result<(String, Output), St
 }
 
 /// A submission that our plugin refused: a line of it names `names`, and there is no job.
-fn never_accepted(site: &Site, name: &str, output: &Output, names: &str) -> Check {
+pub(super) fn never_accepted(site: &Site, name: &str, output: &Output, names: &str) -> Check {
     let said = output.stderr.lines().any(|line| line.contains("situla: ") && line.contains(names));
     if output.status.success()
         || output.timed_out
@@ -453,7 +453,7 @@ pub fn submission_without_plugin(site: &Site) -> Check {
 }
 
 /// Judges outputs alone: the command line stands in what is shown of an output, not in these.
-fn in_or_refused(site: &Site, output: &Output) -> Check {
+pub(super) fn in_or_refused(site: &Site, output: &Output) -> Check {
     site.cluster.settled()?;
     let text = format!("{}{}", output.stdout, output.stderr);
     let inside = text.contains("situla tiny image");

@@ -5,10 +5,18 @@ pub mod attacks;
 pub mod bare;
 pub mod command_line;
 pub mod ends;
+pub mod export;
 pub mod faults;
 pub mod image_commands;
+pub mod kills;
+pub mod neighbour;
+pub mod no_helpers;
 pub mod policy;
 pub mod privileged;
+pub mod records;
+pub mod releases;
+pub mod slurm_lines;
+pub mod soak;
 pub mod uses;
 
 use std::process::ExitCode;
@@ -84,24 +92,32 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::entering_tasks", attacks::entering_tasks),
     ("attacks::a_strangers_step", attacks::a_strangers_step),
     ("attacks::another_tenants_view", attacks::another_tenants_view),
+    ("killed_pull", kills::killed_pull),
+    ("machine_is_left_alone", neighbour::machine_is_left_alone),
+    ("no_helper_is_started", no_helpers::nothing_is_started),
 ];
+
+/// Privileged cases of `make test-full` alone: what they need takes long to make.
+const PRIVILEGED_FULL: &[(&str, DeskCase)] =
+    &[("slurm_of_trixie", releases::trixie), ("slurm_of_sid", releases::sid)];
 
 /// Runs the command-line tier.
 #[must_use]
 pub fn run_command_line() -> ExitCode {
-    run_on_desk(COMMAND_LINE)
+    run_on_desk(COMMAND_LINE, &[])
 }
 
 /// Runs the privileged tier.
 #[must_use]
 pub fn run_privileged() -> ExitCode {
-    run_on_desk(PRIVILEGED)
+    run_on_desk(PRIVILEGED, PRIVILEGED_FULL)
 }
 
-fn run_on_desk(cases: &[(&'static str, DeskCase)]) -> ExitCode {
+fn run_on_desk(cases: &[(&'static str, DeskCase)], in_full: &[(&'static str, DeskCase)]) -> ExitCode {
     let env = TestEnv::from_environment();
+    let in_full = if env.full() { in_full } else { &[] };
     let desk: Arc<OnceLock<Result<Desk, String>>> = Arc::default();
-    let trials = cases.iter().map(|&(name, case)| {
+    let trials = cases.iter().chain(in_full).map(|&(name, case)| {
         let ready = {
             let (env, desk) = (env.clone(), Arc::clone(&desk));
             move || {
@@ -110,6 +126,7 @@ fn run_on_desk(cases: &[(&'static str, DeskCase)]) -> ExitCode {
                 tier::program(&env)?;
                 tier::image(&env, "demo")?;
                 tier::image(&env, "tiny")?;
+                tools(&env, name)?;
                 let prepare = || Ok(Desk { env: env.clone(), images: Images::prepare(&env)? });
                 Ok(desk.get_or_init(prepare).clone())
             }
@@ -188,14 +205,37 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::batch_script_with_options", faults::batch_script_with_options),
     ("faults::inherited_options", faults::inherited_options),
     ("faults::submission_without_plugin", faults::submission_without_plugin),
+    ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
+    ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
+    ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
+    ("export::keeps_the_container", export::keeps_the_container),
+    ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
 ];
 
 /// Cases that need nodes on the machine's own network: isolated ones do not reach its loopback address.
-const ON_LOOPBACK: &[(&str, SiteCase)] = &[("uses::image_from_a_registry", uses::image_from_a_registry)];
+const ON_LOOPBACK: &[(&str, SiteCase)] = &[
+    ("uses::image_from_a_registry", uses::image_from_a_registry),
+    ("kills::at_random_moments", kills::at_random_moments),
+    ("soak::many_steps", soak::many_steps),
+];
 
 /// Cases that change a node and look for leaks themselves, while the fault lasts.
 const ON_SICK_NODES: &[(&str, SiteCase)] =
     &[("faults::no_fuse", faults::no_fuse), ("faults::no_user_namespaces", faults::no_user_namespaces)];
+
+/// Cases about what all others have left behind.
+const AT_LAST: &[(&str, SiteCase)] = &[("records::match_the_schema", records::match_the_schema)];
+
+/// What a case needs beyond what all need.
+fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
+    match name {
+        "no_helper_is_started" => no_helpers::tracer(),
+        "records::match_the_schema" => records::validator(),
+        "slurm_of_trixie" => releases::prepared(env, "trixie"),
+        "slurm_of_sid" => releases::prepared(env, "sid"),
+        _ => Ok(()),
+    }
+}
 
 /// Runs all cluster cases on one variant.
 #[must_use]
@@ -223,7 +263,7 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
         Variant::Loopback => ON_LOOPBACK,
         Variant::Isolated => &[],
     };
-    for (name, case) in ON_SITE.iter().chain(on_variant).chain(ON_SICK_NODES) {
+    for (name, case) in ON_SITE.iter().chain(on_variant).chain(ON_SICK_NODES).chain(AT_LAST) {
         let sick = ON_SICK_NODES.iter().any(|(other, _)| other == name);
         let ready = {
             let (env, found, site) = (env.clone(), Arc::clone(&found), Arc::clone(&site));
@@ -234,6 +274,7 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
                 tier::plugin(&env)?;
                 tier::image(&env, "demo")?;
                 tier::image(&env, "tiny")?;
+                tools(&env, name)?;
                 let cluster = found.get_or_init(|| Cluster::find(&env, variant)).clone().map_err(Skip)?;
                 // From here on nothing is a reason to skip: what fails now is the system's failure.
                 Ok(site.get_or_init(|| Site::prepare(&cluster)).clone())

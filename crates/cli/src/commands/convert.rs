@@ -5,36 +5,27 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use situla_image::{
-    ConvertError, ConvertOptions, Converted, FileKind, LayoutImage, OutputFormat, Owners, convert_directory,
-    convert_image, copy_image, file_kind, unwrap_sif, wrap_sqsh,
+    ConvertError, ConvertOptions, Converted, Doing, FileError, LayoutImage, OutputFormat, Owners,
+    convert_directory, convert_file, convert_image,
 };
-use situla_oci::{Platform, Reference, Tag};
+use situla_oci::{Reference, Tag};
 
-use super::pull::{Fetch, Made, parse_reference};
+use super::pull::{Fetch, parse_reference};
+use super::transfer::{Made, Transfer, TransferOptions};
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
 use crate::output::{data, note};
-use crate::progress::{Meter, Show};
+use crate::progress::Meter;
 
 /// Convert an image, an OCI layout or a directory to a .sqsh or .sif file.
 #[derive(Args, Debug)]
 pub(crate) struct ConvertArgs {
-    /// Replace the output file
-    #[arg(short, long)]
-    force: bool,
+    #[command(flatten)]
+    options: TransferOptions,
     /// Whose the files of a directory are in the image
     #[arg(long, value_enum, default_value_t = OwnersChoice::Keep, value_name = "WHOSE")]
     owners: OwnersChoice,
-    /// Speak plain HTTP to the registry (loopback addresses always do)
-    #[arg(long)]
-    plain_http: bool,
-    /// Print one JSON object, of success or of failure
-    #[arg(long)]
-    json: bool,
-    /// Show no progress
-    #[arg(short, long)]
-    quiet: bool,
     /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], or docker://REGISTRY/NAME:TAG
     #[arg(value_name = "SOURCE")]
     source: String,
@@ -55,13 +46,12 @@ enum OwnersChoice {
 /// Converts.
 pub(crate) fn convert(arguments: &ConvertArgs) -> Result<ExitCode, CommandError> {
     match run(arguments) {
-        Err(error) if arguments.json => Ok(error.report_json()),
+        Err(error) if arguments.options.json => Ok(error.report_json()),
         result => result.map(|()| ExitCode::SUCCESS),
     }
 }
 
 fn run(arguments: &ConvertArgs) -> Result<(), CommandError> {
-    let silent = arguments.json || arguments.quiet;
     let conversion = Conversion {
         source: Source::parse(&arguments.source)?,
         format: output_format(&arguments.target)?,
@@ -70,11 +60,7 @@ fn run(arguments: &ConvertArgs) -> Result<(), CommandError> {
             OwnersChoice::Keep => Owners::Keep,
             OwnersChoice::Root => Owners::Root,
         },
-        overwrite: arguments.force,
-        platform: Platform::native(),
-        plain_http: arguments.plain_http,
-        show: if silent { Show::Nothing } else { Show::Suitable },
-        warn: !arguments.json,
+        transfer: arguments.options.transfer(),
     };
     let (converted, skipped) = conversion.run()?;
     let made = Made {
@@ -84,7 +70,7 @@ fn run(arguments: &ConvertArgs) -> Result<(), CommandError> {
         bytes: converted.bytes,
         timings: converted.timings,
     };
-    if arguments.json {
+    if arguments.options.json {
         let mut value = made.to_json();
         value["skipped"] = skipped.into();
         return data(&format!("{value}\n"));
@@ -138,36 +124,26 @@ pub(crate) struct Conversion<'a> {
     pub(crate) target: &'a Path,
     pub(crate) format: OutputFormat,
     pub(crate) owners: Owners,
-    pub(crate) overwrite: bool,
-    pub(crate) platform: Platform,
-    pub(crate) plain_http: bool,
-    pub(crate) show: Show,
-    pub(crate) warn: bool,
+    pub(crate) transfer: Transfer,
 }
 
 impl Conversion<'_> {
     /// Converts; also gives the files that cannot be in an image and were left out.
     pub(crate) fn run(self) -> Result<(Converted, Vec<String>), CommandError> {
-        check_output(self.target, self.overwrite)?;
+        check_output(self.target, self.transfer.overwrite)?;
         let client = match &self.source {
             Source::Registry(reference) => {
                 let context = Context::gather()?;
-                let fetch = Fetch {
-                    reference: reference.clone(),
-                    platform: self.platform.clone(),
-                    plain_http: self.plain_http,
-                    show: self.show,
-                    warn: self.warn,
-                };
+                let fetch = Fetch { reference: reference.clone(), transfer: self.transfer.clone() };
                 Some(fetch.client(&context)?)
             }
             _ => None,
         };
         remove_temporaries_on_signal();
-        let meter = Meter::start(self.show);
+        let meter = Meter::start(self.transfer.show, "");
         let converted = self.converted(client.as_ref(), &meter)?;
         let skipped = meter.finish();
-        for skipped in skipped.iter().filter(|_| self.warn) {
+        for skipped in skipped.iter().filter(|_| self.transfer.warn) {
             note(&format!("warning: left out {skipped}"));
         }
         Ok((converted, skipped))
@@ -178,12 +154,12 @@ impl Conversion<'_> {
         client: Option<&situla_image::Client>,
         meter: &Meter,
     ) -> Result<Converted, CommandError> {
-        let options = ConvertOptions { overwrite: self.overwrite, ..ConvertOptions::default() };
+        let options = ConvertOptions { overwrite: self.transfer.overwrite, ..ConvertOptions::default() };
         let (target, format) = (self.target, self.format);
         let converted = match (&self.source, client) {
             (Source::Registry(reference), Some(client)) => {
                 let source = client.image(reference);
-                convert_image(&source, &self.platform, target, format, &options, meter)
+                convert_image(&source, &self.transfer.platform, target, format, &options, meter)
             }
             (Source::Registry(_), None) => {
                 return Err(CommandError::refused("setup-failed", "no client for a registry", ""));
@@ -191,19 +167,12 @@ impl Conversion<'_> {
             (Source::Layout(dir, tag), _) => {
                 let source = LayoutImage::open(dir, tag.as_ref());
                 let source = source.map_err(|error| CommandError::layout(&error))?;
-                convert_image(&source, &self.platform, target, format, &options, meter)
+                convert_image(&source, &self.transfer.platform, target, format, &options, meter)
             }
             (Source::Path(path), _) if path.is_dir() => {
                 convert_directory(path, self.owners, target, format, &options, meter)
             }
-            (Source::Path(path), _) => {
-                let kind = file_kind(path).map_err(|error| CommandError::convert(&error))?;
-                match (kind, format) {
-                    (FileKind::Squashfs, OutputFormat::Sif) => wrap_sqsh(path, target, &options),
-                    (FileKind::Sif, OutputFormat::Sqsh) => unwrap_sif(path, target, &options),
-                    _ => copy_image(path, target, &options),
-                }
-            }
+            (Source::Path(path), _) => convert_file(path, target, format, &options),
         };
         converted.map_err(|error| CommandError::convert(&error))
     }
@@ -237,7 +206,11 @@ pub(crate) fn check_output(path: &Path, overwrite: bool) -> Result<(), CommandEr
     match directory.metadata() {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(CommandError::usage(format!("{} is no directory", directory.display()), "")),
-        Err(source) => Err(CommandError::convert(&ConvertError::Write { path: path.to_owned(), source })),
+        Err(source) => Err(CommandError::convert(&ConvertError::File(FileError {
+            doing: Doing::Write,
+            path: path.to_owned(),
+            source,
+        }))),
     }
 }
 

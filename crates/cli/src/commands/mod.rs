@@ -7,3 +7,4 @@ pub(crate) mod manual;
 pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod runs;
+pub(crate) mod transfer;

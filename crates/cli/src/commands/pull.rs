@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::{Value, json};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use situla_engine::admit_reference;
 use situla_image::{
     Client, ClientOptions, ConvertOptions, OutputFormat, PulledImage, Store, StoreOptions, StoredImage,
-    Timings, Transport, export,
+    Transport, export,
 };
-use situla_oci::{Digest, Platform, Reference};
+use situla_oci::Reference;
 
 use super::convert::{check_output, output_format};
+use super::transfer::{Made, Transfer, TransferOptions};
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
-use crate::output::{data, note, size};
+use crate::output::{data, note};
 use crate::progress::{Meter, Show};
 use crate::proxy::proxy_for;
 
@@ -29,18 +30,11 @@ pub(crate) struct PullArgs {
     /// Only make sure that the image is in the store (so it is without --output)
     #[arg(long, conflicts_with = "output")]
     store_only: bool,
-    /// Replace the output file
-    #[arg(short, long)]
-    force: bool,
-    /// Speak plain HTTP to the registry (loopback addresses always do)
-    #[arg(long)]
-    plain_http: bool,
-    /// Print one JSON object, of success or of failure
-    #[arg(long)]
-    json: bool,
-    /// Show no progress
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    options: TransferOptions,
+    /// Fetch for a run: show progress beside the object, and end with this process, which waits
+    #[arg(long, hide = true, value_name = "PID", requires = "json")]
+    for_process: Option<i32>,
     /// The image: [docker://][REGISTRY/]NAME[:TAG][@DIGEST]
     #[arg(value_name = "REFERENCE")]
     reference: String,
@@ -49,21 +43,22 @@ pub(crate) struct PullArgs {
 /// Pulls.
 pub(crate) fn pull(arguments: &PullArgs) -> Result<ExitCode, CommandError> {
     match run(arguments) {
-        Err(error) if arguments.json => Ok(error.report_json()),
+        Err(error) if arguments.options.json => Ok(error.report_json()),
         result => result.map(|()| ExitCode::SUCCESS),
     }
 }
 
 fn run(arguments: &PullArgs) -> Result<(), CommandError> {
+    if let Some(parent) = arguments.for_process {
+        end_with(parent)?;
+    }
     let reference = parse_reference(&arguments.reference)?;
-    let silent = arguments.json || arguments.quiet;
-    let fetch = Fetch {
-        reference,
-        platform: Platform::native(),
-        plain_http: arguments.plain_http,
-        show: if silent { Show::Nothing } else { Show::Suitable },
-        warn: !arguments.json,
-    };
+    let mut transfer = arguments.options.transfer();
+    if arguments.for_process.is_some() {
+        transfer.for_run = true;
+        transfer.show = if arguments.options.quiet { Show::Nothing } else { Show::Suitable };
+    }
+    let fetch = Fetch { reference, transfer };
     let output = match &arguments.output {
         Some(path) => Some((path.as_path(), output_format(path)?)),
         None => None,
@@ -75,7 +70,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
             (pulled, path, bytes)
         }
         Some((path, format)) => {
-            let (pulled, bytes) = fetch.to_file(path, format, arguments.force)?;
+            let (pulled, bytes) = fetch.to_file(path, format)?;
             (pulled, path.to_owned(), bytes)
         }
     };
@@ -86,7 +81,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
         bytes,
         timings: pulled.timings,
     };
-    if arguments.json {
+    if arguments.options.json {
         let mut value = made.to_json();
         value["reference"] = fetch.reference.to_string().into();
         value["was_present"] = pulled.was_present.into();
@@ -95,44 +90,15 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     data(&made.described())
 }
 
-/// What a pull or a conversion made.
-pub(crate) struct Made<'a> {
-    pub(crate) path: &'a Path,
-    pub(crate) manifest_digest: Option<&'a Digest>,
-    pub(crate) rootfs_digest: &'a Digest,
-    pub(crate) bytes: u64,
-    pub(crate) timings: Timings,
-}
-
-impl Made<'_> {
-    pub(crate) fn to_json(&self) -> Value {
-        let ns = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        json!({
-            "path": absolute(self.path).to_string_lossy(),
-            "manifest_digest": self.manifest_digest.map(ToString::to_string),
-            "rootfs_digest": self.rootfs_digest.to_string(),
-            "bytes": self.bytes,
-            "timings": {
-                "resolve_ns": ns(self.timings.resolve),
-                "convert_ns": ns(self.timings.convert),
-                "finish_ns": ns(self.timings.finish),
-            },
-        })
+/// Makes this process end, as by SIGTERM, when the one that has started it does, whatever way that takes.
+fn end_with(parent: i32) -> Result<(), CommandError> {
+    let failed = |why: &dyn std::error::Error| CommandError::other(why, "setup-failed", None);
+    set_parent_process_death_signal(Some(Signal::TERM)).map_err(|errno| failed(&errno))?;
+    match getppid().map(|pid| pid.as_raw_nonzero().get()) {
+        Some(found) if found == parent => Ok(()),
+        // It ended before the call above, so there will be no signal.
+        _ => Err(CommandError::refused("setup-failed", "the process that waits for the image has ended", "")),
     }
-
-    pub(crate) fn described(&self) -> String {
-        let mut text = format!("{} ({})\n", self.path.display(), size(self.bytes));
-        if let Some(manifest) = self.manifest_digest {
-            text.push_str(&format!("manifest {manifest}\n"));
-        }
-        text.push_str(&format!("rootfs   {}\n", self.rootfs_digest));
-        text
-    }
-}
-
-/// Whoever reads the answer may be elsewhere.
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Understands a reference, with or without `docker://`.
@@ -157,11 +123,7 @@ pub(crate) fn parse_reference(text: &str) -> Result<Reference, CommandError> {
 #[derive(Debug)]
 pub(crate) struct Fetch {
     pub(crate) reference: Reference,
-    pub(crate) platform: Platform,
-    pub(crate) plain_http: bool,
-    pub(crate) show: Show,
-    /// Whether the policy's warnings are told.
-    pub(crate) warn: bool,
+    pub(crate) transfer: Transfer,
 }
 
 impl Fetch {
@@ -169,12 +131,12 @@ impl Fetch {
     pub(crate) fn client(&self, context: &Context) -> Result<Client, CommandError> {
         let warnings =
             admit_reference(&self.reference, &context.host, &context.site).map_err(CommandError::engine)?;
-        for warning in warnings.iter().filter(|_| self.warn) {
+        for warning in warnings.iter().filter(|_| self.transfer.warn) {
             note(&format!("warning: {warning}"));
         }
         let variable = |name: &str| context.host.variable(name).map(str::to_owned);
-        let proxy = proxy_for(self.reference.registry(), self.plain_http, &variable);
-        let transport = if self.plain_http { Transport::Plain } else { Transport::Auto };
+        let proxy = proxy_for(self.reference.registry(), self.transfer.plain_http, &variable);
+        let transport = if self.transfer.plain_http { Transport::Plain } else { Transport::Auto };
         Ok(Client::new(ClientOptions { transport, proxy, ..ClientOptions::default() }))
     }
 
@@ -183,9 +145,14 @@ impl Fetch {
         let client = self.client(context)?;
         remove_temporaries_on_signal();
         let store = open_store(context)?;
-        let meter = Meter::start(self.show);
+        let about = if self.transfer.for_run {
+            format!("fetching {}: ", short(&self.reference))
+        } else {
+            String::new()
+        };
+        let meter = Meter::start(self.transfer.show, &about);
         let options = ConvertOptions::default();
-        situla_image::pull(&client, &self.reference, &self.platform, &store, &options, &meter)
+        situla_image::pull(&client, &self.reference, &self.transfer.platform, &store, &options, &meter)
             .map_err(|error| CommandError::pull(&error))
     }
 
@@ -194,8 +161,8 @@ impl Fetch {
         &self,
         path: &Path,
         format: OutputFormat,
-        overwrite: bool,
     ) -> Result<(PulledImage, u64), CommandError> {
+        let overwrite = self.transfer.overwrite;
         // Before minutes of work.
         check_output(path, overwrite)?;
         let pulled = self.ensure_stored(&Context::gather()?)?;
@@ -210,6 +177,13 @@ impl Fetch {
             export(&stored, path, format, &options).map_err(|error| CommandError::convert(&error))?;
         Ok((pulled, exported.bytes))
     }
+}
+
+/// The last part of a name, and the tag: short enough to stand before what else a line has to say.
+fn short(reference: &Reference) -> String {
+    let name = reference.repository().to_string();
+    let last = name.rsplit('/').next().unwrap_or(&name);
+    reference.tag().map_or_else(|| last.to_owned(), |tag| format!("{last}:{tag}"))
 }
 
 /// Opens the user's store, making it if need be.
@@ -232,6 +206,17 @@ pub(crate) fn store_directory(context: &Context) -> Result<&Path, CommandError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_of_progress_has_room_for_more_than_the_name() {
+        let digest = "0".repeat(64);
+        for (text, expected) in [
+            ("registry.example/a/tool:1", "tool:1"),
+            (&format!("registry.example/a/tool@sha256:{digest}"), "tool"),
+        ] {
+            assert_eq!(short(&text.parse().unwrap()), expected);
+        }
+    }
 
     #[test]
     fn references_are_understood_or_refused_with_a_hint() {

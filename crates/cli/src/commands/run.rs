@@ -4,18 +4,29 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Args;
-use situla_engine::{Action, Personality, RunRequest, prepare};
+use serde_json::json;
+use situla_engine::{Action, EngineError, PLAN_SCHEMA, Personality, RunRequest, prepare};
 
 use crate::command_error::CommandError;
 use crate::output::{data, note};
 use crate::run_options::{ImageAndArguments, ImageAndCommand, RunOptions};
 use crate::{Context, end_as};
 
+/// What is said of the run itself.
+#[derive(Args, Debug)]
+struct Saying {
+    /// Show no progress while an image is fetched
+    #[arg(short, long)]
+    quiet: bool,
+}
+
 /// Run a command in a container.
 #[derive(Args, Debug)]
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     options: RunOptions,
+    #[command(flatten)]
+    saying: Saying,
     #[command(flatten)]
     what: ImageAndCommand,
 }
@@ -26,6 +37,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     options: RunOptions,
     #[command(flatten)]
+    saying: Saying,
+    #[command(flatten)]
     what: ImageAndArguments,
 }
 
@@ -34,6 +47,8 @@ pub(crate) struct RunArgs {
 pub(crate) struct ShellArgs {
     #[command(flatten)]
     options: RunOptions,
+    #[command(flatten)]
+    saying: Saying,
     /// The shell to use
     #[arg(short, long, value_name = "PATH")]
     shell: Option<OsString>,
@@ -48,6 +63,8 @@ pub(crate) struct PlanArgs {
     #[command(flatten)]
     options: RunOptions,
     #[command(flatten)]
+    saying: Saying,
+    #[command(flatten)]
     what: ImageAndArguments,
 }
 
@@ -58,48 +75,64 @@ pub(crate) struct RunCommand {
     pub(crate) options: RunOptions,
     pub(crate) image: String,
     pub(crate) action: Action,
+    /// Whether a fetch shows nothing.
+    pub(crate) quiet: bool,
 }
 
 impl From<ExecArgs> for RunCommand {
     fn from(arguments: ExecArgs) -> Self {
-        let ExecArgs { options, what } = arguments;
+        let ExecArgs { options, saying, what } = arguments;
         let action = Action::Exec(what.command);
-        RunCommand { personality: Personality::Native, options, image: what.image, action }
+        RunCommand {
+            personality: Personality::Native,
+            options,
+            image: what.image,
+            action,
+            quiet: saying.quiet,
+        }
     }
 }
 
 impl From<RunArgs> for RunCommand {
     fn from(arguments: RunArgs) -> Self {
-        let RunArgs { options, what } = arguments;
+        let RunArgs { options, saying, what } = arguments;
         let action = Action::Run(what.arguments);
-        RunCommand { personality: Personality::Native, options, image: what.image, action }
+        RunCommand {
+            personality: Personality::Native,
+            options,
+            image: what.image,
+            action,
+            quiet: saying.quiet,
+        }
     }
 }
 
 impl From<ShellArgs> for RunCommand {
     fn from(arguments: ShellArgs) -> Self {
-        let ShellArgs { options, shell, image } = arguments;
-        RunCommand { personality: Personality::Native, options, image, action: Action::Shell(shell) }
+        let ShellArgs { options, saying, shell, image } = arguments;
+        let action = Action::Shell(shell);
+        RunCommand { personality: Personality::Native, options, image, action, quiet: saying.quiet }
     }
 }
 
 impl From<PlanArgs> for RunCommand {
     fn from(arguments: PlanArgs) -> Self {
-        let PlanArgs { options, what } = arguments;
+        let PlanArgs { options, saying, what } = arguments;
         let ImageAndArguments { image, arguments } = what;
         // Without a command it is the image's own that would run.
         let action = if arguments.is_empty() { Action::Run(arguments) } else { Action::Exec(arguments) };
-        RunCommand { personality: Personality::Native, options, image, action }
+        RunCommand { personality: Personality::Native, options, image, action, quiet: saying.quiet }
     }
 }
 
 /// The facts about the host, and the request that the options make.
 fn asked(command: RunCommand) -> Result<(Context, RunRequest), CommandError> {
     let context = Context::gather()?;
-    let RunCommand { personality, options, image, action } = command;
+    let RunCommand { personality, options, image, action, quiet } = command;
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
     let made = options.request(personality, image.clone(), action.clone(), &context.host.cwd, &variable);
-    let request = made.inspect_err(|error| error.record(&context.host, &image, action.words()))?;
+    let mut request = made.inspect_err(|error| error.record(&context.host, &image, action.words()))?;
+    request.progress = !quiet && context.is_first_task();
     Ok((context, request))
 }
 
@@ -113,12 +146,20 @@ pub(crate) fn run(command: RunCommand) -> Result<ExitCode, CommandError> {
     prepared.run().map(end_as).map_err(CommandError::engine)
 }
 
-/// Prints the Plan.
+/// Prints the Plan. What the policy denies has none: then its verdict is printed, as the Plan would hold it.
 pub(crate) fn plan(command: RunCommand) -> Result<ExitCode, CommandError> {
     let (context, request) = asked(command)?;
-    let plan = situla_engine::plan(&request, &context.host, &context.site).map_err(CommandError::engine)?;
-    let text = serde_json::to_string_pretty(&plan)
-        .map_err(|error| CommandError::other(&error, "setup-failed", None))?;
+    let (printed, denied) = match situla_engine::plan(&request, &context.host, &context.site) {
+        Ok(plan) => (serde_json::to_value(&plan), None),
+        Err(EngineError::Denied(verdict)) => {
+            let image = json!({ "requested": request.image });
+            let printed = json!({ "schema": PLAN_SCHEMA, "image": image, "verdict": verdict });
+            (Ok(printed), Some(EngineError::Denied(verdict)))
+        }
+        Err(error) => return Err(CommandError::engine(error)),
+    };
+    let text = printed.and_then(|value| serde_json::to_string_pretty(&value));
+    let text = text.map_err(|error| CommandError::other(&error, "setup-failed", None))?;
     data(&format!("{text}\n"))?;
-    Ok(ExitCode::SUCCESS)
+    denied.map_or(Ok(ExitCode::SUCCESS), |error| Err(CommandError::engine(error)))
 }

@@ -7,7 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use situla_engine::Host;
 use situla_records::{
-    Cause, Event, EventKind, Exit, Journal, Loaded, OutcomeClass, Record, RecordId, SCHEMA, list, load,
+    Cause, Event, EventKind, Exit, Journal, JournalError, Loaded, OutcomeClass, Record, RecordId, SCHEMA,
+    list, load,
 };
 
 use crate::command_error::CommandError;
@@ -81,10 +82,14 @@ pub(crate) fn show(arguments: &ShowArgs) -> Result<ExitCode, CommandError> {
         Ok(id) if directory.join(id.relative_path()).exists() => vec![id],
         _ => ids(&directory, Some(&arguments.id))?,
     };
-    let found = loaded(&directory, &ids);
-    if found.is_empty() {
+    if ids.is_empty() {
         let message = format!("there is no record {}", arguments.id);
         return Err(CommandError::usage(message, "`situla runs` lists what there is"));
+    }
+    let found = loaded(&directory, &ids);
+    if found.is_empty() {
+        let message = format!("no record {} can be read", arguments.id);
+        return Err(CommandError::refused("setup-failed", message, ""));
     }
     if arguments.json {
         return print_json(&found);
@@ -160,10 +165,19 @@ fn loaded(directory: &std::path::Path, ids: &[RecordId]) -> Vec<Loaded> {
                 found.push(complete(directory, loaded));
             }
             Ok(loaded) => found.push(loaded),
-            Err(error) => note(&format!("{id}: {error}")),
+            Err(error) => note(&format!("situla: {id} is passed over: {}", unreadable(&error))),
         }
     }
     found
+}
+
+/// Why a record cannot be read, and what helps.
+fn unreadable(error: &JournalError) -> String {
+    match (error, std::error::Error::source(error)) {
+        (JournalError::NewerSchema { .. }, _) => format!("{error}; use the version of Situla that wrote it"),
+        (_, Some(cause)) => format!("{error}: {cause}"),
+        (_, None) => error.to_string(),
+    }
 }
 
 /// Whether only Slurm knows why a run ended: its end was not seen, or Slurm ended it.

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::file_error::FileError;
 use crate::flatten::{MergeError, Merger};
 use crate::layer::{Entry, EntryKind};
 use crate::layer_name;
@@ -29,15 +30,9 @@ const MAX_XATTR: usize = 64 * 1024;
 /// Why a directory tree cannot be read.
 #[derive(Debug, Error)]
 pub enum DirectoryError {
-    /// Something in the tree cannot be read.
-    #[error("cannot read '{}'", path.display())]
-    Read {
-        /// The file or directory.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Directories are nested too deeply.
     #[error("'{}' is nested more than {MAX_DEPTH} deep", path.display())]
     TooDeep {
@@ -72,8 +67,8 @@ pub(crate) fn walk<S: FileSink>(
     progress: &dyn Progress,
 ) -> Result<(), DirectoryError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(CWD, root, flags, Mode::empty())
-        .map_err(|e| DirectoryError::Read { path: root.to_owned(), source: e.into() })?;
+    let fd =
+        rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(|e| FileError::read(root)(e.into()))?;
     let mut walk = Walk { root, owners, merger, progress, links: HashMap::new() };
     let stat = rustix::fs::fstat(&fd).map_err(|e| walk.read(b"", e))?;
     let meta = walk.meta(&stat, walk.xattrs_of(&fd, b"")?);
@@ -220,7 +215,7 @@ impl<S: FileSink> Walk<'_, '_, S> {
     }
 
     fn read(&self, path: &[u8], errno: Errno) -> DirectoryError {
-        DirectoryError::Read { path: self.host_path(path), source: errno.into() }
+        FileError::read(self.host_path(path))(errno.into()).into()
     }
 }
 

@@ -8,6 +8,7 @@ use situla_oci::{Descriptor, Digest, Document, MAX_MANIFEST_BYTES, ManifestError
 use thiserror::Error;
 
 use super::{FetchedManifest, ImageSource, SourceError};
+use crate::file_error::FileError;
 use crate::flatten::LayerSource;
 
 /// Annotation that holds an image's tag in the index of a layout.
@@ -17,14 +18,8 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 #[derive(Debug, Error)]
 pub enum LayoutError {
     /// A file cannot be read.
-    #[error("cannot read '{}'", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A manifest file is larger than allowed.
     #[error("'{}' is larger than {MAX_MANIFEST_BYTES} bytes", path.display())]
     TooLarge {
@@ -112,8 +107,9 @@ impl LayoutImage {
 impl LayerSource for LayoutImage {
     fn open_layer(&self, _what: &str, descriptor: &Descriptor) -> io::Result<Box<dyn Read + Send + '_>> {
         let path = self.blob_path(&descriptor.digest);
-        let file = File::open(&path)
-            .map_err(|source| io::Error::new(source.kind(), LayoutError::Read { path, source }))?;
+        let file = File::open(&path).map_err(|source| {
+            io::Error::new(source.kind(), LayoutError::File(FileError::read(path)(source)))
+        })?;
         Ok(Box::new(file))
     }
 }
@@ -133,9 +129,9 @@ impl ImageSource for LayoutImage {
 }
 
 fn read_small(path: &Path) -> Result<Vec<u8>, LayoutError> {
-    let failed = |source| LayoutError::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let read = |file: File| file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes);
+    File::open(path).and_then(read).map_err(FileError::read(path))?;
     if bytes.len() as u64 > MAX_MANIFEST_BYTES {
         return Err(LayoutError::TooLarge { path: path.to_owned() });
     }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use situla_oci::Digest;
 
 use super::{Acquired, Store, StoreError, read_record};
+use crate::file_error::FileError;
 use crate::progress::{Event, Progress};
 use crate::traces::Trace;
 
@@ -114,21 +115,21 @@ pub(super) fn acquire(
 }
 
 fn try_create(store: &Store, manifest: &Digest, path: &Path) -> Result<Option<Lease>, StoreError> {
-    let failed = |source| StoreError::Write { path: path.to_owned(), source };
+    let failed = || FileError::write(path);
     let mut file = match OpenOptions::new().write(true).create_new(true).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-        Err(e) => return Err(failed(e)),
+        Err(e) => return Err(failed()(e).into()),
     };
     // Only now: before, the file may be another's.
     let trace = Trace::of(path);
     let holder = this_process();
-    let text = serde_json::to_vec(&holder).map_err(|e| failed(io::Error::other(e)))?;
-    file.write_all(&text).map_err(failed)?;
+    let text = serde_json::to_vec(&holder).map_err(io::Error::other).map_err(failed())?;
+    file.write_all(&text).map_err(failed())?;
     let (stop, stopped) = channel();
     let pause = store.options.stale_after / 4;
     let heart = thread::Builder::new().name("lease".to_owned()).spawn(move || beat(&file, pause, &stopped));
-    let heart = Some(heart.map_err(failed)?);
+    let heart = Some(heart.map_err(failed())?);
     Ok(Some(Lease {
         manifest: manifest.clone(),
         path: path.to_owned(),
@@ -164,7 +165,7 @@ fn take_away(
     match fs::rename(path, &away) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(StoreError::Write { path: path.to_owned(), source }),
+        Err(source) => return Err(FileError::write(path)(source).into()),
     }
     if read_record::<Holder>(&away)?.as_ref() != stale {
         // If a third one is there already, two work at once; both are right.

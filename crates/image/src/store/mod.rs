@@ -18,6 +18,7 @@ use thiserror::Error;
 
 pub use lease::Lease;
 
+use crate::file_error::{Doing, FileError};
 use crate::output::{Existing, PendingFile, write_atomically};
 use crate::progress::Progress;
 
@@ -29,33 +30,9 @@ const MAX_RECORD: u64 = 64 * 1024;
 /// Why the store failed.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// A directory of the store cannot be made.
-    #[error("cannot create store directory '{}'", path.display())]
-    Create {
-        /// The directory.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// Something in the store cannot be read.
-    #[error("cannot read '{}'", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// Something in the store cannot be written.
-    #[error("cannot write '{}'", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Waiting for another process took too long.
     #[error("another process ({holder}) has been converting the image for over {} s", waited.as_secs())]
     Busy {
@@ -136,7 +113,7 @@ impl Store {
         for name in ["images", "refs", "leases", "tmp"] {
             let path = dir.join(name);
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-            made.map_err(|source| StoreError::Create { path, source })?;
+            made.map_err(|source| FileError { doing: Doing::CreateDirectory, path, source })?;
         }
         Ok(Self { dir: dir.to_owned(), options })
     }
@@ -150,7 +127,7 @@ impl Store {
         let bytes = match fs::metadata(&path) {
             Ok(metadata) => metadata.len(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError::Read { path, source }),
+            Err(source) => return Err(FileError::read(path)(source).into()),
         };
         // A missing, foreign or contradicting record means that the file is not what we published.
         let Some(record) = read_record::<ImageRecord>(&path.with_extension("json"))? else { return Ok(None) };
@@ -233,7 +210,7 @@ impl Store {
         for path in [path.clone(), path.with_extension("json")] {
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(StoreError::Write { path, source });
+                    return Err(FileError::write(path)(source).into());
                 }
                 _ => {}
             }
@@ -253,8 +230,8 @@ impl Store {
     /// Starts a file for the holder of a lease.
     pub(crate) fn create_file(&self, lease: &Lease) -> Result<PendingFile, StoreError> {
         let dir = self.dir.join("tmp");
-        PendingFile::create(&dir, &lease.manifest().file_stem())
-            .map_err(|source| StoreError::Write { path: dir, source })
+        let file = PendingFile::create(&dir, &lease.manifest().file_stem());
+        Ok(file.map_err(FileError::write(dir))?)
     }
 
     /// Publishes a finished file.
@@ -270,8 +247,7 @@ impl Store {
         let record = ImageRecord { version: RECORD_VERSION, manifest: manifest.clone(), rootfs, bytes };
         // The record first: an image without one does not count.
         write_record(&path.with_extension("json"), &record)?;
-        file.publish(&path, Existing::Replace)
-            .map_err(|source| StoreError::Write { path: path.clone(), source })?;
+        file.publish(&path, Existing::Replace).map_err(FileError::write(&path))?;
         drop(lease);
         Ok(StoredImage { manifest_digest: manifest, rootfs_digest: record.rootfs, path, bytes })
     }
@@ -302,11 +278,11 @@ impl Store {
 }
 
 fn list_dir(path: &Path) -> Result<Vec<String>, StoreError> {
-    let failed = |source| StoreError::Read { path: path.to_owned(), source };
+    let failed = || FileError::read(path);
     let mut names = Vec::new();
-    for entry in fs::read_dir(path).map_err(failed)? {
+    for entry in fs::read_dir(path).map_err(failed())? {
         // Names that are no text are not ours.
-        if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+        if let Ok(name) = entry.map_err(failed())?.file_name().into_string() {
             names.push(name);
         }
     }
@@ -315,20 +291,20 @@ fn list_dir(path: &Path) -> Result<Vec<String>, StoreError> {
 
 /// Reads a record; `None` if it is missing or no record of ours.
 fn read_record<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, StoreError> {
-    let failed = |source| StoreError::Read { path: path.to_owned(), source };
+    let failed = || FileError::read(path);
     let mut bytes = Vec::new();
     match fs::File::open(path) {
         Ok(file) => {
-            io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut bytes).map_err(failed)?
+            io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut bytes).map_err(failed())?
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed(e)),
+        Err(e) => return Err(failed()(e).into()),
     };
     Ok(serde_json::from_slice(&bytes).ok())
 }
 
 fn write_record(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Write { path: path.to_owned(), source };
-    let bytes = serde_json::to_vec(record).map_err(|e| failed(io::Error::other(e)))?;
-    write_atomically(path, &bytes).map_err(failed)
+    let bytes = serde_json::to_vec(record).map_err(io::Error::other);
+    let written = bytes.and_then(|bytes| write_atomically(path, &bytes));
+    Ok(written.map_err(FileError::write(path))?)
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use situla_image::{
     ConvertError, ConvertOptions, FlattenError, LayoutImage, OutputFormat, Owners, VerifyError,
-    convert_directory, convert_image, unwrap_sif, wrap_sqsh,
+    convert_directory, convert_file, convert_image,
 };
 use situla_oci::Platform;
 use situla_sif::{DataType, SifFile};
@@ -150,13 +150,13 @@ fn sif_and_squashfs_turn_into_each_other_unchanged() {
         convert_image(&image, &amd64(), &path("a.sqsh"), OutputFormat::Sqsh, &options(1), &()).unwrap();
     let sif = convert_image(&image, &amd64(), &path("a.sif"), OutputFormat::Sif, &options(1), &()).unwrap();
     assert_eq!(sif.rootfs_digest, sqsh.rootfs_digest);
-    let wrapped = wrap_sqsh(&path("a.sqsh"), &path("b.sif"), &options(1)).unwrap();
+    let wrapped = convert_file(&path("a.sqsh"), &path("b.sif"), OutputFormat::Sif, &options(1)).unwrap();
     assert_eq!(
         (&wrapped.rootfs_digest, &wrapped.manifest_digest),
         (&sqsh.rootfs_digest, &sqsh.manifest_digest)
     );
     assert_eq!(fs::read(path("a.sif")).unwrap(), fs::read(path("b.sif")).unwrap());
-    let unwrapped = unwrap_sif(&path("b.sif"), &path("b.sqsh"), &options(1)).unwrap();
+    let unwrapped = convert_file(&path("b.sif"), &path("b.sqsh"), OutputFormat::Sqsh, &options(1)).unwrap();
     assert_eq!(unwrapped.rootfs_digest, sqsh.rootfs_digest);
     assert_eq!(fs::read(path("a.sqsh")).unwrap(), fs::read(path("b.sqsh")).unwrap());
     assert_eq!(fs::metadata(path("a.sif")).unwrap().permissions().mode() & 0o777, 0o755);
@@ -166,22 +166,21 @@ fn sif_and_squashfs_turn_into_each_other_unchanged() {
     assert_eq!(config, serde_json::from_str::<serde_json::Value>(EXEC).unwrap());
     assert_eq!(file.primary_partition().unwrap().arch.go_name(), "amd64");
 
-    assert!(matches!(
-        unwrap_sif(&path("a.sqsh"), &path("c"), &options(1)),
-        Err(ConvertError::SifRead { .. })
-    ));
-    assert!(matches!(
-        wrap_sqsh(&path("a.sif"), &path("c"), &options(1)),
-        Err(ConvertError::NotSquashfs { .. })
-    ));
-    let exists = wrap_sqsh(&path("a.sqsh"), &path("a.sif"), &options(1));
+    for (from, to, format) in
+        [("a.sqsh", "c.sqsh", OutputFormat::Sqsh), ("a.sif", "c.sif", OutputFormat::Sif)]
+    {
+        let copied = convert_file(&path(from), &path(to), format, &options(1)).unwrap();
+        assert_eq!(copied.rootfs_digest, sqsh.rootfs_digest);
+        assert_eq!(fs::read(path(from)).unwrap(), fs::read(path(to)).unwrap());
+    }
+    let exists = convert_file(&path("a.sqsh"), &path("a.sif"), OutputFormat::Sif, &options(1));
     assert!(matches!(exists, Err(ConvertError::Exists { .. })));
     let replaced = ConvertOptions { overwrite: true, ..options(1) };
-    wrap_sqsh(&path("a.sqsh"), &path("a.sif"), &replaced).unwrap();
+    convert_file(&path("a.sqsh"), &path("a.sif"), OutputFormat::Sif, &replaced).unwrap();
     let cut = fs::read(path("a.sif")).unwrap();
     fs::write(path("cut.sif"), &cut[..cut.len() - 1]).unwrap();
     assert!(matches!(
-        unwrap_sif(&path("cut.sif"), &path("c"), &options(1)),
+        convert_file(&path("cut.sif"), &path("c"), OutputFormat::Sqsh, &options(1)),
         Err(ConvertError::SifRead { .. })
     ));
     assert!(!path("c").exists());

@@ -53,6 +53,9 @@ fn layers() -> Vec<(Vec<u8>, Vec<u8>)> {
 /// Pushes the sample image under the given name.
 fn push(registry: &TestRegistry, source: &Path, image: &str, args: &[&str]) {
     run(Command::new("skopeo")
+        // Root's skopeo keeps its cache in /var/lib unless it takes itself for somebody else.
+        .env("_CONTAINERS_ROOTLESS_UID", "65534")
+        .env("XDG_DATA_HOME", registry.dir.path().join("skopeo"))
         .args(["copy", "--dest-tls-verify=false", "--insecure-policy"])
         .args(args)
         .arg(format!("oci:{}:latest", source.display()))

@@ -20,7 +20,6 @@ fn start() -> EventKind {
         plan: serde_json::Value::Null,
         phases: vec![],
         n_local_tasks: Some(2),
-        deadline_ns: Some(1000),
     }))
 }
 
@@ -57,20 +56,12 @@ fn record(kinds: Vec<EventKind>) -> Record {
 fn outcomes() {
     use Exit::{Code, Signal};
     let table: Vec<(&str, Vec<EventKind>, &str, Option<TaskRef>)> = vec![
-        ("two good tasks", vec![exit(A, Code(0)), exit(B, Code(0)), EventKind::End], "ok", Some(A)),
-        ("all left, no end", vec![exit(A, Code(0)), exit(B, Code(0))], "ok", Some(A)),
-        ("one bad task", vec![exit(A, Code(0)), exit(B, Code(3)), EventKind::End], "app-error", Some(B)),
-        ("the worst decides", vec![exit(A, Signal(15)), exit(B, Code(3)), EventKind::End], "signal", Some(A)),
-        (
-            "one task unseen",
-            vec![enter(A), exit(A, Code(0)), enter(B), EventKind::End],
-            "incomplete",
-            Some(B),
-        ),
+        ("two good tasks", vec![exit(A, Code(0)), exit(B, Code(0))], "ok", Some(A)),
+        ("one bad task", vec![exit(A, Code(0)), exit(B, Code(3))], "app-error", Some(B)),
+        ("the worst decides", vec![exit(A, Signal(15)), exit(B, Code(3))], "signal", Some(A)),
         ("no end", vec![enter(A), enter(B), exit(A, Code(0))], "incomplete", None),
         ("no end after a failure", vec![enter(A), enter(B), exit(A, Code(3))], "incomplete", None),
         ("nothing but a start", vec![], "incomplete", None),
-        ("an empty run", vec![EventKind::End], "incomplete", None),
         ("oom", vec![exit(A, Signal(9)), exit(B, Code(0)), observed(Cause::Oom)], "oom", Some(A)),
         ("oom of a child", vec![exit(A, Code(137)), exit(B, Code(0)), observed(Cause::Oom)], "oom", Some(A)),
         ("survived an oom", vec![exit(A, Code(0)), exit(B, Code(0)), observed(Cause::Oom)], "ok", Some(A)),
@@ -87,32 +78,26 @@ fn outcomes() {
             Some(A),
         ),
         ("limit, engine killed too", vec![enter(A), observed(Cause::TimeLimit)], "time-limit", None),
-        (
-            "scancel",
-            vec![signal(A, 15, ROOT), exit(A, Signal(15)), exit(B, Code(0)), EventKind::End],
-            "cancelled",
-            Some(A),
-        ),
+        ("scancel", vec![signal(A, 15, ROOT), exit(A, Signal(15)), exit(B, Code(0))], "cancelled", Some(A)),
         (
             "scancel and a payload that exits by itself",
-            vec![signal(A, 15, ROOT), exit(A, Code(1)), exit(B, Code(0)), EventKind::End],
+            vec![signal(A, 15, ROOT), exit(A, Code(1)), exit(B, Code(0))],
             "cancelled",
             Some(A),
         ),
         (
             "a term of the user himself",
-            vec![signal(A, 15, SELF), exit(A, Signal(15)), exit(B, Code(0)), EventKind::End],
+            vec![signal(A, 15, SELF), exit(A, Signal(15)), exit(B, Code(0))],
             "signal",
             Some(A),
         ),
         (
             "another signal of root",
-            vec![signal(A, 10, ROOT), exit(A, Signal(10)), exit(B, Code(0)), EventKind::End],
+            vec![signal(A, 10, ROOT), exit(A, Signal(10)), exit(B, Code(0))],
             "signal",
             Some(A),
         ),
-        ("engine", vec![error(EngineClass::NoFuse, None), EventKind::End], "engine-no-fuse", None),
-        ("engine without end", vec![error(EngineClass::PolicyDenied, None)], "engine-policy-denied", None),
+        ("engine", vec![error(EngineClass::PolicyDenied, None)], "engine-policy-denied", None),
         (
             "the first error is the cause",
             vec![
@@ -132,26 +117,9 @@ fn outcomes() {
 }
 
 #[test]
-fn a_term_after_the_deadline_is_the_time_limit() {
-    let event = |time_ns, kind| Event { schema: SCHEMA, run: String::new(), time_ns, kind };
-    let term = signal(A, 15, ROOT);
-    for (at, class) in [(999, OutcomeClass::Cancelled), (1000, OutcomeClass::TimeLimit)] {
-        let events = [event(1, start()), event(at, term.clone()), event(1500, exit(A, Exit::Signal(15)))];
-        assert_eq!(fold(&events).tasks[0].class, class);
-    }
-}
-
-#[test]
 fn a_record_keeps_what_was_said() {
-    let got = record(vec![
-        start(),
-        enter(B),
-        enter(A),
-        exit(A, Exit::Code(0)),
-        exit(B, Exit::Code(3)),
-        EventKind::End,
-    ]);
-    assert_eq!((got.started_ns, got.last_ns, got.ended), (Some(1), Some(6), true));
+    let got = record(vec![start(), enter(B), enter(A), exit(A, Exit::Code(0)), exit(B, Exit::Code(3))]);
+    assert_eq!((got.started_ns, got.last_ns, got.ended), (Some(1), Some(5), true));
     assert_eq!(got.tasks.iter().map(|task| task.task).collect::<Vec<_>>(), [A, B]);
     assert_eq!(
         (got.tasks[1].pid, got.tasks[1].started_ns, got.tasks[1].ended_ns),
@@ -169,8 +137,8 @@ fn runs_of_one_step_are_kept_apart() {
         event("a", start()),
         event("b", exit(A, Exit::Code(1))),
         event("a", exit(A, Exit::Code(0))),
-        event("b", EventKind::End),
-        event("a", EventKind::End),
+        event("b", exit(B, Exit::Code(0))),
+        event("a", exit(B, Exit::Code(0))),
     ];
     let got: Vec<_> = fold_runs(&events).into_iter().map(|r| (r.run, r.outcome.class)).collect();
     assert_eq!(got, [("b".to_owned(), OutcomeClass::AppError), ("a".to_owned(), OutcomeClass::Ok)]);

@@ -1,0 +1,111 @@
+//! What `pull` and `convert` have in common: options, settings, and what they say in the end.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Value, json};
+use situla_image::Timings;
+use situla_oci::{Digest, Platform};
+
+use crate::output::size;
+use crate::progress::Show;
+
+/// Options of both commands.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct TransferOptions {
+    /// Replace the output file
+    #[arg(short, long)]
+    force: bool,
+    /// Speak plain HTTP to the registry (loopback addresses always do)
+    #[arg(long)]
+    plain_http: bool,
+    /// Print one JSON object, of success or of failure
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+impl TransferOptions {
+    /// What they ask for.
+    pub(crate) fn transfer(self) -> Transfer {
+        Transfer {
+            overwrite: self.force,
+            plain_http: self.plain_http,
+            show: if self.json || self.quiet { Show::Nothing } else { Show::Suitable },
+            warn: !self.json,
+            ..Transfer::default()
+        }
+    }
+}
+
+/// How an image is brought from one place to another, whichever command asked for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Transfer {
+    /// The machine it is for.
+    pub(crate) platform: Platform,
+    /// Whether an output file is replaced.
+    pub(crate) overwrite: bool,
+    /// Whether registries are spoken to over plain HTTP.
+    pub(crate) plain_http: bool,
+    /// What is shown meanwhile.
+    pub(crate) show: Show,
+    /// Whether warnings are told.
+    pub(crate) warn: bool,
+    /// Whether this happens on the way to a run: progress then says what it is about.
+    pub(crate) for_run: bool,
+}
+
+impl Default for Transfer {
+    fn default() -> Self {
+        Transfer {
+            platform: Platform::native(),
+            overwrite: false,
+            plain_http: false,
+            show: Show::Suitable,
+            warn: true,
+            for_run: false,
+        }
+    }
+}
+
+/// What a pull or a conversion made.
+pub(crate) struct Made<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) manifest_digest: Option<&'a Digest>,
+    pub(crate) rootfs_digest: &'a Digest,
+    pub(crate) bytes: u64,
+    pub(crate) timings: Timings,
+}
+
+impl Made<'_> {
+    pub(crate) fn to_json(&self) -> Value {
+        let ns = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        json!({
+            "path": absolute(self.path).to_string_lossy(),
+            "manifest_digest": self.manifest_digest.map(ToString::to_string),
+            "rootfs_digest": self.rootfs_digest.to_string(),
+            "bytes": self.bytes,
+            "timings": {
+                "resolve_ns": ns(self.timings.resolve),
+                "convert_ns": ns(self.timings.convert),
+                "finish_ns": ns(self.timings.finish),
+            },
+        })
+    }
+
+    pub(crate) fn described(&self) -> String {
+        let mut text = format!("{} ({})\n", self.path.display(), size(self.bytes));
+        if let Some(manifest) = self.manifest_digest {
+            text.push_str(&format!("manifest {manifest}\n"));
+        }
+        text.push_str(&format!("rootfs   {}\n", self.rootfs_digest));
+        text
+    }
+}
+
+/// Whoever reads the answer may be elsewhere.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

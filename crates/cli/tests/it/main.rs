@@ -1,0 +1,9 @@
+//! The built program, from outside, in an installation of its own: without Slurm, root or a network.
+
+mod denied_plan;
+mod fetching;
+mod installation;
+mod keeper;
+mod newer_records;
+mod refusals;
+mod stalling;

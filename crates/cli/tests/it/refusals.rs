@@ -1,0 +1,73 @@
+//! What the Apptainer command line does not have: one line that names it and says what to do.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::installation::{Installation, text};
+
+#[test]
+fn options_and_commands_are_refused_in_one_line() {
+    const LEAVE_OUT: &str = "leave it out, or use Apptainer for this image";
+    const HELP: &str = "see apptainer --help";
+    let site = Installation::new();
+    for (words, named, remedy) in [
+        (&["exec", "-c"][..], "option -c ", LEAVE_OUT),
+        (&["exec", "--contain"], "--contain ", LEAVE_OUT),
+        (&["exec", "-C"], "option -C ", LEAVE_OUT),
+        (&["exec", "-ec"], "option -c ", LEAVE_OUT),
+        (&["exec", "--containall"], "--containall ", LEAVE_OUT),
+        (&["exec", "--nv"], "--nv ", LEAVE_OUT),
+        (&["exec", "--rocm"], "--rocm ", LEAVE_OUT),
+        (&["exec", "-o", "x.img"], "option -o ", LEAVE_OUT),
+        (&["exec", "--overlay", "x.img"], "--overlay ", LEAVE_OUT),
+        (&["exec", "--overlay=x.img:ro"], "--overlay ", LEAVE_OUT),
+        (&["exec", "--env-file", "x"], "--env-file ", LEAVE_OUT),
+        (&["exec", "--writable-tmpfs"], "--writable-tmpfs ", LEAVE_OUT),
+        (&["exec", "-w"], "option -w ", LEAVE_OUT),
+        (&["exec", "--fakeroot"], "--fakeroot ", LEAVE_OUT),
+        (&["exec", "--no-https"], "--no-https ", LEAVE_OUT),
+        (&["run", "-p"], "option -p ", LEAVE_OUT),
+        (&["shell", "--workdir", "/x"], "--workdir ", LEAVE_OUT),
+        (&["--config", "x", "exec"], "--config ", LEAVE_OUT),
+        (&["build", "--sandbox"], "--sandbox ", LEAVE_OUT),
+        (&["exec", "--frobnicate"], "unknown option --frobnicate", HELP),
+        (&["inspect"], "no command inspect ", HELP),
+        (&["instance", "start"], "no command instance ", HELP),
+    ] {
+        let words = [words, &["image.sif", "true"]].concat();
+        for name in ["apptainer", "singularity"] {
+            let output = site.command(name, &words).output().expect("it starts");
+            let told = text(&output.stderr);
+            assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""), "{words:?}");
+            assert_eq!(told.lines().count(), 1, "{words:?}: {told}");
+            assert!(told.starts_with("FATAL:   ") && told.contains(named) && told.contains(remedy), "{told}");
+        }
+    }
+}
+
+#[test]
+fn harmless_options_are_taken() {
+    let Some(site) = Installation::with_image() else { return };
+    for words in [&["--cleanenv"][..], &["-e"], &["--no-home"], &["--userns"], &["--no-mount", "home,tmp"]] {
+        let words = [&["exec"], words, &["image.sqsh", "/bin/true"]].concat();
+        let output = site.command("apptainer", &words).output().expect("it starts");
+        assert!(output.status.success(), "{words:?}: {output:?}");
+    }
+}
+
+#[test]
+fn an_installation_has_all_names() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (dist, prefix) = (dir.path().join("dist"), dir.path().join("prefix"));
+    std::fs::create_dir(&dist).expect("writable");
+    for file in ["situla", "spank_situla.so"] {
+        std::fs::write(dist.join(file), "").expect("writable");
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/install-dist");
+    let status = Command::new(script).arg(&dist).arg(&prefix).status().expect("it starts");
+    assert!(status.success());
+    for name in ["apptainer", "singularity", "run-singularity"] {
+        let link = prefix.join("bin").join(name);
+        assert_eq!(std::fs::read_link(&link).expect(name), Path::new("situla"));
+    }
+}

@@ -1,0 +1,504 @@
+//! `kill -9` of our processes at random moments: of the tasks, the keeper, a payload that is not one yet, and
+//! of those that fetch an image, in a step and for a user.
+//!
+//! After each kill the step must end in time and badly, nothing may be left, and the next step and the next
+//! pull must work. The moments are random; the seed is printed when something fails, and taken from
+//! `SITULA_TEST_SEED` when it is set. How often which kind was hit in which phase is printed, too.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::Site;
+use super::ends::KILL_WAIT;
+use super::privileged::registry;
+use crate::cluster::Job;
+use crate::command::{self, Output, Running, wait_until};
+use crate::environment::PATIENCE;
+use crate::images::WITNESS;
+use crate::leaks::Snapshot;
+use crate::outcome;
+use crate::processes::{Kind, Process, Watch, kill_if};
+use crate::random::Random;
+use crate::slow_proxy::{SlowProxy, UNLIMITED};
+use crate::tier::Check;
+
+/// Whom a round is to hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Victim {
+    /// The process that waits for a payload.
+    Task,
+    /// The process that serves the image.
+    Keeper,
+    /// A payload before its exec.
+    Payload,
+    /// The process that fetches the image of a step.
+    Fetcher,
+    /// `situla pull` of a user.
+    Pull,
+}
+
+const VICTIMS: [Victim; 5] = [Victim::Task, Victim::Keeper, Victim::Payload, Victim::Fetcher, Victim::Pull];
+
+/// How many kills, in `make test` and in `make test-full`.
+const KILLS: (usize, usize) = (20, 200);
+
+/// How often a round may be too late for its victim before the case gives up.
+const TRIES: usize = 40;
+
+/// How fast the image comes while it is being fetched: the tiny image has one megabyte, so its fetch takes about
+/// as long as the delays below reach.
+const PACE: u64 = 2_000_000;
+
+/// The longest delay after the first look at a victim.
+const LONGEST: Duration = Duration::from_millis(600);
+
+/// What a round needs.
+struct Round<'a> {
+    site: &'a Site,
+    proxy: &'a SlowProxy,
+    source: &'a str,
+    dir: &'a Path,
+    clean: &'a Snapshot,
+}
+
+/// A kill that happened in a step, to be compared with accounting and the record later.
+struct Killed {
+    victim: Victim,
+    phase: &'static str,
+    name: String,
+    output: Output,
+    finished: bool,
+}
+
+/// Kills at random moments, as many as the tier has time for.
+///
+/// # Errors
+/// A step goes on, looks well, or leaves something; or a kind of process was never hit.
+pub fn at_random_moments(site: &Site) -> Check {
+    let wanted = if site.env().full() { KILLS.1 } else { KILLS.0 };
+    let mut random = Random::new();
+    let seed = random.seed();
+    killed_at_random(site, wanted, &mut random)
+        .map_err(|story| format!("SITULA_TEST_SEED={seed}: {}", story.message().unwrap_or("")).into())
+}
+
+fn killed_at_random(site: &Site, wanted: usize, random: &mut Random) -> Check {
+    let desk = site.desk();
+    let address = registry(&desk, "up")?.stdout.trim().to_owned();
+    registry(&desk, "push")?;
+    let proxy = SlowProxy::before(&address)?;
+    let source = format!("docker://{}/tiny:1", proxy.address());
+    super::faults::forget_pulled(site)?;
+    let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
+    let mut hits: BTreeMap<(Victim, &'static str), usize> = BTreeMap::new();
+    let mut killed = Vec::new();
+    for n in 0..wanted {
+        let victim = VICTIMS[n % VICTIMS.len()];
+        let dir = site.env().work_dir("kill")?;
+        let round = Round { site, proxy: &proxy, source: &source, dir: dir.path(), clean: &clean };
+        let phase = round.hit(victim, random, &mut killed).map_err(|story| {
+            format!("kill {n} of {wanted}, of {victim:?}: {}", story.message().unwrap_or(""))
+        })?;
+        *hits.entry((victim, phase)).or_default() += 1;
+    }
+    for one in &killed {
+        one.judge(site)?;
+    }
+    let mut out = std::io::stdout().lock();
+    for ((victim, phase), n) in &hits {
+        writeln!(out, "  kill -9 of {victim:?} {phase}: {n}")?;
+    }
+    let hit = |victim: &Victim| hits.keys().any(|(other, _)| other == victim);
+    match VICTIMS.iter().find(|victim| !hit(victim)) {
+        Some(victim) => Err(format!("{victim:?} was never hit: {hits:?}").into()),
+        None => Ok(()),
+    }
+}
+
+impl Round<'_> {
+    /// Tries until a victim was hit; returns in which phase.
+    fn hit(
+        &self,
+        victim: Victim,
+        random: &mut Random,
+        killed: &mut Vec<Killed>,
+    ) -> Result<&'static str, libtest_mimic::Failed> {
+        for _ in 0..TRIES {
+            let delay = random.moment(LONGEST);
+            let phase = match victim {
+                Victim::Pull => self.user_pull(delay, random)?,
+                _ => self.step(victim, delay, random)?.map(|one| {
+                    let phase = one.phase;
+                    killed.push(one);
+                    phase
+                }),
+            };
+            if let Some(phase) = phase {
+                return Ok(phase);
+            }
+        }
+        Err("it was never there in time".into())
+    }
+
+    /// One step with one kill in it, and one after it.
+    fn step(
+        &self,
+        victim: Victim,
+        delay: Duration,
+        random: &mut Random,
+    ) -> Result<Option<Killed>, libtest_mimic::Failed> {
+        let fetches = victim == Victim::Fetcher || (victim == Victim::Task && random.below(3) == 0);
+        let image = if fetches { self.source.to_owned() } else { self.site.images.path("tiny.sqsh") };
+        // Before they have met, tasks do not know of each other: one that is killed then ends nobody but itself,
+        // as everywhere in Slurm. So where there are two, tasks and keeper are hit when both are in; a payload
+        // always, and in a step of one task everything always.
+        let n_tasks = if fetches { 1 } else { 1 + random.below(2) };
+        let short = random.below(4) == 0;
+        if fetches {
+            super::faults::forget_pulled(self.site)?;
+            self.proxy.pace(PACE);
+        }
+        for name in self.marks() {
+            fs::remove_file(name)?;
+        }
+        let script = format!(
+            "echo >begun$SLURM_PROCID; {} echo >done$SLURM_PROCID",
+            if short { "usleep 200000;" } else { "sleep 1000;" }
+        );
+        let here = self.dir.display().to_string();
+        let args = [
+            "-N1".to_owned(),
+            format!("-n{n_tasks}"),
+            format!("--container-image={image}"),
+            format!("--container-mounts={here}"),
+            format!("--container-workdir={here}"),
+        ];
+        let watch = Watch::begin(self.site.env().uid()?);
+        let (name, running) = self
+            .site
+            .cluster
+            .start_srun(self.dir, args.iter().map(String::as_str).chain(["sh", "-c", &script]))?;
+        let phase = self.strike(&watch, victim, delay, n_tasks);
+        self.proxy.pace(UNLIMITED);
+        if phase.is_err() {
+            self.cancel(&name)?;
+        }
+        let phase = phase?;
+        let Some((phase, at)) = phase else {
+            return self.missed(&name, running).map(|()| None);
+        };
+        let output = running.finish(at.elapsed() + KILL_WAIT * 3)?;
+        let took = at.elapsed();
+        if output.timed_out || took > KILL_WAIT {
+            self.cancel(&name)?;
+            return Err(
+                format!("killed {phase} after {delay:?}, the step went on for {took:?}\n{output}").into()
+            );
+        }
+        let finished = (0..n_tasks).all(|n| self.dir.join(format!("done{n}")).exists());
+        if output.status.success() && !finished {
+            return Err(
+                format!("killed {phase} after {delay:?}, srun says that all is well\n{output}").into()
+            );
+        }
+        self.nothing_left(&output)?;
+        // The same image once more, also where it has to be fetched.
+        let option = format!("--container-image={image}");
+        let (_, next) = self.site.cluster.start_srun(self.dir, ["-n1", &option, "cat", WITNESS])?;
+        next.finish(PATIENCE)?.success()?.expect_text("situla tiny image")?;
+        if fetches {
+            whole_store(&self.site.env().home()?.join(".cache/situla"))?;
+        }
+        Ok(Some(Killed { victim, phase, name, output, finished }))
+    }
+
+    /// Waits for the victim and the moment, and kills. Returns the phase and the time of the kill.
+    fn strike(
+        &self,
+        watch: &Watch,
+        victim: Victim,
+        delay: Duration,
+        n_tasks: u64,
+    ) -> Result<Option<(&'static str, Instant)>, String> {
+        let begun = Instant::now();
+        let mut seen: Option<Instant> = None;
+        while begun.elapsed() < PATIENCE {
+            let ours = watch.look();
+            let found = ours.iter().find(|one| is_victim(victim, one, &ours)).copied();
+            // Payloads before their exec live for a few milliseconds: any moment is as good as another.
+            let wait = if victim == Victim::Payload { delay / 200 } else { delay };
+            match (found, seen) {
+                (Some(_), None)
+                    if victim != Victim::Payload && n_tasks > 1 && self.marked("begun") < n_tasks => {}
+                (Some(_), None) => seen = Some(Instant::now()),
+                // It has been and gone.
+                (None, Some(_)) => return Ok(None),
+                _ => {}
+            }
+            let over = ours.is_empty() && self.marked("done") > 0;
+            if found.is_none() && (over || (victim == Victim::Payload && self.marked("begun") == n_tasks)) {
+                return Ok(None);
+            }
+            let Some(one) = found.filter(|_| seen.is_some_and(|since| since.elapsed() >= wait)) else {
+                continue;
+            };
+            let phase = self.phase(victim, &one, &ours, n_tasks);
+            let at = Instant::now();
+            return Ok(kill_if(one, || true)?.then_some((phase, at)));
+        }
+        Err(format!("no {victim:?} came"))
+    }
+
+    fn phase(&self, victim: Victim, one: &Process, ours: &[Process], n_tasks: u64) -> &'static str {
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        match victim {
+            Victim::Payload if namespace(one.pid) == namespace(one.parent) => "before it has namespaces",
+            Victim::Payload => "in its namespaces, before exec",
+            _ if ours.iter().any(|other| other.kind == Kind::Fetcher) => "while fetching",
+            _ if self.marked("done") == n_tasks => "after the payload's end",
+            _ if self.marked("begun") == n_tasks => "while the payload runs",
+            _ => "while setting up",
+        }
+    }
+
+    /// Ends a step that came away unhurt, or sees that it ended well by itself.
+    fn missed(&self, name: &str, running: Running) -> Check {
+        self.cancel(name)?;
+        let output = running.finish(PATIENCE)?;
+        if output.timed_out {
+            return Err(format!("a step that nobody hurt does not end\n{output}").into());
+        }
+        self.nothing_left(&output)
+    }
+
+    fn cancel(&self, name: &str) -> Check {
+        self.site.cluster.admin(&["scancel", "--name", name])?;
+        Ok(())
+    }
+
+    fn nothing_left(&self, output: &Output) -> Check {
+        let judge = || -> Result<(), String> {
+            self.site.cluster.settled()?;
+            self.clean.expect_clean()
+        };
+        judge().map_err(|story| format!("{story}\n{output}").into())
+    }
+
+    /// How many payloads have written a mark.
+    fn marked(&self, mark: &str) -> u64 {
+        let is =
+            |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(mark));
+        self.marks().iter().filter(is).count() as u64
+    }
+
+    /// What payloads have written.
+    fn marks(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.dir).into_iter().flatten().flatten();
+        let is_mark = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("begun") || name.starts_with("done")
+        };
+        entries.map(|entry| entry.path()).filter(is_mark).collect()
+    }
+
+    /// A user's pull with one kill in it, and one after it; `None` if it was over before the moment came.
+    fn user_pull(
+        &self,
+        delay: Duration,
+        random: &mut Random,
+    ) -> Result<Option<&'static str>, libtest_mimic::Failed> {
+        let env = self.site.env();
+        let cache = self.dir.join("cache");
+        let store = cache.join("situla");
+        env.as_user(self.dir, ["rm".as_ref(), "-rf".as_ref(), cache.as_os_str()])?.success()?;
+        let variable = format!("XDG_CACHE_HOME={}", cache.display());
+        let to_file = random.below(2) == 0;
+        let target: &[&str] = if to_file { &["-o", "out.sif"] } else { &["--store-only"] };
+        let words =
+            ["env", &variable, "situla", "pull", self.source].into_iter().chain(target.iter().copied());
+        let words: Vec<&str> = words.collect();
+        self.proxy.pace(PACE);
+        let watch = Watch::begin(self.site.env().uid()?);
+        let running = command::start(env.user_command(self.dir, &words)?)?;
+        let mut seen: Option<Instant> = None;
+        let mut hit = None;
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            let found = watch.look().into_iter().find(|one| one.kind == Kind::Fetcher);
+            match (found, seen) {
+                (Some(_), None) => seen = Some(Instant::now()),
+                (None, Some(_)) => break,
+                (Some(one), Some(since)) if since.elapsed() >= delay => {
+                    let phase = match names(&store.join("leases")).len() {
+                        0 => "before its lease",
+                        _ if self.dir.join("out.sif").exists() => "after its file appeared",
+                        _ => "while it fetches",
+                    };
+                    hit = kill_if(one, || true)?.then_some(phase);
+                    break;
+                }
+                _ => {}
+            }
+        }
+        self.proxy.pace(UNLIMITED);
+        let output = running.finish(PATIENCE)?;
+        if output.status.success() == hit.is_some() {
+            return Err(format!("killed: {hit:?}\n{output}").into());
+        }
+        no_partial_file(&store)?;
+        let half = names(self.dir).into_iter().filter(|name| name != "cache" && name != "out.sif");
+        let half: Vec<String> = half.collect();
+        if !half.is_empty() {
+            return Err(format!("the pull left {half:?}\n{output}").into());
+        }
+        if fs::remove_file(self.dir.join("out.sif")).is_ok() && !output.status.success() && hit.is_none() {
+            return Err(format!("a failed pull made a file\n{output}").into());
+        }
+        env.as_user(self.dir, &words)?.success()?;
+        whole_store(&store)?;
+        let image = if to_file { "./out.sif" } else { self.source };
+        env.as_user(self.dir, ["env", &variable, "situla", "exec", image, "cat", WITNESS])?
+            .success()?
+            .expect_text("situla tiny image")?;
+        let _ = fs::remove_file(self.dir.join("out.sif"));
+        self.clean.expect_clean().map_err(|story| format!("{story}\n{output}"))?;
+        Ok(hit)
+    }
+}
+
+/// Whether a process is one that a round looks for.
+fn is_victim(victim: Victim, one: &Process, all: &[Process]) -> bool {
+    match victim {
+        Victim::Task => one.kind == Kind::Task,
+        Victim::Keeper => one.kind == Kind::Keeper,
+        Victim::Fetcher => one.kind == Kind::Fetcher,
+        // The keeper is forked first; until it has a name the two cannot be told apart.
+        Victim::Payload => one.kind == Kind::Child && all.iter().any(|other| other.kind == Kind::Keeper),
+        Victim::Pull => false,
+    }
+}
+
+impl Killed {
+    /// Accounting and the record must say what `srun` said.
+    fn judge(&self, site: &Site) -> Check {
+        let wrong = |what: String| {
+            let Self { victim, phase, output, .. } = self;
+            Err(format!("kill -9 of {victim:?} {phase}: {what}\n{output}").into())
+        };
+        let job: Job = site.cluster.job(&self.name, self.output.clone())?;
+        let well = self.output.status.success();
+        let step = job.step("0")?;
+        for account in [&job.account, step] {
+            if (account.state == "COMPLETED") != well || (account.exit == "0:0") != well {
+                return wrong(format!("accounting says {:?} and {:?}", job.account, job.steps));
+            }
+        }
+        match outcome::records(&site.cluster, &format!("{}.0", job.id)) {
+            Ok(records) if !well && records.iter().all(|record| record.class == "ok") => {
+                wrong(format!("the record says {records:#?}"))
+            }
+            Ok(_) => Ok(()),
+            // Killed before it could write one.
+            Err(story) if !self.finished && story.contains("there is no record") => Ok(()),
+            Err(story) => wrong(story),
+        }
+    }
+}
+
+/// The names in a directory; none where it is not there.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// After a kill: every image under its name is complete, and nothing waits to be one.
+pub(super) fn no_partial_file(store: &Path) -> Check {
+    let images = names(&store.join("images"));
+    let lonely = images.iter().filter_map(|name| name.strip_suffix(".sqsh"));
+    let lonely: Vec<&str> = lonely.filter(|stem| !images.contains(&format!("{stem}.json"))).collect();
+    let waiting = names(&store.join("tmp"));
+    if lonely.is_empty() && waiting.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("partial files in the store: {lonely:?} {waiting:?}").into())
+    }
+}
+
+/// After a pull that worked: one image, its record, its reference, and nothing else.
+pub(super) fn whole_store(store: &Path) -> Check {
+    let count = |part: &str| names(&store.join(part)).len();
+    let counts = ["images", "refs", "leases", "tmp"].map(count);
+    if counts == [2, 1, 0, 0] {
+        Ok(())
+    } else {
+        Err(format!("images, references, leases, temporary files: {counts:?} instead of [2, 1, 0, 0]").into())
+    }
+}
+
+/// A pull that is killed while a layer arrives is no obstacle: neither to one that waits for it already, nor
+/// to the next.
+///
+/// # Errors
+/// Something partial is left, or another pull fails or waits for the dead.
+pub fn killed_pull(desk: &super::Desk) -> Check {
+    /// Taking over must not take as long as a lease of another machine would (a minute).
+    const TAKEOVER: Duration = Duration::from_secs(10);
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    registry(desk, "push")?;
+    for somebody_waits in [false, true] {
+        let dir = desk.env.work_dir("killed")?;
+        let proxy = SlowProxy::before(&address)?;
+        let store = dir.path().join("cache/situla");
+        let cache = format!("XDG_CACHE_HOME={}", dir.path().join("cache").display());
+        let source = format!("docker://{}/tiny:1", proxy.address());
+        let pull = |target: &str| {
+            let words = ["env", &cache, "situla", "pull", &source, "-o", target];
+            command::start(desk.env.user_command(dir.path(), words)?)
+        };
+        // Manifest and configuration pass; the layer begins and stops.
+        proxy.hold_after(300_000);
+        let watch = Watch::begin(desk.env.uid()?);
+        let first = pull("first.sif")?;
+        let in_the_middle = || proxy.holds() && !names(&store.join("leases")).is_empty();
+        if !wait_until(PATIENCE, in_the_middle) {
+            return Err(format!("no layer came\n{}", first.finish(Duration::ZERO)?).into());
+        }
+        let [process] = watch.look()[..] else {
+            return Err(format!("expected one process: {:?}", watch.look()).into());
+        };
+        let waiting = if somebody_waits { Some(pull("second.sif")?) } else { None };
+        if waiting.is_some() && !wait_until(PATIENCE, || watch.look().len() == 2) {
+            return Err("the second pull did not start".into());
+        }
+        let hit = kill_if(process, || true)?;
+        let output = first.finish(PATIENCE)?;
+        if !hit || output.code() != 128 + 9 {
+            return Err(format!("it was not killed\n{output}").into());
+        }
+        no_partial_file(&store)?;
+        proxy.pace(UNLIMITED);
+        let began = Instant::now();
+        let next = match waiting {
+            Some(running) => running,
+            None => pull("second.sif")?,
+        };
+        let output = next.finish(PATIENCE)?.success()?;
+        if began.elapsed() > TAKEOVER {
+            return Err(format!("it waited for the dead for {:?}\n{output}", began.elapsed()).into());
+        }
+        let mut left = names(dir.path());
+        left.sort();
+        if left != ["cache", "second.sif"] {
+            return Err(format!("left: {left:?}").into());
+        }
+        whole_store(&store)?;
+        desk.env
+            .as_user(dir.path(), ["env", &cache, "situla", "exec", "./second.sif", "cat", WITNESS])?
+            .success()?
+            .expect_text("situla tiny image")?;
+    }
+    Ok(())
+}

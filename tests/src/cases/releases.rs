@@ -1,0 +1,154 @@
+//! Slurm of other releases: the plugin built for each, and the uses on one node of it. There is no accounting
+//! here; what `srun` returns and what the controller remembers of the job is compared instead.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::Desk;
+use crate::command::{self, Output};
+use crate::environment::{PATIENCE, TestEnv};
+use crate::foreign::Foreign;
+use crate::images::WITNESS;
+use crate::tier::{Check, Skip};
+
+/// Where `scripts/test --full` puts the plugins that it builds for other releases.
+fn plugin(env: &TestEnv, suite: &str) -> Option<PathBuf> {
+    let path = env.spank().parent()?.join(format!("{suite}/spank_situla.so"));
+    path.is_file().then_some(path)
+}
+
+/// Needs the tree of a release, and the plugin for it.
+///
+/// # Errors
+/// One is not there.
+pub fn prepared(env: &TestEnv, suite: &str) -> Result<(), Skip> {
+    let why = |what| Skip(format!("no {what} of {suite}: scripts/test --full makes it"));
+    version(env, suite).map_err(|_| why("Slurm"))?;
+    plugin(env, suite).map(drop).ok_or_else(|| why("plugin for the Slurm"))
+}
+
+/// The version of a release's Slurm, such as `24.11.5`.
+fn version(env: &TestEnv, suite: &str) -> Result<String, String> {
+    let script = env.script("slurm-tree");
+    let words = [script.as_os_str(), "version".as_ref(), suite.as_ref()];
+    let version = command::run(command::words(words), PATIENCE)?.success()?.stdout.trim().to_owned();
+    if version.is_empty() { Err(format!("the Slurm of {suite} has no version")) } else { Ok(version) }
+}
+
+/// Slurm 24.11, of Debian 13.
+///
+/// # Errors
+/// A use does not work.
+pub fn trixie(desk: &Desk) -> Check {
+    uses(desk, "trixie")
+}
+
+/// The newest Slurm in Debian.
+///
+/// # Errors
+/// A use does not work.
+pub fn sid(desk: &Desk) -> Check {
+    uses(desk, "sid")
+}
+
+fn uses(desk: &Desk, suite: &str) -> Check {
+    let plugin = plugin(&desk.env, suite).ok_or("the plugin has gone")?;
+    let dist = desk.env.situla().parent().and_then(Path::parent).ok_or("the program has no prefix")?;
+    let images = desk.env.image_tree("");
+    let trampoline = desk.env.situla().display().to_string();
+    let slurm = Foreign::start_release(&desk.env, suite, &[dist, &images], |dir| {
+        let line = format!("required {} trampoline={trampoline}\n", plugin.display());
+        let write = |name: &str, text: &str| {
+            fs::write(dir.join("etc").join(name), text).map_err(|e| format!("{name}: {e}"))
+        };
+        write("plugstack.conf", &line)?;
+        write("cgroup.conf", "CgroupPlugin=disabled\n")?;
+        let prolog = "#!/bin/sh\necho \"export PROLOG_MNT=$(readlink /proc/self/ns/mnt)\"\n";
+        write("taskprolog", prolog)?;
+        let path = dir.join("etc/taskprolog");
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .map_err(|e| e.to_string())?;
+        Ok(format!("PlugStackConfig=/etc/slurm/plugstack.conf\nTaskProlog={}\n", path.display()))
+    })?;
+    slurm.healthy()?;
+    let version = version(&desk.env, suite)?;
+    slurm.run(&["srun", "--version"])?.expect_text(&version)?;
+    if version.starts_with("22.05") {
+        return Err(format!("{suite} has the same Slurm as this machine").into());
+    }
+    writeln!(std::io::stdout(), "  Slurm {version}")?;
+    let dir = desk.env.work_dir(suite)?;
+    let here = dir.path();
+    dir.write("train.py", &fs::read_to_string(desk.env.demo_file("train.py"))?)?;
+    std::os::unix::fs::symlink(desk.images.path("demo.sqsh"), here.join("image.sqsh"))?;
+    std::os::unix::fs::symlink(desk.images.path("demo.sif"), here.join("image.sif"))?;
+    let run = |words: &[&str]| as_user(desk, &slurm, here, words);
+    let cwd = here.display().to_string();
+    let (mounts, workdir) = (format!("--container-mounts={cwd}"), format!("--container-workdir={cwd}"));
+
+    run(&["srun", "apptainer", "exec", "image.sif", "python3", "-V"])?.success()?.expect_text("Python 3.")?;
+    let script = "#!/bin/bash\n#SBATCH --job-name=container-demo\napptainer exec image.sif python train.py\n";
+    let script = dir.write("job.sh", script)?.display().to_string();
+    run(&["sbatch", "--wait", "--output", "job.log", &script])?.success()?;
+    let log = fs::read_to_string(here.join("job.log"))?;
+    if !log.contains("slope 3.00") || !log.contains("image: situla demo image") {
+        return Err(format!("the batch script wrote {log:?}").into());
+    }
+    let image = "--container-image=./image.sqsh";
+    run(&["srun", "-N1", image, &mounts, &workdir, "python3", "train.py"])?
+        .success()?
+        .expect_text("slope 3.00")?
+        .expect_text("image: situla demo image")?;
+
+    // Tasks in one container, TaskProlog on the host.
+    let script = format!("cat {WITNESS}; readlink /proc/self/ns/mnt; echo $PROLOG_MNT");
+    let output = run(&["srun", "-n2", "--overcommit", image, "sh", "-c", &script])?.success()?;
+    let lines: std::collections::BTreeSet<&str> = output.stdout.lines().collect();
+    if output.stdout.lines().count() != 6 || lines.len() != 3 {
+        return Err(format!("not two tasks in one container, with TaskProlog outside\n{output}").into());
+    }
+    // Ends, refusals, and nothing on the host.
+    run(&["srun", image, "sh", "-c", "exit 3"])?.expect_code(3)?;
+    run(&["srun", image, "sh", "-c", "kill -TERM $$"])?.expect_code(143)?;
+    run(&["srun", "--container-image=./none.sqsh", "echo", "ON-THE-HOST"])?
+        .expect_code(125)?
+        .expect_text("none.sqsh")?;
+    dir.write("table", "0 /bin/echo ON-THE-HOST\n")?;
+    let refused = run(&["srun", image, "--multi-prog", "table"])?;
+    if refused.status.success() || refused.stdout.contains("ON-THE-HOST") {
+        return Err(format!("--multi-prog\n{refused}").into());
+    }
+    let refused = run(&["srun", "--container-mounts=/tmp", "echo", "ON-THE-HOST"])?;
+    if refused.status.success() || refused.stdout.contains("ON-THE-HOST") {
+        return Err(format!("mounts without an image\n{refused}").into());
+    }
+    run(&["srun", "--export=NONE", image, "cat", WITNESS])?.success()?.expect_text("situla demo image")?;
+    let records = run(&["situla", "runs", "--json", "--limit", "1000"])?.success()?;
+    if !records.stdout.contains("\"cluster\": \"foreign\"") {
+        return Err(format!("no record of this cluster\n{records}").into());
+    }
+    // No node was drained by any of that.
+    slurm.healthy()?;
+    Ok(())
+}
+
+/// A command as the user, on the machine of that Slurm.
+fn as_user(desk: &Desk, slurm: &Foreign, dir: &Path, words: &[&str]) -> Result<Output, String> {
+    let (uid, home) = (desk.env.uid()?.to_string(), desk.env.home()?.display().to_string());
+    // nsenter leaves the working directory behind.
+    let around = ["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups", "env", "-i", "-C"];
+    let here = dir.display().to_string();
+    let variables = [
+        format!("PATH={}", desk.env.search_path()),
+        format!("HOME={home}"),
+        format!("USER={}", desk.env.user()),
+        "LANG=C.UTF-8".to_owned(),
+    ];
+    let words = around
+        .into_iter()
+        .chain([here.as_str()])
+        .chain(variables.iter().map(String::as_str))
+        .chain(words.iter().copied());
+    command::run(slurm.command(words), PATIENCE)
+}

@@ -1,0 +1,102 @@
+//! Command lines of `srun` that name several programs, or look as if they did: in the containers that were asked
+//! for or refused, never on the host or in another container, and nothing refused that is fine.
+
+use super::Site;
+use super::faults::{in_or_refused, never_accepted};
+use crate::environment::PATIENCE;
+use crate::outcome;
+use crate::tier::Check;
+
+/// Says where it ran, and what its arguments are.
+const WITNESS: &str = "cat /etc/situla-image-witness || echo ON-THE-HOST; echo ARGUMENTS \"$@\"";
+/// A line of the witness of the small image.
+const INSIDE: &str = "situla tiny image";
+
+/// `--multi-prog` is refused however it is written.
+///
+/// # Errors
+/// A task ran on the host.
+pub fn multi_prog_however_written(site: &Site) -> Check {
+    let dir = site.env().work_dir("multi-lines")?;
+    // One line, and no end of line.
+    let table = dir.write("table", "* /bin/echo ON-THE-HOST")?.display().to_string();
+    let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    for words in [
+        &["--comment", "--", "--multi-prog", &table][..],
+        &["--comment=x", "--mul", &table],
+        &["--exclusive", "--multi-prog", &table],
+        &["--exclusive", "--multi-prog", &table, "more"],
+        &["--exclusive", "--multi-prog", "--", &table],
+    ] {
+        let line = ["-n1", &image].into_iter().chain(words.iter().copied());
+        let (_, running) = site.cluster.start_srun(dir.path(), line)?;
+        in_or_refused(site, &running.finish(PATIENCE)?)?;
+    }
+    Ok(())
+}
+
+/// What only looks like `--multi-prog` runs in the container.
+///
+/// # Errors
+/// It was refused, or ran elsewhere.
+pub fn not_multi_prog(site: &Site) -> Check {
+    let dir = site.env().work_dir("no-multi")?;
+    let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let program = ["sh", "-c", WITNESS, "sh"];
+    for (own, arguments) in [
+        (&[][..], &["--multi-prog", "x"][..]),
+        (&[], &["--multi"]),
+        (&["--comment", "--multi-prog"], &["a"]),
+        (&["--comment", "--"], &["--mul", ":tail"]),
+    ] {
+        let line = ["-n1", &image].into_iter().chain(own.iter().copied());
+        let (_, running) =
+            site.cluster.start_srun(dir.path(), line.chain(program).chain(arguments.iter().copied()))?;
+        let output = running.finish(PATIENCE)?.success()?.expect_text(INSIDE)?;
+        output.expect_text(&format!("ARGUMENTS {}", arguments.join(" ")))?;
+    }
+    // One argument that reads like a table: what the program itself makes of it is known from its status.
+    let (name, running) =
+        site.cluster.start_srun(dir.path(), ["-n1", &image, "cat", "0 a.out\n1 b.out\n"])?;
+    let job = site.cluster.job(&name, running.finish(PATIENCE)?.expect_code(1)?)?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    if records.len() != 1 || records[0].class != "app-error" {
+        return Err(format!("expected one record of class app-error, got {records:#?}").into());
+    }
+    Ok(())
+}
+
+/// The components of a heterogeneous step are in the container that each of them asks for, or refused.
+///
+/// # Errors
+/// One of them was elsewhere, or the same container for all was refused.
+pub fn heterogeneous(site: &Site) -> Check {
+    let dir = site.env().work_dir("hetero")?;
+    let image = |name: &str| format!("--container-image={}", site.images.path(name));
+    let (tiny, other) = (image("tiny.sqsh"), image("tiny.sif"));
+    let program = ["sh", "-c", WITNESS];
+    for (first, second, names) in [
+        (&[tiny.as_str()][..], &[other.as_str()][..], "--container-image"),
+        (&[&tiny], &[], "--container-image"),
+        (&[], &[&tiny], "--container-image"),
+        (&[&tiny, "--container-mounts=/tmp:/x"], &[&tiny], "--container-mounts"),
+    ] {
+        let line = ["-n1"].into_iter().chain(first.iter().copied()).chain(program).chain([":", "-n1"]);
+        let line = line.chain(second.iter().copied()).chain(program);
+        let (name, running) = site.cluster.start_srun(dir.path(), line)?;
+        never_accepted(site, &name, &running.finish(PATIENCE)?, names)?;
+    }
+
+    // The same for both; inside an allocation, as Slurm starts heterogeneous jobs in rounds of half a minute.
+    let step = format!("srun -N1 -n1 {tiny} sh -c \"$0\" a one : -N1 -n1 {tiny} sh -c \"$0\" b two");
+    let words = ["salloc", "--quiet", "-N2", "-n2", "sh", "-c", &step, WITNESS];
+    let command = site.cluster.user_command(dir.path(), words)?;
+    let output = crate::command::run(command, PATIENCE)?.success()?;
+    for expected in ["ARGUMENTS one", "ARGUMENTS two"] {
+        output.clone().expect_text(expected)?;
+    }
+    if output.stdout.matches(INSIDE).count() != 2 || output.stdout.contains("ON-THE-HOST") {
+        return Err(format!("both shall be in the container\n{output}").into());
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Our processes while they run: which is which, seen from outside through `/proc`.
+//!
+//! A look costs a fraction of a millisecond, because processes that were there before are not looked at:
+//! some of ours live no longer than a few milliseconds.
+
+use std::collections::HashSet;
+use std::fs;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::leaks::process_ids;
+
+/// What a process of ours is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// It waits for a payload: what Slurm sees as the task.
+    Task,
+    /// It serves the image and hands the namespaces on.
+    Keeper,
+    /// It will become the payload, or the keeper: forked, and not yet told apart.
+    Child,
+    /// It fetches an image.
+    Fetcher,
+}
+
+/// One process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// Its id on the host.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent: u32,
+    /// What it is for.
+    pub kind: Kind,
+}
+
+/// Sees processes of one user that are younger than itself.
+#[derive(Debug)]
+pub struct Watch {
+    uid: u32,
+    older: HashSet<u32>,
+}
+
+impl Watch {
+    /// Everything that runs now is not looked at, and nothing of other users: a machine may have more than
+    /// one cluster of ours.
+    #[must_use]
+    pub fn begin(uid: u32) -> Self {
+        Self { uid, older: process_ids().into_iter().collect() }
+    }
+
+    /// Our processes that have come since.
+    #[must_use]
+    pub fn look(&self) -> Vec<Process> {
+        let younger = process_ids().into_iter().filter(|pid| !self.older.contains(pid));
+        let raw: Vec<Raw> = younger.filter_map(|pid| Raw::read(pid, self.uid)).collect();
+        raw.iter().map(|one| one.known_among(&raw)).collect()
+    }
+}
+
+/// What `/proc` says about a process whose executable is ours.
+struct Raw {
+    pid: u32,
+    parent: u32,
+    name: String,
+    fetches: bool,
+}
+
+impl Raw {
+    fn read(pid: u32, uid: u32) -> Option<Self> {
+        if !is_ours(pid) {
+            return None;
+        }
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let owner = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?;
+        if owner.parse() != Ok(uid) {
+            return None;
+        }
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (head, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_ascii_whitespace();
+        if matches!(fields.next(), Some("Z" | "X")) {
+            return None;
+        }
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        Some(Self {
+            pid,
+            parent: fields.next()?.parse().ok()?,
+            name: head.split_once('(')?.1.to_owned(),
+            fetches: line.split(|byte| *byte == 0).any(|word| word == b"pull"),
+        })
+    }
+
+    fn known_among(&self, all: &[Raw]) -> Process {
+        let kind = if self.name == "situla-keeper" {
+            Kind::Keeper
+        } else if self.fetches {
+            Kind::Fetcher
+        } else if all.iter().any(|other| other.pid == self.parent) {
+            Kind::Child
+        } else {
+            Kind::Task
+        };
+        Process { pid: self.pid, parent: self.parent, kind }
+    }
+}
+
+/// Whether a process runs our program now. In a container the program may have no path, or one that is
+/// deleted: its name is enough.
+fn is_ours(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe"))
+        .is_ok_and(|exe| exe.file_name().is_some_and(|name| name.to_string_lossy().starts_with("situla")))
+}
+
+/// Kills a process, if it is still what it was when `still` looks at it stopped. Returns whether it was.
+///
+/// # Errors
+/// The kernel refuses to signal it.
+pub fn kill_if(process: Process, still: impl FnOnce() -> bool) -> Result<bool, String> {
+    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw).ok_or("no process id")?;
+    // A descriptor means this very process, whatever becomes of its number.
+    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(false) };
+    let send = |signal| match pidfd_send_signal(&handle, signal) {
+        Ok(()) => Ok(true),
+        Err(Errno::SRCH) => Ok(false),
+        Err(errno) => Err(format!("cannot signal process {}: {errno}", process.pid)),
+    };
+    // Stopped, it cannot become something else between the look and the kill.
+    if !send(Signal::STOP)? || !stopped(process.pid) {
+        return Ok(false);
+    }
+    if !is_ours(process.pid) || !still() {
+        send(Signal::CONT)?;
+        return Ok(false);
+    }
+    send(Signal::KILL)
+}
+
+/// Waits until a process that was sent SIGSTOP has stopped; false if it has gone.
+fn stopped(pid: u32) -> bool {
+    // Until it comes back from a system call: without a pause, because it is a matter of microseconds.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    while std::time::Instant::now() < deadline {
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+        match stat.rsplit_once(") ").and_then(|(_, fields)| fields.chars().next()) {
+            Some('T' | 't') => return true,
+            Some('Z' | 'X') | None => return false,
+            _ => {}
+        }
+    }
+    // In an uninterruptible call: it will be stopped before it does anything else.
+    true
+}
