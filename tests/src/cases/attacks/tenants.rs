@@ -158,14 +158,28 @@ pub fn a_strangers_step(desk: &Desk) -> Check {
              s.bind(b'\\0' + sys.argv[1].encode())\ns.listen(8)\nprint('taken', flush=True)\ntime.sleep(300)";
         let squatter = command::start(strangers(desk, squat, &[&taken])?)?;
         meeting_point(uid, job_taken)?;
-        let tasks = [0, 1].map(|rank| start(job_taken, rank, "readlink /proc/self/ns/mnt"));
+        // At the same time, or the second might get the number of the first's namespace.
+        let places = [0, 1].map(|rank| gate.path().join(format!("task-{rank}")));
+        let tasks = [0, 1].map(|rank: u32| {
+            let note = format!("readlink /proc/self/ns/mnt >{}/task-{rank}; {script}", gate.path().display());
+            start(job_taken, rank, &note)
+        });
+        let read = |place: &std::path::PathBuf| fs::read_to_string(place).unwrap_or_default();
+        command::wait_until(PATIENCE, || places.iter().all(|place| read(place).ends_with('\n')));
+        fs::write(&go, "")?;
         let outputs = tasks.map(|task| task.and_then(|task| task.finish(PATIENCE)));
+        fs::remove_file(&go)?;
         drop(command::run(command::words(["kill", "-9", "--", &format!("-{}", squatter.pid())]), PATIENCE)?);
         drop(squatter.finish(PATIENCE)?);
-        let [first, second] = outputs;
-        let (first, second) = (first?.success()?, second?.success()?);
-        if first.stdout == second.stdout || !first.stdout.starts_with("mnt:") {
-            return Err(format!("they met in spite of the stranger\n{first}\n{second}").into());
+        for output in outputs {
+            output?.success()?;
+        }
+        let [first, second] = places.each_ref().map(read);
+        for place in places {
+            fs::remove_file(place)?;
+        }
+        if first == second || !first.starts_with("mnt:") {
+            return Err(format!("they met in spite of the stranger: {first:?}, {second:?}").into());
         }
         Ok(())
     })
