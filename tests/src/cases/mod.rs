@@ -91,6 +91,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::device_nodes_and_set_uid_programs", attacks::device_nodes_and_set_uid_programs),
     ("attacks::entering_tasks", attacks::entering_tasks),
     ("attacks::a_strangers_step", attacks::a_strangers_step),
+    ("attacks::noise_at_the_meeting_point", attacks::noise_at_the_meeting_point),
     ("attacks::another_tenants_view", attacks::another_tenants_view),
     ("killed_pull", kills::killed_pull),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),

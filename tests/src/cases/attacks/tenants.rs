@@ -241,6 +241,55 @@ pub fn entering_tasks(desk: &Desk) -> Check {
     all_refused(watcher, 1)
 }
 
+/// Finds its own step's meeting point, sends it what no task would send, and waits for the gate.
+const NOISE: &str = r#"
+import array, os, random, socket, struct, sys, time
+name = next(n for n in (l.split()[-1] for l in open("/proc/net/unix")) if n.startswith("@situla/%d/%s." % (os.getuid(), sys.argv[2])))
+random.seed(1)
+for round in range(120):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.connect(("\0" + name[1:]).encode())
+    # Anything but four bytes, which are a rank; with descriptors, in pieces, or nothing at all.
+    length = random.choice([0, 1, 3, 5, 8, 4095, 4096, 4097, 60000])
+    fds = array.array("i", [0] * random.choice([0, 0, 1, 8, 9, 200]))
+    try:
+        if length: s.sendmsg([random.randbytes(length)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else [])
+        if random.random() < 0.3: s.send(b"D")
+    except OSError: pass
+    s.close()
+print(os.readlink("/proc/self/ns/mnt"), flush=True)
+open(sys.argv[1] + "/said", "w").close()
+while not os.path.exists(sys.argv[1] + "/go"): time.sleep(0.02)
+"#;
+
+/// A payload, which is the user's and of the step, sends noise to the meeting point. The step's second task is
+/// let in afterwards, and the first is not disturbed.
+///
+/// # Errors
+/// The keeper has ended, or turns the task away.
+pub fn noise_at_the_meeting_point(desk: &Desk) -> Check {
+    let gate = desk.env.work_dir("gate")?;
+    let (image, job) = (desk.images.path("demo.sqsh"), job());
+    let shown = gate.path().display().to_string();
+    let task = |rank, words: &[&str]| -> Result<Running, String> {
+        let variables = std::iter::once("env".to_owned()).chain(step_variables(job, rank, 2));
+        let start = ["situla", "exec", "--no-home", "--bind", &shown, &image].into_iter();
+        let words = start.chain(words.iter().copied()).map(str::to_owned);
+        command::start(desk.env.user_command(Path::new("/"), variables.chain(words))?)
+    };
+    let first = task(0, &["python3", "-c", NOISE, &shown, &job.to_string()])?;
+    let said = gate.path().join("said");
+    let spoken = command::wait_until(PATIENCE, || said.exists());
+    let second = task(1, &["readlink", "/proc/self/ns/mnt"])?.finish(PATIENCE)?;
+    fs::write(gate.path().join("go"), "")?;
+    let first = first.finish(PATIENCE)?.success()?;
+    let second = second.success()?;
+    if !spoken || first.stdout != second.stdout {
+        return Err(format!("they do not share a container\n{first}\n{second}").into());
+    }
+    Ok(())
+}
+
 /// Looks at everything of a container's processes that `/proc` has, at the records, the store and the image's mount.
 const LOOK: &str = r#"
 import os, sys
