@@ -13,6 +13,8 @@ mod keeper;
 mod meeting;
 mod message;
 mod mounts;
+#[cfg(test)]
+mod mutations;
 mod namespaces;
 mod overlay;
 mod own_program;
