@@ -1,5 +1,6 @@
 //! Writing to the standard streams.
 
+use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
 
 use crate::command_error::CommandError;
@@ -16,7 +17,21 @@ pub(crate) fn data(text: &str) -> Result<(), CommandError> {
 
 /// Writes a line to standard error. Where that is closed there is nobody to tell.
 pub(crate) fn note(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", harmless(line));
+}
+
+/// Shows control characters instead of sending them to a terminal: messages and listings quote what images and
+/// registries say. Not for JSON, which has a way of its own.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let controls = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(controls) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if controls(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
 }
 
 /// Sizes as people read them.
@@ -47,7 +62,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
             line.push_str(cell);
             line.extend(std::iter::repeat_n(' ', width + 2 - cell.chars().count()));
         }
-        text.push_str(line.trim_end());
+        text.push_str(&harmless(line.trim_end()));
         text.push('\n');
     }
     text
@@ -56,6 +71,17 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_shown() {
+        for (text, want) in [
+            ("plain ü\n\thint", "plain ü\n\thint"),
+            ("\u{1b}[31mevil\r\u{7}", "\\u{1b}[31mevil\\r\\u{7}"),
+            ("\u{9b}2J\u{7f}", "\\u{9b}2J\\u{7f}"),
+        ] {
+            assert_eq!(harmless(text), want);
+        }
+    }
 
     #[test]
     fn sizes_are_short() {

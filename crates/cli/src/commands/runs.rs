@@ -12,7 +12,7 @@ use situla_records::{
 };
 
 use crate::command_error::CommandError;
-use crate::output::{data, note, table};
+use crate::output::{data, harmless, note, table};
 
 /// List the records of runs.
 #[derive(Args, Debug)]
@@ -96,7 +96,7 @@ pub(crate) fn show(arguments: &ShowArgs) -> Result<ExitCode, CommandError> {
     }
     for loaded in &found {
         for record in &loaded.records {
-            data(&described(&loaded.id, record))?;
+            data(&harmless(&described(&loaded.id, record)))?;
         }
         if loaded.unreadable > 0 {
             note(&format!("{}: {} lines of the journal cannot be read", loaded.id, loaded.unreadable));
