@@ -205,7 +205,7 @@ fn runtime_remedy(failure: &Failure) -> Option<&'static str> {
         }
         FailureClass::NoFuse => {
             "the administrator can run `modprobe fuse` and `chmod 0666 /dev/fuse`, or you can unpack the image \
-             into a directory with `situla convert`"
+             with `situla convert IMAGE DIRECTORY/` and run that"
         }
         FailureClass::BindSourceMissing => "create it, or leave the bind out",
         FailureClass::MountFailed => "see the cause above; choose another source or destination for the bind",

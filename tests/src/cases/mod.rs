@@ -66,6 +66,7 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("verdict_in_the_plan", policy::verdict_in_the_plan),
     ("convert_there_and_back", image_commands::convert_there_and_back),
     ("convert_refuses", image_commands::convert_refuses),
+    ("unpacked", image_commands::unpacked),
     ("interrupted_pull", image_commands::interrupted_pull),
 ];
 

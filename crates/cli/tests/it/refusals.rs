@@ -29,7 +29,7 @@ fn options_and_commands_are_refused_in_one_line() {
         (&["run", "-p"], "option -p ", LEAVE_OUT),
         (&["shell", "--workdir", "/x"], "--workdir ", LEAVE_OUT),
         (&["--config", "x", "exec"], "--config ", LEAVE_OUT),
-        (&["build", "--sandbox"], "--sandbox ", LEAVE_OUT),
+        (&["build", "--update"], "--update ", LEAVE_OUT),
         (&["exec", "--frobnicate"], "unknown option --frobnicate", HELP),
         (&["inspect"], "no command inspect ", HELP),
         (&["instance", "start"], "no command instance ", HELP),
