@@ -177,12 +177,11 @@ const UNSUPPORTED_BUILDING: [&str; 23] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 81] = [
+const UNSUPPORTED: [&str; 78] = [
     "-S",
     "-W",
     "-c",
     "-C",
-    "-o",
     "-w",
     "-p",
     "-i",
@@ -197,9 +196,7 @@ const UNSUPPORTED: [&str; 81] = [
     "--env-file",
     "--no-env",
     "--no-umask",
-    "--overlay",
     "--writable",
-    "--writable-tmpfs",
     "--underlay",
     "--unsquash",
     "--disable-cache",

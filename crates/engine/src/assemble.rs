@@ -14,7 +14,7 @@ use situla_oci::Digest;
 use situla_plan::{
     AccountError, Binding, IdMapping, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind, Patch,
     PatchContent, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey, Spec,
-    Text, UserSpec,
+    Text, Upper, UserSpec,
 };
 use situla_policy::Verdict;
 use situla_slurm::StepId;
@@ -23,6 +23,7 @@ use crate::environment::{self, Circumstances};
 use crate::error::EngineError;
 use crate::host::Host;
 use crate::image_view::{Found, ImageView};
+use crate::overlay::Layers;
 use crate::request::{Action, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
 
@@ -137,13 +138,14 @@ pub(crate) struct Parts<'a> {
     pub(crate) image: &'a Resolved,
     pub(crate) verdict: Verdict,
     pub(crate) binds: Vec<BindRequest>,
+    pub(crate) layers: Layers,
     pub(crate) home: Option<PathBuf>,
     pub(crate) keep_fds: Vec<(i32, String)>,
 }
 
 /// Freezes the Plan.
 pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
-    let Parts { request, host, image, verdict, binds, home, keep_fds } = parts;
+    let Parts { request, host, image, verdict, binds, layers, home, keep_fds } = parts;
     let shown = image.path.display().to_string();
     let mut layout = Layout::new(&image.view, host, &shown);
     for bind in binds {
@@ -170,11 +172,21 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         let prefix = ["/bin/sh", "-c", &script, "sh"].map(OsString::from);
         args = prefix.into_iter().chain(args).collect();
     }
-    let command_paths = command_paths(&args, &environment.entries, &layout)?;
+    let command_paths = match &layers.overlay {
+        None => command_paths(&args, &environment.entries, &layout)?,
+        // The command may be in a layer above the image.
+        Some(_) => Vec::new(),
+    };
     let (cwd, cwd_fallbacks) = working_directory(request, host, image, home_text);
     let (uid, gid) = (host.user.uid, host.user.gid);
     let mapping = |id| vec![IdMapping { container_id: id, host_id: id, size: 1 }];
-    let Layout { mounts, patches, mut bindings, identities, .. } = layout;
+    let Layout { mounts, patches, mut bindings, mut identities, .. } = layout;
+    identities.extend(&layers.identities);
+    bindings.extend(layers.directories.iter().map(|(path, read_only)| Binding {
+        destination: "/".to_owned(),
+        source: path.display().to_string(),
+        reason: format!("--overlay: {}", if *read_only { "shown" } else { "takes what is written" }),
+    }));
     bindings.extend(keep_fds.iter().map(|(fd, reason)| Binding {
         destination: format!("fd:{fd}"),
         source: format!("fd:{fd}"),
@@ -196,7 +208,10 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
             cwd,
             no_new_privileges: true,
         },
-        root: RootSpec { path, readonly: true },
+        root: RootSpec {
+            path,
+            readonly: layers.overlay.as_ref().is_none_or(|overlay| overlay.upper.is_none()),
+        },
         hostname: None,
         mounts,
         linux: LinuxSpec {
@@ -206,7 +221,13 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         },
         annotations: std::collections::BTreeMap::new(),
     };
-    let rootfs = Rootfs { source: image.source.clone(), rung, reason: reason.to_owned(), patches };
+    let rootfs = Rootfs {
+        source: image.source.clone(),
+        rung,
+        reason: reason.to_owned(),
+        patches,
+        overlay: layers.overlay,
+    };
     let share = share(request, host, &rootfs, &spec, (image.state, &identities));
     Ok(Plan {
         schema: SCHEMA,
@@ -314,6 +335,9 @@ fn share(
     if !request.share {
         return nobody("switched off");
     }
+    if rootfs.overlay.as_ref().is_some_and(|overlay| overlay.upper == Some(Upper::Tmpfs)) {
+        return nobody("what is written into memory (--writable-tmpfs) belongs to one task");
+    }
     let Some(allocation) = &host.allocation else { return nobody("not in a step of Slurm") };
     let Some((job, step)) = numeric_step(host) else { return nobody("not in a numeric step of Slurm") };
     let (Some(local_tasks), Some(node)) = (allocation.tasks_on_node, &allocation.node) else {
@@ -325,8 +349,8 @@ fn share(
     // Arguments, environment and working directory belong to each rank; the rest must be the same.
     // The cgroup tells the components of a heterogeneous step apart, which have one number.
     let place = (node, &host.step_cgroup);
-    let shared =
-        (&rootfs.source, &rootfs.patches, &spec.mounts, &spec.linux, &spec.process.user, place, identities);
+    let root = (&rootfs.source, &rootfs.patches, &rootfs.overlay);
+    let shared = (root, &spec.mounts, &spec.linux, &spec.process.user, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();
     let digest = Digest::sha256(&bytes);
     let digest = digest.hex().get(..16).unwrap_or_default().to_owned();

@@ -61,10 +61,10 @@ fn mount_all(plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
 fn mount_with(api: &MountApi, plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
     let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(api, mount));
     let sources = sources.collect::<Result<Vec<Option<Source>>, _>>()?;
-    let source = rootfs::open_source(api, plan)?;
+    let root = rootfs::open_sources(api, plan)?;
     let made = plan.spec.mounts.iter().zip(sources).map(|(mount, source)| mounts::make(api, mount, source));
     let mounts = made.collect::<Result<Vec<Detached>, _>>()?;
     let place = mounts::staging_place()?;
-    let root = rootfs::mount(api, plan, source, place.as_fd(), serve)?;
+    let root = rootfs::mount(api, plan, root, place.as_fd(), serve)?;
     Ok(Mounted { root, mounts })
 }

@@ -11,6 +11,7 @@ mod failure;
 mod image_tree;
 mod inside;
 mod keeper;
+mod layers;
 mod meeting;
 mod message;
 mod mount_api;

@@ -53,7 +53,7 @@ pub(crate) fn mount_overlay(
 }
 
 /// Puts one patch into the upper directory, with the directories that lead to it.
-fn lay_patch(lower: &Path, upper: &Path, path: &str, shown: &Shown<'_>) -> Result<(), Failure> {
+pub(crate) fn lay_patch(lower: &Path, upper: &Path, path: &str, shown: &Shown<'_>) -> Result<(), Failure> {
     if matches!(shown, Shown::AsItIs) {
         return Ok(());
     }
@@ -90,7 +90,7 @@ fn make_directory(lower: &Path, upper: &Path) -> Result<(), Failure> {
 }
 
 /// Gives a directory of the upper layer the mode of the one it merges with.
-fn copy_mode(lower: &Path, upper: &Path) -> Result<(), Failure> {
+pub(crate) fn copy_mode(lower: &Path, upper: &Path) -> Result<(), Failure> {
     let Ok(metadata) = std::fs::symlink_metadata(lower.join(".")) else { return Ok(()) };
     let permissions = std::fs::Permissions::from_mode(metadata.mode() & 0o7777);
     std::fs::set_permissions(upper, permissions)

@@ -10,6 +10,7 @@ use situla_sys::MountAttributes;
 
 use crate::covers::Covers;
 use crate::failure::{Context, Failure, FailureClass};
+use crate::layers::{LayerSources, mount_layers, open_layers};
 use crate::mount_api::{Detached, MountApi, Source};
 use crate::overlay::mount_overlay;
 
@@ -37,15 +38,23 @@ impl Ready {
     }
 }
 
-/// Looks the root directory of `plan` up, where it is one.
-pub(crate) fn open_source(api: &MountApi, plan: &Plan) -> Result<Option<Source>, Failure> {
-    match &plan.rootfs.source {
-        RootfsSource::Squashfs { .. } => Ok(None),
+/// The paths of the host that a root is made of, looked up.
+pub(crate) struct Sources {
+    root: Option<Source>,
+    layers: Option<LayerSources>,
+}
+
+/// Looks the paths of the host up of which the root of `plan` is made.
+pub(crate) fn open_sources(api: &MountApi, plan: &Plan) -> Result<Sources, Failure> {
+    let root = match &plan.rootfs.source {
+        RootfsSource::Squashfs { .. } => None,
         RootfsSource::Directory { path } => {
             let path = Path::new(path.as_os_str());
-            api.open(path, true).map(Some).map_err(|errno| unusable_root(path, errno))
+            Some(api.open(path, true).map_err(|errno| unusable_root(path, errno))?)
         }
-    }
+    };
+    let layers = plan.rootfs.overlay.as_ref().map(|overlay| open_layers(api, overlay)).transpose()?;
+    Ok(Sources { root, layers })
 }
 
 fn unusable_root(path: &Path, errno: Errno) -> Failure {
@@ -53,12 +62,12 @@ fn unusable_root(path: &Path, errno: Errno) -> Failure {
     Failure::of_call(FailureClass::Rootfs, message, errno)
 }
 
-/// Mounts the rootfs of `plan`, detached. `place` is the staging place of the caller, `source` what
-/// [`open_source`] has found.
+/// Mounts the rootfs of `plan`, detached. `place` is the staging place of the caller, `sources` what
+/// [`open_sources`] has found.
 pub(crate) fn mount(
     api: &MountApi,
     plan: &Plan,
-    source: Option<Source>,
+    sources: Sources,
     place: BorrowedFd<'_>,
     serve: &mut Serve<'_>,
 ) -> Result<Ready, Failure> {
@@ -67,22 +76,29 @@ pub(crate) fn mount(
         attributes = attributes.union(MountAttributes::READ_ONLY);
     }
     let plain = |mount| Ready { mount, covers: None, _session: None };
-    let patches = &plan.rootfs.patches;
-    let ready = match (&plan.rootfs.source, source) {
-        (RootfsSource::Squashfs { .. }, _) => plain(mount_fuse(api, plan, serve)?),
-        (RootfsSource::Directory { path }, source) => {
-            let path = Path::new(path.as_os_str());
-            let copy = source.ok_or(Errno::INVAL).and_then(|source| api.copy(source));
-            let lower = copy.map_err(|errno| unusable_root(path, errno))?;
-            if patches.is_empty() {
-                plain(lower)
-            } else if let Some(covers) = Covers::make(api, patches, lower.as_fd(), place, attributes)? {
-                Ready { mount: lower, covers: Some(covers), _session: None }
-            } else {
-                let (mount, session) = mount_overlay(api, patches, place, &lower)?;
-                Ready { mount, covers: None, _session: Some(session) }
-            }
+    let overlay = plan.rootfs.overlay.as_ref().zip(sources.layers);
+    let lower = match &plan.rootfs.source {
+        RootfsSource::Squashfs { .. } => mount_fuse(api, plan, serve)?,
+        RootfsSource::Directory { path } => {
+            let copy = sources.root.ok_or(Errno::INVAL).and_then(|source| api.copy(source));
+            copy.map_err(|errno| unusable_root(Path::new(path.as_os_str()), errno))?
         }
+    };
+    // The server of an image shows the patches itself.
+    let patches = match &plan.rootfs.source {
+        RootfsSource::Squashfs { .. } => &[],
+        RootfsSource::Directory { .. } => plan.rootfs.patches.as_slice(),
+    };
+    let ready = if let Some((overlay, sources)) = overlay {
+        let (mount, session) = mount_layers(api, overlay, sources, (&lower, patches), place)?;
+        Ready { mount, covers: None, _session: Some(session) }
+    } else if patches.is_empty() {
+        plain(lower)
+    } else if let Some(covers) = Covers::make(api, patches, lower.as_fd(), place, attributes)? {
+        Ready { mount: lower, covers: Some(covers), _session: None }
+    } else {
+        let (mount, session) = mount_overlay(api, patches, place, &lower)?;
+        Ready { mount, covers: None, _session: Some(session) }
     };
     ready
         .mount

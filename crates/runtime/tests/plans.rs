@@ -506,6 +506,62 @@ fn a_rank_that_comes_again_gets_a_container_of_its_own() {
     assert_ne!(first.0, second.0, "the second run must not see what the first one mounted");
 }
 
+#[test]
+fn what_is_written_above_a_root_goes_to_memory_or_to_a_directory() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let host = bench.path(&format!("above-{kind:?}"));
+        fs::create_dir(&host).unwrap();
+        let patches = json!([
+            {"path": "/new/deep", "kind": "directory", "reason": "test"},
+            {"path": "/etc/added", "kind": "file", "content": "added\n", "mode": 0o644, "reason": "test"},
+        ]);
+        let over = |overlay: Value, writable: bool| {
+            let patches = patches.clone();
+            move |plan: &mut Value| {
+                plan["rootfs"]["overlay"] = overlay;
+                plan["rootfs"]["patches"] = patches;
+                plan["spec"]["root"]["readonly"] = json!(!writable);
+            }
+        };
+        let write = "echo mine > /etc/witness; echo more > /real/more; cat /etc/witness /real/more /etc/added; ls /new";
+        let seen = "mine\nmore\nadded\ndeep\n";
+        let show = "cat /etc/witness /etc/added; test -e /real/more || echo no more";
+        let memory = json!({"upper": {"kind": "tmpfs"}});
+        let directory = json!({"upper": {"kind": "directory", "path": host}});
+        // Written and gone; written and there again.
+        for (overlay, after) in [(memory, "from the image\nadded\nno more\n"), (directory, "mine\nadded\n")] {
+            let (out, err) = text(&bench.run(kind, write, over(overlay.clone(), true)));
+            assert_eq!(out, seen, "{kind:?} {overlay}: {err}");
+            let (out, err) = text(&bench.run(kind, show, over(overlay.clone(), true)));
+            assert_eq!(out, after, "{kind:?} {overlay}: {err}");
+        }
+        assert_eq!(fs::read_to_string(host.join("upper/real/more")).unwrap(), "more\n");
+        assert!(!bench.path("root/real/more").exists() && !bench.path("root/etc/added").exists());
+        // Layers that are shown and not written to, the first one on top.
+        let first = bench.path(&format!("first-{kind:?}"));
+        fs::create_dir_all(first.join("real")).unwrap();
+        fs::write(first.join("real/more"), "first\n").unwrap();
+        fs::write(first.join("real/only"), "only\n").unwrap();
+        let lowers = json!([first, host.join("upper")]);
+        let script = "cat /real/more /real/only /etc/witness; touch /real/x 2>/dev/null || echo refused";
+        let (out, err) = text(&bench.run(kind, script, over(json!({"lowers": lowers}), false)));
+        assert_eq!(out, "first\nonly\nmine\nrefused\n", "{kind:?}: {err}");
+        // With a place for what is written above them, they stay as they are.
+        let overlay = json!({"lowers": lowers, "upper": {"kind": "tmpfs"}});
+        let script = "echo new > /real/only; cat /real/only; cat /proc/self/mountinfo";
+        let (out, err) = text(&bench.run(kind, script, over(overlay, true)));
+        assert!(out.starts_with("new\n"), "{kind:?}: {out}{err}");
+        assert_eq!(fs::read_to_string(first.join("real/only")).unwrap(), "only\n");
+        let root = out.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or_default();
+        assert!(root.contains("nosuid") && root.contains("nodev"), "{kind:?}: {root}");
+        // A file cannot take anything.
+        let overlay = json!({"upper": {"kind": "directory", "path": first.join("real/only")}});
+        let (_, err) = text(&bench.run(kind, "exit 0", over(overlay, true)));
+        assert!(err.starts_with("error: Overlay: "), "{kind:?}: {err}");
+    }
+}
+
 /// Refused calls as `REFUSE` has them: ENOSYS is 38, EPERM 1, EINVAL 22.
 const NEW_MOUNT_CALLS: &str = "open_tree,move_mount,mount_setattr,fsopen";
 
@@ -529,7 +585,7 @@ fn without_the_new_mount_calls_everything_is_the_same() {
     }
     again_without(&format!("38:{NEW_MOUNT_CALLS},openat2,close_range"), &[]);
     // Linux 5.10 has all of them but one; filters refuse in their own way.
-    again_without("38:mount_setattr", &["root", "patches", "mounts"]);
+    again_without("38:mount_setattr", &["root", "patches", "mounts", "above"]);
     again_without(&format!("1:{NEW_MOUNT_CALLS}"), &["root", "patches", "mounts"]);
 }
 
