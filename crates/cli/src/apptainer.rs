@@ -177,10 +177,9 @@ const UNSUPPORTED_BUILDING: [&str; 23] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 78] = [
+const UNSUPPORTED: [&str; 76] = [
     "-S",
     "-W",
-    "-c",
     "-C",
     "-w",
     "-p",
@@ -190,7 +189,6 @@ const UNSUPPORTED: [&str; 78] = [
     "--app",
     "--scratch",
     "--workdir",
-    "--contain",
     "--containall",
     "--compat",
     "--env-file",

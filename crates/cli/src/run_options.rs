@@ -37,6 +37,9 @@ pub(crate) struct RunOptions {
     /// Let the container be written to, in memory
     #[arg(long)]
     writable_tmpfs: bool,
+    /// Give it a /dev, /tmp, /var/tmp and home of its own, and leave the working directory out
+    #[arg(short = 'c', long)]
+    contain: bool,
     /// Keep the host's variables outside
     #[arg(short = 'e', long)]
     cleanenv: bool,
@@ -94,6 +97,7 @@ impl RunOptions {
             request.options.push("home".to_owned());
         }
         request.defaults.no_home = self.no_home || set.flag("NO_HOME");
+        request.defaults.contain = self.contain || set.flag("CONTAIN");
         let mut no_mount = self.no_mount.clone();
         no_mount.extend(
             set.first(&["NO_MOUNT"])
@@ -126,6 +130,7 @@ impl RunOptions {
             ("no-mount", !request.defaults.no_mount.is_empty()),
             ("env", !request.env.is_empty()),
             ("userns", self.userns),
+            ("contain", request.defaults.contain),
             ("overlay", !request.overlays.is_empty()),
             ("writable-tmpfs", request.writable_tmpfs),
         ];

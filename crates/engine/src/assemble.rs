@@ -319,7 +319,11 @@ fn working_directory(
         let own = if own.starts_with('/') { own } else { "/" };
         return (own.into(), vec!["/".into()]);
     }
-    let fallbacks = home.into_iter().chain(["/"]).map(Text::from).collect();
+    let fallbacks: Vec<Text> = home.into_iter().chain(["/"]).map(Text::from).collect();
+    if request.defaults.contain {
+        // The caller's directory is not visible, or is another one inside.
+        return (home.unwrap_or("/").into(), fallbacks);
+    }
     (host.cwd.clone().into_os_string().into(), fallbacks)
 }
 
@@ -334,6 +338,9 @@ fn share(
     let nobody = |reason: &str| Share::Nobody { reason: reason.to_owned() };
     if !request.share {
         return nobody("switched off");
+    }
+    if request.defaults.contain {
+        return nobody("files of its own (--contain) belong to one task");
     }
     if rootfs.overlay.as_ref().is_some_and(|overlay| overlay.upper == Some(Upper::Tmpfs)) {
         return nobody("what is written into memory (--writable-tmpfs) belongs to one task");
@@ -404,19 +411,16 @@ impl<'a> Layout<'a> {
                 }
             },
             BindSource::Tmpfs { .. } => (OsString::from("tmpfs"), "tmpfs", true),
-            BindSource::MinimalDev => {
-                return Err(EngineError::BadOption {
-                    message: "a /dev of the container's own (--contain) is not supported yet".to_owned(),
-                    remedy: "leave the option out".to_owned(),
-                });
-            }
+            BindSource::MinimalDev => return self.minimal_dev(&bind),
         };
         let asked = bind.destination.to_string_lossy().into_owned();
         let destination = self.mount_point(&bind, &asked, is_directory)?;
         let mut options: Vec<String> = Vec::new();
         match &bind.source {
             BindSource::Tmpfs { size } => {
-                options.push("mode=0755".to_owned());
+                let for_all =
+                    [Path::new("/tmp"), Path::new("/var/tmp")].contains(&bind.destination.as_path());
+                options.push(if for_all { "mode=1777" } else { "mode=0755" }.to_owned());
                 options.extend(size.map(|size| format!("size={size}")));
             }
             _ => options.push(if bind.recursive { "rbind" } else { "bind" }.to_owned()),
@@ -453,6 +457,36 @@ impl<'a> Layout<'a> {
             options,
         });
         self.mounted.insert(destination);
+        Ok(())
+    }
+
+    /// A `/dev` of the container's own: standard devices of the host, terminals and shared memory of its own.
+    fn minimal_dev(&mut self, bind: &BindRequest) -> Result<(), EngineError> {
+        let dev = self.mount_point(bind, "/dev", true)?;
+        let mut add = |name: &str, source: &str, kind: &str, options: &[&str]| {
+            let destination = if name.is_empty() { dev.clone() } else { dev.join(name) };
+            self.bindings.push(Binding {
+                destination: destination.display().to_string(),
+                source: source.to_owned(),
+                reason: bind.reason.clone(),
+            });
+            self.mounts.push(Mount {
+                destination: destination.into_os_string().into(),
+                source: source.into(),
+                kind: kind.to_owned(),
+                options: options.iter().map(|option| (*option).to_owned()).collect(),
+            });
+        };
+        add("", "tmpfs", "tmpfs", &["mode=0755", "nosuid", "noexec"]);
+        for name in ["null", "zero", "full", "random", "urandom", "tty"] {
+            let source = Path::new("/dev").join(name);
+            if source.exists() {
+                add(name, &source.to_string_lossy(), "bind", &["bind", "nosuid", "noexec"]);
+            }
+        }
+        add("pts", "devpts", "devpts", &["mode=0620", "ptmxmode=0666"]);
+        add("shm", "tmpfs", "tmpfs", &["mode=1777", "nosuid", "nodev", "noexec"]);
+        self.mounted.insert(dev);
         Ok(())
     }
 

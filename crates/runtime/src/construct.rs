@@ -23,8 +23,10 @@ pub(crate) fn construct(
     let Mounted { root, mounts } = mount_all(plan, serve)?;
     let place = mounts::staging_place()?;
     root.attach(place.as_fd())?;
+    let mut in_memory = mounts::InMemory::default();
     for (mount, made) in plan.spec.mounts.iter().zip(&mounts) {
-        mounts::attach_inside(root.mount.as_fd(), mount, made)?;
+        mounts::attach_inside(root.mount.as_fd(), mount, made, &in_memory)?;
+        in_memory.note(mount, made)?;
     }
     if let Some(hostname) = &plan.spec.hostname {
         rustix::system::sethostname(hostname.as_bytes())

@@ -5,9 +5,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Component, Path};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, Mode, OFlags, fstat, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_move, unmount};
 use rustix::process::{chroot, fchdir, pivot_root};
@@ -32,6 +32,7 @@ pub(crate) fn make(api: &MountApi, mount: &Mount, source: Option<Source>) -> Res
     let made = match (source, mount.kind.as_str()) {
         (Some(source), _) => api.copy(source).map_err(|errno| unusable_source(mount, errno))?,
         (None, "tmpfs") => new_tmpfs(api, &mount.options)?,
+        (None, kind @ ("devpts" | "mqueue" | "proc")) => new_kernel_tree(api, kind, &mount.options)?,
         (None, other) => {
             return Err(Failure::new(FailureClass::Setup, format!("mounts of type {other} are not known")));
         }
@@ -68,9 +69,21 @@ fn unusable_source(mount: &Mount, errno: Errno) -> Failure {
 }
 
 /// Attaches `source` at the destination of `mount` inside `root`.
-pub(crate) fn attach_inside(root: BorrowedFd<'_>, mount: &Mount, source: &Detached) -> Result<(), Failure> {
+pub(crate) fn attach_inside(
+    root: BorrowedFd<'_>,
+    mount: &Mount,
+    source: &Detached,
+    in_memory: &InMemory<'_>,
+) -> Result<(), Failure> {
     let destination = Path::new(mount.destination.as_os_str());
-    let target = open_destination(root, destination).or_fail(FailureClass::MountFailed, || {
+    let target = open_destination(root, destination).or_else(|errno| match errno {
+        Errno::NOENT => {
+            in_memory.make_point(destination, source)?;
+            open_destination(root, destination)
+        }
+        errno => Err(errno),
+    });
+    let target = target.or_fail(FailureClass::MountFailed, || {
         format!("the mount point {} cannot be opened inside the image", destination.display())
     })?;
     source.attach(target.as_fd()).map_err(|errno| {
@@ -91,13 +104,92 @@ pub(crate) fn open_destination(root: BorrowedFd<'_>, path: &Path) -> Result<Owne
 
 /// Makes a tmpfs; options that are no mount attributes go to the file system.
 pub(crate) fn new_tmpfs(api: &MountApi, options: &[String]) -> Result<Detached, Failure> {
-    let settings: Vec<(&str, Option<&str>)> = options
-        .iter()
-        .filter_map(|option| option.split_once('='))
-        .map(|(key, value)| (key, Some(value)))
-        .collect();
-    api.create("tmpfs", &settings, MountAttributes::NO_DEV.union(MountAttributes::NO_SUID))
+    api.create("tmpfs", &settings(options), MountAttributes::NO_DEV.union(MountAttributes::NO_SUID))
         .or_fail(FailureClass::MountFailed, || "cannot make a tmpfs".to_owned())
+}
+
+/// Makes a tree of the kernel's that belongs to the namespaces of this process.
+fn new_kernel_tree(api: &MountApi, kind: &str, options: &[String]) -> Result<Detached, Failure> {
+    let attributes = MountAttributes::NO_SUID.union(MountAttributes::NO_EXEC);
+    api.create(kind, &settings(options), attributes).map_err(|errno| match (kind, errno) {
+        // Something of the host's is mounted in it, and would come into sight: mount_too_revealing().
+        ("proc", Errno::PERM) => Failure::of_call(
+            FailureClass::MountFailed,
+            "this machine does not let /proc be mounted anew, because parts of its own are hidden",
+            errno,
+        ),
+        _ => Failure::of_call(FailureClass::MountFailed, format!("cannot mount a new {kind}"), errno),
+    })
+}
+
+fn settings(options: &[String]) -> Vec<(&str, Option<&str>)> {
+    let pairs = options.iter().filter_map(|option| option.split_once('='));
+    pairs.map(|(key, value)| (key, Some(value))).collect()
+}
+
+/// The mounts of a Plan that are file systems in memory, by the places where they are.
+#[derive(Debug, Default)]
+pub(crate) struct InMemory<'a> {
+    places: Vec<(&'a Path, &'a Detached)>,
+}
+
+impl<'a> InMemory<'a> {
+    /// Notes a mount that has been attached. A new `/dev` gets the links that programs expect there
+    /// (OCI runtime specification, `config-linux.md`, "Dev symbolic links").
+    pub(crate) fn note(&mut self, mount: &'a Mount, made: &'a Detached) -> Result<(), Failure> {
+        let destination = Path::new(mount.destination.as_os_str());
+        // What is mounted over a place hides what was in memory there.
+        self.places.retain(|(place, _)| !place.starts_with(destination));
+        if mount.kind != "tmpfs" {
+            return Ok(());
+        }
+        self.places.push((destination, made));
+        if destination != Path::new("/dev") {
+            return Ok(());
+        }
+        let links = [
+            ("/proc/self/fd", "fd"),
+            ("/proc/self/fd/0", "stdin"),
+            ("/proc/self/fd/1", "stdout"),
+            ("/proc/self/fd/2", "stderr"),
+            ("pts/ptmx", "ptmx"),
+        ];
+        links
+            .iter()
+            .try_for_each(|(target, link)| symlinkat(*target, made.as_fd(), *link))
+            .or_fail(FailureClass::MountFailed, || "cannot make the links of a new /dev".to_owned())
+    }
+
+    /// Makes a mount point for `source` where `destination` is missing in one of these file systems.
+    /// Nothing is made anywhere else: not in the image, and not in a directory of the host that is bound
+    /// below one of them.
+    fn make_point(&self, destination: &Path, source: &Detached) -> Result<(), Errno> {
+        let inside = |(place, made): &(&'a Path, &'a Detached)| {
+            Some((*made, destination.strip_prefix(place).ok()?.to_owned()))
+        };
+        let (made, rest) = self.places.iter().rev().find_map(inside).ok_or(Errno::NOENT)?;
+        let memory = fstat(made.as_fd())?.st_dev;
+        let is_directory = FileType::from_raw_mode(fstat(source.as_fd())?.st_mode) == FileType::Directory;
+        let mut here = rustix::io::dup(made.as_fd())?;
+        let mut names = rest.components().peekable();
+        while let Some(name) = names.next() {
+            let Component::Normal(name) = name else { return Err(Errno::NOENT) };
+            if fstat(&here)?.st_dev != memory {
+                return Err(Errno::NOENT);
+            }
+            if names.peek().is_none() && !is_directory {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                return openat(&here, name, flags, Mode::from_bits_truncate(0o644)).map(drop);
+            }
+            match mkdirat(&here, name, Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            here = openat(&here, name, flags, Mode::empty())?;
+        }
+        Ok(())
+    }
 }
 
 /// The attributes that `mount(8)` options ask for.

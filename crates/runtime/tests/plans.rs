@@ -562,6 +562,48 @@ fn what_is_written_above_a_root_goes_to_memory_or_to_a_directory() {
     }
 }
 
+#[test]
+fn mount_points_are_made_in_memory_and_nowhere_else() {
+    let Some(bench) = Bench::prepare() else { return };
+    let host = bench.path("host-directory");
+    fs::create_dir(&host).unwrap();
+    fs::write(bench.path("host-file"), "host\n").unwrap();
+    for kind in [Kind::Directory, Kind::Image] {
+        let mounts = |more: Value| {
+            let bind = |from: &str, to: &str| json!({"destination": to, "source": from, "type": "bind", "options": ["rbind"]});
+            let mut all = vec![
+                json!({"destination": "/dev", "source": "tmpfs", "type": "tmpfs", "options": ["mode=0755", "nosuid"]}),
+                bind("/dev/null", "/dev/null"),
+                json!({
+                    "destination": "/dev/pts", "source": "devpts", "type": "devpts",
+                    "options": ["mode=0620", "ptmxmode=0666"]
+                }),
+                bind("/proc", "/proc"),
+                json!({"destination": "/tmp", "source": "tmpfs", "type": "tmpfs", "options": ["mode=1777"]}),
+                bind(&bench.path("host-file").display().to_string(), "/tmp/a/b/file"),
+                bind(&host.display().to_string(), "/tmp/a/dir"),
+            ];
+            all.extend(more.as_array().unwrap().iter().cloned());
+            move |plan: &mut Value| plan["spec"]["mounts"] = json!(all)
+        };
+        let script = "cat /tmp/a/b/file; ls -a /dev; echo x > /dev/null; readlink /dev/fd; readlink /dev/ptmx; touch /tmp/x /tmp/a/dir/y";
+        let (out, err) = text(&bench.run(kind, script, mounts(json!([]))));
+        let expected = "host\n.\n..\nfd\nnull\nptmx\npts\nstderr\nstdin\nstdout\n/proc/self/fd\npts/ptmx\n";
+        assert_eq!(out, expected, "{kind:?}: {err}");
+        assert!(host.join("y").exists());
+        fs::remove_file(host.join("y")).unwrap();
+        // Neither a directory of the host nor the image gets a mount point.
+        for destination in ["/tmp/a/dir/new", "/etc/new"] {
+            let file = bench.path("host-file");
+            let more =
+                json!([{"destination": destination, "source": file, "type": "bind", "options": ["rbind"]}]);
+            let (_, err) = text(&bench.run(kind, "exit 0", mounts(more)));
+            assert!(err.starts_with("error: MountFailed: "), "{kind:?} {destination}: {err}");
+        }
+        assert_eq!(fs::read_dir(&host).unwrap().count(), 0);
+    }
+}
+
 /// Refused calls as `REFUSE` has them: ENOSYS is 38, EPERM 1, EINVAL 22.
 const NEW_MOUNT_CALLS: &str = "open_tree,move_mount,mount_setattr,fsopen";
 

@@ -123,3 +123,44 @@ pub fn overlays(desk: &Desk) -> Check {
     }
     Ok(())
 }
+
+/// With `--contain` the host's files are not there, and what is written is gone with the container.
+///
+/// # Errors
+/// Something of the host's is visible, or remains.
+pub fn contain(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("contain")?;
+    let home = desk.env.home()?.display().to_string();
+    dir.write("data", "bound\n")?;
+    let here = dir.path().display().to_string();
+    let mark = format!("situla-contained-{}", std::process::id());
+    for image in images(desk, dir.path())? {
+        for program in PROGRAMS {
+            for flag in ["--contain", "-c"] {
+                let run = |options: &[&str], script: &str| {
+                    inside(desk, dir.path(), program, &[&[flag], options].concat(), &image, script)
+                };
+                expect(
+                    run(&[], "ls /dev | sort | tr '\\n' ' '")?,
+                    "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero",
+                )?;
+                let write = format!(
+                    "for d in /tmp /var/tmp /dev/shm $HOME; do ls -A $d; touch $d/{mark} || exit 1; done; pwd; \
+                     head -c 2 /dev/urandom | wc -c; echo gone > /dev/null; touch /usr/x 2> /dev/null || echo read-only"
+                );
+                expect(run(&[], &write)?, &format!("{home}\n2\nread-only"))?;
+                for place in ["/tmp", "/var/tmp", "/dev/shm", &home] {
+                    if Path::new(place).join(&mark).exists() {
+                        return Err(format!("{place}/{mark} is on the host").into());
+                    }
+                }
+                // What is asked for by name is there, also at places that are only in memory.
+                let binds = format!("{here}:/tmp/a/b,{here}/data:{home}/data,/dev/fuse");
+                let script = format!("cat /tmp/a/b/data {home}/data; test -c /dev/fuse && echo device");
+                expect(run(&["-B", &binds], &script)?, "bound\nbound\ndevice")?;
+                expect(run(&["--pwd", "/usr"], "pwd")?, "/usr")?;
+            }
+        }
+    }
+    Ok(())
+}

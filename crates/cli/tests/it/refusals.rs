@@ -11,10 +11,10 @@ fn options_and_commands_are_refused_in_one_line() {
     const HELP: &str = "see apptainer --help";
     let site = Installation::new();
     for (words, named, remedy) in [
-        (&["exec", "-c"][..], "option -c ", LEAVE_OUT),
-        (&["exec", "--contain"], "--contain ", LEAVE_OUT),
+        (&["exec", "-W", "/x"][..], "option -W ", LEAVE_OUT),
+        (&["exec", "--compat"], "--compat ", LEAVE_OUT),
         (&["exec", "-C"], "option -C ", LEAVE_OUT),
-        (&["exec", "-ec"], "option -c ", LEAVE_OUT),
+        (&["exec", "-ew"], "option -w ", LEAVE_OUT),
         (&["exec", "--containall"], "--containall ", LEAVE_OUT),
         (&["exec", "--nv"], "--nv ", LEAVE_OUT),
         (&["exec", "--rocm"], "--rocm ", LEAVE_OUT),
