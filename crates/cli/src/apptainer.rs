@@ -179,12 +179,10 @@ const UNSUPPORTED_BUILDING: [&str; 22] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 81] = [
+const UNSUPPORTED: [&str; 76] = [
     "-S",
     "-W",
-    "-c",
     "-C",
-    "-o",
     "-w",
     "-p",
     "-i",
@@ -193,15 +191,12 @@ const UNSUPPORTED: [&str; 81] = [
     "--app",
     "--scratch",
     "--workdir",
-    "--contain",
     "--containall",
     "--compat",
     "--env-file",
     "--no-env",
     "--no-umask",
-    "--overlay",
     "--writable",
-    "--writable-tmpfs",
     "--underlay",
     "--unsquash",
     "--disable-cache",

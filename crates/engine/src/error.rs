@@ -210,6 +210,9 @@ fn runtime_remedy(failure: &Failure) -> Option<&'static str> {
         FailureClass::BindSourceMissing => "create it, or leave the bind out",
         FailureClass::MountFailed => "see the cause above; choose another source or destination for the bind",
         FailureClass::Rootfs => "the image may be damaged; check it with `situla inspect`",
+        FailureClass::Overlay => {
+            "use a directory on a local file system that you may write to, or --writable-tmpfs"
+        }
         FailureClass::WorkingDirectory => "name a directory that exists inside, or bind it",
         FailureClass::CommandNotFound => "check the name, and the image's PATH",
         FailureClass::CommandNotExecutable => {

@@ -11,14 +11,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat, openat2};
+use rustix::fs::{Dir, FileType, Mode, OFlags, fchmod, fstat, mkdirat, openat};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
 use situla_plan::{MAX_ACCOUNT_FILE, Patch, PatchContent};
 use situla_sys::MountAttributes;
 
 use crate::failure::{Failure, FailureClass};
-use crate::mounts::{Detached, new_tmpfs};
+use crate::inside::{Links, open_inside};
+use crate::mount_api::{Detached, MountApi};
+use crate::mounts::new_tmpfs;
 
 /// Mounts that go on top of a root once that is attached.
 pub(crate) struct Covers {
@@ -39,6 +40,7 @@ impl Covers {
     /// Prepares covers that show `patches` on the detached root `lower`; `None` where a patch goes
     /// into a directory that has other entries, or replaces something that is no file.
     pub(crate) fn make(
+        api: &MountApi,
         patches: &[Patch],
         lower: BorrowedFd<'_>,
         place: BorrowedFd<'_>,
@@ -72,7 +74,7 @@ impl Covers {
         }
         let fail =
             |errno| Failure::of_call(FailureClass::Rootfs, "cannot prepare files above the image", errno);
-        let session = new_tmpfs(&[])?;
+        let session = new_tmpfs(api, &[])?;
         for (number, site) in sites.iter().enumerate().filter(|(_, site)| site.is_directory) {
             let mode = fstat(&site.target).map_err(fail)?.st_mode & 0o7777;
             make_directory(session.as_fd(), &number.to_string(), mode).map_err(fail)?;
@@ -85,11 +87,9 @@ impl Covers {
             lay(session.as_fd(), &format!("{number}{inside}"), shown).map_err(fail)?;
         }
         session.restrict(attributes).map_err(fail)?;
-        session.attach(place).map_err(fail)?;
-        let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        session.settle(place).map_err(fail)?;
         let bound = |(number, site): (usize, Site<'_>)| {
-            let mount = open_tree(session.as_fd(), number.to_string(), clone)?;
-            Ok((site.target, Detached::new(mount)))
+            Ok((site.target, api.copy_below(session.as_fd(), &number.to_string())?))
         };
         let covers = sites.into_iter().enumerate().map(bound).collect::<Result<_, _>>().map_err(fail)?;
         Ok(Some(Covers { covers, _session: session }))
@@ -149,8 +149,7 @@ fn find<'a>(lower: BorrowedFd<'_>, patch: &'a Patch) -> Found<'a> {
 
 /// Opens a path in which the Plan says there is no link.
 fn open_exactly(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    open_inside(root, path.as_bytes(), flags, Links::Refuse)
 }
 
 fn is_empty(root: BorrowedFd<'_>, path: &str) -> bool {

@@ -10,6 +10,7 @@ pub mod image_commands;
 pub mod kills;
 pub mod neighbour;
 pub mod no_helpers;
+pub mod options;
 pub mod policy;
 pub mod privileged;
 pub mod records;
@@ -60,6 +61,8 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("run_and_shell", command_line::run_and_shell),
     ("defaults_from_inside", command_line::defaults_from_inside),
     ("unsquashfs_reads_ours", command_line::unsquashfs_reads_ours),
+    ("options::contain", options::contain),
+    ("options::overlays", options::overlays),
     ("plan_runs_nothing", command_line::plan_runs_nothing),
     ("runs_are_recorded", command_line::runs_are_recorded),
     ("forbidden_registry", policy::forbidden_registry),
