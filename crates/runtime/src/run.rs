@@ -73,7 +73,7 @@ pub fn replace(plan: &Plan) -> Failure {
         Err(Failure::new(FailureClass::Setup, "an image file needs a process that serves it"))
     };
     match construct(plan, &mut serve, &mut || Ok(())) {
-        Ok(()) => become_payload(plan, &command, &surroundings, &mut || {}),
+        Ok(()) => become_payload(plan, &command, &surroundings),
         Err(failure) => failure,
     }
 }
@@ -137,20 +137,17 @@ struct Start<'a> {
 
 impl Start<'_> {
     /// Forks a child that gets itself into the container by `enter` and becomes the payload. The
-    /// pipe that is returned carries [`supervise::READY`] before the exec, or a failure; it ends with
-    /// the exec, or with the child.
+    /// pipe that is returned carries a failure; it ends with the exec, or with the child.
     fn fork_payload(&self, enter: impl FnOnce() -> Result<(), Failure>) -> Result<(Pid, OwnedFd), Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(setup("cannot make a pipe"))?;
         match fork().map_err(setup("cannot fork"))? {
             Forked::Parent(pid) => Ok((pid, reader)),
             Forked::Child => {
-                let mut ready = || {
-                    // Unsaid, it looks as if this process had been killed: so does its parent's death.
-                    let _ = rustix::io::write(&writer, &[supervise::READY]);
-                };
+                // Without the name its death before the exec looks like the program's.
+                let _ = rustix::thread::set_name(supervise::NAME_BEFORE_EXEC);
                 let failure = match enter() {
-                    Ok(()) => become_payload(self.plan, self.command, self.surroundings, &mut ready),
+                    Ok(()) => become_payload(self.plan, self.command, self.surroundings),
                     Err(failure) => failure,
                 };
                 let _ = rustix::io::write(&writer, &failure.encode());
