@@ -127,7 +127,7 @@ impl Snapshot {
         let Ok(table) = fs::read_to_string(process.join("net/unix")) else { return };
         for name in table.lines().filter_map(|line| line.split_whitespace().nth(7)) {
             let watched = self.watched.iter().any(|dir| name.starts_with(&*dir.to_string_lossy()));
-            let slurms = !watched && ["-cluster/", "/situla-foreign"].iter().any(|of| name.contains(of));
+            let slurms = !watched && ["-cluster", "/situla-foreign"].iter().any(|of| name.contains(of));
             // @situla/UID/JOB.STEP/…
             let user = name.strip_prefix("@situla/").and_then(|rest| rest.split('/').next()?.parse().ok());
             if name.contains("situla") && !slurms && user.is_none_or(|uid: u32| uid == self.uid || uid == 0) {
