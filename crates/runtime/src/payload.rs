@@ -110,21 +110,16 @@ pub(crate) struct Surroundings {
     pub(crate) parent: Option<Pid>,
 }
 
-/// Turns this process, which is inside the container already, into the payload; calls `ready` when it
-/// is about to let signals through again. Returns only with the reason why that failed.
-pub(crate) fn become_payload(
-    plan: &Plan,
-    command: &Command,
-    surroundings: &Surroundings,
-    ready: &mut dyn FnMut(),
-) -> Failure {
-    match prepare(plan, surroundings, ready) {
+/// Turns this process, which is inside the container already, into the payload. Returns only with
+/// the reason why that failed.
+pub(crate) fn become_payload(plan: &Plan, command: &Command, surroundings: &Surroundings) -> Failure {
+    match prepare(plan, surroundings) {
         Ok(()) => command.execute(),
         Err(failure) => failure,
     }
 }
 
-fn prepare(plan: &Plan, surroundings: &Surroundings, ready: &mut dyn FnMut()) -> Result<(), Failure> {
+fn prepare(plan: &Plan, surroundings: &Surroundings) -> Result<(), Failure> {
     enter_working_directory(plan)?;
     let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
     if plan.spec.process.no_new_privileges {
@@ -145,9 +140,6 @@ fn prepare(plan: &Plan, surroundings: &Surroundings, ready: &mut dyn FnMut()) ->
         situla_sys::restore_default_action(13).map_err(setup("cannot restore SIGPIPE"))?;
     }
     situla_sys::restore_sigchld();
-    // A signal that was passed on meanwhile may end this process with the next call, as it would end
-    // the program.
-    ready();
     situla_sys::set_signal_mask(&surroundings.mask).map_err(setup("cannot restore the signal mask"))
 }
 
