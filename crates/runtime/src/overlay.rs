@@ -1,5 +1,5 @@
-//! An overlay above a directory: the last resort where something must be shown that the directory
-//! does not have, and no bind mount can show it (see [`crate::covers`]).
+//! An overlay above a whole root directory: the last resort where something must be shown in the root
+//! itself that the directory does not have (see [`crate::covers`]).
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

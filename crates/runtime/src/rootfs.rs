@@ -94,7 +94,7 @@ pub(crate) fn mount(
         Ready { mount, covers: None, _session: Some(session) }
     } else if patches.is_empty() {
         plain(lower)
-    } else if let Some(covers) = Covers::make(api, patches, lower.as_fd(), place, attributes)? {
+    } else if let Some(covers) = Covers::make(api, patches, &lower, place, attributes)? {
         Ready { mount: lower, covers: Some(covers), _session: None }
     } else {
         let (mount, session) = mount_overlay(api, patches, place, &lower)?;

@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Cursor;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -306,6 +306,32 @@ fn usual_patches_of_a_directory_need_no_overlay() {
     let (seen, overlay) = show(more);
     assert!(seen.starts_with("hidden\n/real:\nhome\n\n/real/home:\nfile\nuser\n"), "{seen}");
     assert!(overlay, "{seen}");
+}
+
+#[test]
+fn an_overlay_covers_no_more_than_it_must() {
+    let Some(bench) = Bench::prepare() else { return };
+    fs::create_dir(bench.path("root/etc/sub")).unwrap();
+    fs::set_permissions(bench.path("root/etc/sub"), fs::Permissions::from_mode(0o751)).unwrap();
+    fs::write(bench.path("root/etc/sub/old"), "old\n").unwrap();
+    let file = |path: &str| json!({"path": path, "kind": "file", "content": "new\n", "mode": 0o640, "reason": "test"});
+    let script = "cat /etc/witness /etc/sub/new /etc/sub/old /etc/new; ls /etc /etc/sub; ls -ld /etc/sub /etc/new; \
+                  touch /etc/x /etc/sub/x; cat /proc/self/mountinfo";
+    // In whatever order they come; a name in the root itself takes an overlay over all.
+    let deep_first = json!([file("/etc/sub/new"), file("/etc/witness"), file("/etc/new")]);
+    let deep_last = json!([file("/etc/new"), file("/etc/witness"), file("/etc/sub/new")]);
+    let root = json!([file("/etc/sub/new"), file("/top"), file("/etc/witness"), file("/etc/new")]);
+    for (patches, place) in [(deep_first, "/etc"), (deep_last, "/etc"), (root, "/")] {
+        let output = bench.run(Kind::Directory, script, |plan| plan["rootfs"]["patches"] = patches);
+        let (out, err) = text(&output);
+        let lists = "new\nnew\nold\nnew\n/etc:\nnew\nsub\nwitness\n\n/etc/sub:\nnew\nold\n";
+        assert!(out.starts_with(lists), "{place}: {out}{err}");
+        assert!(out.contains("drwxr-x--x") && out.contains("-rw-r-----"), "{place}: {out}");
+        assert_eq!(err.matches("Read-only file system").count(), 2, "{place}: {err}");
+        let overlays = out.lines().filter(|line| line.contains(" - overlay "));
+        let places: Vec<&str> = overlays.filter_map(|line| line.split(' ').nth(4)).collect();
+        assert_eq!(places, [place], "{out}");
+    }
 }
 
 #[test]
