@@ -17,5 +17,5 @@ mod tree;
 mod wire;
 
 pub use layered::{Complete, Layered, PatchError};
-pub use server::{Served, Server, ServerError};
+pub use server::{Reply, Served, Server, ServerError};
 pub use tree::{Attributes, Entry, Errno, Kind, NodeId, Statistics, Tree, Xattrs};

@@ -45,6 +45,15 @@ struct Buffers {
     answer: Vec<u8>,
 }
 
+/// The header of a reply, without its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The number of the request.
+    pub unique: u64,
+    /// 0, or the negative errno.
+    pub error: i32,
+}
+
 /// What a request leads to.
 enum Answer {
     /// Success; the payload lies in the answer buffer.
@@ -74,15 +83,11 @@ impl<'a> Server<'a> {
                 Err(Errno::NODEV) => return Ok(Served::Unmounted),
                 Err(error) => return Err(ServerError::ReadRequest(error)),
             };
-            let Some(request) = buffers.request.get(..length).and_then(parse) else { continue };
-            let Request { unique, node, operation } = request;
-            buffers.answer.clear();
-            let answer = self.answer(node, operation, &mut buffers.answer)?;
-            let (error, payload): (i32, &[u8]) = match answer {
-                Answer::None => continue,
-                Answer::Data => (0, &buffers.answer),
-                Answer::Error(errno) => (-errno.raw_os_error(), &[]),
+            let request = buffers.request.get(..length).unwrap_or_default();
+            let Some(Reply { unique, error }) = self.reply_to(request, &mut buffers.answer)? else {
+                continue;
             };
+            let payload = buffers.answer.as_slice();
             match send(device, unique, error, payload) {
                 // The kernel does not take this answer (EINVAL), or cannot just now (ENOMEM). One
                 // request must not end the service of all: its caller gets an error.
@@ -90,6 +95,24 @@ impl<'a> Server<'a> {
                 sent => sent?,
             }
         }
+    }
+
+    /// Answers one request, as the kernel has written it: `payload` becomes what follows the header of
+    /// the reply. `None` where the kernel expects no reply, or the bytes are no request.
+    ///
+    /// # Errors
+    /// The kernel cannot be served at all.
+    pub fn reply_to(&self, request: &[u8], payload: &mut Vec<u8>) -> Result<Option<Reply>, ServerError> {
+        payload.clear();
+        let Some(Request { unique, node, operation }) = parse(request) else { return Ok(None) };
+        Ok(match self.answer(node, operation, payload)? {
+            Answer::None => None,
+            Answer::Data => Some(Reply { unique, error: 0 }),
+            Answer::Error(errno) => {
+                payload.clear();
+                Some(Reply { unique, error: -errno.raw_os_error() })
+            }
+        })
     }
 
     /// Computes the answer to one request into `out`.

@@ -92,7 +92,7 @@ pub(crate) fn merge_passwd(image: &str, user: &HostUser) -> Result<String, Accou
     let HostUser { name, uid, gid, gecos, home, shell } = user;
     let mut merged = String::with_capacity(image.len() + 256);
     let mut found = false;
-    for line in image.lines() {
+    for line in lines_of(image) {
         let parts: Vec<&str> = line.split(':').collect();
         match parts[..] {
             [theirs, password, id, group, full_name, _, login] if !found && id.parse() == Ok(*uid) => {
@@ -128,13 +128,13 @@ pub(crate) fn merge_group(image: &str, user: &str, groups: &[HostGroup]) -> Resu
     }
     check_field(FILE, "name", user)?;
     let mut merged = String::with_capacity(image.len() + 32 * groups.len() + 1);
-    for line in image.lines() {
+    for line in lines_of(image) {
         merged.push_str(line);
         merged.push('\n');
     }
     for HostGroup { name, gid } in groups {
         check_field(FILE, "group name", name)?;
-        if image.lines().any(|line| is_member(line, name, *gid, user)) {
+        if lines_of(image).any(|line| is_member(line, name, *gid, user)) {
             continue;
         }
         merged.push_str(&format!("{name}:x:{gid}:{user}\n"));
@@ -150,6 +150,11 @@ fn is_member(line: &str, group: &str, gid: u32, user: &str) -> bool {
         && id.is_some_and(|id| id.parse() == Ok(gid))
         && members.is_some_and(|members| members.split(',').any(|member| member == user))
         && fields.next().is_none()
+}
+
+/// The lines of a file, each as it is: a carriage return at its end belongs to it.
+fn lines_of(image: &str) -> impl Iterator<Item = &str> {
+    image.split_terminator('\n')
 }
 
 fn check_length(file: &'static str, text: &str) -> Result<(), AccountError> {
@@ -213,6 +218,10 @@ mod tests {
             let kept: String = image.lines().map(|line| format!("{line}\n")).collect();
             assert_eq!(got, format!("{kept}{added}"), "{image:?}");
         }
+        // A carriage return is the image's own, however often the file is completed.
+        let once = merge_passwd("a:x:1:1::/a:/s\r\r\n", &alice(1001)).expect("bounded");
+        assert_eq!(once, format!("a:x:1:1::/a:/s\r\r\n{added}"));
+        assert_eq!(merge_passwd(&once, &alice(1001)), Ok(once));
         // Only the first of two equal ids speaks for the user.
         let twice = "a:x:7:7::/a:/s\nb:x:7:7::/b:/s\n";
         let got = merge_passwd(twice, &alice(7)).expect("bounded");

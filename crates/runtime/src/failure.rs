@@ -47,6 +47,9 @@ const CLASSES: [FailureClass; 11] = [
     FailureClass::Setup,
 ];
 
+/// The highest number that the kernel gives to an error (`MAX_ERRNO`, linux/err.h).
+const MAX_ERRNO: i32 = 4095;
+
 /// A failure with what it was about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -91,7 +94,8 @@ impl Failure {
         let class = CLASSES.get(usize::from(*bytes.first()?)).copied().unwrap_or(FailureClass::Setup);
         let errno = i32::from_ne_bytes(bytes.get(1..5)?.try_into().ok()?);
         let message = String::from_utf8_lossy(bytes.get(5..)?).into_owned();
-        let errno = (errno != 0).then(|| Errno::from_raw_os_error(errno));
+        // 0 says that there was none. What is no errno at all must not become one: rustix asserts that.
+        let errno = (1..=MAX_ERRNO).contains(&errno).then(|| Errno::from_raw_os_error(errno));
         Some(Failure { class, message, errno })
     }
 }
@@ -142,5 +146,10 @@ mod tests {
             }
         }
         assert_eq!(Failure::decode(&[1, 2]), None);
+        for errno in [-1, i32::MIN, 4096, i32::MAX] {
+            let bytes = [&[0][..], &errno.to_ne_bytes(), b"damaged"].concat();
+            let read = Failure::decode(&bytes).expect("a failure");
+            assert_eq!((read.errno(), read.to_string().as_str()), (None, "damaged"));
+        }
     }
 }

@@ -17,8 +17,11 @@ mod message;
 mod mount_api;
 mod mount_table;
 mod mounts;
+#[cfg(test)]
+mod mutations;
 mod namespaces;
 mod overlay;
+mod own_program;
 mod payload;
 mod rootfs;
 mod run;

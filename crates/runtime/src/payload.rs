@@ -1,15 +1,19 @@
 //! The last steps before the payload runs: give up privileges, close, exec.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::{Errno, FdFlags};
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, fchdir, getppid, set_dumpable_behavior, set_parent_process_death_signal,
+};
 use situla_plan::Plan;
 use situla_sys::{ExecStrings, SignalMask};
 
 use crate::failure::{Context, Failure, FailureClass};
+use crate::own_program;
 
 /// Where the command is searched if the container's environment has no PATH (`execvp(3)`, and what
 /// Apptainer uses).
@@ -24,6 +28,8 @@ pub(crate) struct Command {
     shell_arguments: ExecStrings,
     candidates: Vec<CString>,
     name: String,
+    /// Whether the user could change the file of this program, so that it must not be run inside.
+    guards_own_program: bool,
 }
 
 impl Command {
@@ -51,6 +57,7 @@ impl Command {
             shell_arguments: ExecStrings::new(shell).map_err(nul)?,
             arguments: ExecStrings::new(words).map_err(nul)?,
             environment: ExecStrings::new(bytes(&process.env)).map_err(nul)?,
+            guards_own_program: own_program::is_changeable(),
         })
     }
 
@@ -60,16 +67,21 @@ impl Command {
         paths.filter(|path| path.starts_with(b"/")).collect()
     }
 
+    /// Executes one program, if it is not this one.
+    fn try_one(&self, path: &CStr, arguments: &ExecStrings) -> Errno {
+        match self.guards_own_program.then(|| own_program::expect_another(path.to_bytes())) {
+            Some(Err(errno)) => errno,
+            _ => situla_sys::execute(path, arguments, &self.environment),
+        }
+    }
+
     /// Executes the command; returns only with the reason why that failed.
     fn execute(&self) -> Failure {
         let mut denied = None;
         for candidate in &self.candidates {
-            match situla_sys::execute(candidate, &self.arguments, &self.environment) {
+            match self.try_one(candidate, &self.arguments) {
                 Errno::NOENT | Errno::NOTDIR => {}
-                Errno::NOEXEC => {
-                    let errno = situla_sys::execute(c"/bin/sh", &self.shell_arguments, &self.environment);
-                    denied = Some(errno);
-                }
+                Errno::NOEXEC => denied = Some(self.try_one(c"/bin/sh", &self.shell_arguments)),
                 errno => denied = denied.or(Some(errno)),
             }
         }
@@ -125,6 +137,9 @@ fn prepare(plan: &Plan, surroundings: &Surroundings) -> Result<(), Failure> {
     if plan.spec.process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(setup("cannot set no_new_privs"))?;
     }
+    // From here on processes that are inside already have no fewer capabilities than this one, which still
+    // has things of the host open and runs a file of the host's: they must not trace it. Exec ends this.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(setup("cannot forbid to be traced"))?;
     situla_sys::drop_all_capabilities().map_err(setup("cannot drop capabilities"))?;
     close_descriptors(plan)?;
     if let Some(parent) = surroundings.parent {
@@ -146,14 +161,12 @@ fn prepare(plan: &Plan, surroundings: &Surroundings) -> Result<(), Failure> {
 /// Enters the working directory, or the first fallback that exists where the user did not choose.
 fn enter_working_directory(plan: &Plan) -> Result<(), Failure> {
     let wanted = &plan.spec.process.cwd;
-    let errno = match rustix::process::chdir(wanted.as_bytes()) {
+    let errno = match enter_directory(wanted.as_bytes()) {
         Ok(()) => return Ok(()),
         Err(errno) => errno,
     };
-    for fallback in &plan.cwd_fallbacks {
-        if rustix::process::chdir(fallback.as_bytes()).is_ok() {
-            return Ok(());
-        }
+    if plan.cwd_fallbacks.iter().any(|fallback| enter_directory(fallback.as_bytes()).is_ok()) {
+        return Ok(());
     }
     let path = Path::new(wanted.as_os_str()).display();
     Err(Failure::of_call(
@@ -161,6 +174,13 @@ fn enter_working_directory(plan: &Plan) -> Result<(), Failure> {
         format!("cannot enter {path} inside the container"),
         errno,
     ))
+}
+
+/// Changes to a directory, but not through a link of `/proc` to one of our descriptors: that could be a
+/// directory of the host's, and the image may have chosen the path.
+fn enter_directory(path: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fchdir(openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?)
 }
 
 /// Leaves standard input, output, error and what the plan names open over exec; nothing else, but

@@ -1,6 +1,7 @@
 //! The cases, by what they are about. Each is a function of its surroundings that returns the story of its
 //! failure; the lists here say in which tier and under which name it runs.
 
+pub mod attacks;
 pub mod bare;
 pub mod command_line;
 pub mod ends;
@@ -83,6 +84,19 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pull_and_exec", image_commands::pull_and_exec),
     ("allowed_registry", policy::allowed_registry),
     ("wrong_digest", image_commands::wrong_digest),
+    ("attacks::own_binary", attacks::own_binary),
+    ("attacks::working_directory", attacks::working_directory),
+    ("attacks::descriptors_and_variables", attacks::descriptors_and_variables),
+    ("attacks::processes_and_mounts", attacks::processes_and_mounts),
+    ("attacks::links_out_of_the_image", attacks::links_out_of_the_image),
+    ("attacks::swapped_directories", attacks::swapped_directories),
+    ("attacks::account_files", attacks::account_files),
+    ("attacks::environment_scripts", attacks::environment_scripts),
+    ("attacks::device_nodes_and_set_uid_programs", attacks::device_nodes_and_set_uid_programs),
+    ("attacks::entering_tasks", attacks::entering_tasks),
+    ("attacks::a_strangers_step", attacks::a_strangers_step),
+    ("attacks::noise_at_the_meeting_point", attacks::noise_at_the_meeting_point),
+    ("attacks::another_tenants_view", attacks::another_tenants_view),
     ("killed_pull", kills::killed_pull),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),

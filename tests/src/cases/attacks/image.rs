@@ -1,0 +1,261 @@
+//! What a hostile image holds: links, account files, scripts, programs and devices.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, RenameFlags};
+
+use super::{Desk, Hostile, SECRET, all_refused, without};
+use crate::command;
+use crate::tier::Check;
+
+/// Links of the image in place of the directories and files that every container mounts something on, absolute
+/// and by `..`, to the host's directory and to what `/proc` says about our own process. Whether the container
+/// starts or is refused: nothing of the host is shown, and nothing is made there.
+///
+/// # Errors
+/// A link led out of the image.
+pub fn links_out_of_the_image(desk: &Desk) -> Check {
+    let places = ["etc", "dev", "proc", "sys", "tmp", "etc/passwd", "etc/group", "etc/hosts", "home"];
+    for place in places {
+        let hostile = Hostile::new(desk, "links")?;
+        let host = hostile.host().display().to_string();
+        let inside = host.trim_start_matches('/');
+        let is_file = place.starts_with("etc/");
+        let wanted = if is_file { format!("{inside}/secret") } else { inside.to_owned() };
+        let targets = [
+            format!("/{wanted}"),
+            format!("../../../../../../../../{wanted}"),
+            format!("/proc/self/root/{wanted}"),
+            format!("/proc/self/cwd/{wanted}"),
+            "/proc/self/fd/0".to_owned(),
+        ];
+        for target in targets {
+            hostile.link(&target, place)?;
+            // Where /tmp leads to is where the host's own /tmp is mounted.
+            let made = if place == "tmp" { "inner/made" } else { "made" };
+            let script = format!(
+                "cat /etc/passwd /{place} /{place}/secret /{place}/inner/x 2>&1; ls /{place}/; echo >/{place}/{made}"
+            );
+            hostile
+                .each_kind(|image| {
+                    let options = ["--bind", &format!("{host}/inner:/{place}/bound")];
+                    for options in [&[][..], &options[..]] {
+                        let ran = hostile.shell(image, options, &script)?;
+                        if ran.timed_out {
+                            return Err(format!("it hangs\n{ran}").into());
+                        }
+                        without(ran, SECRET)?;
+                    }
+                    Ok(())
+                })
+                .map_err(|e| super::story(&format!("/{place} -> {target}"), &e))?;
+            hostile.untouched()?;
+        }
+    }
+    // The user's own destinations: through a link of the image, and with `..`.
+    let hostile = Hostile::new(desk, "destinations")?;
+    let host = hostile.host().display().to_string();
+    hostile.link(&host, "link")?;
+    hostile.link("../../../../../../../..", "up")?;
+    hostile.each_kind(|image| {
+        for destination in ["/link/x", "/up/x", "/../../../../x", "/tmp/../../x", &format!("/up{host}/x")] {
+            let bind = format!("/usr:{destination}");
+            let ran = hostile.shell(image, &["--bind", &bind], "ls /x /link/x")?;
+            without(ran, SECRET)?;
+            hostile.untouched()?;
+        }
+        Ok(())
+    })
+}
+
+/// A directory of the image is exchanged for a link to the host, and back, while containers start that mount
+/// something below it: as a bind destination, and as a mount point that the image must be shown to have.
+///
+/// # Errors
+/// A start was led out of the image.
+pub fn swapped_directories(desk: &Desk) -> Check {
+    /// As long as starts are repeated.
+    const ROUNDS: u32 = 200;
+    let hostile = Hostile::new(desk, "swap")?;
+    let host = hostile.host();
+    fs::create_dir_all(hostile.path("mnt/inner"))?;
+    hostile.link(&host, "evil")?;
+    // The same name below both, so that every look at the path finds something.
+    let image = hostile.path("").display().to_string();
+    let over = AtomicBool::new(false);
+    let swaps = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let (real, evil) = (hostile.path("mnt"), hostile.path("evil"));
+            let mut swaps = 0u64;
+            while !over.load(Ordering::Relaxed) {
+                let swapped = rustix::fs::renameat_with(CWD, &real, CWD, &evil, RenameFlags::EXCHANGE);
+                swaps += u64::from(swapped.is_ok());
+            }
+            swaps
+        });
+        let source = format!("{image}/bin");
+        let loops = format!(
+            "i=0; n=0; while [ $i -lt {ROUNDS} ]; do i=$((i+1)); \
+             situla exec --no-home --bind {source}:/mnt/inner {image} sh -c 'cat /mnt/secret; echo >/mnt/inner/made; true' && n=$((n+1)); \
+             situla exec --no-home --bind {source}:/mnt/new/deep {image} sh -c 'cat /mnt/secret; echo >/mnt/made; true' && n=$((n+1)); \
+             done; [ $n -gt 0 ] && echo rounds $i"
+        );
+        let ran = desk.env.user_command(Path::new("/"), ["sh", "-c", &loops]);
+        let ran = ran.and_then(|command| command::run(command, Duration::from_secs(60)));
+        over.store(true, Ordering::Relaxed);
+        let swaps = swapper.join().map_err(|_| "the swapping thread failed".to_owned())?;
+        ran.and_then(|ran| {
+            let ran = ran.success()?.expect_text(&format!("rounds {ROUNDS}"))?;
+            without(ran, SECRET).map(|_| swaps)
+        })
+    })?;
+    // Otherwise nothing was tried.
+    if swaps < u64::from(ROUNDS) * 10 {
+        return Err(format!("only {swaps} exchanges in {ROUNDS} rounds").into());
+    }
+    hostile.untouched()
+}
+
+/// Account files that are no account files, too long, full of lines for other parsers, or something that is
+/// never read to its end: the container starts or is refused, at once, and the user stays who he is.
+///
+/// # Errors
+/// He does not, or it hangs.
+pub fn account_files(desk: &Desk) -> Check {
+    type Change = fn(&Hostile<'_>) -> Result<(), String>;
+    let uid = desk.env.uid()?;
+    let changes: [(&str, Change); 7] = [
+        ("empty", |image| image.write("etc/passwd", "")),
+        ("everybody is root", |image| {
+            let user = image.desk.env.user();
+            image.write("etc/passwd", &format!("{user}:x:0:0::/:/bin/sh\nroot::0:0::/:/bin/sh\n+::::::\n"))
+        }),
+        ("no text", |image| image.write("etc/passwd", "\0\u{1b}[2J:::::\r\n\u{202e}:x:0\n%n%s$(id)`id`\n")),
+        ("too long", |image| image.write("etc/passwd", &"a:x:1:1::/:/\n".repeat(400_000))),
+        ("a directory", |image| {
+            image.link("x", "etc/passwd")?;
+            fs::remove_file(image.path("etc/passwd"))
+                .and_then(|()| fs::create_dir(image.path("etc/passwd")))
+                .map_err(|e| e.to_string())
+        }),
+        ("a fifo", |image| node(image, "etc/passwd", FileType::Fifo, 0)),
+        ("a device", |image| node(image, "etc/passwd", FileType::CharacterDevice, rustix::fs::makedev(1, 5))),
+    ];
+    for (name, change) in changes {
+        let hostile = Hostile::new(desk, "accounts")?;
+        change(&hostile)?;
+        hostile
+            .each_kind(|image| {
+                // A program that reads none of them: it would wait for the FIFO itself.
+                let ran = hostile.run(&["exec", "--no-home", image, "stat", "-Lc", "%u", "/proc/self"])?;
+                if ran.timed_out || (ran.code() != 125 && ran.stdout.trim() != uid.to_string()) {
+                    return Err(ran.to_string().into());
+                }
+                Ok(())
+            })
+            .map_err(|e| super::story(name, &e))?;
+        hostile.untouched()?;
+    }
+    Ok(())
+}
+
+/// Scripts that the image has for its environment, and a configuration, full of commands. They may run inside;
+/// on the host, where alone the directory can be written to, nothing happens.
+///
+/// # Errors
+/// A command of the image ran on the host.
+pub fn environment_scripts(desk: &Desk) -> Check {
+    let hostile = Hostile::new(desk, "scripts")?;
+    let made = hostile.host().join("made").display().to_string();
+    let commands = format!(
+        "touch {made}\nexport A=$(touch {made})\nexport B=`touch {made}`\nexport C=\"${{X:-$(touch {made})}}\"\n\
+         export D=${{X:=$(touch {made})}}\nexport BASH_ENV={made} ENV={made} LD_PRELOAD={made} LD_AUDIT={made}\n\
+         export PATH=/evil:$PATH\nexport SITULA_TASK_PROGRAM=/evil\n: > {made}\n"
+    );
+    for script in ["10-docker2singularity.sh", "90-environment.sh", "91-environment.sh"] {
+        hostile.write(&format!(".singularity.d/env/{script}"), &commands)?;
+    }
+    hostile.write(".singularity.d/runscript", &format!("#!/bin/sh\n{commands}echo ran\n"))?;
+    let variable = format!("A=$(touch {made})");
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+        "config": {"Env": [variable, format!("B=`touch {made}`"), "LD_PRELOAD=/evil.so", "PATH=/bin:$(id)"],
+            "Entrypoint": ["/bin/sh", "-c", format!("touch {made}; echo ran")], "WorkingDir": "$(touch x)"}
+    });
+    for with_config in [false, true] {
+        if with_config {
+            hostile.write(".situla/config.json", &config.to_string())?;
+        }
+        hostile.each_kind(|image| {
+            for words in [
+                &["exec", image, "true"][..],
+                &["plan", image, "true"],
+                &["run", image],
+                &["exec", "--cleanenv", image, "env"],
+            ] {
+                let words = [&words[..1], &["--no-home"], &words[1..]].concat();
+                let ran = hostile.run(&words)?;
+                if ran.timed_out {
+                    return Err(ran.to_string().into());
+                }
+                hostile.untouched().map_err(|e| super::story(&words.join(" "), &e))?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Set-uid and set-gid programs of root's, programs with file capabilities, and device nodes that everybody may
+/// open: the first two give nothing, the last cannot be opened.
+///
+/// # Errors
+/// One of them works.
+pub fn device_nodes_and_set_uid_programs(desk: &Desk) -> Check {
+    let hostile = Hostile::new(desk, "suid")?;
+    let program = hostile.path("suid/busybox");
+    hostile.write("suid/busybox", "")?;
+    fs::copy(hostile.path("bin/busybox"), &program)?;
+    // cap_setuid,cap_sys_admin+ep, as `struct vfs_cap_data` of linux/capability.h, revision 2.
+    let capability: [u8; 20] = [1, 0, 0, 2, 0x80, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let path = CString::new(program.as_os_str().as_bytes())?;
+    rustix::fs::setxattr(&path, "security.capability", &capability, rustix::fs::XattrFlags::empty())?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o6755))?;
+    let devices = [("zero", FileType::CharacterDevice, 1, 5), ("disk", FileType::BlockDevice, 7, 0)];
+    for (name, kind, major, minor) in devices {
+        node(&hostile, &format!("etc/{name}"), kind, rustix::fs::makedev(major, minor))?;
+    }
+    let uid = desk.env.uid()?;
+    hostile.each_kind(|image| {
+        let script = "for d in /etc/zero /etc/disk /bound/zero /bound/disk; do \
+              if head -c 1 $d >/dev/null 2>&1; then echo done: $d; else echo refused: $d; fi; done; \
+              for p in /suid/busybox /programs/busybox; do \
+              if [ $($p id -u) = UID ] && $p grep -q '^CapEff:.0*$' /proc/self/status; then echo refused: $p; \
+              else echo done: $p; fi; done";
+        let (bound, programs) =
+            (format!("{}:/bound", hostile.path("etc").display()), format!("{}:/programs", hostile.path("suid").display()));
+        let ran = hostile.shell(
+            image,
+            &["--bind", &bound, "--bind", &programs],
+            &script.replace("UID", &uid.to_string()),
+        )?;
+        all_refused(ran, 6)
+    })
+}
+
+/// Puts a node that everybody may open into the image, in place of what is there.
+fn node(image: &Hostile<'_>, path: &str, kind: FileType, device: rustix::fs::Dev) -> Result<(), String> {
+    let path = image.path(path);
+    // What is not there need not go.
+    let _ = fs::remove_file(&path);
+    let mode = Mode::from_raw_mode(0o666);
+    rustix::fs::mknodat(CWD, &path, kind, mode, device)
+        .and_then(|()| rustix::fs::chmod(&path, mode))
+        .map_err(|e| format!("{}: {e}", path.display()))
+}
