@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
 use rustix::io::{Errno, dup};
 
 /// Symbolic links that are followed in one path, as the kernel does: path_resolution(7).
@@ -36,6 +36,26 @@ pub(crate) fn open_inside(
     };
     match openat2(root, path, flags, Mode::empty(), resolve) {
         Err(Errno::NOSYS | Errno::PERM) => walk(root, path, flags, links),
+        other => other,
+    }
+}
+
+/// Opens `path` as open(2) does, but never through a link of `/proc` that is no path.
+pub(crate) fn open_without_magic(path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC;
+    match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let root = openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let mut from_root = match path.starts_with(b"/") {
+                true => Vec::new(),
+                false => rustix::process::getcwd(Vec::new())?.into_bytes(),
+            };
+            from_root.push(b'/');
+            from_root.extend_from_slice(path);
+            // The text of such a link is no path either, but for those of files: these lead to where the
+            // file is, seen from here.
+            walk(root.as_fd(), &from_root, flags, Links::Follow)
+        }
         other => other,
     }
 }
@@ -87,7 +107,7 @@ fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, links: Links) -> Resul
     }
     // It is no link, so opening it anew through its descriptor leads to it and nowhere else.
     let path = crate::mount_api::fd_path(found.as_fd());
-    openat(rustix::fs::CWD, path, flags.difference(OFlags::NOFOLLOW), Mode::empty())
+    openat(CWD, path, flags.difference(OFlags::NOFOLLOW), Mode::empty())
 }
 
 #[cfg(test)]
