@@ -1,20 +1,21 @@
 """Validates records against the published schema, with a validator that is not ours.
 
-usage: validate_records.py SCHEMA RUNS JOURNAL...
+usage: validate_records.py SCHEMA RUNS DIRECTORY
 
-RUNS holds what `situla runs --json` prints, each JOURNAL lines of events. Prints how many of each kind it has
+RUNS holds what `situla runs --json` prints; each file of DIRECTORY holds lines of events. Prints how many of each kind it has
 seen; exits with 1 and the reasons if one is not valid.
 """
 
 import collections
 import copy
 import json
+import os
 import sys
 
 import jsonschema
 
 
-def main(schema_name, runs_name, *journal_names):
+def main(schema_name, runs_name, directory):
     with open(schema_name, encoding="utf-8") as file:
         schema = json.load(file)
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -31,8 +32,8 @@ def main(schema_name, runs_name, *journal_names):
             wrong.append(f"{place}: {path}: {error.message[:300]}")
 
     event, record = validator("event"), validator("record")
-    for name in journal_names:
-        with open(name, encoding="utf-8") as file:
+    for name in sorted(os.listdir(directory)):
+        with open(os.path.join(directory, name), encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

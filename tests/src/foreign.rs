@@ -1,4 +1,5 @@
-//! A Slurm that is not ours: one node, with Slurm's own default ports and its configuration in `/etc/slurm`.
+//! A Slurm that is not ours: one node, with Slurm's own default ports where they are free, and its configuration
+//! in `/etc/slurm`.
 //!
 //! It runs in a mount namespace in which `/etc/slurm` and `/run` are its own, so that a machine with a Slurm on
 //! it is simulated without touching the machine's. Network, processes and control groups are the machine's.
@@ -7,6 +8,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -237,9 +239,15 @@ fn owner(name: &str) -> Result<(u32, u32), String> {
 fn configuration(dir: &Path) -> Result<String, String> {
     let host = command::run(command::words(["hostname", "-s"]), PATIENCE)?.success()?.stdout;
     let (host, dir) = (host.trim(), dir.display());
+    // Slurm's default ports, unless the machine really has a Slurm.
+    let free = |port: &u16| TcpListener::bind(("0.0.0.0", *port)).is_ok();
+    let first = if [6817, 6818].iter().all(free) { 6817 } else { 26817 };
+    let second = first + 1;
     Ok(format!(
         "ClusterName=foreign\n\
          SlurmctldHost={host}(127.0.0.1)\n\
+         SlurmctldPort={first}\n\
+         SlurmdPort={second}\n\
          SlurmUser=root\n\
          AuthType=auth/munge\n\
          StateSaveLocation={dir}/state\n\

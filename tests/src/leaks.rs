@@ -127,7 +127,7 @@ impl Snapshot {
         let Ok(table) = fs::read_to_string(process.join("net/unix")) else { return };
         for name in table.lines().filter_map(|line| line.split_whitespace().nth(7)) {
             let watched = self.watched.iter().any(|dir| name.starts_with(&*dir.to_string_lossy()));
-            let slurms = !watched && ["-cluster/", "/situla-foreign"].iter().any(|of| name.contains(of));
+            let slurms = !watched && ["-cluster", "/situla-foreign"].iter().any(|of| name.contains(of));
             // @situla/UID/JOB.STEP/…
             let user = name.strip_prefix("@situla/").and_then(|rest| rest.split('/').next()?.parse().ok());
             if name.contains("situla") && !slurms && user.is_none_or(|uid: u32| uid == self.uid || uid == 0) {
@@ -136,13 +136,15 @@ impl Snapshot {
         }
     }
 
-    /// Files of the user, and any file with our name, under a directory.
+    /// Files of the user under a directory; in a cluster's own directories any file with our name as well. (In
+    /// /tmp there may be those of whoever builds or tests on the same machine.)
     fn files(&self, dir: &Path, depth: usize, prefix: &str, seen: &mut BTreeSet<String>) {
         let Ok(entries) = fs::read_dir(dir) else { return };
         for entry in entries.flatten() {
             let path = entry.path();
             let Ok(meta) = path.symlink_metadata() else { continue };
-            let ours = entry.file_name().to_string_lossy().starts_with("situla");
+            let shared = ["/tmp", "/var/tmp", "/dev/shm", "/run"].iter().any(|dir| path.starts_with(dir));
+            let ours = !shared && entry.file_name().to_string_lossy().starts_with("situla");
             if meta.uid() == self.uid || ours {
                 seen.insert(format!("file {prefix}{}", path.display()));
             }

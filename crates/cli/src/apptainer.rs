@@ -16,7 +16,7 @@ use situla_oci::Platform;
 
 use crate::command_error::CommandError;
 use crate::commands;
-use crate::commands::convert::{Conversion, Source};
+use crate::commands::convert::{Conversion, Source, unpack_source};
 use crate::commands::pull::{Fetch, parse_reference};
 use crate::commands::run::RunCommand;
 use crate::commands::transfer::Transfer;
@@ -132,6 +132,9 @@ struct BuildArgs {
     /// Overwrite an image file if it exists
     #[arg(short = 'F', long)]
     force: bool,
+    /// Build a directory instead of an image file
+    #[arg(short, long)]
+    sandbox: bool,
     /// Use http instead of https for docker://
     #[arg(long, visible_alias = "nohttps")]
     no_https: bool,
@@ -150,8 +153,7 @@ struct BuildArgs {
 }
 
 /// Options of Apptainer's `pull` and `build` that are not supported here (yet).
-const UNSUPPORTED_BUILDING: [&str; 23] = [
-    "--sandbox",
+const UNSUPPORTED_BUILDING: [&str; 22] = [
     "--update",
     "--section",
     "--encrypt",
@@ -177,12 +179,10 @@ const UNSUPPORTED_BUILDING: [&str; 23] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 81] = [
+const UNSUPPORTED: [&str; 76] = [
     "-S",
     "-W",
-    "-c",
     "-C",
-    "-o",
     "-w",
     "-p",
     "-i",
@@ -191,15 +191,12 @@ const UNSUPPORTED: [&str; 81] = [
     "--app",
     "--scratch",
     "--workdir",
-    "--contain",
     "--containall",
     "--compat",
     "--env-file",
     "--no-env",
     "--no-umask",
-    "--overlay",
     "--writable",
-    "--writable-tmpfs",
     "--underlay",
     "--unsquash",
     "--disable-cache",
@@ -383,7 +380,7 @@ fn build(arguments: &BuildArgs, show: Show) -> Result<ExitCode, CommandError> {
         return Err(CommandError::refused(
             "bad-option",
             format!("build target '{}' is a directory", target.display()),
-            "sandboxes are not built; name a file",
+            "name a file, or another directory with --sandbox",
         ));
     }
     let source = Source::parse(&arguments.source)?;
@@ -397,18 +394,23 @@ fn build(arguments: &BuildArgs, show: Show) -> Result<ExitCode, CommandError> {
             "build from docker://REF, a directory, or a .sif or .sqsh file",
         ));
     }
+    let transfer = Transfer {
+        overwrite: arguments.force,
+        plain_http: arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]),
+        show,
+        ..Transfer::default()
+    };
+    if arguments.sandbox {
+        unpack_source(source, target, &transfer)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let conversion = Conversion {
         source,
         target,
         format: OutputFormat::Sif,
         // An ordinary user's tree becomes root's, as it does in Apptainer.
         owners: if is_root() { Owners::Keep } else { Owners::Root },
-        transfer: Transfer {
-            overwrite: arguments.force,
-            plain_http: arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]),
-            show,
-            ..Transfer::default()
-        },
+        transfer,
     };
     conversion.run()?;
     Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 use situla_bindings::{CustomHome, NoMount, parse_apptainer_bind, parse_apptainer_mount};
-use situla_engine::{Action, Personality, RunRequest};
+use situla_engine::{Action, OverlayRequest, Personality, RunRequest};
 
 use crate::command_error::CommandError;
 use crate::output::note;
@@ -31,6 +31,15 @@ pub(crate) struct RunOptions {
     /// Leave default binds out: proc, sys, dev, home, tmp, cwd, bind-paths or /etc/hosts, ...
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     no_mount: Vec<String>,
+    /// Lay a directory over the image: DIR[:ro], comma-separated; without ro it takes what is written
+    #[arg(short = 'o', long, value_name = "DIR[:ro]", value_delimiter = ',')]
+    overlay: Vec<String>,
+    /// Let the container be written to, in memory
+    #[arg(long)]
+    writable_tmpfs: bool,
+    /// Give it a /dev, /tmp, /var/tmp and home of its own, and leave the working directory out
+    #[arg(short = 'c', long)]
+    contain: bool,
     /// Keep the host's variables outside
     #[arg(short = 'e', long)]
     cleanenv: bool,
@@ -88,6 +97,7 @@ impl RunOptions {
             request.options.push("home".to_owned());
         }
         request.defaults.no_home = self.no_home || set.flag("NO_HOME");
+        request.defaults.contain = self.contain || set.flag("CONTAIN");
         let mut no_mount = self.no_mount.clone();
         no_mount.extend(
             set.first(&["NO_MOUNT"])
@@ -102,6 +112,11 @@ impl RunOptions {
                 None => note(&format!("WARNING: unknown mount type {word} of --no-mount")),
             }
         }
+        let set_overlays = set.all(&["OVERLAY", "OVERLAYIMAGE"]);
+        let set_overlays = set_overlays.iter().flat_map(|(_, list)| list.split(','));
+        let overlays = self.overlay.iter().map(String::as_str).chain(set_overlays);
+        request.overlays = overlays.filter(|text| !text.is_empty()).map(|text| overlay(text, cwd)).collect();
+        request.writable_tmpfs = self.writable_tmpfs || set.flag("WRITABLE_TMPFS");
         request.clean_env = self.cleanenv || set.flag("CLEANENV");
         request.no_eval = self.no_eval || set.flag("NO_EVAL");
         request.share = !(self.no_share || set.flag("NO_SHARE"));
@@ -115,6 +130,9 @@ impl RunOptions {
             ("no-mount", !request.defaults.no_mount.is_empty()),
             ("env", !request.env.is_empty()),
             ("userns", self.userns),
+            ("contain", request.defaults.contain),
+            ("overlay", !request.overlays.is_empty()),
+            ("writable-tmpfs", request.writable_tmpfs),
         ];
         request.options.extend(named.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).to_owned()));
         Ok(request)
@@ -145,6 +163,14 @@ impl Environment<'_> {
     fn flag(&self, key: &str) -> bool {
         self.get(key).is_some_and(|(_, value)| matches!(value.as_str(), "1" | "true" | "TRUE" | "yes" | "y"))
     }
+}
+
+fn overlay(text: &str, cwd: &Path) -> OverlayRequest {
+    let (path, read_only) = match text.strip_suffix(":ro") {
+        Some(path) => (path, true),
+        None => (text.strip_suffix(":rw").unwrap_or(text), false),
+    };
+    OverlayRequest { path: cwd.join(path), read_only }
 }
 
 fn custom_home(text: &str, cwd: &Path) -> Result<CustomHome, CommandError> {

@@ -14,7 +14,7 @@ use situla_oci::Digest;
 use situla_plan::{
     AccountError, Binding, IdMapping, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind, Patch,
     PatchContent, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey, Spec,
-    Text, UserSpec,
+    Text, Upper, UserSpec,
 };
 use situla_policy::Verdict;
 use situla_slurm::StepId;
@@ -23,6 +23,7 @@ use crate::environment::{self, Circumstances};
 use crate::error::EngineError;
 use crate::host::Host;
 use crate::image_view::{Found, ImageView};
+use crate::overlay::Layers;
 use crate::request::{Action, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
 
@@ -137,13 +138,14 @@ pub(crate) struct Parts<'a> {
     pub(crate) image: &'a Resolved,
     pub(crate) verdict: Verdict,
     pub(crate) binds: Vec<BindRequest>,
+    pub(crate) layers: Layers,
     pub(crate) home: Option<PathBuf>,
     pub(crate) keep_fds: Vec<(i32, String)>,
 }
 
 /// Freezes the Plan.
 pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
-    let Parts { request, host, image, verdict, binds, home, keep_fds } = parts;
+    let Parts { request, host, image, verdict, binds, layers, home, keep_fds } = parts;
     let shown = image.path.display().to_string();
     let mut layout = Layout::new(&image.view, host, &shown);
     for bind in binds {
@@ -170,11 +172,21 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         let prefix = ["/bin/sh", "-c", &script, "sh"].map(OsString::from);
         args = prefix.into_iter().chain(args).collect();
     }
-    let command_paths = command_paths(&args, &environment.entries, &layout)?;
+    let command_paths = match &layers.overlay {
+        None => command_paths(&args, &environment.entries, &layout)?,
+        // The command may be in a layer above the image.
+        Some(_) => Vec::new(),
+    };
     let (cwd, cwd_fallbacks) = working_directory(request, host, image, home_text);
     let (uid, gid) = (host.user.uid, host.user.gid);
     let mapping = |id| vec![IdMapping { container_id: id, host_id: id, size: 1 }];
-    let Layout { mounts, patches, mut bindings, identities, .. } = layout;
+    let Layout { mounts, patches, mut bindings, mut identities, .. } = layout;
+    identities.extend(&layers.identities);
+    bindings.extend(layers.directories.iter().map(|(path, read_only)| Binding {
+        destination: "/".to_owned(),
+        source: path.display().to_string(),
+        reason: format!("--overlay: {}", if *read_only { "shown" } else { "takes what is written" }),
+    }));
     bindings.extend(keep_fds.iter().map(|(fd, reason)| Binding {
         destination: format!("fd:{fd}"),
         source: format!("fd:{fd}"),
@@ -196,7 +208,10 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
             cwd,
             no_new_privileges: true,
         },
-        root: RootSpec { path, readonly: true },
+        root: RootSpec {
+            path,
+            readonly: layers.overlay.as_ref().is_none_or(|overlay| overlay.upper.is_none()),
+        },
         hostname: None,
         mounts,
         linux: LinuxSpec {
@@ -206,7 +221,13 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         },
         annotations: std::collections::BTreeMap::new(),
     };
-    let rootfs = Rootfs { source: image.source.clone(), rung, reason: reason.to_owned(), patches };
+    let rootfs = Rootfs {
+        source: image.source.clone(),
+        rung,
+        reason: reason.to_owned(),
+        patches,
+        overlay: layers.overlay,
+    };
     let share = share(request, host, &rootfs, &spec, (image.state, &identities));
     Ok(Plan {
         schema: SCHEMA,
@@ -298,7 +319,11 @@ fn working_directory(
         let own = if own.starts_with('/') { own } else { "/" };
         return (own.into(), vec!["/".into()]);
     }
-    let fallbacks = home.into_iter().chain(["/"]).map(Text::from).collect();
+    let fallbacks: Vec<Text> = home.into_iter().chain(["/"]).map(Text::from).collect();
+    if request.defaults.contain {
+        // The caller's directory is not visible, or is another one inside.
+        return (home.unwrap_or("/").into(), fallbacks);
+    }
     (host.cwd.clone().into_os_string().into(), fallbacks)
 }
 
@@ -314,6 +339,12 @@ fn share(
     if !request.share {
         return nobody("switched off");
     }
+    if request.defaults.contain {
+        return nobody("files of its own (--contain) belong to one task");
+    }
+    if rootfs.overlay.as_ref().is_some_and(|overlay| overlay.upper == Some(Upper::Tmpfs)) {
+        return nobody("what is written into memory (--writable-tmpfs) belongs to one task");
+    }
     let Some(allocation) = &host.allocation else { return nobody("not in a step of Slurm") };
     let Some((job, step)) = numeric_step(host) else { return nobody("not in a numeric step of Slurm") };
     let (Some(local_tasks), Some(node)) = (allocation.tasks_on_node, &allocation.node) else {
@@ -325,8 +356,8 @@ fn share(
     // Arguments, environment and working directory belong to each rank; the rest must be the same.
     // The cgroup tells the components of a heterogeneous step apart, which have one number.
     let place = (node, &host.step_cgroup);
-    let shared =
-        (&rootfs.source, &rootfs.patches, &spec.mounts, &spec.linux, &spec.process.user, place, identities);
+    let root = (&rootfs.source, &rootfs.patches, &rootfs.overlay);
+    let shared = (root, &spec.mounts, &spec.linux, &spec.process.user, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();
     let digest = Digest::sha256(&bytes);
     let digest = digest.hex().get(..16).unwrap_or_default().to_owned();
@@ -380,19 +411,16 @@ impl<'a> Layout<'a> {
                 }
             },
             BindSource::Tmpfs { .. } => (OsString::from("tmpfs"), "tmpfs", true),
-            BindSource::MinimalDev => {
-                return Err(EngineError::BadOption {
-                    message: "a /dev of the container's own (--contain) is not supported yet".to_owned(),
-                    remedy: "leave the option out".to_owned(),
-                });
-            }
+            BindSource::MinimalDev => return self.minimal_dev(&bind),
         };
         let asked = bind.destination.to_string_lossy().into_owned();
         let destination = self.mount_point(&bind, &asked, is_directory)?;
         let mut options: Vec<String> = Vec::new();
         match &bind.source {
             BindSource::Tmpfs { size } => {
-                options.push("mode=0755".to_owned());
+                let for_all =
+                    [Path::new("/tmp"), Path::new("/var/tmp")].contains(&bind.destination.as_path());
+                options.push(if for_all { "mode=1777" } else { "mode=0755" }.to_owned());
                 options.extend(size.map(|size| format!("size={size}")));
             }
             _ => options.push(if bind.recursive { "rbind" } else { "bind" }.to_owned()),
@@ -429,6 +457,36 @@ impl<'a> Layout<'a> {
             options,
         });
         self.mounted.insert(destination);
+        Ok(())
+    }
+
+    /// A `/dev` of the container's own: standard devices of the host, terminals and shared memory of its own.
+    fn minimal_dev(&mut self, bind: &BindRequest) -> Result<(), EngineError> {
+        let dev = self.mount_point(bind, "/dev", true)?;
+        let mut add = |name: &str, source: &str, kind: &str, options: &[&str]| {
+            let destination = if name.is_empty() { dev.clone() } else { dev.join(name) };
+            self.bindings.push(Binding {
+                destination: destination.display().to_string(),
+                source: source.to_owned(),
+                reason: bind.reason.clone(),
+            });
+            self.mounts.push(Mount {
+                destination: destination.into_os_string().into(),
+                source: source.into(),
+                kind: kind.to_owned(),
+                options: options.iter().map(|option| (*option).to_owned()).collect(),
+            });
+        };
+        add("", "tmpfs", "tmpfs", &["mode=0755", "nosuid", "noexec"]);
+        for name in ["null", "zero", "full", "random", "urandom", "tty"] {
+            let source = Path::new("/dev").join(name);
+            if source.exists() {
+                add(name, &source.to_string_lossy(), "bind", &["bind", "nosuid", "noexec"]);
+            }
+        }
+        add("pts", "devpts", "devpts", &["mode=0620", "ptmxmode=0666"]);
+        add("shm", "tmpfs", "tmpfs", &["mode=1777", "nosuid", "nodev", "noexec"]);
+        self.mounted.insert(dev);
         Ok(())
     }
 

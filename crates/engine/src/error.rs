@@ -205,11 +205,14 @@ fn runtime_remedy(failure: &Failure) -> Option<&'static str> {
         }
         FailureClass::NoFuse => {
             "the administrator can run `modprobe fuse` and `chmod 0666 /dev/fuse`, or you can unpack the image \
-             into a directory with `situla convert`"
+             with `situla convert IMAGE DIRECTORY/` and run that"
         }
         FailureClass::BindSourceMissing => "create it, or leave the bind out",
         FailureClass::MountFailed => "see the cause above; choose another source or destination for the bind",
         FailureClass::Rootfs => "the image may be damaged; check it with `situla inspect`",
+        FailureClass::Overlay => {
+            "use a directory on a local file system that you may write to, or --writable-tmpfs"
+        }
         FailureClass::WorkingDirectory => "name a directory that exists inside, or bind it",
         FailureClass::CommandNotFound => "check the name, and the image's PATH",
         FailureClass::CommandNotExecutable => {

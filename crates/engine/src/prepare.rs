@@ -1,6 +1,7 @@
 //! The use case of running: request to Plan, Plan to payload, payload to record.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use situla_bindings::{BindRequest, BindSource, Origin};
 use situla_oci::Reference;
@@ -17,6 +18,7 @@ use crate::error::EngineError;
 use crate::host::Host;
 use crate::image_view::ImageView;
 use crate::journal::{Phases, Recorder};
+use crate::overlay::plan_layers;
 use crate::request::RunRequest;
 use crate::resolve::{self, Resolved};
 use crate::site::Site;
@@ -86,13 +88,14 @@ fn decided(
 ) -> Result<Planned, EngineError> {
     let named = resolve::name(&request.image, &host.cwd, request.personality)?;
     let (binds, home, keep_fds) = plan_binds(request, host);
+    let layers = plan_layers(request, host)?;
     // Before anything is fetched: what is forbidden is not downloaded either.
-    let verdict = admit(request, &binds, host, site, &named)?;
+    let verdict = admit(request, &binds, &layers.directories, host, site, &named)?;
     phases.end("admit");
     let image = resolve::open(&named, &request.image, request.progress)?;
     phases.end("resolve");
     let warnings = warnings(&verdict);
-    let plan = assemble(Parts { request, host, image: &image, verdict, binds, home, keep_fds })?;
+    let plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
     phases.end("plan");
     let Resolved { view, descriptor, .. } = image;
     let open = match (view, descriptor) {
@@ -106,6 +109,7 @@ fn decided(
 fn admit(
     request: &RunRequest,
     binds: &[BindRequest],
+    layers: &[(PathBuf, bool)],
     host: &Host,
     site: &Site,
     named: &resolve::Named,
@@ -122,6 +126,10 @@ fn admit(
             options.push(RequestedOption::Bind(BindUse { source, read_only: bind.read_only }));
         }
     }
+    // So are the layers above the image: paths of the host that become visible.
+    options.extend(layers.iter().map(|(source, read_only)| {
+        RequestedOption::Bind(BindUse { source: source.clone(), read_only: *read_only })
+    }));
     judge(resolve::for_policy(named), options, host, site)
 }
 

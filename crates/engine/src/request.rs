@@ -1,6 +1,7 @@
 //! What a user asks for, whatever front end he uses.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use situla_bindings::{BindRequest, DefaultOptions};
 
@@ -50,6 +51,15 @@ impl Action {
     }
 }
 
+/// A directory of the host to be laid over the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayRequest {
+    /// Absolute path on the host.
+    pub path: PathBuf,
+    /// Whether it is only shown, or takes what the payload writes.
+    pub read_only: bool,
+}
+
 /// A run, as asked for.
 #[derive(Clone, Debug)]
 pub struct RunRequest {
@@ -63,6 +73,10 @@ pub struct RunRequest {
     pub binds: Vec<BindRequest>,
     /// Which of the default binds to make.
     pub defaults: DefaultOptions,
+    /// Directories to lay over the image, the topmost last; at most one of them is written to.
+    pub overlays: Vec<OverlayRequest>,
+    /// Whether the payload may write anywhere, into memory.
+    pub writable_tmpfs: bool,
     /// Working directory inside, where the user named one.
     pub workdir: Option<String>,
     /// Variables for the container, in order; later ones win.
@@ -90,6 +104,8 @@ impl RunRequest {
             action,
             binds: Vec::new(),
             defaults: DefaultOptions::default(),
+            overlays: Vec::new(),
+            writable_tmpfs: false,
             workdir: None,
             env: Vec::new(),
             clean_env: false,

@@ -26,6 +26,7 @@ use crate::progress::{Event, Progress};
 use crate::source::{DirectoryError, ImageSource, Owners, ResolveError, resolve, walk};
 use crate::squash::SquashSink;
 use crate::tree::Tree;
+use crate::unpack::{Unpacked, unpack};
 use crate::verify::VerifyError;
 
 /// File format of an output.
@@ -221,6 +222,35 @@ pub fn convert_directory(
     )?;
     publish(pending, out, format, options, &mut converted)?;
     Ok(converted)
+}
+
+/// Unpacks an image from a registry or layout into a new directory, by way of a file without a name.
+///
+/// # Errors
+/// As [`convert_image`] and [`crate::unpack_file`].
+pub fn unpack_image(
+    source: &dyn ImageSource,
+    platform: &Platform,
+    out: &Path,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+) -> Result<(Digest, Unpacked), ConvertError> {
+    let image = resolve(source, platform).map_err(ConvertError::Resolve)?;
+    progress.event(resolved(&image));
+    let pending = create_output(out)?;
+    write_output(
+        &pending,
+        out,
+        OutputFormat::Sqsh,
+        &SifOptions::default(),
+        options,
+        |sink| image_tree(source, &image, sink, options, progress),
+        progress,
+    )?;
+    let file = pending.file().map_err(FileError::write(out))?;
+    let squashfs = situla_squashfs::Image::open(file, ReadOptions::default())
+        .map_err(|source| ConvertError::NotSquashfs { path: out.to_owned(), source })?;
+    Ok((image.digest, unpack(&squashfs, out, out, options.n_threads, progress)?))
 }
 
 pub(crate) fn resolved(image: &ImageParts) -> Event {

@@ -25,12 +25,14 @@ mod squash;
 mod store;
 mod traces;
 mod tree;
+mod unpack;
 mod verify;
 
 pub use additions::{CONFIG_PATH, MANIFEST_PATH, image_additions, mount_points, singularity_additions};
 pub use client::{Client, ClientError, ClientOptions, RegistryImage, Transport};
 pub use convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,
+    unpack_image,
 };
 pub use copy::{convert_file, export};
 pub use file_error::{Doing, FileError};
@@ -55,4 +57,5 @@ pub use source::{
 pub use store::{Acquired, Lease, Store, StoreError, StoreOptions, StoredImage};
 pub use traces::abandon;
 pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree, Xattrs};
+pub use unpack::{Unpacked, unpack_file};
 pub use verify::{VerifiedReader, VerifyError};

@@ -37,10 +37,24 @@ pub fn abandon() {
     let live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
     for path in live.iter() {
         // Nobody is left to tell.
-        let _ = fs::remove_file(path);
+        if fs::remove_file(path).is_err() {
+            remove_directory(path);
+        }
     }
     std::mem::forget(live);
 }
+
+/// Removes a directory that other threads may still be filling.
+fn remove_directory(path: &Path) {
+    for _ in 0..MAX_ATTEMPTS {
+        if fs::remove_dir_all(path).is_ok() || fs::symlink_metadata(path).is_err() {
+            return;
+        }
+    }
+}
+
+/// Attempts to empty a directory that fills up again.
+const MAX_ATTEMPTS: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -16,7 +16,7 @@ mod text;
 pub use accounts::{AccountError, HostGroup, HostUser, MAX_ACCOUNT_FILE, MAX_GROUPS};
 pub use image::{ImageIdentity, RootfsIdentity};
 pub use plan::{Binding, Plan, SCHEMA};
-pub use rootfs::{Patch, PatchContent, Rootfs, RootfsSource, Rung};
+pub use rootfs::{Overlay, Patch, PatchContent, Rootfs, RootfsSource, Rung, Upper};
 pub use share::{Share, ShareKey};
 pub use spec::{
     IdMapping, LinuxSpec, Mount, Namespace, NamespaceKind, ProcessSpec, RootSpec, Spec, UserSpec,

@@ -94,6 +94,30 @@ pub struct Patch {
     pub reason: String,
 }
 
+/// Where what the payload writes above the image goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Upper {
+    /// Into memory, and away with the container.
+    Tmpfs,
+    /// Into `upper` of a directory of the host, which has a `work` directory beside it.
+    Directory {
+        /// Absolute path on the host.
+        path: Text,
+    },
+}
+
+/// Layers of files above the image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Directories of the host that are shown and not changed, the topmost first.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub lowers: Vec<Text>,
+    /// Where changes go, on top of all; none where the root stays as it is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub upper: Option<Upper>,
+}
+
 /// The root file system of a Plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rootfs {
@@ -105,4 +129,7 @@ pub struct Rootfs {
     pub reason: String,
     /// What is shown on top of it.
     pub patches: Vec<Patch>,
+    /// What lies above image and patches.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub overlay: Option<Overlay>,
 }

@@ -1,6 +1,8 @@
 //! Runs the Plan in a JSON file: the runtime alone, for tests and measurements.
 //!
 //! Usage: `run_plan PLAN.json [exec-only]`. Exits as the payload does; 125 where it did not start.
+//! System calls that the variable `REFUSE` lists (`ERRNO:NAME,NAME...`) fail, as on another kernel or
+//! under a filter.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -9,6 +11,7 @@ use std::process::ExitCode;
 use situla_plan::{Plan, RootfsSource};
 use situla_runtime::{Exit, Observer, OpenImage, SignalInfo};
 use situla_squashfs::{Image, ReadOptions, Window};
+use situla_sys::{Errno, SystemCall, refuse_calls};
 
 struct Silent;
 
@@ -35,6 +38,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Exit, String> {
+    if let Ok(refused) = std::env::var("REFUSE") {
+        refuse(&refused)?;
+    }
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().ok_or("which plan?")?;
     let text = std::fs::read(&path).map_err(|error| format!("{path}: {error}"))?;
@@ -55,6 +61,14 @@ fn run() -> Result<Exit, String> {
     // Every process is a rank of its own, unless the test says otherwise.
     let rank = std::env::var("RANK").ok().and_then(|rank| rank.parse().ok()).unwrap_or_else(std::process::id);
     situla_runtime::run(&plan, image, rank, "run", &mut Silent).map_err(|failure| describe(&failure))
+}
+
+/// Installs a filter that lasts for the container too.
+fn refuse(text: &str) -> Result<(), String> {
+    let (errno, names) = text.split_once(':').ok_or("REFUSE is no ERRNO:NAMES")?;
+    let errno = errno.parse().map(Errno::from_raw_os_error).map_err(|_| "REFUSE begins with no number")?;
+    let calls: Option<Vec<SystemCall>> = names.split(',').map(SystemCall::named).collect();
+    refuse_calls(&calls.ok_or("REFUSE names an unknown call")?, errno).map_err(|errno| errno.to_string())
 }
 
 fn describe(failure: &situla_runtime::Failure) -> String {

@@ -1,11 +1,14 @@
 //! Building a container around the calling process.
 
-use std::os::fd::AsFd;
+use std::cell::Cell;
+use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::io::Errno;
 use situla_plan::Plan;
 
 use crate::failure::{Context, Failure, FailureClass};
-use crate::rootfs::Serve;
+use crate::mount_api::{Detached, MountApi, Source};
+use crate::rootfs::{Ready, Serve};
 use crate::{mounts, namespaces, rootfs};
 
 /// Puts this process into new namespaces with the root file system and the mounts of `plan`. It
@@ -17,13 +20,13 @@ pub(crate) fn construct(
     before_root: &mut dyn FnMut() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     namespaces::enter_new(&plan.spec.linux)?;
-    let sources = plan.spec.mounts.iter().map(mounts::open_source).collect::<Result<Vec<_>, _>>()?;
-    let place = mounts::staging_place()?;
-    let root = rootfs::mount(plan, place.as_fd(), serve)?;
+    let Mounted { root, mounts } = mount_all(plan, serve)?;
     let place = mounts::staging_place()?;
     root.attach(place.as_fd())?;
-    for (mount, source) in plan.spec.mounts.iter().zip(&sources) {
-        mounts::attach_inside(root.mount.as_fd(), mount, source)?;
+    let mut in_memory = mounts::InMemory::default();
+    for (mount, made) in plan.spec.mounts.iter().zip(&mounts) {
+        mounts::attach_inside(root.mount.as_fd(), mount, made, &in_memory)?;
+        in_memory.note(mount, made)?;
     }
     if let Some(hostname) = &plan.spec.hostname {
         rustix::system::sethostname(hostname.as_bytes())
@@ -31,4 +34,39 @@ pub(crate) fn construct(
     }
     before_root()?;
     mounts::change_root(root.mount.as_fd())
+}
+
+/// All mounts of a container, none of them at its place.
+struct Mounted {
+    root: Ready,
+    mounts: Vec<Detached>,
+}
+
+/// Makes all mounts: by descriptors, or by paths where the kernel is too old for that or a filter of
+/// system calls refuses it. Nothing is attached before the first of the calls in question has worked,
+/// so the second attempt finds everything as the first did.
+fn mount_all(plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
+    let served = Cell::new(false);
+    let mut serve = |device: BorrowedFd<'_>| {
+        served.set(true);
+        serve(device)
+    };
+    match mount_with(&MountApi::Descriptors, plan, &mut serve) {
+        // What is refused for another reason is so again, and reported then.
+        Err(failure) if !served.get() && matches!(failure.errno(), Some(Errno::NOSYS | Errno::PERM)) => {
+            mount_with(&MountApi::paths(), plan, &mut serve)
+        }
+        other => other,
+    }
+}
+
+fn mount_with(api: &MountApi, plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
+    let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(api, mount));
+    let sources = sources.collect::<Result<Vec<Option<Source>>, _>>()?;
+    let root = rootfs::open_sources(api, plan)?;
+    let made = plan.spec.mounts.iter().zip(sources).map(|(mount, source)| mounts::make(api, mount, source));
+    let mounts = made.collect::<Result<Vec<Detached>, _>>()?;
+    let place = mounts::staging_place()?;
+    let root = rootfs::mount(api, plan, root, place.as_fd(), serve)?;
+    Ok(Mounted { root, mounts })
 }

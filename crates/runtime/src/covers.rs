@@ -1,24 +1,26 @@
-//! Patches above a directory without an overlay: files and empty directories of a small tmpfs, bound
-//! where the image has a file that they hide, or over a directory in which it has nothing.
+//! Patches above a directory, each as near to its place as can be: a file of a small tmpfs bound over
+//! the image's, a directory of it bound where the image has an empty one, and an overlay over a
+//! directory that has other entries.
 //!
-//! An overlay costs 0.3 ms to make and a little with every path that the payload looks up; most
-//! images need none. The usual patches are `/etc/passwd` and `/etc/group`, which exist, and a home
-//! directory below a `/home` that is empty. Where a patch needs more, [`Covers::make`] gives `None`
-//! and the caller lays an overlay.
+//! An overlay costs something to make and a little with every path that is looked up in it, and the
+//! payload looks up hundreds. The usual patches are `/etc/passwd` and `/etc/group`, which exist, a home
+//! below a `/home` that is empty, and mount points in `/etc`. Only for a new name in the root itself
+//! [`Covers::make`] gives `None`, and the caller lays an overlay over all.
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat, openat2};
+use rustix::fs::{Dir, FileType, Mode, OFlags, fchmod, fstat, mkdirat, openat};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
 use situla_plan::{MAX_ACCOUNT_FILE, Patch, PatchContent};
 use situla_sys::MountAttributes;
 
 use crate::failure::{Failure, FailureClass};
-use crate::mounts::{Detached, new_tmpfs};
+use crate::inside::{Links, open_inside};
+use crate::mount_api::{Detached, MountApi, fd_path};
+use crate::mounts::new_tmpfs;
 
 /// Mounts that go on top of a root once that is attached.
 pub(crate) struct Covers {
@@ -32,66 +34,89 @@ struct Site<'a> {
     /// Its path inside.
     path: &'a str,
     target: OwnedFd,
-    is_directory: bool,
+    kind: Kind,
+}
+
+/// How a cover shows what it has to.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// A file, bound over the image's.
+    File,
+    /// A directory, bound over an empty one.
+    Empty,
+    /// An overlay over a directory with entries of its own.
+    Merged,
+}
+
+impl Site<'_> {
+    /// Whether `path` lies in the directory that this covers.
+    fn holds(&self, path: &str) -> bool {
+        self.kind != Kind::File && path.strip_prefix(self.path).is_some_and(|rest| rest.starts_with('/'))
+    }
 }
 
 impl Covers {
-    /// Prepares covers that show `patches` on the detached root `lower`; `None` where a patch goes
-    /// into a directory that has other entries, or replaces something that is no file.
+    /// Prepares covers that show `patches` on the detached root `lower`; `None` where a patch is a new
+    /// name in the root, or replaces something that is no file.
     pub(crate) fn make(
+        api: &MountApi,
         patches: &[Patch],
-        lower: BorrowedFd<'_>,
+        lower: &Detached,
         place: BorrowedFd<'_>,
         attributes: MountAttributes,
     ) -> Result<Option<Self>, Failure> {
+        let contents: Vec<Shown<'_>> = patches.iter().map(|patch| shown(lower.as_fd(), patch)).collect();
         let mut sites: Vec<Site<'_>> = Vec::new();
-        // Which site shows each patch; none for what is there already.
-        let mut shown_by = Vec::new();
-        let contents: Vec<Shown<'_>> = patches.iter().map(|patch| shown(lower, patch)).collect();
-        for (patch, shown) in patches.iter().zip(&contents) {
-            if matches!(shown, Shown::AsItIs) {
-                shown_by.push(None);
+        for (patch, _) in patches.iter().zip(&contents).filter(|(_, shown)| !matches!(shown, Shown::AsItIs)) {
+            if sites.iter().any(|site| site.holds(&patch.path)) {
                 continue;
             }
-            let below = |site: &Site<'_>| {
-                site.is_directory
-                    && patch.path.strip_prefix(site.path).is_some_and(|rest| rest.starts_with('/'))
-            };
-            if let Some(known) = sites.iter().position(below) {
-                shown_by.push(Some(known));
-                continue;
-            }
-            match find(lower, patch) {
+            match find(lower.as_fd(), patch) {
                 Found::Nothing => return Ok(None),
-                Found::There => shown_by.push(None),
+                Found::There => {}
                 Found::Site(site) => {
-                    shown_by.push(Some(sites.len()));
+                    // What was to be covered inside an overlay goes into it.
+                    sites.retain(|other| !site.holds(other.path));
                     sites.push(site);
                 }
             }
         }
         let fail =
             |errno| Failure::of_call(FailureClass::Rootfs, "cannot prepare files above the image", errno);
-        let session = new_tmpfs(&[])?;
-        for (number, site) in sites.iter().enumerate().filter(|(_, site)| site.is_directory) {
+        let session = new_tmpfs(api, &[])?;
+        for (number, site) in sites.iter().enumerate().filter(|(_, site)| site.kind != Kind::File) {
             let mode = fstat(&site.target).map_err(fail)?.st_mode & 0o7777;
             make_directory(session.as_fd(), &number.to_string(), mode).map_err(fail)?;
         }
-        for ((patch, shown), by) in patches.iter().zip(&contents).zip(shown_by) {
-            let Some((number, site)) = by.and_then(|number| Some((number, sites.get(number)?))) else {
-                continue;
-            };
-            let inside = patch.path.strip_prefix(site.path).unwrap_or_default();
-            lay(session.as_fd(), &format!("{number}{inside}"), shown).map_err(fail)?;
+        for (patch, shown) in patches.iter().zip(&contents) {
+            let shows = |site: &Site<'_>| site.path == patch.path || site.holds(&patch.path);
+            let Some(number) = sites.iter().position(shows) else { continue };
+            let Some(site) = sites.get(number) else { continue };
+            lay(session.as_fd(), number, lower.as_fd(), (site.path, &patch.path), shown).map_err(fail)?;
+        }
+        let merged = sites.iter().any(|site| site.kind == Kind::Merged);
+        if merged {
+            session.settle(place).map_err(fail)?;
+            lower.settle_within(&session, "lower").map_err(fail)?;
         }
         session.restrict(attributes).map_err(fail)?;
-        session.attach(place).map_err(fail)?;
-        let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let bound = |(number, site): (usize, Site<'_>)| {
-            let mount = open_tree(session.as_fd(), number.to_string(), clone)?;
-            Ok((site.target, Detached::new(mount)))
+        if !merged {
+            session.settle(place).map_err(fail)?;
+        }
+        let covered = |(number, site): (usize, Site<'_>)| {
+            let mount = match site.kind {
+                Kind::File | Kind::Empty => api.copy_below(session.as_fd(), &number.to_string())?,
+                Kind::Merged => {
+                    // Without an upper directory nothing is ever copied, and no work directory is made.
+                    let layers =
+                        format!("{}/{number}:{}", fd_path(session.as_fd()), fd_path(site.target.as_fd()));
+                    let settings = [("lowerdir", Some(layers.as_str())), ("userxattr", None)];
+                    api.create("overlay", &settings, attributes)?
+                }
+            };
+            Ok((site.target, mount))
         };
-        let covers = sites.into_iter().enumerate().map(bound).collect::<Result<_, _>>().map_err(fail)?;
+        let covers = sites.into_iter().enumerate().map(covered).collect::<Result<_, _>>().map_err(fail)?;
         Ok(Some(Covers { covers, _session: session }))
     }
 
@@ -109,15 +134,15 @@ impl Covers {
 
 /// What can show a patch.
 enum Found<'a> {
-    /// Nothing but an overlay.
+    /// Nothing but an overlay over all.
     Nothing,
     /// It is there already.
     There,
-    /// A file that it replaces, or an empty directory above it.
+    /// A file that it replaces, or a directory above it.
     Site(Site<'a>),
 }
 
-/// Looks for the file that `patch` replaces, or for an empty directory to put it in.
+/// Looks for the file that `patch` replaces, or for the directory to put it in.
 fn find<'a>(lower: BorrowedFd<'_>, patch: &'a Patch) -> Found<'a> {
     let is_directory = |fd: &OwnedFd| fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
     let mut path = patch.path.as_str();
@@ -129,11 +154,12 @@ fn find<'a>(lower: BorrowedFd<'_>, patch: &'a Patch) -> Found<'a> {
                     (Ok(FileType::RegularFile), content)
                         if whole && !matches!(content, PatchContent::Directory) =>
                     {
-                        Found::Site(Site { path, target, is_directory: false })
+                        Found::Site(Site { path, target, kind: Kind::File })
                     }
                     (Ok(FileType::Directory), PatchContent::Directory) if whole => Found::There,
-                    (Ok(FileType::Directory), _) if !whole && is_empty(lower, path) => {
-                        Found::Site(Site { path, target, is_directory: true })
+                    (Ok(FileType::Directory), _) if !whole => {
+                        let kind = if is_empty(lower, path) { Kind::Empty } else { Kind::Merged };
+                        Found::Site(Site { path, target, kind })
                     }
                     _ => Found::Nothing,
                 };
@@ -149,8 +175,7 @@ fn find<'a>(lower: BorrowedFd<'_>, patch: &'a Patch) -> Found<'a> {
 
 /// Opens a path in which the Plan says there is no link.
 fn open_exactly(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    open_inside(root, path.as_bytes(), flags, Links::Refuse)
 }
 
 fn is_empty(root: BorrowedFd<'_>, path: &str) -> bool {
@@ -198,17 +223,28 @@ fn read(root: BorrowedFd<'_>, path: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Makes what a patch shows at `path` of `session`, with the directories that lead to it.
-fn lay(session: BorrowedFd<'_>, path: &str, shown: &Shown<'_>) -> Result<(), Errno> {
-    for (end, _) in path.match_indices('/') {
-        make_directory(session, path.get(..end).unwrap_or_default(), 0o755)?;
+/// Makes what a patch shows below the entry `number` of `session`, with the directories that lead to it:
+/// those that `lower` has as well have its modes. `from` and `to` are the paths of site and patch.
+fn lay(
+    session: BorrowedFd<'_>,
+    number: usize,
+    lower: BorrowedFd<'_>,
+    (from, to): (&str, &str),
+    shown: &Shown<'_>,
+) -> Result<(), Errno> {
+    let inside = |path: &str| format!("{number}{}", path.strip_prefix(from).unwrap_or_default());
+    for (end, _) in to.match_indices('/').filter(|(end, _)| *end > from.len()) {
+        let directory = to.get(..end).unwrap_or_default();
+        let found = open_exactly(lower, directory, OFlags::PATH | OFlags::NOFOLLOW);
+        let mode = found.and_then(|found| fstat(&found)).map_or(0o755, |found| found.st_mode & 0o7777);
+        make_directory(session, &inside(directory), mode)?;
     }
     match shown {
         Shown::AsItIs => Ok(()),
-        Shown::Directory => make_directory(session, path, 0o755),
+        Shown::Directory => make_directory(session, &inside(to), 0o755),
         Shown::File(content, mode) => {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-            let file = openat(session, path, flags, Mode::RUSR | Mode::WUSR)?;
+            let file = openat(session, inside(to), flags, Mode::RUSR | Mode::WUSR)?;
             // Not left to the umask: the container looks the same to everybody.
             fchmod(&file, Mode::from_bits_truncate(*mode))?;
             let written = File::from(file).write_all(content);

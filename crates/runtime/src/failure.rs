@@ -18,6 +18,8 @@ pub enum FailureClass {
     MountFailed,
     /// The root file system could not be mounted or read.
     Rootfs,
+    /// What was to lie above the root file system could not be laid there.
+    Overlay,
     /// The working directory does not exist inside.
     WorkingDirectory,
     /// The command does not exist inside.
@@ -31,7 +33,7 @@ pub enum FailureClass {
 }
 
 /// All classes, in the order of their wire numbers.
-const CLASSES: [FailureClass; 10] = [
+const CLASSES: [FailureClass; 11] = [
     FailureClass::NoUserNamespaces,
     FailureClass::NoFuse,
     FailureClass::BindSourceMissing,
@@ -41,6 +43,7 @@ const CLASSES: [FailureClass; 10] = [
     FailureClass::CommandNotFound,
     FailureClass::CommandNotExecutable,
     FailureClass::ServerLost,
+    FailureClass::Overlay,
     FailureClass::Setup,
 ];
 

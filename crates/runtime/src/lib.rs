@@ -9,9 +9,13 @@ mod construct;
 mod covers;
 mod failure;
 mod image_tree;
+mod inside;
 mod keeper;
+mod layers;
 mod meeting;
 mod message;
+mod mount_api;
+mod mount_table;
 mod mounts;
 #[cfg(test)]
 mod mutations;

@@ -1,118 +1,89 @@
-//! The mounts of a Plan, through the file-descriptor based mount API (Linux 5.12).
+//! The mounts of a Plan, and the change to the new root.
 //!
-//! Sources are opened as detached copies before the root is put in place, so no path is looked up
-//! twice and nothing that the image contains can redirect them. Destinations are resolved inside
-//! the new root with `RESOLVE_IN_ROOT`.
+//! Sources are looked up before the root is put in place, so no path is looked up twice and nothing that
+//! the image contains can redirect them. Destinations are resolved inside the new root and never leave it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Component, Path};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{FileType, Mode, OFlags, fstat, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
-};
-use rustix::process::{fchdir, pivot_root};
+use rustix::mount::{UnmountFlags, mount_move, unmount};
+use rustix::process::{chroot, fchdir, pivot_root};
 use situla_plan::Mount;
-use situla_sys::{MountAttributes, make_private, set_mount_attributes};
+use situla_sys::MountAttributes;
 
 use crate::failure::{Context, Failure, FailureClass};
+use crate::inside::{Links, open_inside};
+use crate::mount_api::{Detached, MountApi, Source};
 
-/// A mount that is not attached anywhere yet.
-#[derive(Debug)]
-pub(crate) struct Detached(OwnedFd);
-
-impl Detached {
-    /// Takes a descriptor of fsmount(2) or open_tree(2).
-    pub(crate) fn new(mount: OwnedFd) -> Self {
-        Detached(mount)
+/// Looks the source of `mount` up, where it has one.
+pub(crate) fn open_source(api: &MountApi, mount: &Mount) -> Result<Option<Source>, Failure> {
+    if mount.kind != "bind" {
+        return Ok(None);
     }
-
-    /// Copies the mount at `path`, with those below it if `recursive`.
-    pub(crate) fn copy_of(path: &Path, recursive: bool) -> Result<Self, Errno> {
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-        open_tree(CWD, path.as_os_str().as_bytes(), flags).map(Detached)
-    }
-
-    /// Sets attributes on this mount and all below it.
-    pub(crate) fn restrict(&self, attributes: MountAttributes) -> Result<(), Errno> {
-        if attributes.is_empty() { Ok(()) } else { set_mount_attributes(self.0.as_fd(), attributes, true) }
-    }
-
-    /// Attaches this mount on top of `target`.
-    pub(crate) fn attach(&self, target: BorrowedFd<'_>) -> Result<(), Errno> {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(self.0.as_fd(), c"", target, c"", flags)
-    }
-
-    /// Attaches this mount at a new directory `lower` of `session`, so that it has a place in the
-    /// mount namespace: overlayfs refuses layers that have none on kernels before 6.15.
-    pub(crate) fn attach_within(&self, session: &Detached) -> Result<(), Failure> {
-        let fail = |errno| Failure::of_call(FailureClass::Rootfs, "cannot attach the root directory", errno);
-        rustix::fs::mkdirat(session.as_fd(), c"lower", Mode::RWXU).map_err(fail)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let place = rustix::fs::openat(session.as_fd(), c"lower", flags, Mode::empty()).map_err(fail)?;
-        self.attach(place.as_fd()).map_err(fail)
-    }
+    let path = Path::new(mount.source.as_os_str());
+    api.open(path, is_recursive(mount)).map(Some).map_err(|errno| unusable_source(mount, errno))
 }
 
-impl AsFd for Detached {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// Opens the source of `mount`, with its options applied.
-pub(crate) fn open_source(mount: &Mount) -> Result<Detached, Failure> {
-    let detached = match mount.kind.as_str() {
-        "bind" => {
-            let path = Path::new(mount.source.as_os_str());
-            let recursive = !mount.options.iter().any(|option| option == "bind");
-            Detached::copy_of(path, recursive).map_err(|errno| match errno {
-                // Mounts that came into a user namespace together stay together (mount_namespaces(7)).
-                Errno::INVAL if !recursive => Failure::of_call(
-                    FailureClass::MountFailed,
-                    format!(
-                        "{} has mounts below it, and can only be bound with them: use rbind",
-                        path.display()
-                    ),
-                    errno,
-                ),
-                Errno::NOENT | Errno::NOTDIR => Failure::of_call(
-                    FailureClass::BindSourceMissing,
-                    format!("the bind source {} does not exist", path.display()),
-                    errno,
-                ),
-                errno => Failure::of_call(
-                    FailureClass::MountFailed,
-                    format!("the bind source {} cannot be opened", path.display()),
-                    errno,
-                ),
-            })?
-        }
-        "tmpfs" => new_tmpfs(&mount.options)?,
-        other => {
+/// Makes `mount` of its source, with its options applied.
+pub(crate) fn make(api: &MountApi, mount: &Mount, source: Option<Source>) -> Result<Detached, Failure> {
+    let made = match (source, mount.kind.as_str()) {
+        (Some(source), _) => api.copy(source).map_err(|errno| unusable_source(mount, errno))?,
+        (None, "tmpfs") => new_tmpfs(api, &mount.options)?,
+        (None, kind @ ("devpts" | "mqueue" | "proc")) => new_kernel_tree(api, kind, &mount.options)?,
+        (None, other) => {
             return Err(Failure::new(FailureClass::Setup, format!("mounts of type {other} are not known")));
         }
     };
-    let restricted = detached.restrict(attributes(&mount.options)).and_then(|()| {
+    let restricted = made.restrict(attributes(&mount.options)).and_then(|()| {
         let private = mount.options.iter().any(|option| matches!(option.as_str(), "private" | "rprivate"));
         // Copies of the host's mounts are slaves as they come: they see its mounts and not the reverse.
-        if private { make_private(detached.as_fd()) } else { Ok(()) }
+        if private { made.make_private() } else { Ok(()) }
     });
     restricted.or_fail(FailureClass::MountFailed, || {
         format!("cannot restrict the mount of {}", Path::new(mount.source.as_os_str()).display())
     })?;
-    Ok(detached)
+    Ok(made)
+}
+
+fn is_recursive(mount: &Mount) -> bool {
+    !mount.options.iter().any(|option| option == "bind")
+}
+
+fn unusable_source(mount: &Mount, errno: Errno) -> Failure {
+    let path = Path::new(mount.source.as_os_str()).display();
+    let (class, message) = match errno {
+        // Mounts that came into a user namespace together stay together (mount_namespaces(7)).
+        Errno::INVAL if !is_recursive(mount) => (
+            FailureClass::MountFailed,
+            format!("{path} has mounts below it, and can only be bound with them: use rbind"),
+        ),
+        Errno::NOENT | Errno::NOTDIR => {
+            (FailureClass::BindSourceMissing, format!("the bind source {path} does not exist"))
+        }
+        _ => (FailureClass::MountFailed, format!("the bind source {path} cannot be opened")),
+    };
+    Failure::of_call(class, message, errno)
 }
 
 /// Attaches `source` at the destination of `mount` inside `root`.
-pub(crate) fn attach_inside(root: BorrowedFd<'_>, mount: &Mount, source: &Detached) -> Result<(), Failure> {
+pub(crate) fn attach_inside(
+    root: BorrowedFd<'_>,
+    mount: &Mount,
+    source: &Detached,
+    in_memory: &InMemory<'_>,
+) -> Result<(), Failure> {
     let destination = Path::new(mount.destination.as_os_str());
-    let target = open_inside(root, destination).or_fail(FailureClass::MountFailed, || {
+    let target = open_destination(root, destination).or_else(|errno| match errno {
+        Errno::NOENT => {
+            in_memory.make_point(destination, source)?;
+            open_destination(root, destination)
+        }
+        errno => Err(errno),
+    });
+    let target = target.or_fail(FailureClass::MountFailed, || {
         format!("the mount point {} cannot be opened inside the image", destination.display())
     })?;
     source.attach(target.as_fd()).map_err(|errno| {
@@ -126,23 +97,99 @@ pub(crate) fn attach_inside(root: BorrowedFd<'_>, mount: &Mount, source: &Detach
     })
 }
 
-/// Opens a path inside `root` without ever leaving it.
-pub(crate) fn open_inside(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, path.as_os_str().as_bytes(), flags, Mode::empty(), resolve)
+/// Opens what a mount is to lie on, or anything else inside `root`.
+pub(crate) fn open_destination(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    open_inside(root, path.as_os_str().as_bytes(), OFlags::PATH, Links::Follow)
 }
 
 /// Makes a tmpfs; options that are no mount attributes go to the file system.
-pub(crate) fn new_tmpfs(options: &[String]) -> Result<Detached, Failure> {
-    let fail = |errno| Failure::of_call(FailureClass::MountFailed, "cannot make a tmpfs", errno);
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
-    for (key, value) in options.iter().filter_map(|option| option.split_once('=')) {
-        fsconfig_set_string(context.as_fd(), key, value).map_err(fail)?;
+pub(crate) fn new_tmpfs(api: &MountApi, options: &[String]) -> Result<Detached, Failure> {
+    api.create("tmpfs", &settings(options), MountAttributes::NO_DEV.union(MountAttributes::NO_SUID))
+        .or_fail(FailureClass::MountFailed, || "cannot make a tmpfs".to_owned())
+}
+
+/// Makes a tree of the kernel's that belongs to the namespaces of this process.
+fn new_kernel_tree(api: &MountApi, kind: &str, options: &[String]) -> Result<Detached, Failure> {
+    let attributes = MountAttributes::NO_SUID.union(MountAttributes::NO_EXEC);
+    api.create(kind, &settings(options), attributes).map_err(|errno| match (kind, errno) {
+        // Something of the host's is mounted in it, and would come into sight: mount_too_revealing().
+        ("proc", Errno::PERM) => Failure::of_call(
+            FailureClass::MountFailed,
+            "this machine does not let /proc be mounted anew, because parts of its own are hidden",
+            errno,
+        ),
+        _ => Failure::of_call(FailureClass::MountFailed, format!("cannot mount a new {kind}"), errno),
+    })
+}
+
+fn settings(options: &[String]) -> Vec<(&str, Option<&str>)> {
+    let pairs = options.iter().filter_map(|option| option.split_once('='));
+    pairs.map(|(key, value)| (key, Some(value))).collect()
+}
+
+/// The mounts of a Plan that are file systems in memory, by the places where they are.
+#[derive(Debug, Default)]
+pub(crate) struct InMemory<'a> {
+    places: Vec<(&'a Path, &'a Detached)>,
+}
+
+impl<'a> InMemory<'a> {
+    /// Notes a mount that has been attached. A new `/dev` gets the links that programs expect there
+    /// (OCI runtime specification, `config-linux.md`, "Dev symbolic links").
+    pub(crate) fn note(&mut self, mount: &'a Mount, made: &'a Detached) -> Result<(), Failure> {
+        let destination = Path::new(mount.destination.as_os_str());
+        // What is mounted over a place hides what was in memory there.
+        self.places.retain(|(place, _)| !place.starts_with(destination));
+        if mount.kind != "tmpfs" {
+            return Ok(());
+        }
+        self.places.push((destination, made));
+        if destination != Path::new("/dev") {
+            return Ok(());
+        }
+        let links = [
+            ("/proc/self/fd", "fd"),
+            ("/proc/self/fd/0", "stdin"),
+            ("/proc/self/fd/1", "stdout"),
+            ("/proc/self/fd/2", "stderr"),
+            ("pts/ptmx", "ptmx"),
+        ];
+        links
+            .iter()
+            .try_for_each(|(target, link)| symlinkat(*target, made.as_fd(), *link))
+            .or_fail(FailureClass::MountFailed, || "cannot make the links of a new /dev".to_owned())
     }
-    fsconfig_create(context.as_fd()).map_err(fail)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map(Detached).map_err(fail)
+
+    /// Makes a mount point for `source` where `destination` is missing in one of these file systems.
+    /// Nothing is made anywhere else: not in the image, and not in a directory of the host that is bound
+    /// below one of them.
+    fn make_point(&self, destination: &Path, source: &Detached) -> Result<(), Errno> {
+        let inside = |(place, made): &(&'a Path, &'a Detached)| {
+            Some((*made, destination.strip_prefix(place).ok()?.to_owned()))
+        };
+        let (made, rest) = self.places.iter().rev().find_map(inside).ok_or(Errno::NOENT)?;
+        let memory = fstat(made.as_fd())?.st_dev;
+        let is_directory = FileType::from_raw_mode(fstat(source.as_fd())?.st_mode) == FileType::Directory;
+        let mut here = rustix::io::dup(made.as_fd())?;
+        let mut names = rest.components().peekable();
+        while let Some(name) = names.next() {
+            let Component::Normal(name) = name else { return Err(Errno::NOENT) };
+            if fstat(&here)?.st_dev != memory {
+                return Err(Errno::NOENT);
+            }
+            if names.peek().is_none() && !is_directory {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                return openat(&here, name, flags, Mode::from_bits_truncate(0o644)).map(drop);
+            }
+            match mkdirat(&here, name, Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            here = openat(&here, name, flags, Mode::empty())?;
+        }
+        Ok(())
+    }
 }
 
 /// The attributes that `mount(8)` options ask for.
@@ -158,15 +205,10 @@ fn attributes(options: &[String]) -> MountAttributes {
     })
 }
 
-/// Opens a directory of the host on which the new root can be put for a moment. What lies there is
-/// hidden only in this mount namespace, and all sources are open already.
+/// Opens a directory of the host on which the new root can be put for a moment.
 pub(crate) fn staging_place() -> Result<OwnedFd, Failure> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let candidates = ["/tmp", "/mnt", "/usr", "/etc"];
-    candidates
-        .iter()
-        .find_map(|path| rustix::fs::open(*path, flags, Mode::empty()).ok())
-        .ok_or_else(|| Failure::new(FailureClass::Setup, "the host has none of /tmp, /mnt, /usr and /etc"))
+    let found = crate::mount_api::staging_place().map(|(_, place)| place);
+    found.ok_or_else(|| Failure::new(FailureClass::Setup, "the host has none of /tmp, /mnt, /usr and /etc"))
 }
 
 /// Makes `root`, an attached mount, the root of this mount namespace and lets go of the old one.
@@ -175,7 +217,15 @@ pub(crate) fn change_root(root: BorrowedFd<'_>) -> Result<(), Failure> {
     fchdir(root).map_err(fail)?;
     // Both arguments may be the same place: the old root then lies on top of the new one, and
     // unmounting "." takes it away (pivot_root(2), NOTES).
-    pivot_root(c".", c".").map_err(fail)?;
-    unmount(c".", UnmountFlags::DETACH).map_err(fail)?;
+    match pivot_root(c".", c".") {
+        Ok(()) => unmount(c".", UnmountFlags::DETACH).map_err(fail)?,
+        // A host that runs from its initial RAM file system: that root can only be covered. Nobody
+        // inside can get below the cover, as `..` ends there.
+        Err(Errno::INVAL) => {
+            mount_move(c".", c"/").map_err(fail)?;
+            chroot(c".").map_err(fail)?;
+        }
+        Err(errno) => return Err(fail(errno)),
+    }
     rustix::process::chdir(c"/").map_err(fail)
 }

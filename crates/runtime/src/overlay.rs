@@ -1,36 +1,35 @@
-//! An overlay above a directory: the last resort where something must be shown that the directory
-//! does not have, and no bind mount can show it (see [`crate::covers`]).
+//! An overlay above a whole root directory: the last resort where something must be shown in the root
+//! itself that the directory does not have (see [`crate::covers`]).
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen,
-};
 use situla_plan::Patch;
+use situla_sys::MountAttributes;
 
 use crate::covers::{Shown, shown};
 use crate::failure::{Context, Failure, FailureClass};
-use crate::mounts::{Detached, new_tmpfs};
+use crate::mount_api::{Detached, MountApi, fd_path};
+use crate::mounts::new_tmpfs;
 
 /// Lays an overlay with `patches` over `lower`. The upper directory is on a tmpfs that is attached at
 /// the staging place, because overlayfs takes paths; the tmpfs is returned as well.
 pub(crate) fn mount_overlay(
+    api: &MountApi,
     patches: &[Patch],
     place: BorrowedFd<'_>,
     lower: &Detached,
 ) -> Result<(Detached, Detached), Failure> {
-    let session = new_tmpfs(&["mode=0755".to_owned()])?;
+    let session = new_tmpfs(api, &["mode=0755".to_owned()])?;
     let fail = |what: &'static str| move |errno| Failure::of_call(FailureClass::Rootfs, what, errno);
-    session.attach(place).map_err(fail("cannot attach a tmpfs for the overlay"))?;
-    let session_path = PathBuf::from(format!("/proc/self/fd/{}", session.as_fd().as_raw_fd()));
+    session.settle(place).map_err(fail("cannot attach a tmpfs for the overlay"))?;
+    let session_path = PathBuf::from(fd_path(session.as_fd()));
     let (upper, work) = (session_path.join("upper"), session_path.join("work"));
-    let lower_path = PathBuf::from(format!("/proc/self/fd/{}", lower.as_fd().as_raw_fd()));
-    lower.attach_within(&session)?;
+    let lower_path = PathBuf::from(fd_path(lower.as_fd()));
+    lower.settle_within(&session, "lower").map_err(fail("cannot attach the root directory"))?;
     for directory in [&upper, &work] {
         std::fs::create_dir(directory)
             .or_fail(FailureClass::Rootfs, || format!("cannot make {}", directory.display()))?;
@@ -39,22 +38,22 @@ pub(crate) fn mount_overlay(
     for patch in patches {
         lay_patch(&lower_path, &upper, &patch.path, &shown(lower.as_fd(), patch))?;
     }
-    let fail = fail("cannot mount an overlay on the root directory");
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
-    let set =
-        |key: &str, path: &Path| fsconfig_set_string(context.as_fd(), key, path.as_os_str()).map_err(fail);
-    set("lowerdir", &lower_path)?;
-    set("upperdir", &upper)?;
-    set("workdir", &work)?;
-    fsconfig_set_flag(context.as_fd(), "userxattr").map_err(fail)?;
-    fsconfig_create(context.as_fd()).map_err(fail)?;
-    let mount =
-        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(fail)?;
-    Ok((Detached::new(mount), session))
+    let text = |path: &Path| path.display().to_string();
+    let (lower, upper, work) = (text(&lower_path), text(&upper), text(&work));
+    let settings = [
+        ("lowerdir", Some(lower.as_str())),
+        ("upperdir", Some(&upper)),
+        ("workdir", Some(&work)),
+        ("userxattr", None),
+    ];
+    let mount = api
+        .create("overlay", &settings, MountAttributes::default())
+        .map_err(fail("cannot mount an overlay on the root directory"))?;
+    Ok((mount, session))
 }
 
 /// Puts one patch into the upper directory, with the directories that lead to it.
-fn lay_patch(lower: &Path, upper: &Path, path: &str, shown: &Shown<'_>) -> Result<(), Failure> {
+pub(crate) fn lay_patch(lower: &Path, upper: &Path, path: &str, shown: &Shown<'_>) -> Result<(), Failure> {
     if matches!(shown, Shown::AsItIs) {
         return Ok(());
     }
@@ -91,7 +90,7 @@ fn make_directory(lower: &Path, upper: &Path) -> Result<(), Failure> {
 }
 
 /// Gives a directory of the upper layer the mode of the one it merges with.
-fn copy_mode(lower: &Path, upper: &Path) -> Result<(), Failure> {
+pub(crate) fn copy_mode(lower: &Path, upper: &Path) -> Result<(), Failure> {
     let Ok(metadata) = std::fs::symlink_metadata(lower.join(".")) else { return Ok(()) };
     let permissions = std::fs::Permissions::from_mode(metadata.mode() & 0o7777);
     std::fs::set_permissions(upper, permissions)

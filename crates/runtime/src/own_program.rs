@@ -13,8 +13,10 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 
-use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, openat2, stat};
+use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat, stat};
 use rustix::io::Errno;
+
+use crate::inside::open_without_magic;
 
 /// Where the kernel shows the program of the process that looks.
 const OWN: &str = "/proc/self/exe";
@@ -36,8 +38,7 @@ pub(crate) fn expect_another(path: &[u8]) -> Result<(), Errno> {
     let mut path = path.to_vec();
     for _ in 0..MAX_SCRIPTS {
         // Nothing is waited for, should it be a FIFO.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = openat2(CWD, path.as_slice(), flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+        let file = open_without_magic(&path, OFlags::RDONLY | OFlags::NONBLOCK)?;
         if rustix::fs::fstat(file.as_fd()).is_ok_and(|stat| is_no_program(stat.st_mode)) {
             // Exec says why it is not one.
             return Ok(());

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{
     DumpableBehavior, Pid, Signal, fchdir, getppid, set_dumpable_behavior, set_parent_process_death_signal,
@@ -13,6 +13,7 @@ use situla_plan::Plan;
 use situla_sys::{ExecStrings, SignalMask};
 
 use crate::failure::{Context, Failure, FailureClass};
+use crate::inside::open_without_magic;
 use crate::own_program;
 
 /// Where the command is searched if the container's environment has no PATH (`execvp(3)`, and what
@@ -122,21 +123,16 @@ pub(crate) struct Surroundings {
     pub(crate) parent: Option<Pid>,
 }
 
-/// Turns this process, which is inside the container already, into the payload; calls `ready` when it
-/// is about to let signals through again. Returns only with the reason why that failed.
-pub(crate) fn become_payload(
-    plan: &Plan,
-    command: &Command,
-    surroundings: &Surroundings,
-    ready: &mut dyn FnMut(),
-) -> Failure {
-    match prepare(plan, surroundings, ready) {
+/// Turns this process, which is inside the container already, into the payload. Returns only with
+/// the reason why that failed.
+pub(crate) fn become_payload(plan: &Plan, command: &Command, surroundings: &Surroundings) -> Failure {
+    match prepare(plan, surroundings) {
         Ok(()) => command.execute(),
         Err(failure) => failure,
     }
 }
 
-fn prepare(plan: &Plan, surroundings: &Surroundings, ready: &mut dyn FnMut()) -> Result<(), Failure> {
+fn prepare(plan: &Plan, surroundings: &Surroundings) -> Result<(), Failure> {
     enter_working_directory(plan)?;
     let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
     if plan.spec.process.no_new_privileges {
@@ -160,9 +156,6 @@ fn prepare(plan: &Plan, surroundings: &Surroundings, ready: &mut dyn FnMut()) ->
         situla_sys::restore_default_action(13).map_err(setup("cannot restore SIGPIPE"))?;
     }
     situla_sys::restore_sigchld();
-    // A signal that was passed on meanwhile may end this process with the next call, as it would end
-    // the program.
-    ready();
     situla_sys::set_signal_mask(&surroundings.mask).map_err(setup("cannot restore the signal mask"))
 }
 
@@ -187,8 +180,8 @@ fn enter_working_directory(plan: &Plan) -> Result<(), Failure> {
 /// Changes to a directory, but not through a link of `/proc` to one of our descriptors: that could be a
 /// directory of the host's, and the image may have chosen the path.
 fn enter_directory(path: &[u8]) -> Result<(), Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    fchdir(openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?)
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    fchdir(open_without_magic(path, flags)?)
 }
 
 /// Leaves standard input, output, error and what the plan names open over exec; nothing else, but

@@ -5,16 +5,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen,
-};
 use situla_plan::{Plan, RootfsSource};
 use situla_sys::MountAttributes;
 
 use crate::covers::Covers;
 use crate::failure::{Context, Failure, FailureClass};
-use crate::mounts::Detached;
+use crate::layers::{LayerSources, mount_layers, open_layers};
+use crate::mount_api::{Detached, MountApi, Source};
 use crate::overlay::mount_overlay;
 
 /// Where the FUSE device of a new mount goes: to the process that will serve it.
@@ -41,30 +38,67 @@ impl Ready {
     }
 }
 
-/// Mounts the rootfs of `plan`, detached. `place` is the staging place of the caller.
-pub(crate) fn mount(plan: &Plan, place: BorrowedFd<'_>, serve: &mut Serve<'_>) -> Result<Ready, Failure> {
+/// The paths of the host that a root is made of, looked up.
+pub(crate) struct Sources {
+    root: Option<Source>,
+    layers: Option<LayerSources>,
+}
+
+/// Looks the paths of the host up of which the root of `plan` is made.
+pub(crate) fn open_sources(api: &MountApi, plan: &Plan) -> Result<Sources, Failure> {
+    let root = match &plan.rootfs.source {
+        RootfsSource::Squashfs { .. } => None,
+        RootfsSource::Directory { path } => {
+            let path = Path::new(path.as_os_str());
+            Some(api.open(path, true).map_err(|errno| unusable_root(path, errno))?)
+        }
+    };
+    let layers = plan.rootfs.overlay.as_ref().map(|overlay| open_layers(api, overlay)).transpose()?;
+    Ok(Sources { root, layers })
+}
+
+fn unusable_root(path: &Path, errno: Errno) -> Failure {
+    let message = format!("the root directory {} cannot be opened", path.display());
+    Failure::of_call(FailureClass::Rootfs, message, errno)
+}
+
+/// Mounts the rootfs of `plan`, detached. `place` is the staging place of the caller, `sources` what
+/// [`open_sources`] has found.
+pub(crate) fn mount(
+    api: &MountApi,
+    plan: &Plan,
+    sources: Sources,
+    place: BorrowedFd<'_>,
+    serve: &mut Serve<'_>,
+) -> Result<Ready, Failure> {
     let mut attributes = MountAttributes::NO_SUID.union(MountAttributes::NO_DEV);
     if plan.spec.root.readonly {
         attributes = attributes.union(MountAttributes::READ_ONLY);
     }
     let plain = |mount| Ready { mount, covers: None, _session: None };
-    let patches = &plan.rootfs.patches;
-    let ready = match &plan.rootfs.source {
-        RootfsSource::Squashfs { .. } => plain(mount_fuse(plan, serve)?),
+    let overlay = plan.rootfs.overlay.as_ref().zip(sources.layers);
+    let lower = match &plan.rootfs.source {
+        RootfsSource::Squashfs { .. } => mount_fuse(api, plan, serve)?,
         RootfsSource::Directory { path } => {
-            let path = Path::new(path.as_os_str());
-            let lower = Detached::copy_of(path, true).or_fail(FailureClass::Rootfs, || {
-                format!("the root directory {} cannot be opened", path.display())
-            })?;
-            if patches.is_empty() {
-                plain(lower)
-            } else if let Some(covers) = Covers::make(patches, lower.as_fd(), place, attributes)? {
-                Ready { mount: lower, covers: Some(covers), _session: None }
-            } else {
-                let (mount, session) = mount_overlay(patches, place, &lower)?;
-                Ready { mount, covers: None, _session: Some(session) }
-            }
+            let copy = sources.root.ok_or(Errno::INVAL).and_then(|source| api.copy(source));
+            copy.map_err(|errno| unusable_root(Path::new(path.as_os_str()), errno))?
         }
+    };
+    // The server of an image shows the patches itself.
+    let patches = match &plan.rootfs.source {
+        RootfsSource::Squashfs { .. } => &[],
+        RootfsSource::Directory { .. } => plan.rootfs.patches.as_slice(),
+    };
+    let ready = if let Some((overlay, sources)) = overlay {
+        let (mount, session) = mount_layers(api, overlay, sources, (&lower, patches), place)?;
+        Ready { mount, covers: None, _session: Some(session) }
+    } else if patches.is_empty() {
+        plain(lower)
+    } else if let Some(covers) = Covers::make(api, patches, &lower, place, attributes)? {
+        Ready { mount: lower, covers: Some(covers), _session: None }
+    } else {
+        let (mount, session) = mount_overlay(api, patches, place, &lower)?;
+        Ready { mount, covers: None, _session: Some(session) }
     };
     ready
         .mount
@@ -77,26 +111,26 @@ pub(crate) fn mount(plan: &Plan, place: BorrowedFd<'_>, serve: &mut Serve<'_>) -
 ///
 /// The device must be opened here, in the new user namespace: the kernel refuses a device that was
 /// opened in another one than the mount belongs to (`fuse_fill_super`, fs/fuse/inode.c).
-fn mount_fuse(plan: &Plan, serve: &mut Serve<'_>) -> Result<Detached, Failure> {
+fn mount_fuse(api: &MountApi, plan: &Plan, serve: &mut Serve<'_>) -> Result<Detached, Failure> {
     let device = open_fuse_device()?;
-    let fail = |errno| Failure::of_call(FailureClass::NoFuse, "cannot mount a FUSE file system", errno);
-    let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
-    let set = |key: &str, value: &str| fsconfig_set_string(context.as_fd(), key, value).map_err(fail);
     let user = plan.spec.process.user;
-    set("source", "situla")?;
-    set("subtype", "situla")?;
-    set("fd", &device.as_raw_fd().to_string())?;
-    set("rootmode", "40000")?;
-    set("user_id", &user.uid.to_string())?;
-    set("group_id", &user.gid.to_string())?;
-    // A task of the same user with another primary group gets EACCES without allow_other.
-    fsconfig_set_flag(context.as_fd(), "allow_other").map_err(fail)?;
-    fsconfig_set_flag(context.as_fd(), "default_permissions").map_err(fail)?;
-    fsconfig_create(context.as_fd()).map_err(fail)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
-    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(fail)?;
+    let (fd, uid, gid) = (device.as_raw_fd().to_string(), user.uid.to_string(), user.gid.to_string());
+    let settings = [
+        ("source", Some("situla")),
+        ("subtype", Some("situla")),
+        ("fd", Some(fd.as_str())),
+        ("rootmode", Some("40000")),
+        ("user_id", Some(&uid)),
+        ("group_id", Some(&gid)),
+        // A task of the same user with another primary group gets EACCES without allow_other.
+        ("allow_other", None),
+        ("default_permissions", None),
+    ];
+    let mount = api
+        .create("fuse", &settings, MountAttributes::NO_DEV.union(MountAttributes::NO_SUID))
+        .map_err(|errno| Failure::of_call(FailureClass::NoFuse, "cannot mount a FUSE file system", errno))?;
     serve(device.as_fd())?;
-    Ok(Detached::new(mount))
+    Ok(mount)
 }
 
 fn open_fuse_device() -> Result<OwnedFd, Failure> {

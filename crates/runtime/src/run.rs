@@ -75,7 +75,7 @@ pub fn replace(plan: &Plan) -> Failure {
         Err(Failure::new(FailureClass::Setup, "an image file needs a process that serves it"))
     };
     match construct(plan, &mut serve, &mut || Ok(())) {
-        Ok(()) => become_payload(plan, &command, &surroundings, &mut || {}),
+        Ok(()) => become_payload(plan, &command, &surroundings),
         Err(failure) => failure,
     }
 }
@@ -142,8 +142,7 @@ struct Start<'a> {
 
 impl Start<'_> {
     /// Forks a child that gets itself into the container by `enter` and becomes the payload. The
-    /// pipe that is returned carries [`supervise::READY`] before the exec, or a failure; it ends with
-    /// the exec, or with the child.
+    /// pipe that is returned carries a failure; it ends with the exec, or with the child.
     ///
     /// Meanwhile the observer hears of the run. The child waits for that before its exec: nothing
     /// is run of which there is no record.
@@ -165,13 +164,11 @@ impl Start<'_> {
             }
             Forked::Child => {
                 drop((reader, go));
-                let mut ready = || {
-                    // Unsaid, it looks as if this process had been killed: so does its parent's death.
-                    let _ = rustix::io::write(&writer, &[supervise::READY]);
-                };
+                // Without the name its death before the exec looks like the program's.
+                let _ = rustix::thread::set_name(supervise::NAME_BEFORE_EXEC);
                 let failure = match enter() {
                     Ok(()) => match rustix::io::read(&may_go, &mut [0; 1]) {
-                        Ok(1) => become_payload(self.plan, self.command, self.surroundings, &mut ready),
+                        Ok(1) => become_payload(self.plan, self.command, self.surroundings),
                         // The waiting process has been killed.
                         _ => situla_sys::exit_now(1),
                     },

@@ -1,5 +1,6 @@
 //! Waiting for a payload: forward signals, notice the keeper's death, take the exit status.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,9 +35,9 @@ pub(crate) fn forwarded() -> SignalMask {
     SignalMask::of([1, 2, 3, 10, 12, 14, 15, 18, 24, 26, 27, 28, 29, 30].into_iter().chain(34..=64))
 }
 
-/// From the payload to be: nothing is left to do but to let signals through, and exec. A report without it is that of a process that
-/// was killed before: as a payload's own end it would look like something that the program did.
-pub(crate) const READY: u8 = b'E';
+/// The name of a process that is to become a payload. exec(2) gives it another, so one that dies with this
+/// name was still ours: as a payload's own end it would look like something that the program did.
+pub(crate) const NAME_BEFORE_EXEC: &CStr = c"situla-payload";
 
 /// Whether one of our own processes was killed. Such a task takes no leave of the others, so that
 /// they end as well.
@@ -140,11 +141,18 @@ impl Supervised<'_> {
         }
         // A payload that ended between its report and our poll.
         let failure = failure.or_else(|| report.take().and_then(read_report));
-        let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
-            .map_err(setup("cannot take the payload's status"))?;
+        let take = |options| waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | options);
+        let failed = setup("cannot take the payload's status");
+        let ended = exit(take(WaitIdOptions::NOWAIT).map_err(failed)?.as_ref());
+        let killed = killed_before_exec(pid, ended);
+        take(WaitIdOptions::empty()).map_err(failed)?;
         match failure {
             Some(failure) => Err(failure),
-            None => Ok(exit(status.as_ref())),
+            None if killed => Err(Failure::new(
+                FailureClass::ServerLost,
+                "a process was killed before it became the program",
+            )),
+            None => Ok(ended),
         }
     }
 }
@@ -178,13 +186,15 @@ fn read_report(mut report: File) -> Option<Failure> {
     let mut bytes = Vec::new();
     // A read error would mean a broken kernel; the exit status tells the rest.
     report.read_to_end(&mut bytes).ok()?;
-    match bytes.strip_prefix(&[READY]) {
-        Some(failure) => Failure::decode(failure),
-        None if bytes.is_empty() => {
-            Some(Failure::new(FailureClass::ServerLost, "a process was killed before it became the program"))
-        }
-        None => Failure::decode(&bytes),
-    }
+    Failure::decode(&bytes)
+}
+
+/// Whether a child, which is not waited for yet, was killed before it became the program. Other signals
+/// are passed on to it on purpose.
+fn killed_before_exec(pid: Pid, exit: Exit) -> bool {
+    let name = || std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()));
+    exit == Exit::Signal(Signal::KILL.as_raw())
+        && name().is_ok_and(|name| name.trim_end().as_bytes() == NAME_BEFORE_EXEC.to_bytes())
 }
 
 /// Waits a moment for a child that is about to end, so that it leaves no zombie behind.
@@ -204,25 +214,30 @@ pub(crate) fn end(child: Pid) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
 
     use super::*;
 
     #[test]
-    fn a_report_tells_exec_from_failure_and_from_death() {
-        let told = |bytes: &[u8]| {
-            let (reader, writer) = rustix::pipe::pipe().unwrap();
-            File::from(writer).write_all(bytes).unwrap();
-            read_report(File::from(reader)).map(|failure| failure.class())
-        };
-        let failure = Failure::new(FailureClass::CommandNotFound, "x is not in the container").encode();
-        assert_eq!(told(&[READY]), None, "exec");
-        assert_eq!(told(b""), Some(FailureClass::ServerLost), "killed");
-        assert_eq!(told(&failure), Some(FailureClass::CommandNotFound), "failed");
-        assert_eq!(
-            told(&[&[READY], &failure[..]].concat()),
-            Some(FailureClass::CommandNotFound),
-            "exec failed"
-        );
+    fn a_program_that_is_killed_was_not_killed_before_exec() {
+        let mut child = Command::new("sleep").arg0("situla-payload").arg("100").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        kill_process(pid, Signal::KILL).unwrap();
+        waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        assert!(!killed_before_exec(pid, Exit::Signal(9)));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_that_is_killed_before_exec_is_told_by_its_name() {
+        // Tests run in threads, where there is no forking: this process names itself.
+        let script = "printf %s situla-payload >/proc/$$/comm; kill -KILL $$";
+        let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        assert!(killed_before_exec(pid, Exit::Signal(9)));
+        assert!(!killed_before_exec(pid, Exit::Signal(15)));
+        child.wait().unwrap();
     }
 }

@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Cursor;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -309,6 +309,32 @@ fn usual_patches_of_a_directory_need_no_overlay() {
 }
 
 #[test]
+fn an_overlay_covers_no_more_than_it_must() {
+    let Some(bench) = Bench::prepare() else { return };
+    fs::create_dir(bench.path("root/etc/sub")).unwrap();
+    fs::set_permissions(bench.path("root/etc/sub"), fs::Permissions::from_mode(0o751)).unwrap();
+    fs::write(bench.path("root/etc/sub/old"), "old\n").unwrap();
+    let file = |path: &str| json!({"path": path, "kind": "file", "content": "new\n", "mode": 0o640, "reason": "test"});
+    let script = "cat /etc/witness /etc/sub/new /etc/sub/old /etc/new; ls /etc /etc/sub; ls -ld /etc/sub /etc/new; \
+                  touch /etc/x /etc/sub/x; cat /proc/self/mountinfo";
+    // In whatever order they come; a name in the root itself takes an overlay over all.
+    let deep_first = json!([file("/etc/sub/new"), file("/etc/witness"), file("/etc/new")]);
+    let deep_last = json!([file("/etc/new"), file("/etc/witness"), file("/etc/sub/new")]);
+    let root = json!([file("/etc/sub/new"), file("/top"), file("/etc/witness"), file("/etc/new")]);
+    for (patches, place) in [(deep_first, "/etc"), (deep_last, "/etc"), (root, "/")] {
+        let output = bench.run(Kind::Directory, script, |plan| plan["rootfs"]["patches"] = patches);
+        let (out, err) = text(&output);
+        let lists = "new\nnew\nold\nnew\n/etc:\nnew\nsub\nwitness\n\n/etc/sub:\nnew\nold\n";
+        assert!(out.starts_with(lists), "{place}: {out}{err}");
+        assert!(out.contains("drwxr-x--x") && out.contains("-rw-r-----"), "{place}: {out}");
+        assert_eq!(err.matches("Read-only file system").count(), 2, "{place}: {err}");
+        let overlays = out.lines().filter(|line| line.contains(" - overlay "));
+        let places: Vec<&str> = overlays.filter_map(|line| line.split(' ').nth(4)).collect();
+        assert_eq!(places, [place], "{out}");
+    }
+}
+
+#[test]
 fn failures_before_exec_are_named() {
     let Some(bench) = Bench::prepare() else { return };
     let bind = |source: &str, destination: &str| json!({"destination": destination, "source": source, "type": "bind", "options": ["rbind"]});
@@ -504,4 +530,205 @@ fn a_rank_that_comes_again_gets_a_container_of_its_own() {
     }
     assert!(first.0.starts_with("mnt:") && second.0.starts_with("mnt:"), "{first:?} {second:?}");
     assert_ne!(first.0, second.0, "the second run must not see what the first one mounted");
+}
+
+#[test]
+fn what_is_written_above_a_root_goes_to_memory_or_to_a_directory() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let host = bench.path(&format!("above-{kind:?}"));
+        fs::create_dir(&host).unwrap();
+        let patches = json!([
+            {"path": "/new/deep", "kind": "directory", "reason": "test"},
+            {"path": "/etc/added", "kind": "file", "content": "added\n", "mode": 0o644, "reason": "test"},
+        ]);
+        let over = |overlay: Value, writable: bool| {
+            let patches = patches.clone();
+            move |plan: &mut Value| {
+                plan["rootfs"]["overlay"] = overlay;
+                plan["rootfs"]["patches"] = patches;
+                plan["spec"]["root"]["readonly"] = json!(!writable);
+            }
+        };
+        let write = "echo mine > /etc/witness; echo more > /real/more; cat /etc/witness /real/more /etc/added; ls /new";
+        let seen = "mine\nmore\nadded\ndeep\n";
+        let show = "cat /etc/witness /etc/added; test -e /real/more || echo no more";
+        let memory = json!({"upper": {"kind": "tmpfs"}});
+        let directory = json!({"upper": {"kind": "directory", "path": host}});
+        // Written and gone; written and there again.
+        for (overlay, after) in [(memory, "from the image\nadded\nno more\n"), (directory, "mine\nadded\n")] {
+            let (out, err) = text(&bench.run(kind, write, over(overlay.clone(), true)));
+            assert_eq!(out, seen, "{kind:?} {overlay}: {err}");
+            let (out, err) = text(&bench.run(kind, show, over(overlay.clone(), true)));
+            assert_eq!(out, after, "{kind:?} {overlay}: {err}");
+        }
+        assert_eq!(fs::read_to_string(host.join("upper/real/more")).unwrap(), "more\n");
+        assert!(!bench.path("root/real/more").exists() && !bench.path("root/etc/added").exists());
+        // Layers that are shown and not written to, the first one on top.
+        let first = bench.path(&format!("first-{kind:?}"));
+        fs::create_dir_all(first.join("real")).unwrap();
+        fs::write(first.join("real/more"), "first\n").unwrap();
+        fs::write(first.join("real/only"), "only\n").unwrap();
+        let lowers = json!([first, host.join("upper")]);
+        let script = "cat /real/more /real/only /etc/witness; touch /real/x 2>/dev/null || echo refused";
+        let (out, err) = text(&bench.run(kind, script, over(json!({"lowers": lowers}), false)));
+        assert_eq!(out, "first\nonly\nmine\nrefused\n", "{kind:?}: {err}");
+        // With a place for what is written above them, they stay as they are.
+        let overlay = json!({"lowers": lowers, "upper": {"kind": "tmpfs"}});
+        let script = "echo new > /real/only; cat /real/only; cat /proc/self/mountinfo";
+        let (out, err) = text(&bench.run(kind, script, over(overlay, true)));
+        assert!(out.starts_with("new\n"), "{kind:?}: {out}{err}");
+        assert_eq!(fs::read_to_string(first.join("real/only")).unwrap(), "only\n");
+        let root = out.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or_default();
+        assert!(root.contains("nosuid") && root.contains("nodev"), "{kind:?}: {root}");
+        // A file cannot take anything.
+        let overlay = json!({"upper": {"kind": "directory", "path": first.join("real/only")}});
+        let (_, err) = text(&bench.run(kind, "exit 0", over(overlay, true)));
+        assert!(err.starts_with("error: Overlay: "), "{kind:?}: {err}");
+    }
+}
+
+#[test]
+fn mount_points_are_made_in_memory_and_nowhere_else() {
+    let Some(bench) = Bench::prepare() else { return };
+    let host = bench.path("host-directory");
+    fs::create_dir(&host).unwrap();
+    fs::write(bench.path("host-file"), "host\n").unwrap();
+    for kind in [Kind::Directory, Kind::Image] {
+        let mounts = |more: Value| {
+            let bind = |from: &str, to: &str| json!({"destination": to, "source": from, "type": "bind", "options": ["rbind"]});
+            let mut all = vec![
+                json!({"destination": "/dev", "source": "tmpfs", "type": "tmpfs", "options": ["mode=0755", "nosuid"]}),
+                bind("/dev/null", "/dev/null"),
+                json!({
+                    "destination": "/dev/pts", "source": "devpts", "type": "devpts",
+                    "options": ["mode=0620", "ptmxmode=0666"]
+                }),
+                bind("/proc", "/proc"),
+                json!({"destination": "/tmp", "source": "tmpfs", "type": "tmpfs", "options": ["mode=1777"]}),
+                bind(&bench.path("host-file").display().to_string(), "/tmp/a/b/file"),
+                bind(&host.display().to_string(), "/tmp/a/dir"),
+            ];
+            all.extend(more.as_array().unwrap().iter().cloned());
+            move |plan: &mut Value| plan["spec"]["mounts"] = json!(all)
+        };
+        let script = "cat /tmp/a/b/file; ls -a /dev; echo x > /dev/null; readlink /dev/fd; readlink /dev/ptmx; touch /tmp/x /tmp/a/dir/y";
+        let (out, err) = text(&bench.run(kind, script, mounts(json!([]))));
+        let expected = "host\n.\n..\nfd\nnull\nptmx\npts\nstderr\nstdin\nstdout\n/proc/self/fd\npts/ptmx\n";
+        assert_eq!(out, expected, "{kind:?}: {err}");
+        assert!(host.join("y").exists());
+        fs::remove_file(host.join("y")).unwrap();
+        // Neither a directory of the host nor the image gets a mount point.
+        for destination in ["/tmp/a/dir/new", "/etc/new"] {
+            let file = bench.path("host-file");
+            let more =
+                json!([{"destination": destination, "source": file, "type": "bind", "options": ["rbind"]}]);
+            let (_, err) = text(&bench.run(kind, "exit 0", mounts(more)));
+            assert!(err.starts_with("error: MountFailed: "), "{kind:?} {destination}: {err}");
+        }
+        assert_eq!(fs::read_dir(&host).unwrap().count(), 0);
+    }
+}
+
+/// Refused calls as `REFUSE` has them: ENOSYS is 38, EPERM 1, EINVAL 22.
+const NEW_MOUNT_CALLS: &str = "open_tree,move_mount,mount_setattr,fsopen";
+
+/// Other tests of this file, run again with system calls refused to all that they start.
+fn again_without(refused: &str, tests: &[&str]) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--skip", "without_"])
+        .args(tests)
+        .env("REFUSE", refused)
+        .output()
+        .unwrap();
+    let (out, err) = text(&output);
+    assert!(output.status.success(), "{refused}: {out}{err}");
+    assert!(out.contains("test result: ok. ") && !out.contains("ok. 0 passed"), "{refused}: {out}");
+}
+
+#[test]
+fn without_the_new_mount_calls_everything_is_the_same() {
+    if Bench::prepare().is_none() {
+        return;
+    }
+    again_without(&format!("38:{NEW_MOUNT_CALLS},openat2,close_range"), &[]);
+    // Linux 5.10 has all of them but one; filters refuse in their own way.
+    again_without("38:mount_setattr", &["root", "patches", "mounts", "above"]);
+    again_without(&format!("1:{NEW_MOUNT_CALLS}"), &["root", "patches", "mounts"]);
+}
+
+#[test]
+fn without_any_mount_call_the_start_fails() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let plan = bench.plan(kind, "exit 0", |_| {});
+        let mut command = Command::new(runner());
+        let output =
+            command.arg(&plan).env("REFUSE", format!("38:mount,{NEW_MOUNT_CALLS}")).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{kind:?}");
+        assert!(text(&output).1.starts_with("error: MountFailed: "), "{kind:?}: {}", text(&output).1);
+    }
+}
+
+#[test]
+fn without_openat2_or_pivot_root_everything_is_the_same() {
+    if Bench::prepare().is_none() {
+        return;
+    }
+    again_without("38:openat2,close_range", &["root", "patches", "mounts", "failures", "privileges"]);
+    // What a host says that runs from its initial RAM file system.
+    again_without("22:pivot_root", &["root", "patches", "mounts", "share", "privileges"]);
+}
+
+#[test]
+fn mounts_inside_have_their_flags_and_those_below_them() {
+    let Some(bench) = Bench::prepare() else { return };
+    fs::create_dir_all(bench.path("host/deep dir/there")).unwrap();
+    fs::write(bench.path("host/deep dir/there/file"), "seen\n").unwrap();
+    for kind in [Kind::Directory, Kind::Image] {
+        // Two levels of mounts that are not the Plan's, one of them at a path with a space in it.
+        let outer = bench.path("host").display().to_string();
+        let script = "cat '/real/deep dir/there/file'; touch /real/x '/real/deep dir/x' 2>&1; cat /proc/self/mountinfo";
+        let plan = bench.plan(kind, script, |plan| {
+            // unshare(1) below makes this user root.
+            plan["spec"]["linux"]["uidMappings"][0]["hostID"] = json!(0);
+            plan["spec"]["linux"]["gidMappings"][0]["hostID"] = json!(0);
+            let mounts = plan["spec"]["mounts"].as_array_mut().unwrap();
+            let options = ["rbind", "nosuid", "nodev", "ro", "rprivate"];
+            mounts.push(json!({"destination": "/real", "source": outer, "type": "bind", "options": options}));
+            mounts.push(json!({
+                "destination": "/tmp", "source": "tmpfs", "type": "tmpfs", "options": ["mode=0755", "noexec"]
+            }));
+        });
+        let inner = format!("{outer}/deep dir");
+        // In a mount namespace of its own, so that nothing is left.
+        let command = format!("mount --bind '{inner}' '{inner}' && exec \"$0\" \"$1\"");
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &command])
+            .arg(runner())
+            .arg(&plan)
+            .output()
+            .unwrap();
+        let (out, err) = text(&output);
+        assert!(out.starts_with("seen\n"), "{kind:?}: {out}{err}");
+        assert_eq!(out.matches("Read-only file system").count(), 2, "{kind:?}: {out}{err}");
+        let flags = |point: &str| -> String {
+            let line = out.lines().find(|line| line.split(' ').nth(4) == Some(point));
+            line.and_then(|line| line.split(' ').nth(5)).unwrap_or_default().to_owned()
+        };
+        for point in ["/real", "/real/deep\\040dir"] {
+            for flag in ["ro", "nosuid", "nodev"] {
+                assert!(
+                    flags(point).split(',').any(|word| word == flag),
+                    "{kind:?} {point}: {}",
+                    flags(point)
+                );
+            }
+        }
+        assert!(flags("/tmp").contains("noexec"), "{kind:?}: {out}");
+        // No trace of where mounts were made.
+        let points: Vec<&str> = out.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        let below_tmp = points.iter().filter(|point| point.starts_with("/tmp/")).count();
+        assert_eq!(below_tmp, 0, "{kind:?}: {out}");
+    }
 }

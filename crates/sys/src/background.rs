@@ -7,6 +7,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::setsid;
 
+use crate::descriptor::open_descriptors;
 use crate::signal::{SignalMask, block_signals};
 use crate::{exit_now, last_errno};
 
@@ -50,5 +51,18 @@ fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
     // that own the descriptors closed here are never used or dropped in it; what `main` uses is
     // not in the range.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    if result == -1 { Err(last_errno()) } else { Ok(()) }
+    if result != -1 {
+        return Ok(());
+    }
+    match last_errno() {
+        // Linux before 5.9, or a filter.
+        Errno::NOSYS | Errno::PERM => {
+            for fd in open_descriptors(first, last) {
+                // SAFETY: as above; a descriptor that is closed by now gives EBADF.
+                unsafe { libc::close(fd) };
+            }
+            Ok(())
+        }
+        errno => Err(errno),
+    }
 }

@@ -10,6 +10,7 @@ mod exec;
 mod fork;
 mod identity;
 mod mount;
+mod seccomp;
 mod signal;
 
 pub use background::become_background;
@@ -19,6 +20,7 @@ pub use fork::{Forked, exit_now, fork, is_single_threaded};
 pub use identity::{drop_all_capabilities, join_namespace, unshare};
 pub use mount::{MountAttributes, make_private, set_mount_attributes};
 pub use rustix::io::Errno;
+pub use seccomp::{SystemCall, refuse_calls};
 pub use signal::{
     SignalFd, SignalInfo, SignalMask, block_signals, die_by, initial_sigpipe, restore_default_action,
     restore_sigchld, send_raw_signal, set_signal_mask,

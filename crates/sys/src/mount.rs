@@ -26,6 +26,11 @@ impl MountAttributes {
         MountAttributes(self.0 | other.0)
     }
 
+    /// Tells whether all of `other` are in the set.
+    pub fn contains(self, other: MountAttributes) -> bool {
+        self.0 & other.0 == other.0
+    }
+
     /// Tells whether no attribute is in the set.
     pub fn is_empty(self) -> bool {
         self.0 == 0

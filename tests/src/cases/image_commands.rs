@@ -78,9 +78,14 @@ pub fn convert_refuses(desk: &Desk) -> Check {
     dir.write("taken.sif", "precious")?;
     dir.write("text.def", "Bootstrap: docker")?;
     let tree = desk.env.image_tree("tiny").display().to_string();
+    let image = desk.images.path("tiny.sqsh");
     for (words, code, text) in [
         (vec!["situla", "convert", &tree, "taken.sif"], 125, "taken.sif"),
-        (vec!["situla", "convert", &tree, "new/"], 2, ".sqsh"),
+        (vec!["situla", "convert", &tree, "new/"], 2, "cp -a"),
+        (vec!["situla", "convert", "--force", &image, "new/"], 2, "remove it first"),
+        (vec!["situla", "convert", &image, "taken.sif/"], 125, "taken.sif"),
+        (vec!["situla", "convert", &image, "none/new/"], 125, "none"),
+        (vec!["situla", "convert", "text.def", "new/"], 125, "text.def"),
         (vec!["situla", "convert", "./none", "a.sif"], 125, "none"),
         (vec!["situla", "convert", "text.def", "a.sif"], 125, "text.def"),
         (vec!["situla", "convert", "oci:.", "a.sif"], 125, "index.json"),
@@ -88,7 +93,8 @@ pub fn convert_refuses(desk: &Desk) -> Check {
         (vec!["apptainer", "build", "taken.sif", &tree], 255, "already exists"),
         (vec!["apptainer", "build", "a.sif", "text.def"], 255, "definition"),
         (vec!["apptainer", "pull", "taken.sif", "docker://localhost:1/a"], 255, "will not overwrite"),
-        (vec!["apptainer", "build", "--sandbox", "a", &tree], 1, "--sandbox"),
+        (vec!["apptainer", "build", "--sandbox", "a", &tree], 1, "is a directory already"),
+        (vec!["apptainer", "build", "--update", "a", &tree], 1, "--update"),
     ] {
         run(desk, dir.path(), &words)?.expect_code(code)?.expect_text(text)?;
     }
@@ -108,6 +114,54 @@ pub fn convert_refuses(desk: &Desk) -> Check {
         if !output.stderr.is_empty() || !value["class"].is_string() || !value["remedy"].is_string() {
             return Err(output.to_string().into());
         }
+    }
+    Ok(())
+}
+
+/// An image becomes a directory that runs like it, from every kind of source, and unsquashfs makes the
+/// same of it.
+///
+/// # Errors
+/// It does not.
+pub fn unpacked(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("unpacked")?;
+    let run = |words: &[&str]| run(desk, dir.path(), words);
+    let image = desk.images.path("tiny.sqsh");
+    let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
+    run(&["unsquashfs", "-no-progress", "-user-xattrs", "-d", "theirs", &image])?.success()?;
+    run(&["situla", "convert", &image, "of-sqsh/"])?.success()?.expect_text("unpacked in")?;
+    // Content, types, modes and links of everything; what the owner may not read is the exception.
+    run(&["rsync", "--version"])?.success()?;
+    let compared = [
+        "rsync",
+        "-rlpHn",
+        "--itemize-changes",
+        "--delete",
+        "--checksum",
+        "--chmod=Du+rwx,Fu+r",
+        "theirs/",
+        "of-sqsh/",
+    ];
+    let differences = run(&compared)?.success()?.stdout;
+    if !differences.trim().is_empty() {
+        return Err(format!("unsquashfs makes something else\n{differences}").into());
+    }
+    run(&["situla", "convert", &image, "image.sif"])?.success()?;
+    let json = json(&run(&["situla", "convert", "--json", &layout, "of-layout/"])?.success()?)?;
+    if json["entries"].as_u64().is_none_or(|entries| entries < 10) || !json["manifest_digest"].is_string() {
+        return Err(format!("{json}").into());
+    }
+    run(&["apptainer", "build", "--sandbox", "of-sif", "image.sif"])?.success()?;
+    for directory in ["of-sqsh", "of-layout", "of-sif"] {
+        let path = format!("./{directory}");
+        run(&["situla", "exec", &path, "cat", "/etc/situla-image-witness"])?
+            .success()?
+            .expect_text("situla tiny image")?;
+    }
+    let mut left = names(dir.path());
+    left.sort();
+    if left != ["image.sif", "of-layout", "of-sif", "of-sqsh", "theirs"] {
+        return Err(format!("something was left: {left:?}").into());
     }
     Ok(())
 }

@@ -205,12 +205,14 @@ impl Round<'_> {
             );
         }
         self.nothing_left(&output)?;
+        let store = self.site.env().home()?.join(".cache/situla");
+        no_partial_file(&store)?;
         // The same image once more, also where it has to be fetched.
         let option = format!("--container-image={image}");
         let (_, next) = self.site.cluster.start_srun(self.dir, ["-n1", &option, "cat", WITNESS])?;
         next.finish(PATIENCE)?.success()?.expect_text("situla tiny image")?;
         if fetches {
-            whole_store(&self.site.env().home()?.join(".cache/situla"))?;
+            whole_store(&store)?;
         }
         Ok(Some(Killed { victim, phase, name, output, finished }))
     }

@@ -11,6 +11,7 @@ pub mod image_commands;
 pub mod kills;
 pub mod neighbour;
 pub mod no_helpers;
+pub mod options;
 pub mod policy;
 pub mod privileged;
 pub mod records;
@@ -61,12 +62,15 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("run_and_shell", command_line::run_and_shell),
     ("defaults_from_inside", command_line::defaults_from_inside),
     ("unsquashfs_reads_ours", command_line::unsquashfs_reads_ours),
+    ("options::contain", options::contain),
+    ("options::overlays", options::overlays),
     ("plan_runs_nothing", command_line::plan_runs_nothing),
     ("runs_are_recorded", command_line::runs_are_recorded),
     ("forbidden_registry", policy::forbidden_registry),
     ("verdict_in_the_plan", policy::verdict_in_the_plan),
     ("convert_there_and_back", image_commands::convert_there_and_back),
     ("convert_refuses", image_commands::convert_refuses),
+    ("unpacked", image_commands::unpacked),
     ("interrupted_pull", image_commands::interrupted_pull),
 ];
 

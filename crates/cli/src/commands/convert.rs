@@ -1,14 +1,14 @@
-//! `situla convert`: any source to a `.sqsh` or `.sif` file, without the store.
+//! `situla convert`: any source to a `.sqsh` or `.sif` file or a directory, without the store.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use situla_image::{
-    ConvertError, ConvertOptions, Converted, Doing, FileError, LayoutImage, OutputFormat, Owners,
-    convert_directory, convert_file, convert_image,
+    Client, ConvertError, ConvertOptions, Converted, Doing, FileError, LayoutImage, OutputFormat, Owners,
+    Unpacked, convert_directory, convert_file, convert_image, unpack_file, unpack_image,
 };
-use situla_oci::{Reference, Tag};
+use situla_oci::{Digest, Reference, Tag};
 
 use super::pull::{Fetch, parse_reference};
 use super::transfer::{Made, Transfer, TransferOptions};
@@ -18,7 +18,7 @@ use crate::interrupt::remove_temporaries_on_signal;
 use crate::output::{data, note};
 use crate::progress::Meter;
 
-/// Convert an image, an OCI layout or a directory to a .sqsh or .sif file.
+/// Convert an image, an OCI layout or a directory to a .sqsh or .sif file, or unpack one.
 #[derive(Args, Debug)]
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
@@ -29,7 +29,8 @@ pub(crate) struct ConvertArgs {
     /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], or docker://REGISTRY/NAME:TAG
     #[arg(value_name = "SOURCE")]
     source: String,
-    /// The file to write; its name ends in .sif or .sqsh
+    /// The file to write, whose name ends in .sif or .sqsh; or the directory to unpack to, with a / at
+    /// the end
     #[arg(value_name = "TARGET")]
     target: PathBuf,
 }
@@ -52,6 +53,9 @@ pub(crate) fn convert(arguments: &ConvertArgs) -> Result<ExitCode, CommandError>
 }
 
 fn run(arguments: &ConvertArgs) -> Result<(), CommandError> {
+    if arguments.target.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return unpack(arguments);
+    }
     let conversion = Conversion {
         source: Source::parse(&arguments.source)?,
         format: output_format(&arguments.target)?,
@@ -76,6 +80,75 @@ fn run(arguments: &ConvertArgs) -> Result<(), CommandError> {
         return data(&format!("{value}\n"));
     }
     data(&made.described())
+}
+
+/// Unpacks an image to a directory.
+fn unpack(arguments: &ConvertArgs) -> Result<(), CommandError> {
+    let began = std::time::Instant::now();
+    // Without the slash, which the name of no directory has.
+    let target: PathBuf = arguments.target.components().collect();
+    let transfer = arguments.options.transfer();
+    let source = Source::parse(&arguments.source)?;
+    let (unpacked, manifest, skipped) = unpack_source(source, &target, &transfer)?;
+    if arguments.options.json {
+        let value = serde_json::json!({
+            "path": target, "manifest_digest": manifest.map(|digest| digest.to_string()),
+            "entries": unpacked.n_entries, "bytes": unpacked.bytes, "skipped": skipped,
+        });
+        return data(&format!("{value}\n"));
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let (entries, bytes) = (unpacked.n_entries, unpacked.bytes);
+    data(&format!("{}: {entries} entries, {bytes} bytes, unpacked in {seconds:.1} s\n", target.display()))
+}
+
+/// Unpacks any source but a directory; also gives the digest of its manifest and what was left out.
+pub(crate) fn unpack_source(
+    source: Source,
+    target: &Path,
+    transfer: &Transfer,
+) -> Result<(Unpacked, Option<Digest>, Vec<String>), CommandError> {
+    if transfer.overwrite {
+        return Err(CommandError::usage(
+            "a directory is not replaced by another one",
+            "remove it first, or name one that does not exist",
+        ));
+    }
+    let client = source.client(transfer)?;
+    remove_temporaries_on_signal();
+    let meter = Meter::start(transfer.show, "");
+    let options = ConvertOptions::default();
+    let of_manifest = |(digest, unpacked)| (Some(digest), unpacked);
+    let unpacked = match (&source, &client) {
+        (Source::Registry(reference), Some(client)) => {
+            let image = client.image(reference);
+            unpack_image(&image, &transfer.platform, target, &options, &meter).map(of_manifest)
+        }
+        (Source::Registry(_), None) => return Err(no_client()),
+        (Source::Layout(dir, tag), _) => {
+            let image = LayoutImage::open(dir, tag.as_ref()).map_err(|error| CommandError::layout(&error))?;
+            unpack_image(&image, &transfer.platform, target, &options, &meter).map(of_manifest)
+        }
+        (Source::Path(path), _) if path.is_dir() => {
+            return Err(CommandError::usage(
+                format!("{} is a directory already", path.display()),
+                "copy it with `cp -a`",
+            ));
+        }
+        (Source::Path(path), _) => {
+            unpack_file(path, target, options.n_threads, &meter).map(|unpacked| (None, unpacked))
+        }
+    };
+    let skipped = meter.finish();
+    for skipped in skipped.iter().filter(|_| transfer.warn) {
+        note(&format!("warning: left out {skipped}"));
+    }
+    let (digest, unpacked) = unpacked.map_err(|error| CommandError::convert(&error))?;
+    Ok((unpacked, digest, skipped))
+}
+
+fn no_client() -> CommandError {
+    CommandError::refused("setup-failed", "no client for a registry", "")
 }
 
 /// Where an image comes from.
@@ -116,6 +189,14 @@ impl Source {
         }
         Ok(Source::Path(text.into()))
     }
+
+    /// The client of the registry, if it is one.
+    fn client(&self, transfer: &Transfer) -> Result<Option<Client>, CommandError> {
+        let Source::Registry(reference) = self else { return Ok(None) };
+        let context = Context::gather()?;
+        let fetch = Fetch { reference: reference.clone(), transfer: transfer.clone() };
+        fetch.client(&context).map(Some)
+    }
 }
 
 /// A conversion, whichever command asked for it.
@@ -131,14 +212,7 @@ impl Conversion<'_> {
     /// Converts; also gives the files that cannot be in an image and were left out.
     pub(crate) fn run(self) -> Result<(Converted, Vec<String>), CommandError> {
         check_output(self.target, self.transfer.overwrite)?;
-        let client = match &self.source {
-            Source::Registry(reference) => {
-                let context = Context::gather()?;
-                let fetch = Fetch { reference: reference.clone(), transfer: self.transfer.clone() };
-                Some(fetch.client(&context)?)
-            }
-            _ => None,
-        };
+        let client = self.source.client(&self.transfer)?;
         remove_temporaries_on_signal();
         let meter = Meter::start(self.transfer.show, "");
         let converted = self.converted(client.as_ref(), &meter)?;
@@ -162,7 +236,7 @@ impl Conversion<'_> {
                 convert_image(&source, &self.transfer.platform, target, format, &options, meter)
             }
             (Source::Registry(_), None) => {
-                return Err(CommandError::refused("setup-failed", "no client for a registry", ""));
+                return Err(no_client());
             }
             (Source::Layout(dir, tag), _) => {
                 let source = LayoutImage::open(dir, tag.as_ref());
@@ -181,10 +255,10 @@ impl Conversion<'_> {
 /// The format that a file's name asks for.
 pub(crate) fn output_format(path: &Path) -> Result<OutputFormat, CommandError> {
     let name = path.to_string_lossy();
-    if name.ends_with('/') || path.is_dir() {
+    if path.is_dir() {
         return Err(CommandError::usage(
-            format!("{name} is a directory, and images are not unpacked"),
-            "name a file that ends in .sif or .sqsh",
+            format!("{name} is a directory"),
+            "name a file that ends in .sif or .sqsh, or a directory to unpack to with a / at the end",
         ));
     }
     match path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
@@ -192,7 +266,7 @@ pub(crate) fn output_format(path: &Path) -> Result<OutputFormat, CommandError> {
         Some("sqsh" | "squashfs" | "sqfs") => Ok(OutputFormat::Sqsh),
         _ => Err(CommandError::usage(
             format!("the format of {name} is not clear"),
-            "name a file that ends in .sif or .sqsh",
+            "name a file that ends in .sif or .sqsh, or a directory to unpack to with a / at the end",
         )),
     }
 }
@@ -248,7 +322,7 @@ mod tests {
         {
             assert_eq!(output_format(&dir.path().join(name)).unwrap(), format, "{name}");
         }
-        for path in [dir.path().to_owned(), dir.path().join("new/"), dir.path().join("a.img")] {
+        for path in [dir.path().to_owned(), dir.path().join("a.img")] {
             let json = output_format(&path).unwrap_err().to_json();
             assert!(json["remedy"].as_str().unwrap().contains(".sif"), "{json}");
         }

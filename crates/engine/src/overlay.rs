@@ -1,0 +1,76 @@
+//! The layers above an image that a user asks for.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use situla_plan::{Overlay, Upper};
+
+use crate::error::EngineError;
+use crate::host::Host;
+use crate::request::RunRequest;
+
+/// The most layers: their names must fit into one value of fsconfig(2), which has 256 bytes.
+const MAX_LAYERS: usize = 8;
+
+/// Layers that exist, in the form of a Plan.
+#[derive(Debug, Default)]
+pub(crate) struct Layers {
+    /// What the Plan says; `None` where nothing was asked for.
+    pub(crate) overlay: Option<Overlay>,
+    /// The directories with links resolved, and whether each is only read.
+    pub(crate) directories: Vec<(PathBuf, bool)>,
+    /// Which directories they are: paths alone do not say.
+    pub(crate) identities: Vec<(u64, u64)>,
+}
+
+/// Finds the directories that `request` wants above the image.
+pub(crate) fn plan_layers(request: &RunRequest, host: &Host) -> Result<Layers, EngineError> {
+    let mut layers = Layers::default();
+    if request.overlays.is_empty() && !request.writable_tmpfs {
+        return Ok(layers);
+    }
+    if request.overlays.len() > MAX_LAYERS {
+        let message = format!("{} overlays are more than the limit of {MAX_LAYERS}", request.overlays.len());
+        return Err(bad(message, "merge some of them into one directory"));
+    }
+    let mut overlay = Overlay { lowers: Vec::new(), upper: request.writable_tmpfs.then_some(Upper::Tmpfs) };
+    // The topmost was named last, and comes first in a Plan.
+    for asked in request.overlays.iter().rev() {
+        let shown = asked.path.display();
+        let Ok(mut path) = asked.path.canonicalize() else {
+            let message = format!("the overlay {shown} does not exist on {}", host.hostname);
+            return Err(bad(message, "create the directory, or leave the option out"));
+        };
+        if !path.is_dir() {
+            let message =
+                format!("the overlay {shown} is no directory: images as overlays are not supported");
+            return Err(bad(message, "use a directory"));
+        }
+        // What an earlier run has written is in there.
+        let written = path.join("upper");
+        if asked.read_only && written.is_dir() {
+            path = written;
+        }
+        if let Ok(metadata) = path.metadata() {
+            layers.identities.push((metadata.dev(), metadata.ino()));
+        }
+        layers.directories.push((path.clone(), asked.read_only));
+        if asked.read_only {
+            overlay.lowers.push(path.into_os_string().into());
+        } else if overlay.upper.is_some() {
+            let message = format!("there is another place than {shown} for what is written above the image");
+            return Err(bad(
+                message,
+                "name one writable overlay, others with :ro, or --writable-tmpfs alone",
+            ));
+        } else {
+            overlay.upper = Some(Upper::Directory { path: path.into_os_string().into() });
+        }
+    }
+    layers.overlay = Some(overlay);
+    Ok(layers)
+}
+
+fn bad(message: String, remedy: &str) -> EngineError {
+    EngineError::BadOption { message, remedy: remedy.to_owned() }
+}

@@ -1,0 +1,184 @@
+//! Looking paths up inside a root, without ever leaving it.
+//!
+//! openat2(2) does that (Linux 5.6). Where the kernel does not have it or a filter refuses it, the path
+//! is walked name by name from descriptor to descriptor, which gives the same result: no name is
+//! followed before it is known what it is, and `..` goes back on the way that was come.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
+use rustix::io::{Errno, dup};
+
+/// Symbolic links that are followed in one path, as the kernel does: path_resolution(7).
+const MAX_LINKS: usize = 40;
+
+/// Whether symbolic links may be part of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Links {
+    /// They are followed, inside the root.
+    Follow,
+    /// They are an error: `ELOOP`.
+    Refuse,
+}
+
+/// Opens `path` inside `root`.
+pub(crate) fn open_inside(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    links: Links,
+) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC;
+    let resolve = match links {
+        Links::Follow => ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        Links::Refuse => ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
+    };
+    match openat2(root, path, flags, Mode::empty(), resolve) {
+        Err(Errno::NOSYS | Errno::PERM) => walk(root, path, flags, links),
+        other => other,
+    }
+}
+
+/// Opens `path` as open(2) does, but never through a link of `/proc` that is no path.
+pub(crate) fn open_without_magic(path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC;
+    match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let root = openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let mut from_root = match path.starts_with(b"/") {
+                true => Vec::new(),
+                false => rustix::process::getcwd(Vec::new())?.into_bytes(),
+            };
+            from_root.push(b'/');
+            from_root.extend_from_slice(path);
+            // The text of such a link is no path either, but for those of files: these lead to where the
+            // file is, seen from here.
+            walk(root.as_fd(), &from_root, flags, Links::Follow)
+        }
+        other => other,
+    }
+}
+
+/// [`open_inside`] by hand.
+fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, links: Links) -> Result<OwnedFd, Errno> {
+    let names = |path: &[u8]| -> VecDeque<Vec<u8>> {
+        let parts = path.split(|byte| *byte == b'/');
+        parts.filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec).collect()
+    };
+    let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut left = names(path);
+    // The directories on the way from the root to here.
+    let mut way: Vec<OwnedFd> = Vec::new();
+    let mut n_links = 0;
+    while let Some(name) = left.pop_front() {
+        if name == b".." {
+            way.pop();
+            continue;
+        }
+        let here = way.last().map_or(root, AsFd::as_fd);
+        let found = openat(here, name.as_slice(), look, Mode::empty())?;
+        if FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Symlink {
+            n_links += 1;
+            if links == Links::Refuse || n_links > MAX_LINKS {
+                return Err(Errno::LOOP);
+            }
+            let target = readlinkat(&found, c"", Vec::new())?.into_bytes();
+            if target.starts_with(b"/") {
+                way.clear();
+            }
+            for name in names(&target).into_iter().rev() {
+                left.push_front(name);
+            }
+            continue;
+        }
+        way.push(found);
+    }
+    let Some(found) = way.pop() else {
+        return openat(root, c".", flags, Mode::empty()).or_else(|_| dup(root));
+    };
+    if flags.contains(OFlags::PATH) {
+        if flags.contains(OFlags::DIRECTORY)
+            && FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::Directory
+        {
+            return Err(Errno::NOTDIR);
+        }
+        return Ok(found);
+    }
+    // It is no link, so opening it anew through its descriptor leads to it and nowhere else.
+    let path = crate::mount_api::fd_path(found.as_fd());
+    openat(CWD, path, flags.difference(OFlags::NOFOLLOW), Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn walking_gives_what_the_kernel_gives() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        fs::create_dir_all(root.join("a/b/c")).unwrap();
+        fs::write(root.join("a/file"), "x").unwrap();
+        for (target, link) in [
+            ("/a/b", "absolute"),
+            ("../../../../a/b", "a/climbs"),
+            ("b/../b/c", "a/winding"),
+            ("loop", "loop"),
+            ("/etc/passwd", "out"),
+            ("../../..", "a/b/up"),
+            ("nothing", "dangling"),
+        ] {
+            symlink(target, root.join(link)).unwrap();
+        }
+        let handle = fs::File::open(root).unwrap();
+        let paths = [
+            "/",
+            "",
+            ".",
+            "..",
+            "/..",
+            "a",
+            "/a/b/c",
+            "a/b/../file",
+            "absolute/c",
+            "a/climbs",
+            "a/winding",
+            "loop",
+            "out",
+            "a/b/up",
+            "a/b/up/a/file",
+            "dangling",
+            "a/file/x",
+            "a/file/..",
+            "missing/..",
+            "a//b/",
+            "../../a/b/c/../../../..",
+        ];
+        for links in [Links::Follow, Links::Refuse] {
+            for path in paths {
+                let resolve = match links {
+                    Links::Follow => ResolveFlags::IN_ROOT,
+                    Links::Refuse => ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
+                };
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                let identity = |fd: OwnedFd| {
+                    let metadata = fs::File::from(fd).metadata().unwrap();
+                    (metadata.dev(), metadata.ino())
+                };
+                let kernel = openat2(&handle, path, flags, Mode::empty(), resolve).map(identity);
+                let ours = walk(handle.as_fd(), path.as_bytes(), flags, links).map(identity);
+                // The kernel refuses an empty path, and `..` of what is no directory; nobody asks for either.
+                if matches!(path, "" | "a/file/..") {
+                    continue;
+                }
+                assert_eq!(ours, kernel, "{path} {links:?}");
+            }
+        }
+        let read = walk(handle.as_fd(), b"a/b/up/a/file", OFlags::RDONLY, Links::Follow).unwrap();
+        assert_eq!(std::io::read_to_string(fs::File::from(read)).unwrap(), "x");
+    }
+}

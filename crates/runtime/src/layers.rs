@@ -1,0 +1,148 @@
+//! Layers above the image: an overlay that the user asked for, of directories of the host that are shown,
+//! and of a place for what the payload writes.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::io::Errno;
+use situla_plan::{Overlay, Patch, Upper};
+use situla_sys::MountAttributes;
+
+use crate::covers::shown;
+use crate::failure::{Context, Failure, FailureClass};
+use crate::mount_api::{Detached, MountApi, Source, fd_path};
+use crate::mounts::new_tmpfs;
+use crate::overlay::{copy_mode, lay_patch};
+
+/// The directories of an overlay, looked up.
+#[derive(Debug)]
+pub(crate) struct LayerSources {
+    lowers: Vec<Source>,
+    upper: Option<Source>,
+}
+
+/// Looks the directories of `overlay` up.
+pub(crate) fn open_layers(api: &MountApi, overlay: &Overlay) -> Result<LayerSources, Failure> {
+    let open = |path: &Path| {
+        api.open(path, true).or_fail(FailureClass::Overlay, || {
+            format!("the overlay directory {} cannot be opened", path.display())
+        })
+    };
+    let lowers = overlay.lowers.iter().map(|path| open(Path::new(path.as_os_str())));
+    let upper = match &overlay.upper {
+        Some(Upper::Directory { path }) => Some(open(Path::new(path.as_os_str()))?),
+        Some(Upper::Tmpfs) | None => None,
+    };
+    Ok(LayerSources { lowers: lowers.collect::<Result<_, _>>()?, upper })
+}
+
+/// Lays `overlay` over `root`. `patches` are those that `root` does not show by itself. The tmpfs that is
+/// returned as well is attached at `place`, because overlayfs wants its layers to have a place.
+pub(crate) fn mount_layers(
+    api: &MountApi,
+    overlay: &Overlay,
+    sources: LayerSources,
+    (root, patches): (&Detached, &[Patch]),
+    place: BorrowedFd<'_>,
+) -> Result<(Detached, Detached), Failure> {
+    let fail = |what: &'static str| move |errno| Failure::of_call(FailureClass::Overlay, what, errno);
+    let session = new_tmpfs(api, &["mode=0755".to_owned()])?;
+    session.settle(place).map_err(fail("cannot attach a tmpfs for the overlay"))?;
+    let session_path = PathBuf::from(fd_path(session.as_fd()));
+    let root_path = PathBuf::from(fd_path(root.as_fd()));
+    root.settle_within(&session, "root").map_err(fail("cannot attach the root below the overlay"))?;
+    let mut layers = Vec::new();
+    let mut lowers = Vec::new();
+    for (number, source) in sources.lowers.into_iter().enumerate() {
+        let attached = api.copy(source).and_then(|layer| {
+            layer.settle_within(&session, &format!("lower-{number}"))?;
+            Ok(layer)
+        });
+        let layer = attached.map_err(fail("cannot attach a layer of the overlay"))?;
+        layers.push(fd_path(layer.as_fd()));
+        lowers.push(layer);
+    }
+    if !patches.is_empty() {
+        let shown_patches = new_directory(&session_path, "patches")?;
+        copy_mode(&root_path, &shown_patches)?;
+        for patch in patches {
+            lay_patch(&root_path, &shown_patches, &patch.path, &shown(root.as_fd(), patch))?;
+        }
+        layers.push(shown_patches.display().to_string());
+    }
+    layers.push(root_path.display().to_string());
+    let upper = match (&overlay.upper, sources.upper) {
+        (None, _) => None,
+        (Some(Upper::Tmpfs), _) => {
+            let (upper, work) =
+                (new_directory(&session_path, "upper")?, new_directory(&session_path, "work")?);
+            copy_mode(&root_path, &upper)?;
+            Some((None, upper, work))
+        }
+        (Some(Upper::Directory { path }), source) => {
+            let path = Path::new(path.as_os_str());
+            let (layer, upper, work) = prepare_upper(api, source, &session, &root_path)
+                .map_err(|error| unusable_upper(path, error))?;
+            Some((Some(layer), upper, work))
+        }
+    };
+    let layers = layers.join(":");
+    let text = |path: &Path| path.display().to_string();
+    let above = upper.as_ref().map(|(_, upper, work)| (text(upper), text(work)));
+    let mut settings = vec![("lowerdir", Some(layers.as_str())), ("userxattr", None)];
+    if let Some((upper, work)) = &above {
+        settings.extend([("upperdir", Some(upper.as_str())), ("workdir", Some(work.as_str()))]);
+    }
+    let mount = api.create("overlay", &settings, MountAttributes::default()).map_err(|errno| {
+        match (&overlay.upper, errno) {
+            (Some(Upper::Directory { path }), Errno::INVAL | Errno::OPNOTSUPP) => {
+                unusable_upper(Path::new(path.as_os_str()), errno)
+            }
+            _ => Failure::of_call(FailureClass::Overlay, "cannot lay an overlay over the image", errno),
+        }
+    })?;
+    Ok((mount, session))
+}
+
+fn unusable_upper(path: &Path, errno: Errno) -> Failure {
+    let path = path.display();
+    let message = match errno {
+        Errno::INVAL | Errno::OPNOTSUPP => {
+            format!("the file system of {path} cannot take what is written above an image")
+        }
+        _ => format!("the overlay directory {path} cannot be written to"),
+    };
+    Failure::of_call(FailureClass::Overlay, message, errno)
+}
+
+/// Makes the two directories that overlayfs needs of the user's, where they do not exist. They are looked
+/// up without following links, so what the user's directory holds leads nowhere else.
+fn prepare_upper(
+    api: &MountApi,
+    source: Option<Source>,
+    session: &Detached,
+    root: &Path,
+) -> Result<(Detached, PathBuf, PathBuf), Errno> {
+    let layer = source.ok_or(Errno::INVAL).and_then(|source| api.copy(source))?;
+    layer.settle_within(session, "upper-layer")?;
+    let path = PathBuf::from(fd_path(layer.as_fd()));
+    for name in ["upper", "work"] {
+        match mkdirat(layer.as_fd(), name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) if name == "upper" => copy_mode(root, &path.join(name)).map_err(|_| Errno::ACCESS)?,
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(layer.as_fd(), name, flags, Mode::empty())?;
+    }
+    let (upper, work) = (path.join("upper"), path.join("work"));
+    Ok((layer, upper, work))
+}
+
+fn new_directory(session: &Path, name: &str) -> Result<PathBuf, Failure> {
+    let path = session.join(name);
+    std::fs::create_dir(&path)
+        .or_fail(FailureClass::Overlay, || format!("cannot make {}", path.display()))?;
+    Ok(path)
+}

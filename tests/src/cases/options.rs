@@ -1,0 +1,166 @@
+//! Options of running, by what they change inside: what can be written to, what of the host is seen, and who
+//! the processes are.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+
+use super::Desk;
+use crate::command::Output;
+use crate::tier::Check;
+
+/// Both command lines: what holds for one holds for the other.
+const PROGRAMS: [&str; 2] = ["situla", "apptainer"];
+
+/// Runs a script of a shell inside.
+fn inside(
+    desk: &Desk,
+    cwd: &Path,
+    program: &str,
+    options: &[&str],
+    image: &str,
+    script: &str,
+) -> Result<Output, String> {
+    let words: Vec<&str> = [program, "exec"]
+        .into_iter()
+        .chain(options.iter().copied())
+        .chain([image, "sh", "-c", script])
+        .collect();
+    desk.env.as_user(cwd, words)
+}
+
+/// The output must be this, and the status 0.
+fn expect(output: Output, expected: &str) -> Check {
+    let output = output.success()?;
+    if output.stdout.trim_end() == expected {
+        Ok(())
+    } else {
+        Err(format!("expected {expected:?}\n{output}").into())
+    }
+}
+
+/// An image file and a directory that belongs to the user.
+fn images(desk: &Desk, dir: &Path) -> Result<[String; 2], String> {
+    let tree = dir.join("tree");
+    let from = desk.env.image_tree("tiny");
+    let copy = [Path::new("cp"), Path::new("-a"), &from, &tree].map(|word| word.as_os_str().to_owned());
+    crate::command::run(crate::command::words(copy), crate::environment::PATIENCE)?.success()?;
+    give(desk, &tree)?;
+    Ok([desk.images.path("tiny.sqsh"), tree.display().to_string()])
+}
+
+/// Makes a tree the user's.
+fn give(desk: &Desk, tree: &Path) -> Result<(), String> {
+    let owner = format!("{}:", desk.env.user());
+    let words = ["chown", "-R", &owner, &tree.display().to_string()].map(String::from);
+    crate::command::run(crate::command::words(words), crate::environment::PATIENCE)?.success().map(drop)
+}
+
+/// What is written goes where the option says, and nowhere else.
+///
+/// # Errors
+/// It goes elsewhere, or cannot be written.
+pub fn overlays(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("overlays")?;
+    let images = images(desk, dir.path())?;
+    let uid = desk.env.uid()?;
+    let user_dir = |name: &str| -> Result<String, String> {
+        let path = dir.path().join(name);
+        fs::create_dir(&path).and_then(|()| chown(&path, Some(uid), None)).map_err(|e| e.to_string())?;
+        Ok(path.display().to_string())
+    };
+    for (number, image) in images.iter().enumerate() {
+        for program in PROGRAMS {
+            let run =
+                |options: &[&str], script: &str| inside(desk, dir.path(), program, options, image, script);
+            let write = "echo new > /usr/new && rm /etc/situla-image-witness && cat /usr/new";
+            let look = "cat /usr/new; ls /etc/situla-image-witness";
+            expect(run(&["--writable-tmpfs"], write)?, "new")?;
+            run(&[], look)?.expect_text("No such file")?.expect_text("/etc/situla-image-witness")?;
+            let above = user_dir(&format!("above-{program}-{number}"))?;
+            expect(run(&["--overlay", &above], write)?, "new")?;
+            if !Path::new(&above).join("upper/usr/new").is_file() {
+                return Err(format!("{above} does not hold what was written").into());
+            }
+            let shown = format!("{above}:ro");
+            for options in [&["--overlay", above.as_str()][..], &["-o", &shown]] {
+                let script = "cat /usr/new; test -e /etc/situla-image-witness || echo gone";
+                expect(run(options, script)?, "new\ngone")?;
+            }
+            run(&["--overlay", &shown], "touch /usr/more")?.expect_text("Read-only file system")?;
+            // The last one lies on top; what is not there comes from below.
+            let top = user_dir(&format!("top-{program}-{number}"))?;
+            fs::create_dir(Path::new(&top).join("usr"))?;
+            fs::write(Path::new(&top).join("usr/new"), "top\n")?;
+            let only_there = Path::new(&top).join("bin/only-there");
+            fs::create_dir(Path::new(&top).join("bin"))?;
+            fs::write(&only_there, "#!/bin/sh\necho found\n")?;
+            fs::set_permissions(&only_there, PermissionsExt::from_mode(0o755))?;
+            give(desk, Path::new(&top))?;
+            let both = format!("{shown},{top}:ro");
+            expect(
+                run(
+                    &["--overlay", &both, "--writable-tmpfs"],
+                    "cat /usr/new; echo x > /usr/new; cat /usr/new",
+                )?,
+                "top\nx",
+            )?;
+            // A command that only a layer has is found.
+            let top_shown = format!("{top}:ro");
+            let words = [program, "exec", "-o", &top_shown, image, "only-there"];
+            expect(desk.env.as_user(dir.path(), words)?, "found")?;
+            let failed = if program == "situla" { 125 } else { 255 };
+            for (options, text) in [
+                (vec!["--overlay", above.as_str(), "--writable-tmpfs"], "another place"),
+                (vec!["--overlay", "/no/such"], "/no/such does not exist"),
+                (vec!["--overlay", image.as_str()], if number == 0 { "is no directory" } else { "" }),
+            ] {
+                if !text.is_empty() {
+                    run(&options, "exit 0")?.expect_code(failed)?.expect_text(text)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// With `--contain` the host's files are not there, and what is written is gone with the container.
+///
+/// # Errors
+/// Something of the host's is visible, or remains.
+pub fn contain(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("contain")?;
+    let home = desk.env.home()?.display().to_string();
+    dir.write("data", "bound\n")?;
+    let here = dir.path().display().to_string();
+    let mark = format!("situla-contained-{}", std::process::id());
+    for image in images(desk, dir.path())? {
+        for program in PROGRAMS {
+            for flag in ["--contain", "-c"] {
+                let run = |options: &[&str], script: &str| {
+                    inside(desk, dir.path(), program, &[&[flag], options].concat(), &image, script)
+                };
+                expect(
+                    run(&[], "ls /dev | sort | tr '\\n' ' '")?,
+                    "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero",
+                )?;
+                let write = format!(
+                    "for d in /tmp /var/tmp /dev/shm $HOME; do ls -A $d; touch $d/{mark} || exit 1; done; pwd; \
+                     head -c 2 /dev/urandom | wc -c; echo gone > /dev/null; touch /usr/x 2> /dev/null || echo read-only"
+                );
+                expect(run(&[], &write)?, &format!("{home}\n2\nread-only"))?;
+                for place in ["/tmp", "/var/tmp", "/dev/shm", &home] {
+                    if Path::new(place).join(&mark).exists() {
+                        return Err(format!("{place}/{mark} is on the host").into());
+                    }
+                }
+                // What is asked for by name is there, also at places that are only in memory.
+                let binds = format!("{here}:/tmp/a/b,{here}/data:{home}/data,/dev/fuse");
+                let script = format!("cat /tmp/a/b/data {home}/data; test -c /dev/fuse && echo device");
+                expect(run(&["-B", &binds], &script)?, "bound\nbound\ndevice")?;
+                expect(run(&["--pwd", "/usr"], "pwd")?, "/usr")?;
+            }
+        }
+    }
+    Ok(())
+}
