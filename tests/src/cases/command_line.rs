@@ -122,7 +122,7 @@ pub fn runs_are_recorded(desk: &Desk) -> Check {
     let dir = desk.env.work_dir("runs")?;
     let image = desk.images.path("tiny.sqsh");
     let count = |desk: &Desk| -> Result<usize, String> {
-        let output = run(desk, dir.path(), &["situla", "runs", "--json"])?.success()?;
+        let output = run(desk, dir.path(), &["situla", "runs", "--limit", "100000", "--json"])?.success()?;
         let value: serde_json::Value =
             serde_json::from_str(&output.stdout).map_err(|e| format!("{e}\n{output}"))?;
         value.as_array().map(Vec::len).ok_or_else(|| format!("no list\n{output}"))
