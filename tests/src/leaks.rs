@@ -27,6 +27,7 @@ pub struct Snapshot {
     uid: u32,
     nodes: Vec<(String, u32)>,
     watched: Vec<PathBuf>,
+    home: PathBuf,
     seen: BTreeSet<String>,
 }
 
@@ -44,7 +45,8 @@ impl Snapshot {
             watched.extend(["tmp", "spool", "nodes"].map(|d| cluster.state_dir().join(d)));
             nodes = cluster.nodes().iter().map(|(n, p)| (n.clone(), *p)).collect();
         }
-        let mut snapshot = Self { uid: env.uid()?, nodes, watched, seen: BTreeSet::new() };
+        let home = env.home()?.to_path_buf();
+        let mut snapshot = Self { uid: env.uid()?, nodes, watched, home, seen: BTreeSet::new() };
         snapshot.seen = snapshot.look();
         Ok(snapshot)
     }
@@ -100,6 +102,7 @@ impl Snapshot {
         for dir in &self.watched {
             self.files(dir, DEPTH, "", &mut seen);
         }
+        partial(&self.home, &mut seen);
         seen
     }
 
@@ -155,6 +158,32 @@ impl Snapshot {
     }
 }
 
+/// Files of the user's store and records that are there only while something is being made: leases, temporary
+/// files, images without their record, and whatever has a name that no finished file has.
+fn partial(home: &Path, seen: &mut BTreeSet<String>) {
+    let store = home.join(".cache/situla");
+    let finished = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match path.parent().and_then(Path::file_name).and_then(|parent| parent.to_str()) {
+            Some("images") if name.ends_with(".sqsh") => path.with_extension("json").exists(),
+            Some("images" | "refs") => name.ends_with(".json"),
+            Some("leases" | "tmp") => false,
+            _ => name.ends_with(".jsonl"),
+        }
+    };
+    let mut note = |directory: &Path| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_dir()));
+        for path in files.map(|entry| entry.path()).filter(|path| !finished(path)) {
+            seen.insert(format!("partial file {}", path.display()));
+        }
+    };
+    for directory in [store, home.join(".local/state/situla")] {
+        note(&directory);
+        directories(&directory, &mut note);
+    }
+}
+
 /// The ids of all processes of the machine.
 pub(crate) fn process_ids() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -196,6 +225,7 @@ fn cgroups(node: &str, seen: &mut BTreeSet<String>) {
     );
 }
 
+/// Every directory below one.
 fn directories(root: &Path, visit: &mut impl FnMut(&Path)) {
     let Ok(entries) = fs::read_dir(root) else { return };
     for entry in entries.flatten() {
@@ -203,5 +233,38 @@ fn directories(root: &Path, visit: &mut impl FnMut(&Path)) {
             visit(&entry.path());
             directories(&entry.path(), visit);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partial_files_are_told_from_finished_ones() {
+        let home = std::env::temp_dir().join(format!("partial-files-{}", std::process::id()));
+        let finished = [
+            ".cache/situla/images/sha256-a.sqsh",
+            ".cache/situla/images/sha256-a.json",
+            ".cache/situla/refs/b.json",
+            ".local/state/situla/records/cluster/1.0.n1.jsonl",
+            ".local/state/situla/records/local-1.jsonl",
+        ];
+        let partial_ones = [
+            ".cache/situla/images/sha256-b.sqsh",
+            ".cache/situla/images/sha256-c.sqsh.new",
+            ".cache/situla/leases/sha256-c.lease",
+            ".cache/situla/tmp/sha256-c",
+            ".local/state/situla/records/cluster/1.0.n1.jsonl.tmp",
+        ];
+        for path in finished.iter().chain(&partial_ones) {
+            fs::create_dir_all(home.join(path).parent().unwrap()).unwrap();
+            fs::write(home.join(path), "").unwrap();
+        }
+        let mut seen = BTreeSet::new();
+        partial(&home, &mut seen);
+        fs::remove_dir_all(&home).unwrap();
+        let expected = partial_ones.map(|path| format!("partial file {}", home.join(path).display()));
+        assert_eq!(seen, BTreeSet::from(expected));
     }
 }

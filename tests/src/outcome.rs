@@ -1,5 +1,7 @@
 //! Reads our records through `situla show … --json`, as any user's script would.
 
+use std::fmt;
+
 use serde_json::Value;
 
 use crate::cluster::Cluster;
@@ -14,7 +16,7 @@ pub enum Exit {
 }
 
 /// What one record (a step on a node) says.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Outcome {
     /// The class, such as `ok` or `engine-image-missing`.
     pub class: String,
@@ -24,6 +26,14 @@ pub struct Outcome {
     pub text: String,
     /// The whole record, as `situla show --json` has it.
     pub record: Value,
+}
+
+impl fmt::Debug for Outcome {
+    /// What tells records apart; a whole one fills screens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:?}", self.record["id"], self.class, self.exits)?;
+        write!(f, " {} errors {}", self.record["outcome"], self.record["errors"])
+    }
 }
 
 /// The records of a step, one for each node, as the user sees them.

@@ -106,6 +106,16 @@ impl Raw {
     }
 }
 
+/// A variable of the environment that a process was started with.
+#[must_use]
+pub fn variable(pid: u32, name: &str) -> Option<String> {
+    let all = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let of_name = |entry: &[u8]| {
+        String::from_utf8_lossy(entry).strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
+    };
+    all.split(|byte| *byte == 0).find_map(of_name)
+}
+
 /// Whether a process runs our program now. In a container the program may have no path, or one that is
 /// deleted: its name is enough.
 fn is_ours(pid: u32) -> bool {

@@ -156,7 +156,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
     let home_text = home.as_ref().and_then(|home| home.to_str());
     let destinations: Vec<String> =
         request.binds.iter().map(|bind| bind.destination.display().to_string()).collect();
-    let environment = environment::build(
+    let mut environment = environment::build(
         &image.view,
         image.config.as_ref(),
         &Circumstances {
@@ -168,6 +168,12 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         },
     )?;
     let mut args = command(request, image, &shown)?;
+    if let (Action::Shell(None), [shell, ..]) = (&request.action, &args[..]) {
+        // What programs that start a shell shall start is the image's, as with Apptainer, not the host's.
+        let entry = format!("SHELL={}", shell.display());
+        environment.entries.retain(|other| !other.as_bytes().starts_with(b"SHELL="));
+        environment.entries.push(Text::from(OsString::from(entry)));
+    }
     if let Some(script) = environment.shell {
         let prefix = ["/bin/sh", "-c", &script, "sh"].map(OsString::from);
         args = prefix.into_iter().chain(args).collect();

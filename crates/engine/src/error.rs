@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use rustix::io::Errno;
 use situla_oci::ReferenceError;
 use situla_policy::{PolicyError, Verdict};
 use situla_records::EngineClass;
@@ -197,16 +198,30 @@ impl EngineError {
     }
 }
 
+/// The way out depends on what is wrong with the device: it is not there, not for this user, or kept from the job.
+fn no_fuse_remedy(errno: Option<Errno>) -> &'static str {
+    match errno {
+        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
+            "the administrator can run `modprobe fuse`, or unpack the image with `situla convert IMAGE DIRECTORY/`"
+        }
+        Some(Errno::ACCESS) => {
+            "the administrator can run `chmod 0666 /dev/fuse`, or unpack the image with `situla convert IMAGE DIRECTORY/`"
+        }
+        Some(Errno::PERM) => {
+            "the administrator can let jobs use /dev/fuse: in their device cgroup (c 10:229), and in security \
+             modules, or unpack the image with `situla convert IMAGE DIRECTORY/`"
+        }
+        _ => "unpack the image with `situla convert IMAGE DIRECTORY/` and run that",
+    }
+}
+
 fn runtime_remedy(failure: &Failure) -> Option<&'static str> {
     Some(match failure.class() {
         FailureClass::NoUserNamespaces => {
             "the administrator can allow user namespaces with `sysctl user.max_user_namespaces=15000`, and on \
              Debian and Ubuntu with `kernel.unprivileged_userns_clone=1` or an AppArmor profile"
         }
-        FailureClass::NoFuse => {
-            "the administrator can run `modprobe fuse` and `chmod 0666 /dev/fuse`, or you can unpack the image \
-             with `situla convert IMAGE DIRECTORY/` and run that"
-        }
+        FailureClass::NoFuse => no_fuse_remedy(failure.errno()),
         FailureClass::BindSourceMissing => "create it, or leave the bind out",
         FailureClass::MountFailed => "see the cause above; choose another source or destination for the bind",
         FailureClass::Rootfs => "the image may be damaged; check it with `situla inspect`",
@@ -223,4 +238,25 @@ fn runtime_remedy(failure: &Failure) -> Option<&'static str> {
         }
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_out_fits_what_is_wrong_with_fuse() {
+        for (errno, way_out) in [
+            (Errno::NOENT, "modprobe fuse"),
+            (Errno::NODEV, "modprobe fuse"),
+            (Errno::ACCESS, "chmod 0666 /dev/fuse"),
+            (Errno::PERM, "c 10:229"),
+            (Errno::NOMEM, "directories need no FUSE"),
+        ] {
+            let failure = Failure::of_call(FailureClass::NoFuse, "no device", errno);
+            let remedy = EngineError::Runtime(failure).remedy().unwrap();
+            assert!(remedy.contains(way_out), "{errno}: {remedy}");
+            assert_eq!(remedy.contains("modprobe"), way_out.starts_with("modprobe"), "{errno}: {remedy}");
+        }
+    }
 }

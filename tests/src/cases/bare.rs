@@ -9,22 +9,29 @@ use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
 use crate::tier::Check;
 
-/// A step on all nodes runs once on each, and accounting says so.
+/// A step on all nodes runs once on each, and accounting says so. Isolated nodes have a /tmp each, others share one.
 ///
 /// # Errors
 /// It does not.
 pub fn four_nodes(cluster: &Cluster) -> Check {
     let dir = cluster.env().work_dir("bare")?;
-    let job = cluster.srun(dir.path(), ["-N4", "sh", "-c", "echo $SLURMD_NODENAME $(hostname)"])?;
+    // Each task writes a file into /tmp, waits for those of the others, and looks; then all take theirs away.
+    let script = "f=/tmp/situla-four-$SLURM_JOB_ID; \
+                  met() { touch $1.$SLURM_PROCID; while [ \"$(ls $1.* | wc -l)\" -lt 4 ]; do sleep 0.1; done; }; \
+                  touch $f.$SLURMD_NODENAME; met written; \
+                  echo $SLURMD_NODENAME $(hostname) $(cd /tmp; ls -d situla-four-$SLURM_JOB_ID.* | sed 's/.*[.]//'); \
+                  met seen; rm $f.$SLURMD_NODENAME";
+    let job = cluster.srun(dir.path(), ["-N4", "sh", "-c", script])?;
     job.output.clone().success()?;
     let mut lines: Vec<&str> = job.output.stdout.lines().collect();
     lines.sort_unstable();
     let host = cluster.admin(&["hostname", "-s"])?.stdout.trim().to_owned();
-    let expected: Vec<String> = cluster
-        .nodes()
-        .keys()
-        .map(|node| format!("{node} {}", if cluster.variant() == Variant::Isolated { node } else { &host }))
-        .collect();
+    let all = cluster.nodes().keys().map(String::as_str).collect::<Vec<_>>().join(" ");
+    let expected = |node: &String| match cluster.variant() {
+        Variant::Isolated => format!("{node} {node} {node}"),
+        Variant::Loopback => format!("{node} {host} {all}"),
+    };
+    let expected: Vec<String> = cluster.nodes().keys().map(expected).collect();
     if lines != expected {
         return Err(format!("expected {expected:?}, got {lines:?}").into());
     }
@@ -83,7 +90,7 @@ pub fn gpu(cluster: &Cluster) -> Check {
     if !output.stdout.contains("visible 0") {
         return Err(output.to_string().into());
     }
-    if cluster.constrains_devices() && !output.stdout.contains("Operation not permitted") {
+    if !output.stdout.contains("Operation not permitted") {
         return Err(format!("no GPU is refused\n{output}").into());
     }
     if output.stdout.contains("No such device") {

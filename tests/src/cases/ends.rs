@@ -3,15 +3,27 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Failed;
 
 use super::Site;
-use crate::command::{Running, wait_until};
+use super::kills::{names, no_partial_file, whole_store};
+use super::privileged::registry;
+use crate::cluster::Job;
+use crate::command::{Output, Running, wait_until};
 use crate::environment::PATIENCE;
+use crate::images::WITNESS;
+use crate::leaks::Snapshot;
 use crate::outcome::{self, Exit};
+use crate::processes::{Kind, Process, Watch, kill_if, variable};
+use crate::slow_proxy::{SlowProxy, UNLIMITED};
 use crate::tier::Check;
 
-/// KillWait of the cluster, and what Slurm needs around it on two cores.
+/// KillWait of the cluster.
+const SLURM_KILL_WAIT: Duration = Duration::from_secs(5);
+
+/// The same, and what Slurm needs around it on two cores.
 pub(super) const KILL_WAIT: Duration = Duration::from_secs(5 + 6);
 
 /// How often slurmctld looks whether jobs have reached their limits.
@@ -121,7 +133,7 @@ fn cancelled_after(site: &Site, name: &str, running: Running, delay: Duration, b
     std::thread::sleep(delay);
     let began = begun.exists();
     site.cluster.admin(&["scancel", &id])?;
-    let cancelled = std::time::Instant::now();
+    let cancelled = Instant::now();
     let output = running.finish(PATIENCE)?;
     let gone = wait_until(KILL_WAIT, || {
         site.cluster.admin(&["squeue", "-h", "-j", &id]).map_or(true, |o| o.stdout.trim().is_empty())
@@ -142,57 +154,322 @@ fn cancelled_after(site: &Site, name: &str, running: Running, delay: Duration, b
     }
 }
 
-/// `kill -9` of each of our processes in turn ends the step within KillWait, with a failed status.
+/// How a step comes into a container, and the status that says that the container was lost.
+struct Entrance {
+    name: &'static str,
+    words: Vec<String>,
+    lost: i32,
+}
+
+/// The ways that have processes of ours of their own: an image that is served, a directory, and the command line.
+fn entrances(site: &Site, dir: &Path) -> Vec<Entrance> {
+    let here = dir.display();
+    let plugin = |name, image: String| Entrance {
+        name,
+        words: vec![
+            format!("--container-image={image}"),
+            format!("--container-mounts={here}"),
+            format!("--container-workdir={here}"),
+        ],
+        lost: 125,
+    };
+    vec![
+        plugin("an image", site.images.path("tiny.sqsh")),
+        plugin("a directory", site.env().image_tree("tiny").display().to_string()),
+        Entrance {
+            name: "apptainer exec",
+            words: ["apptainer", "exec", &site.images.path("tiny.sif")].map(str::to_owned).into(),
+            lost: 255,
+        },
+    ]
+}
+
+/// `kill -9` of each of our processes ends the step within KillWait, with a failed status and a record that says
+/// that the container was lost.
 ///
 /// # Errors
-/// The step goes on, hangs, or looks successful.
+/// The step goes on, hangs, or looks successful; or there were other processes than there must be.
 pub fn kill_of_our_processes(site: &Site) -> Check {
     let dir = site.env().work_dir("kill")?;
-    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    let here = dir.path().display().to_string();
-    let (mounts, workdir) = (format!("--container-mounts={here}"), format!("--container-workdir={here}"));
-    let mut victim = 0;
-    loop {
-        let (name, running) = site.cluster.start_srun(
-            dir.path(),
-            ["-n2", "-N1", &option, &mounts, &workdir, "sh", "-c", "touch go$SLURM_PROCID; exec sleep 1000"],
-        )?;
+    let entrances = entrances(site, dir.path());
+    let mut killed = Vec::new();
+    for entrance in &entrances {
+        for one in kill_each(site, dir.path(), &entrance.words)? {
+            killed.push((entrance, one));
+        }
+    }
+    // Accounting arrives in batches: it is asked when all are over.
+    for (entrance, (kind, name, output)) in killed {
+        let job = site.cluster.job(&name, output)?;
+        after_kill(site, &job, kind, entrance.lost).map_err(|what| {
+            format!("{}: kill -9 of {kind:?}: {what}\n{:?}\n{}", entrance.name, job.steps, job.output)
+        })?;
+    }
+    Ok(())
+}
+
+/// Starts a step of two tasks for each process that one has, and kills another one in each.
+fn kill_each(site: &Site, dir: &Path, words: &[String]) -> Result<Vec<(Kind, String, Output)>, String> {
+    let watch = Watch::begin(site.env().uid()?);
+    let mut started = Vec::new();
+    for node in site.cluster.nodes().keys().take(3) {
+        let script = "touch go$SLURM_JOB_ID.$SLURM_PROCID; exec sleep 1000";
+        let args = ["-n2", "-N1", "-w", node].into_iter().chain(words.iter().map(String::as_str));
+        started.push(site.cluster.start_srun(dir, args.chain(["sh", "-c", script]))?);
+    }
+    let mut hit = Vec::new();
+    for (nth, (name, running)) in started.into_iter().enumerate() {
         let id = site.cluster.wait_running(&name)?;
-        if !wait_until(PATIENCE, || dir.path().join("go0").exists() && dir.path().join("go1").exists()) {
+        let begun = || (0..2).all(|rank| dir.join(format!("go{id}.{rank}")).exists());
+        let kind = if wait_until(PATIENCE, begun) {
+            kill_nth(&watch.look(), &id, nth)
+        } else {
+            Err("the payload did not start".to_owned())
+        };
+        if kind.is_err() {
+            site.cluster.admin(&["scancel", &id])?;
+        }
+        hit.push((kind, Instant::now(), name, running));
+    }
+    let mut ended = Vec::new();
+    for (kind, at, name, running) in hit {
+        let output = running.finish(KILL_WAIT * 3)?;
+        let kind = kind.map_err(|why| format!("{why}\n{output}"))?;
+        if output.timed_out || at.elapsed() > KILL_WAIT {
+            site.cluster.admin(&["scancel", "--name", &name])?;
+            let took = at.elapsed();
+            return Err(format!("after kill -9 of {kind:?} the step went on for {took:?}\n{output}"));
+        }
+        ended.push((kind, name, output));
+    }
+    Ok(ended)
+}
+
+/// Kills the first task, the second, or the keeper of a job's step on one node; there must be just these.
+fn kill_nth(all: &[Process], job: &str, nth: usize) -> Result<Kind, String> {
+    let of_job = |one: &&Process| variable(one.pid, "SLURM_JOB_ID").as_deref() == Some(job);
+    let of = |kind| all.iter().filter(of_job).copied().filter(move |one| one.kind == kind);
+    let victims: Vec<Process> = of(Kind::Task).chain(of(Kind::Keeper)).collect();
+    if [of(Kind::Task).count(), of(Kind::Keeper).count()] != [2, 1] {
+        return Err(format!("two tasks and a keeper are expected, not {all:?}"));
+    }
+    let victim = victims[nth];
+    if kill_if(victim, || true)? { Ok(victim.kind) } else { Err(format!("{victim:?} has gone")) }
+}
+
+/// What `srun`, accounting and the record must say after the kill of one of two tasks, or of the keeper.
+fn after_kill(site: &Site, job: &Job, kind: Kind, lost: i32) -> Result<(), String> {
+    let story = |failed: Failed| failed.message().unwrap_or("").to_owned();
+    if kind == Kind::Task {
+        // Slurm sees that very task die; the other one finds that the container is lost.
+        job.output.clone().expect_code(128 + 9)?.expect_text("was killed")?;
+        super::bare::expect_account(job, "FAILED", "0:9", "CANCELLED", "0:9").map_err(story)?;
+    } else {
+        job.output.clone().expect_code(lost)?.expect_text("the process that serves the image has ended")?;
+        // Accounting keeps seven bits of it.
+        let exit = format!("{}:0", lost & 0x7f);
+        super::bare::expect_account(job, "FAILED", &exit, "FAILED", &exit).map_err(story)?;
+    }
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    if records.len() == 1 && records[0].class == "engine-server-lost" {
+        Ok(())
+    } else {
+        Err(format!("the record says {records:#?}"))
+    }
+}
+
+/// A keeper that is killed ends the tasks of its node. Those of another node are left to Slurm: they go on, or end
+/// within KillWait where `srun --kill-on-bad-exit` asks for that.
+///
+/// # Errors
+/// A task of the node goes on, or one of the other node does what was not asked for; or the records or accounting
+/// do not say what happened.
+pub fn kill_on_one_of_two_nodes(site: &Site) -> Check {
+    let dir = site.env().work_dir("onenode")?;
+    let entrance = entrances(site, dir.path()).swap_remove(0);
+    let script = "touch go$SLURM_JOB_ID.$SLURM_PROCID; while [ ! -e stop$SLURM_JOB_ID ]; do sleep 1; done; \
+                  touch done$SLURM_JOB_ID.$SLURM_PROCID";
+    let watch = Watch::begin(site.env().uid()?);
+    let mut started = Vec::new();
+    for bad_exit in ["--kill-on-bad-exit=0", "--kill-on-bad-exit=1"] {
+        let args = [bad_exit, "-N2", "--ntasks-per-node=2"].into_iter();
+        let args = args.chain(entrance.words.iter().map(String::as_str)).chain(["sh", "-c", script]);
+        let (name, running) = site.cluster.start_srun(dir.path(), args)?;
+        started.push((bad_exit.ends_with('1'), name, running));
+    }
+    let mut jobs = Vec::new();
+    for (ends_all, name, running) in started {
+        let id = site.cluster.wait_running(&name)?;
+        let marked = |mark: &str, rank: u8| dir.path().join(format!("{mark}{id}.{rank}")).exists();
+        let hit = || -> Result<(), String> {
+            if !wait_until(PATIENCE, || (0..4).all(|rank| marked("go", rank))) {
+                return Err("the payload did not start".to_owned());
+            }
+            let ours: Vec<Process> = watch.look();
+            let ours =
+                ours.into_iter().filter(|one| variable(one.pid, "SLURM_JOB_ID").as_deref() == Some(&id));
+            let (keepers, tasks): (Vec<Process>, Vec<Process>) =
+                ours.filter(|one| one.kind != Kind::Child).partition(|one| one.kind == Kind::Keeper);
+            let rank = |one: &Process| variable(one.pid, "SLURM_NODEID");
+            let Some(keeper) = keepers.iter().find(|one| rank(one).as_deref() == Some("0")) else {
+                return Err(format!("no keeper on the first node: {keepers:?}"));
+            };
+            let (here, there): (Vec<Process>, Vec<Process>) =
+                tasks.iter().partition(|one| rank(one).as_deref() == Some("0"));
+            if !kill_if(*keeper, || true)? || here.len() != 2 || there.len() != 2 {
+                return Err(format!("not two tasks on each node, and a keeper: {tasks:?}"));
+            }
+            let gone = |one: &Process| variable(one.pid, "SLURM_JOB_ID").is_none();
+            if !wait_until(KILL_WAIT, || here.iter().all(gone)) {
+                return Err("the tasks of the node go on".to_owned());
+            }
+            if ends_all {
+                return if wait_until(KILL_WAIT, || there.iter().all(gone)) {
+                    Ok(())
+                } else {
+                    Err("the tasks of the other node go on".to_owned())
+                };
+            }
+            // What has not ended yet might be about to; that it does what it was to do afterwards is the proof.
+            dir.write(&format!("stop{id}"), "")?;
+            if wait_until(KILL_WAIT, || marked("done", 2) && marked("done", 3)) {
+                Ok(())
+            } else {
+                Err("the tasks of the other node did not go on".to_owned())
+            }
+        };
+        let hit = hit();
+        if hit.is_err() {
+            site.cluster.admin(&["scancel", &id])?;
+        }
+        let output = running.finish(PATIENCE)?;
+        hit.map_err(|why| format!("{why}\n{output}"))?;
+        jobs.push((ends_all, name, output));
+    }
+    for (ends_all, name, output) in jobs {
+        let job = site.cluster.job(&name, output)?;
+        let mut records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+        records.sort_by_key(|record| record.record["start"]["identity"]["node"].to_string());
+        let classes: Vec<&str> = records.iter().map(|record| record.class.as_str()).collect();
+        let expected = if ends_all { "cancelled" } else { "ok" };
+        if classes != ["engine-server-lost", expected] {
+            return Err(format!("{}\nthe records say {records:#?}", job.output).into());
+        }
+        let step = job.step("0")?;
+        // Which of several bad ends srun and accounting show is theirs to choose.
+        let bad = |state: &str| matches!(state, "FAILED" | "CANCELLED");
+        if job.output.status.success() || !bad(&job.account.state) || !bad(&step.state) || step.exit == "0:0"
+        {
+            return Err(format!("accounting says {:?} {step:?}\n{}", job.account, job.output).into());
+        }
+        if !ends_all {
+            job.output.clone().expect_code(entrance.lost)?;
+            super::bare::expect_account(&job, "FAILED", "125:0", "FAILED", "125:0")?;
+        }
+    }
+    Ok(())
+}
+
+/// `scancel` while the step still fetches its image: nothing is left, neither a partial file nor a lease in the user's
+/// store, and the next step gets the image.
+///
+/// # Errors
+/// Something is left, or the step goes on, or the next one fails.
+pub fn scancel_while_fetching(site: &Site) -> Check {
+    let desk = site.desk();
+    let address = registry(&desk, "up")?.stdout.trim().to_owned();
+    registry(&desk, "push")?;
+    let proxy = SlowProxy::before(&address)?;
+    let source = format!("docker://{}/tiny:1", proxy.address());
+    let option = format!("--container-image={source}");
+    let store = site.env().home()?.join(".cache/situla");
+    let dir = site.env().work_dir("fetching")?;
+    let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
+    for enter in [vec![option.as_str()], vec!["apptainer", "exec", source.as_str()]] {
+        super::faults::forget_pulled(site)?;
+        // Manifest and configuration pass; the layer begins and stops.
+        proxy.hold_after(300_000);
+        let args = ["-N2", "--ntasks-per-node=2"].into_iter().chain(enter.iter().copied());
+        let (name, running) = site.cluster.start_srun(dir.path(), args.chain(["touch", "ran"]))?;
+        let id = site.cluster.wait_running(&name)?;
+        let in_the_middle =
+            wait_until(PATIENCE, || proxy.holds() && !names(&store.join("leases")).is_empty());
+        site.cluster.admin(&["scancel", &id])?;
+        let cancelled = Instant::now();
+        let output = running.finish(PATIENCE)?;
+        let took = cancelled.elapsed();
+        if !in_the_middle || output.timed_out || took > KILL_WAIT || dir.path().join("ran").exists() {
+            return Err(format!("in the middle: {in_the_middle}; it took {took:?}\n{output}").into());
+        }
+        site.cluster.settled()?;
+        clean.expect_clean()?;
+        no_partial_file(&store)?;
+        let leases = names(&store.join("leases"));
+        if !leases.is_empty() {
+            return Err(format!("leases are left: {leases:?}\n{output}").into());
+        }
+        let job = site.cluster.job(&name, output)?;
+        if job.account.state != "CANCELLED" {
+            return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
+        }
+        proxy.pace(UNLIMITED);
+        let next = ["-n1"].into_iter().chain(enter).chain(["cat", WITNESS]);
+        site.cluster.srun(dir.path(), next)?.output.success()?.expect_text("situla tiny image")?;
+        whole_store(&store)?;
+    }
+    Ok(())
+}
+
+/// A cancelled payload that dies of TERM is gone long before KillWait is over; one that does not heed TERM, right
+/// after it. By the plugin and by `apptainer exec`.
+///
+/// # Errors
+/// One ends at another time, or the record says something else.
+pub fn term_and_kill(site: &Site) -> Check {
+    let dir = site.env().work_dir("term")?;
+    let here = dir.path().display();
+    let mut started = Vec::new();
+    for entrance in entrances(site, dir.path()).into_iter().filter(|one| one.name != "a directory") {
+        for heeds in [true, false] {
+            let trap = if heeds { "" } else { "trap '' TERM; " };
+            let script = format!("{trap}touch {here}/go$SLURM_JOB_ID; exec sleep 1000");
+            let args = ["-n1"].into_iter().chain(entrance.words.iter().map(String::as_str));
+            let (name, running) =
+                site.cluster.start_srun(dir.path(), args.chain(["sh", "-c", script.as_str()]))?;
+            started.push((entrance.name, heeds, name, running));
+        }
+    }
+    let mut cancelled = Vec::new();
+    for (enter, heeds, name, running) in started {
+        let id = site.cluster.wait_running(&name)?;
+        if !wait_until(PATIENCE, || dir.path().join(format!("go{id}")).exists()) {
             site.cluster.admin(&["scancel", &id])?;
             return Err(format!("the payload did not start\n{}", running.finish(PATIENCE)?).into());
         }
-        let ours = our_processes(site)?;
-        let Some((pid, line)) = ours.get(victim).cloned() else {
-            site.cluster.admin(&["scancel", &id])?;
-            running.finish(PATIENCE)?;
-            // Exec-only starts leave no process of ours; a supervised step has at least one.
-            return Ok(());
-        };
-        site.cluster.admin(&["kill", "-9", &pid.to_string()])?;
-        let killed = std::time::Instant::now();
-        let output = running.finish(KILL_WAIT * 3)?;
-        if output.timed_out || killed.elapsed() > KILL_WAIT {
-            site.cluster.admin(&["scancel", &id])?;
-            return Err(format!(
-                "after kill -9 of {line:?} the step went on for {:?}\n{output}",
-                killed.elapsed()
-            )
-            .into());
-        }
-        let job = site.cluster.job(&name, output)?;
-        if job.output.status.success() || job.account.state == "COMPLETED" {
-            return Err(format!(
-                "after kill -9 of {line:?} all looks well: {:?}\n{}",
-                job.account, job.output
-            )
-            .into());
-        }
-        for go in ["go0", "go1"] {
-            fs::remove_file(dir.path().join(go))?;
-        }
-        victim += 1;
+        site.cluster.admin(&["scancel", &id])?;
+        cancelled.push((enter, heeds, id, Instant::now(), running));
     }
+    // Those that end at once first: waiting for another one must not count for them.
+    cancelled.sort_by_key(|(_, heeds, ..)| !heeds);
+    for (enter, heeds, id, at, running) in cancelled {
+        let output = running.finish(PATIENCE)?;
+        let took = at.elapsed();
+        let (least, most) = if heeds {
+            (Duration::ZERO, SLURM_KILL_WAIT * 3 / 5)
+        } else {
+            (SLURM_KILL_WAIT * 4 / 5, KILL_WAIT)
+        };
+        if took < least || took > most {
+            return Err(format!("{enter}, heeds TERM: {heeds}: it took {took:?}\n{output}").into());
+        }
+        let records = outcome::records(&site.cluster, &format!("{id}.0"))?;
+        // KILL goes to all processes of a step, so nobody is left to see how the payload ended.
+        let exits: &[Exit] = if heeds { &[Exit::Signal(15)] } else { &[] };
+        if records.len() != 1 || records[0].class != "cancelled" || records[0].exits != exits {
+            return Err(format!("{enter}, heeds TERM: {heeds}: the record says {records:#?}").into());
+        }
+    }
+    Ok(())
 }
 
 /// A job that reaches its time limit ends, and both accounting and the record say why.
@@ -218,22 +495,4 @@ pub fn time_limit(site: &Site) -> Check {
     } else {
         Err(format!("the record says {records:#?}").into())
     }
-}
-
-/// Processes of the user whose executable is the program under test, oldest first.
-fn our_processes(site: &Site) -> Result<Vec<(u32, String)>, String> {
-    let program = fs::canonicalize(site.env().situla()).map_err(|e| e.to_string())?;
-    let name = program.file_name().unwrap_or_default().to_owned();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").map_err(|e| e.to_string())?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-        let Ok(exe) = fs::read_link(entry.path().join("exe")) else { continue };
-        // Inside a container the program may have no path, or one that is deleted: its name is enough.
-        if exe.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&*name.to_string_lossy())) {
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            found.push((pid, String::from_utf8_lossy(&line).replace('\0', " ")));
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
 }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use super::Site;
 use super::bare::expect_account;
@@ -11,7 +12,7 @@ use crate::cluster::{Job, Variant};
 use crate::command::{Output, Running};
 use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
-use crate::outcome;
+use crate::outcome::{self, Outcome};
 use crate::tier::Check;
 
 /// A payload that says where it ran; none of these cases may let it run at all.
@@ -71,23 +72,78 @@ fn failed(site: &Site, job: &Job, code: i32, fault: Fault<'_>) -> Check {
 
 /// Output and accounting alone, for what is no run of a container and so has no record.
 fn refused(job: &Job, code: i32, fault: Fault<'_>) -> Check {
+    if job.output.stdout.contains("THE-PAYLOAD-RAN") {
+        return Err(format!("the payload ran\n{}", job.output).into());
+    }
+    lines_of_tasks(job, code, fault, 1)
+}
+
+/// Status and accounting of a step in which `n_tasks` tasks fail, each with one line.
+fn lines_of_tasks(job: &Job, code: i32, fault: Fault<'_>, n_tasks: usize) -> Check {
     job.output.clone().expect_code(code)?;
     // sacct of 22.05 shows the low seven bits of an exit code: 255 reads 127 there, without a container too.
     let exit = format!("{}:0", code & 0x7f);
     expect_account(job, "FAILED", &exit, "FAILED", &exit)?;
-    if job.output.stdout.contains("THE-PAYLOAD-RAN") {
-        return Err(format!("the payload ran\n{}", job.output).into());
-    }
     let slurms = |line: &&str| ["srun:", "slurmstepd:"].iter().any(|by| line.starts_with(by));
     let ours: Vec<&str> = job.output.stderr.lines().filter(|l| !l.trim().is_empty() && !slurms(l)).collect();
-    let [line] = ours[..] else {
-        return Err(format!("expected one line of ours, got {}\n{}", ours.len(), job.output).into());
-    };
+    if ours.len() != n_tasks {
+        return Err(format!("expected {n_tasks} lines of ours, got {}\n{}", ours.len(), job.output).into());
+    }
     for words in [fault.names, fault.remedy] {
-        if !line.contains(words) {
-            return Err(format!("the line does not say {words:?}\n{}", job.output).into());
+        if !ours.iter().all(|line| line.contains(words)) {
+            return Err(format!("a line does not say {words:?}\n{}", job.output).into());
         }
     }
+    Ok(())
+}
+
+/// A step of two tasks on each of two nodes, by the plugin and by `apptainer exec`; some or all of its nodes
+/// have a fault. Every task of such a node fails, in time and with one line, and each node's record says why.
+fn on_two_nodes(site: &Site, image: &str, sick: &[&str], fault: Fault<'_>) -> Check {
+    /// Tasks whose leader fails must not wait for it.
+    const AT_ONCE: Duration = Duration::from_secs(20);
+    let dir = site.env().work_dir("two-nodes")?;
+    let nodes: Vec<&str> = site.cluster.nodes().keys().take(2).map(String::as_str).collect();
+    let option = format!("--container-image={image}");
+    let list = nodes.join(",");
+    let layout = ["-N2", "--ntasks-per-node=2", "-w", &list];
+    let mut started = Vec::new();
+    for (enter, code) in [(&[option.as_str()][..], NATIVE), (&["apptainer", "exec", image], APPTAINER)] {
+        let args = layout.into_iter().chain(enter.iter().copied()).chain(PAYLOAD);
+        started.push((site.cluster.start_srun(dir.path(), args)?, code));
+    }
+    for ((name, running), code) in started {
+        let job = finish(site, &name, running)?;
+        if job.output.took > AT_ONCE {
+            return Err(format!("it took {:?}\n{}", job.output.took, job.output).into());
+        }
+        lines_of_tasks(&job, code, fault, 2 * sick.len())?;
+        for node in &nodes {
+            let lines = job.output.stderr.matches(&format!("node {node})")).count();
+            if lines != if sick.contains(node) { 2 } else { 0 } {
+                return Err(format!("{lines} lines about node {node}\n{}", job.output).into());
+            }
+        }
+        let ran = job.output.stdout.matches("THE-PAYLOAD-RAN").count();
+        if ran != 2 * (nodes.len() - sick.len()) {
+            return Err(format!("{ran} tasks ran\n{}", job.output).into());
+        }
+        let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+        let class_on = |node: &str| {
+            let of_node = |one: &&Outcome| one.record["start"]["identity"]["node"] == node;
+            records.iter().filter(of_node).map(|one| one.class.as_str()).collect::<Vec<_>>()
+        };
+        for node in &nodes {
+            let expected = if sick.contains(node) { fault.class } else { "ok" };
+            // Tasks that share a container share its record; one that never got there has its own.
+            let classes = class_on(node);
+            let most = if sick.contains(node) { 2 } else { 1 };
+            if classes.is_empty() || classes.len() > most || classes.iter().any(|class| *class != expected) {
+                return Err(format!("expected {expected} on {node}, the records say {records:#?}").into());
+            }
+        }
+    }
+    site.cluster.settled()?;
     Ok(())
 }
 
@@ -101,7 +157,10 @@ pub fn missing_image(site: &Site) -> Check {
         remedy: "visible on the compute node",
         class: "engine-image-missing",
     };
-    both(site, "./no-such-image.sqsh", (&[], &[]), &[], fault)
+    both(site, "./no-such-image.sqsh", (&[], &[]), &[], fault)?;
+    // Each task says it for itself, as each would without a container.
+    let nodes: Vec<&str> = site.cluster.nodes().keys().take(2).map(String::as_str).collect();
+    on_two_nodes(site, "./no-such-image.sqsh", &nodes, fault)
 }
 
 /// Half of the image is missing.
@@ -247,13 +306,22 @@ pub fn missing_mount_source(site: &Site) -> Check {
     both(site, &site.images.path("tiny.sqsh"), extra, &[], fault)
 }
 
-/// The node lets nobody open /dev/fuse.
+/// The node lets nobody open /dev/fuse, or has no driver for it; other nodes of the same step have.
 ///
 /// # Errors
 /// It does not look as it must.
 pub fn no_fuse(site: &Site) -> Check {
-    let fault = Fault { names: "/dev/fuse", remedy: "modprobe fuse", class: "engine-no-fuse" };
-    sick_node(site, "nofuse", fault)
+    let class = "engine-no-fuse";
+    let closed = Fault { names: "you may not open /dev/fuse", remedy: "`chmod 0666 /dev/fuse`", class };
+    sick_node(site, "nofuse", |sick, node| {
+        let image = site.images.path("tiny.sqsh");
+        both(sick, &image, (&[], &[]), &["-w", node], closed)?;
+        on_two_nodes(sick, &image, &[node], closed)
+    })?;
+    let absent = Fault { names: "/dev/fuse does not exist", remedy: "`modprobe fuse`", class };
+    sick_node(site, "nodriver", |sick, node| {
+        both(sick, &site.images.path("tiny.sqsh"), (&[], &[]), &["-w", node], absent)
+    })
 }
 
 /// The node forbids user namespaces.
@@ -266,17 +334,20 @@ pub fn no_user_namespaces(site: &Site) -> Check {
         remedy: "sysctl user.max_user_namespaces=",
         class: "engine-no-userns",
     };
-    sick_node(site, "nouserns", fault)
+    sick_node(site, "nouserns", |sick, node| {
+        both(sick, &site.images.path("tiny.sqsh"), (&[], &[]), &["-w", node], fault)
+    })
 }
 
-fn sick_node(site: &Site, kind: &str, expected: Fault<'_>) -> Check {
+/// Runs `check` while the first node has a fault.
+fn sick_node(site: &Site, kind: &str, check: impl FnOnce(&Site, &str) -> Check) -> Check {
     let mut cluster = site.cluster.clone();
     let node = cluster.a_node().to_owned();
     let fault = cluster.fault(&node, kind)?;
     let sick = Site { cluster, images: site.images.clone() };
     // The fault changes mounts and may restart slurmd, so what is left is looked for while it lasts.
     let before = Snapshot::take(sick.env(), Some(&sick.cluster))?;
-    both(&sick, &site.images.path("tiny.sqsh"), (&[], &[]), &["-w", &node], expected)?;
+    check(&sick, &node)?;
     before.expect_clean()?;
     drop(fault);
     Ok(())
@@ -288,15 +359,9 @@ fn sick_node(site: &Site, kind: &str, expected: Fault<'_>) -> Check {
 /// It does not look as it must.
 pub fn mounts_without_image(site: &Site) -> Check {
     let dir = site.env().work_dir("noimage")?;
-    let (_, running) =
+    let (name, running) =
         site.cluster.start_srun(dir.path(), ["-n1", "--container-mounts=/tmp"].into_iter().chain(PAYLOAD))?;
-    let output = running.finish(PATIENCE)?;
-    if output.status.success()
-        || output.stdout.contains("THE-PAYLOAD-RAN")
-        || !output.stderr.contains("--container-mounts")
-    {
-        return Err(format!("mounts without an image were taken\n{output}").into());
-    }
+    never_accepted(site, &name, &running.finish(PATIENCE)?, "--container-mounts")?;
     let profile = [("PYXIS_CONTAINER_MOUNTS", "/tmp")];
     let (_, running) =
         site.cluster.start_srun_with(dir.path(), &profile, ["-n1"].into_iter().chain(PAYLOAD))?;
@@ -305,33 +370,46 @@ pub fn mounts_without_image(site: &Site) -> Check {
     Ok(())
 }
 
-/// `--multi-prog`: in the container or refused, never on the host.
+/// `--multi-prog` with an image is refused at submission.
 ///
 /// # Errors
-/// A task ran on the host.
+/// It was taken, or a task ran on the host.
 pub fn multi_prog(site: &Site) -> Check {
     let dir = site.env().work_dir("multi")?;
     let table =
         dir.write("table", "0-1 /bin/sh -c \"cat /etc/situla-image-witness || echo ON-THE-HOST\"\n")?;
     let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
     let table = table.display().to_string();
-    let (_, running) = site.cluster.start_srun(dir.path(), ["-n2", &option, "--multi-prog", &table])?;
-    in_or_refused(site, &running.finish(PATIENCE)?)
+    let (name, running) = site.cluster.start_srun(dir.path(), ["-n2", &option, "--multi-prog", &table])?;
+    never_accepted(site, &name, &running.finish(PATIENCE)?, "--multi-prog")
 }
 
-/// `--pty`: in the container or refused.
+/// `--pty`: in the container, on a terminal.
 ///
 /// # Errors
-/// The task ran on the host.
+/// The task ran on the host, or has no terminal, or accounting or the record call it something else.
 pub fn pty(site: &Site) -> Check {
     let dir = site.env().work_dir("pty")?;
+    let name = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let line = format!(
-        "srun -n1 --pty --container-image={} sh -c 'cat /etc/situla-image-witness || echo ON-THE-HOST; tty'",
+        "srun --job-name={name} -n1 --pty --container-image={} \
+         sh -c 'cat /etc/situla-image-witness || echo ON-THE-HOST; tty; test -t 0 && test -t 1 && test -t 2 && echo three'",
         site.images.path("tiny.sqsh")
     );
     // srun --pty wants a terminal; script(1) gives it one.
     let command = site.cluster.user_command(dir.path(), ["script", "-qec", &line, "/dev/null"])?;
-    in_or_refused(site, &crate::command::run(command, PATIENCE)?)
+    let job = site.cluster.job(&name, crate::command::run(command, PATIENCE)?)?;
+    let output = job.output.clone().success()?.expect_text("situla tiny image")?;
+    let is_terminal = |line: &str| {
+        line.trim_end().strip_prefix("/dev/pts/").is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    if output.stdout.contains("ON-THE-HOST")
+        || !output.stdout.lines().any(is_terminal)
+        || !output.stdout.lines().any(|line| line.trim_end() == "three")
+    {
+        return Err(format!("not in the container, or on no terminal\n{output}").into());
+    }
+    super::uses::expect_ok(site, &job, 1)
 }
 
 /// `sbatch --container-image`: the script in the container, or refused.

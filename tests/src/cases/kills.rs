@@ -70,7 +70,9 @@ struct Killed {
     phase: &'static str,
     name: String,
     output: Output,
-    finished: bool,
+    n_tasks: u64,
+    /// How many payloads had begun when the step was over.
+    begun: u64,
 }
 
 /// Kills at random moments, as many as the tier has time for.
@@ -204,6 +206,7 @@ impl Round<'_> {
                 format!("killed {phase} after {delay:?}, srun says that all is well\n{output}").into()
             );
         }
+        let begun = self.marked("begun");
         self.nothing_left(&output)?;
         let store = self.site.env().home()?.join(".cache/situla");
         no_partial_file(&store)?;
@@ -214,7 +217,7 @@ impl Round<'_> {
         if fetches {
             whole_store(&store)?;
         }
-        Ok(Some(Killed { victim, phase, name, output, finished }))
+        Ok(Some(Killed { victim, phase, name, output, n_tasks, begun }))
     }
 
     /// Waits for the victim and the moment, and kills. Returns the phase and the time of the kill.
@@ -386,10 +389,8 @@ fn is_victim(victim: Victim, one: &Process, all: &[Process]) -> bool {
 impl Killed {
     /// Accounting and the record must say what `srun` said.
     fn judge(&self, site: &Site) -> Check {
-        let wrong = |what: String| {
-            let Self { victim, phase, output, .. } = self;
-            Err(format!("kill -9 of {victim:?} {phase}: {what}\n{output}").into())
-        };
+        let Self { victim, phase, output, .. } = self;
+        let wrong = |what: String| Err(format!("kill -9 of {victim:?} {phase}: {what}\n{output}").into());
         let job: Job = site.cluster.job(&self.name, self.output.clone())?;
         let well = self.output.status.success();
         let step = job.step("0")?;
@@ -398,20 +399,25 @@ impl Killed {
                 return wrong(format!("accounting says {:?} and {:?}", job.account, job.steps));
             }
         }
-        match outcome::records(&site.cluster, &format!("{}.0", job.id)) {
-            Ok(records) if !well && records.iter().all(|record| record.class == "ok") => {
-                wrong(format!("the record says {records:#?}"))
-            }
-            Ok(_) => Ok(()),
-            // Killed before it could write one.
-            Err(story) if !self.finished && story.contains("there is no record") => Ok(()),
-            Err(story) => wrong(story),
-        }
+        let records = match outcome::records(&site.cluster, &format!("{}.0", job.id)) {
+            Ok(records) => records,
+            // A record begins when the image is known, and ends with the plan's last step before the payload.
+            Err(story) if self.begun == 0 && story.contains("there is no record") => return Ok(()),
+            Err(story) => return wrong(story),
+        };
+        let [record] = &records[..] else { return wrong(format!("the records say {records:#?}")) };
+        let fits = match (well, victim) {
+            (true, _) => record.class == "ok",
+            // With the only task of a node goes who would have said how it ended.
+            (false, Victim::Task) if self.n_tasks == 1 => record.class == "incomplete",
+            (false, _) => record.class == "engine-server-lost",
+        };
+        if fits { Ok(()) } else { wrong(format!("the record says {records:#?}")) }
     }
 }
 
 /// The names in a directory; none where it is not there.
-fn names(dir: &Path) -> Vec<String> {
+pub(super) fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }

@@ -192,10 +192,13 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::step_in_a_plain_allocation", uses::step_in_a_plain_allocation),
     ("uses::mounts_and_shm", uses::mounts_and_shm),
     ("uses::record_is_complete", uses::record_is_complete),
+    ("uses::keeper_in_the_steps_cgroup", uses::keeper_in_the_steps_cgroup),
     ("ends::codes_and_signals", ends::codes_and_signals),
     ("ends::command_missing", ends::command_missing),
     ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
+    ("ends::term_and_kill", ends::term_and_kill),
     ("ends::kill_of_our_processes", ends::kill_of_our_processes),
+    ("ends::kill_on_one_of_two_nodes", ends::kill_on_one_of_two_nodes),
     ("ends::time_limit", ends::time_limit),
     ("faults::missing_image", faults::missing_image),
     ("faults::truncated_image", faults::truncated_image),
@@ -220,6 +223,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
 /// Cases that need nodes on the machine's own network: isolated ones do not reach its loopback address.
 const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("uses::image_from_a_registry", uses::image_from_a_registry),
+    ("ends::scancel_while_fetching", ends::scancel_while_fetching),
     ("kills::at_random_moments", kills::at_random_moments),
     ("soak::many_steps", soak::many_steps),
 ];
@@ -234,10 +238,32 @@ const AT_LAST: &[(&str, SiteCase)] = &[("records::match_the_schema", records::ma
 /// What a case needs beyond what all need.
 fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
     match name {
-        "no_helper_is_started" => no_helpers::tracer(),
+        "plan_runs_nothing" => no_helpers::tracer(),
+        "no_helper_is_started" => no_helpers::tracer().and_then(|()| privileged::registry_program()),
+        "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" => privileged::apptainer_tree(env),
+        "pull"
+        | "pull_of_a_tampered_layer"
+        | "pull_and_exec"
+        | "allowed_registry"
+        | "wrong_digest"
+        | "killed_pull"
+        | "faults::wrong_layer_in_a_registry"
+        | "uses::image_from_a_registry"
+        | "ends::scancel_while_fetching"
+        | "kills::at_random_moments" => privileged::registry_program(),
         "records::match_the_schema" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),
         "slurm_of_sid" => releases::prepared(env, "sid"),
+        _ => Ok(()),
+    }
+}
+
+/// What a case needs of the cluster.
+fn abilities(cluster: &Cluster, name: &str) -> Result<(), Skip> {
+    match name {
+        "gpu" | "uses::gpu" | "uses::keeper_in_the_steps_cgroup" if !cluster.constrains_devices() => {
+            Err(Skip("Slurm has no control groups on this machine: it keeps no step to its devices".into()))
+        }
         _ => Ok(()),
     }
 }
@@ -256,7 +282,9 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
                 tier::root()?;
                 tier::user(&env)?;
                 tier::image(&env, "demo")?;
-                found.get_or_init(|| Cluster::find(&env, variant)).clone().map_err(Skip)
+                let cluster = found.get_or_init(|| Cluster::find(&env, variant)).clone().map_err(Skip)?;
+                abilities(&cluster, name)?;
+                Ok(cluster)
             }
         };
         trials.push(tier::trial(&env, &format!("bare::{name}"), ready, move |cluster: Cluster| {
@@ -281,6 +309,7 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
                 tier::image(&env, "tiny")?;
                 tools(&env, name)?;
                 let cluster = found.get_or_init(|| Cluster::find(&env, variant)).clone().map_err(Skip)?;
+                abilities(&cluster, name)?;
                 // From here on nothing is a reason to skip: what fails now is the system's failure.
                 Ok(site.get_or_init(|| Site::prepare(&cluster)).clone())
             }

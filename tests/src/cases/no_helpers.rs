@@ -1,7 +1,7 @@
 //! Images are made by our own code: no program is started for it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Desk;
 use super::privileged::registry;
@@ -20,10 +20,15 @@ pub fn tracer() -> Result<(), Skip> {
         .map_err(|why| Skip(format!("needs strace: {why}")))
 }
 
-/// Pulls and conversions of all kinds execute nothing but the program itself, and need no search path.
+/// Calls that start a process or a thread, execute a program, or make a file.
+const WATCHED: &str = "trace=execve,execveat,clone,clone3,fork,vfork,open,openat,creat,mkdir,mkdirat,mknod,mknodat,\
+                       symlink,symlinkat,link,linkat,rename,renameat,renameat2";
+
+/// Pulls and conversions of all kinds execute nothing but the program itself, need no search path, and make no
+/// file but the one that was asked for and those of the store: nothing is extracted.
 ///
 /// # Errors
-/// One starts something, or fails.
+/// One starts something, makes other files, or fails.
 pub fn nothing_is_started(desk: &Desk) -> Check {
     let dir = desk.env.work_dir("alone")?;
     let address = registry(desk, "up")?.stdout.trim().to_owned();
@@ -44,42 +49,99 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
         &["inspect", "--hash", "e.sif"],
         &["images"],
     ] {
-        let started = traced(desk, dir.path(), &[&[situla.as_str()], words].concat())?;
-        if started != [situla.clone()] {
-            return Err(format!("situla {words:?} started {started:?}").into());
+        let seen = traced(desk, dir.path(), &[&[situla.as_str()], words].concat())?;
+        if seen.started != [situla.clone()] || seen.n_processes > 0 {
+            return Err(format!("situla {words:?}: {seen:?}").into());
+        }
+        let target = words.last().filter(|word| word.contains('.') && !word.contains('/'));
+        let expected =
+            |path: &&PathBuf| is_target(dir.path(), target.copied(), path) || of_store(dir.path(), path);
+        if let Some(other) = seen.made.iter().find(|path| !expected(path)) {
+            return Err(format!("situla {words:?} made {}: {:#?}", other.display(), seen.made).into());
+        }
+        if target.is_some_and(|name| words[0] != "inspect" && !seen.made.contains(&dir.path().join(name))) {
+            return Err(format!("the tracer did not see what situla {words:?} made: {:#?}", seen.made).into());
         }
     }
-    // The tracer does see what is started by what is started.
-    let started = traced(desk, dir.path(), &["/bin/sh", "-c", "/bin/tar --version; /bin/true"])?;
-    if started != ["/bin/sh", "/bin/tar", "/bin/true"] {
-        return Err(format!("the tracer saw {started:?}").into());
+    // The tracer does see what is started by what is started, and what that makes.
+    let script = "/bin/tar --version; /bin/mkdir there; : >file; /bin/true";
+    let seen = traced(desk, dir.path(), &["/bin/sh", "-c", script])?;
+    let made = ["there", "file"].map(|name| dir.path().join(name));
+    if seen.started != ["/bin/sh", "/bin/tar", "/bin/mkdir", "/bin/true"]
+        || seen.n_processes == 0
+        || !made.iter().all(|path| seen.made.contains(path))
+    {
+        return Err(format!("the tracer saw {seen:?}").into());
     }
     Ok(())
 }
 
-/// Runs a command as the user without a search path; returns what it and its children tried to execute.
-fn traced(desk: &Desk, dir: &Path, words: &[&str]) -> Result<Vec<String>, String> {
+/// The target, under its name or without one yet, or beside it under another until it is complete.
+fn is_target(dir: &Path, target: Option<&str>, path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    target.is_some_and(|target| path == dir || (path.parent() == Some(dir) && name.contains(target)))
+}
+
+/// A directory of the store, or a file of it: an image, its record, a reference, a lease, each by its digest.
+fn of_store(dir: &Path, path: &Path) -> bool {
+    let Ok(inner) = path.strip_prefix(dir.join("cache")) else { return false };
+    let parts: Vec<String> = inner.iter().skip(1).map(|part| part.to_string_lossy().into_owned()).collect();
+    match parts.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] | ["images" | "refs" | "leases" | "tmp"] => true,
+        // Before it has its name, a reference that replaces one has another.
+        ["refs", name] => name.ends_with(".json") || name.starts_with(".small."),
+        ["images" | "leases" | "tmp", name] => name.starts_with("sha256-"),
+        _ => false,
+    }
+}
+
+/// What a command did, and its children.
+#[derive(Debug)]
+pub(super) struct Traced {
+    /// What they tried to execute.
+    pub(super) started: Vec<String>,
+    /// How many processes they made; threads do not count.
+    pub(super) n_processes: usize,
+    /// Files, directories and links that they made.
+    pub(super) made: Vec<PathBuf>,
+}
+
+/// Runs a command as the user without a search path; its caches are below `dir`.
+pub(super) fn traced(desk: &Desk, dir: &Path, words: &[&str]) -> Result<Traced, String> {
     let trace = dir.join("trace").display().to_string();
     let home = format!("HOME={}", desk.env.home()?.display());
     let cache = format!("XDG_CACHE_HOME={}", dir.join("cache").display());
-    let around = [
-        "/usr/bin/env",
-        "-i",
-        &home,
-        &cache,
-        STRACE,
-        "-f",
-        "-qq",
-        "-e",
-        "trace=execve,execveat",
-        "-o",
-        &trace,
-    ];
-    let command = desk.env.user_command(dir, around.iter().chain(words))?;
+    // -y: directories that paths are relative to are shown by name; whole strings.
+    let around = ["/usr/bin/env", "-i", &home, &cache, STRACE, "-f", "-qq", "-y", "-s", "4096"];
+    let around = around.into_iter().chain(["-e", WATCHED, "-o", &trace]);
+    let command = desk.env.user_command(dir, around.chain(words.iter().copied()))?;
     command::run(command, PATIENCE)?.success()?;
     let text = fs::read_to_string(&trace).map_err(|e| format!("{trace}: {e}"))?;
-    // 1234 execve("/bin/true", ["/bin/true"], 0x7ffc0 /* 2 vars */) = 0
-    let programs =
-        text.lines().filter(|line| line.contains("execve")).filter_map(|line| line.split('"').nth(1));
-    Ok(programs.map(str::to_owned).collect())
+    let _ = fs::remove_file(&trace);
+    let mut seen = Traced { started: Vec::new(), n_processes: 0, made: Vec::new() };
+    for line in text.lines() {
+        // 1234 execve("/bin/true", ["/bin/true"], 0x7ffc0 /* 2 vars */) = 0
+        let Some((call, rest)) =
+            line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').split_once('(')
+        else {
+            continue;
+        };
+        let mut quoted = rest.split('"').skip(1).step_by(2);
+        match call {
+            "execve" | "execveat" => seen.started.extend(quoted.next().map(str::to_owned)),
+            "clone" | "clone3" if rest.contains("CLONE_THREAD") => {}
+            "clone" | "clone3" | "fork" | "vfork" => seen.n_processes += 1,
+            "open" | "openat" if !["O_CREAT", "O_TMPFILE"].iter().any(|flag| rest.contains(flag)) => {}
+            _ if rest.contains(" = -1 ") => {}
+            // The last path is the new one; in front of it may be the directory: 7</some/where>, "name"
+            _ => {
+                let Some(path) = quoted.last() else { continue };
+                let before = rest.rsplit_once(&format!("\"{path}\"")).map_or("", |(before, _)| before);
+                let base =
+                    before.rsplit_once('<').and_then(|(_, b)| b.split('>').next()).map_or(dir, Path::new);
+                seen.made.push(base.join(path));
+            }
+        }
+    }
+    Ok(seen)
 }

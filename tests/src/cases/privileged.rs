@@ -8,9 +8,9 @@ use std::process::Command;
 use super::Desk;
 use super::command_line::same_trees;
 use crate::command::{self, Output};
-use crate::environment::PATIENCE;
+use crate::environment::{PATIENCE, TestEnv};
 use crate::images::WITNESS;
-use crate::tier::Check;
+use crate::tier::{self, Check, Skip};
 
 /// A mount that ends with the case.
 struct Mounted(PathBuf);
@@ -38,6 +38,28 @@ pub fn kernel_mounts_ours(desk: &Desk) -> Check {
         command::run(command::words(mount), PATIENCE)?.success()?;
         let mounted = Mounted(point);
         same_trees(&desk.env.image_tree(name), &mounted.0)?;
+    }
+    Ok(())
+}
+
+/// Needs real Apptainer.
+///
+/// # Errors
+/// Its tree is not there.
+pub(super) fn apptainer_tree(env: &TestEnv) -> Result<(), Skip> {
+    let mut version = Command::new(env.script("apptainer-tree"));
+    version.arg("version");
+    let missing = |why: String| Skip(format!("needs Apptainer: run scripts/apptainer-tree up ({why})"));
+    command::run(version, PATIENCE).and_then(Output::success).map(drop).map_err(missing)
+}
+
+/// Needs a registry server, and a program that pushes to it.
+///
+/// # Errors
+/// One of them is not installed.
+pub(super) fn registry_program() -> Result<(), Skip> {
+    for (program, arguments) in [("docker-registry", ["--version"]), ("skopeo", ["--version"])] {
+        tier::succeeds(program, &arguments).map_err(|why| Skip(format!("needs {program}: {why}")))?;
     }
     Ok(())
 }
@@ -138,29 +160,34 @@ pub fn same_as_apptainer(desk: &Desk) -> Check {
         "APPTAINERENV_SET_OUTSIDE=1".to_owned(),
     ];
     let mut differences = Vec::new();
-    for options in [&[][..], &["--cleanenv", "--env", "A=1"], &["--no-home", "--pwd", "/usr"]] {
-        let tail = ["exec"].iter().chain(options).copied().chain([
-            image.as_str(),
-            "sh",
-            "-c",
-            &script,
-            "zero",
-            "one",
-        ]);
-        let tail: Vec<&str> = tail.collect();
+    let command = ["sh", "-c", &script, "zero", "one"];
+    for (action, options, command) in [
+        ("exec", &[][..], &command[..]),
+        ("exec", &["--cleanenv", "--env", "A=1"], &command),
+        ("exec", &["--no-home", "--pwd", "/usr"], &command),
+        // These two read commands.
+        ("run", &[], &[]),
+        ("shell", &[], &[]),
+    ] {
+        let tail = std::iter::once(action).chain(options.iter().copied()).chain([image.as_str()]);
+        let tail: Vec<&str> = tail.chain(command.iter().copied()).collect();
+        let feed = ["sh", "-c", "printf '%s\\n' \"$0\" | \"$@\"", &script];
+        let feed = if command.is_empty() { &feed[..] } else { &[] };
         let around = around.iter().map(String::as_str);
         let path = format!("PATH={}", desk.env.search_path());
-        let ours =
-            ["env", "-i", &path].into_iter().chain(around.clone()).chain(["apptainer"]).chain(tail.clone());
+        let ours = ["env", "-i", &path].into_iter().chain(around.clone()).chain(feed.iter().copied());
+        let ours = ours.chain(["apptainer"]).chain(tail.clone());
         let ours = desk.env.as_user(dir.path(), ours)?.success()?;
         let mut theirs = Command::new(desk.env.script("apptainer-tree"));
         theirs.args(["run", "--user", user, "--", "env", "-i", "PATH=/usr/bin:/bin:/usr/sbin:/sbin"]);
-        theirs.args(around).arg("apptainer").args(tail).current_dir(dir.path());
+        theirs.args(around).args(feed).arg("apptainer").args(tail).current_dir(dir.path());
         let theirs = command::run(theirs, PATIENCE)?.success()?;
         let lines = |output: &Output| output.stdout.lines().map(str::to_owned).collect::<BTreeSet<_>>();
         let (ours, theirs) = (lines(&ours), lines(&theirs));
-        differences.extend(ours.difference(&theirs).map(|line| format!("ours:   {line} {options:?}")));
-        differences.extend(theirs.difference(&ours).map(|line| format!("theirs: {line} {options:?}")));
+        differences
+            .extend(ours.difference(&theirs).map(|line| format!("ours:   {line} {action} {options:?}")));
+        differences
+            .extend(theirs.difference(&ours).map(|line| format!("theirs: {line} {action} {options:?}")));
     }
     differences.retain(|line| !ACCEPTED.iter().any(|(accepted, _)| line.starts_with(accepted)));
     if differences.is_empty() { Ok(()) } else { Err(differences.join("\n").into()) }

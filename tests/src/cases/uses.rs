@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use super::Site;
-use super::bare::{expect_account, srun_mpi};
+use super::bare::srun_mpi;
 use crate::cluster::Job;
 use crate::command::wait_until;
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
 use crate::leaks::process_ids;
-use crate::outcome::{self, Exit};
+use crate::outcome::{self, Exit, Outcome};
 use crate::tier::Check;
 
 /// `srun apptainer exec image.sif python3 -V`, without any option of the plugin.
@@ -43,10 +43,7 @@ pub fn sbatch_apptainer(site: &Site) -> Check {
         format!("#!/bin/bash\n#SBATCH --job-name=container-demo\napptainer exec {image} python train.py\n");
     let job = site.cluster.sbatch(dir.path(), &["-N1"], &dir.write("job.sh", &script)?)?;
     job.output.clone().expect_text("slope 3.00")?.expect_text("image: situla demo image")?;
-    if job.account.state != "COMPLETED" {
-        return Err(format!("{:?}\n{}", job.account, job.output).into());
-    }
-    Ok(())
+    step_ok(site, &job, "batch", 1)
 }
 
 /// `srun -N4 --container-image=./image.sqsh --container-mounts=$PWD --container-workdir=$PWD python3 train.py`.
@@ -133,7 +130,8 @@ pub fn task_prolog(site: &Site) -> Check {
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
     let script =
         "echo $SLURMD_NODENAME $SITULA_TASKPROLOG $SITULA_TASKPROLOG_MNT $(readlink /proc/self/ns/mnt)";
-    let output = site.cluster.srun(dir.path(), ["-N2", &image, "sh", "-c", script])?.output.success()?;
+    let job = site.cluster.srun(dir.path(), ["-N2", &image, "sh", "-c", script])?;
+    let output = job.output.clone().success()?;
     for line in output.stdout.lines() {
         let [node, told, prolog, payload] = line.split(' ').collect::<Vec<_>>()[..] else {
             return Err(format!("the exports are missing\n{output}").into());
@@ -144,7 +142,10 @@ pub fn task_prolog(site: &Site) -> Check {
             return Err(format!("TaskProlog ran in {prolog}, the payload in {payload}\n{output}").into());
         }
     }
-    if output.stdout.lines().count() == 2 { Ok(()) } else { Err(output.to_string().into()) }
+    if output.stdout.lines().count() != 2 {
+        return Err(output.to_string().into());
+    }
+    expect_ok(site, &job, 2)
 }
 
 /// MPI through PMIx, two ranks on each of four nodes, all in one image: by the plugin and by `apptainer`.
@@ -169,30 +170,65 @@ pub fn mpi(site: &Site) -> Check {
     Ok(())
 }
 
-/// Inside, the step's GPU can be opened as outside; the others cannot.
+/// Inside, the step's GPU can be opened and the node's other one cannot, as outside; and the Plan lists the one.
 ///
 /// # Errors
-/// It differs from the bare step.
+/// It differs from the bare step, or from what Slurm was told to give out.
 pub fn gpu(site: &Site) -> Check {
     let dir = site.env().work_dir("gpu")?;
+    let node = site.cluster.a_node();
+    // Other nodes of the machine have devices beside these, and no slurmd of ours keeps anybody from them.
+    let of_node = devices_of(site, node)?;
     let image = format!("--container-image={}", site.images.path("demo.sqsh"));
-    let script = "echo visible $CUDA_VISIBLE_DEVICES; for g in /dev/situla-gpu*; do (: <$g) 2>&1 | grep -q 'No such device' && echo $g; done; true";
-    let on = ["-n1", "--gres=gpu:1", "-w", site.cluster.a_node()];
-    let bare = site.cluster.srun(dir.path(), on.into_iter().chain(["sh", "-c", script]))?.output.success()?;
-    let contained = site
-        .cluster
-        .srun(dir.path(), on.into_iter().chain([image.as_str(), "sh", "-c", script]))?
-        .output
-        .success()?;
-    // Without a device cgroup the host's task can open all GPUs; the container shows those of the step alone.
-    let step_gpu = bare.stdout.lines().filter(|l| l.starts_with("/dev/")).take(1).collect::<Vec<_>>();
-    let seen: Vec<&str> = contained.stdout.lines().filter(|l| l.starts_with("/dev/")).collect();
-    if !contained.stdout.contains("visible 0")
-        || (site.cluster.constrains_devices() && !step_gpu.iter().all(|g| seen.contains(g)))
+    // ENXIO ("No such device"): allowed, but nothing drives it. EPERM: the device cgroup refuses.
+    let script = format!(
+        "echo visible $CUDA_VISIBLE_DEVICES; for g in {}; do echo \"$g $( (: <$g) 2>&1 | sed 's/.*: //')\"; done",
+        of_node.join(" ")
+    );
+    let on = ["-n1", "--gres=gpu:1", "-w", node];
+    let bare = site.cluster.srun(dir.path(), on.into_iter().chain(["bash", "-c", &script]))?;
+    let job = site.cluster.srun(dir.path(), on.into_iter().chain([image.as_str(), "bash", "-c", &script]))?;
+    let (bare, contained) = (bare.output.success()?, job.output.clone().success()?);
+    let says = |answer: &str| -> Vec<&str> {
+        let lines = contained.stdout.lines().filter_map(|line| line.split_once(' '));
+        lines.filter(|(_, said)| said.starts_with(answer)).map(|(device, _)| device).collect()
+    };
+    let (allowed, refused) = (says("No such device"), says("Operation not permitted"));
+    if contained.stdout != bare.stdout
+        || !contained.stdout.contains("visible 0\n")
+        || allowed.len() != 1
+        || allowed.len() + refused.len() != of_node.len()
+        || of_node.len() < 2
     {
-        return Err(format!("bare:\n{bare}\ncontained:\n{contained}").into());
+        return Err(format!("of {of_node:?}\nbare:\n{bare}\ncontained:\n{contained}").into());
     }
-    Ok(())
+    expect_ok(site, &job, 1)?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    let bindings = records[0].record["start"]["plan"]["bindings"].as_array().cloned().unwrap_or_default();
+    let planned = bindings.iter().filter_map(|bind| bind["destination"].as_str());
+    let planned: Vec<&str> = planned.filter(|path| of_node.iter().any(|device| device == path)).collect();
+    if planned == allowed {
+        Ok(())
+    } else {
+        Err(format!("the step has {allowed:?}, the plan lists {planned:?}").into())
+    }
+}
+
+/// The devices that Slurm gives out on a node.
+fn devices_of(site: &Site, node: &str) -> Result<Vec<String>, String> {
+    let path = site.cluster.state_dir().join("etc/gres.conf");
+    let conf = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    // NodeName=sn1 Name=gpu Type=fake File=/dev/situla-gpu[0-1] Flags=nvidia_gpu_env
+    let of_node = |line: &&str| line.split(' ').next() == Some(&format!("NodeName={node}"));
+    let line = conf.lines().find(of_node).ok_or(format!("{} does not know {node}", path.display()))?;
+    let list = || {
+        let file = line.split(' ').find_map(|word| word.strip_prefix("File="))?;
+        let (name, range) = file.strip_suffix(']')?.split_once('[')?;
+        let (first, last) = range.split_once('-')?;
+        let numbers = first.parse::<u32>().ok()?..=last.parse().ok()?;
+        Some(numbers.map(|number| format!("{name}{number}")).collect())
+    };
+    list().ok_or(format!("no range of devices in {line}"))
 }
 
 /// In an allocation made without any option, a step with options is in the container.
@@ -203,11 +239,12 @@ pub fn step_in_a_plain_allocation(site: &Site) -> Check {
     let dir = site.env().work_dir("alloc")?;
     let image = site.images.path("tiny.sqsh");
     let script = format!(
-        "#!/bin/sh\nsrun -n1 --container-image={image} cat {WITNESS}\necho host: $(cat {WITNESS} 2>&1)\n"
+        "#!/bin/sh\nsrun -n1 --container-image={image} cat {WITNESS} || exit\necho host: $(cat {WITNESS} 2>&1)\n"
     );
     let job = site.cluster.sbatch(dir.path(), &["-N1"], &dir.write("job.sh", &script)?)?;
     job.output.clone().expect_text("situla tiny image")?.expect_text("host: cat:")?;
-    Ok(())
+    step_ok(site, &job, "batch", 0)?;
+    expect_ok(site, &job, 1)
 }
 
 /// Every output line pair shows the image's witness and a namespace that is not the node's.
@@ -230,12 +267,28 @@ pub(super) fn inside(site: &Site, job: &Job, records: usize) -> Check {
 /// # Errors
 /// One of them does not.
 pub(super) fn expect_ok(site: &Site, job: &Job, n_records: usize) -> Check {
-    expect_account(job, "COMPLETED", "0:0", "COMPLETED", "0:0")?;
-    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-    let good = records
-        .iter()
-        .all(|r| r.class == "ok" && !r.exits.is_empty() && r.exits.iter().all(|e| *e == Exit::Code(0)));
-    if good && records.len() == n_records {
+    step_ok(site, job, "0", n_records)
+}
+
+/// The same of a step with another name.
+fn step_ok(site: &Site, job: &Job, step: &str, n_records: usize) -> Check {
+    for account in [&job.account, job.step(step)?] {
+        if (account.state.as_str(), account.exit.as_str()) != ("COMPLETED", "0:0") {
+            return Err(format!("accounting says {:?} {:?}\n{}", job.account, job.steps, job.output).into());
+        }
+    }
+    let name = format!("{}.{step}", job.id);
+    let records = match outcome::records(&site.cluster, &name) {
+        Err(story) if n_records == 0 && story.contains("there is no record") => return Ok(()),
+        other => other?,
+    };
+    let good = |r: &Outcome| {
+        r.class == "ok"
+            && r.record["start"]["identity"]["step"] == step
+            && !r.exits.is_empty()
+            && r.exits.iter().all(|e| *e == Exit::Code(0))
+    };
+    if records.iter().all(good) && records.len() == n_records {
         Ok(())
     } else {
         Err(format!("expected {n_records} records of class ok, got {records:#?}").into())
@@ -285,8 +338,34 @@ pub fn mounts_and_shm(site: &Site) -> Check {
     expect_ok(site, &job, 1)
 }
 
-/// The record says who ran what where, how long each phase took, and why; and while the step runs, the keeper
-/// of its container counts as part of it.
+/// The keeper of a step's container is in the step's control groups: its memory and time count as the step's.
+///
+/// # Errors
+/// It is elsewhere.
+pub fn keeper_in_the_steps_cgroup(site: &Site) -> Check {
+    let dir = site.env().work_dir("keeper")?;
+    let here = dir.path().display();
+    let (image, mounts) = (
+        format!("--container-image={}", site.images.path("tiny.sqsh")),
+        format!("--container-mounts={here}:/data"),
+    );
+    let script = "touch /data/go; while [ ! -e /data/stop ]; do sleep 1; done";
+    let (name, running) =
+        site.cluster.start_srun(dir.path(), ["-n1", &image, &mounts, "sh", "-c", script])?;
+    let id = site.cluster.wait_running(&name)?;
+    let runs = wait_until(PATIENCE, || dir.path().join("go").exists());
+    let keepers = keepers(site.env().uid()?);
+    dir.write("stop", "")?;
+    let output = running.finish(PATIENCE)?.success()?;
+    match &keepers[..] {
+        [(_, groups)] if runs && groups.contains(&format!("job_{id}/step_0")) => Ok(()),
+        other => {
+            Err(format!("expected one keeper in the groups of job {id}, found {other:?}\n{output}").into())
+        }
+    }
+}
+
+/// The record says who ran what where, how long each phase took, and why.
 ///
 /// # Errors
 /// Something is missing or wrong.
@@ -302,20 +381,12 @@ pub fn record_is_complete(site: &Site) -> Check {
     let args = ["-n2", "-N1", "-w", node, &image, &mounts, "sh", "-c", script];
     let (name, running) = site.cluster.start_srun(dir.path(), args)?;
     let runs = wait_until(PATIENCE, || ["go0", "go1"].iter().all(|go| dir.path().join(go).exists()));
-    let keepers = keepers(site.env().uid()?);
     dir.write("stop", "")?;
     let job = site.cluster.job(&name, running.finish(PATIENCE * 2)?)?;
     if !runs {
         return Err(format!("the payload did not start\n{}", job.output).into());
     }
     expect_ok(site, &job, 1)?;
-    let [(keeper, groups)] = &keepers[..] else {
-        return Err(format!("expected one keeper, found {keepers:?}").into());
-    };
-    if site.cluster.constrains_devices() && !groups.contains(&format!("job_{}/step_0", job.id)) {
-        return Err(format!("the keeper {keeper} is not in the step's control group:\n{groups}").into());
-    }
-
     let mut records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
     let found = records.remove(0);
     let wrong = |what: &str| Err(format!("{what}\n{}", found.text).into());
@@ -389,6 +460,7 @@ pub fn image_from_a_registry(site: &Site) -> Check {
     super::privileged::registry(&desk, "push")?;
     let dir = site.env().work_dir("registry")?;
     let option = format!("--container-image=docker://{address}/tiny:1");
+    let mut images: Vec<serde_json::Value> = Vec::new();
     for _ in 0..2 {
         let args = ["-N2", "-n4", "--overcommit", &option, "cat", WITNESS];
         let job = site.cluster.srun(dir.path(), args)?;
@@ -397,10 +469,24 @@ pub fn image_from_a_registry(site: &Site) -> Check {
             return Err(format!("not four tasks in the image\n{output}").into());
         }
         let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-        if records.len() != 2
-            || records.iter().any(|record| record.class != "ok" || !record.text.contains("sha256:"))
-        {
-            return Err(format!("expected two good records with digests: {records:#?}").into());
+        if records.len() != 2 || records.iter().any(|record| record.class != "ok") {
+            return Err(format!("expected two good records: {records:#?}").into());
+        }
+        images.extend(records.into_iter().map(|record| record.record["start"]["image"].clone()));
+    }
+    // What a pull of the user's own says about the same image.
+    let source = format!("docker://{address}/tiny:1");
+    let pulled =
+        site.env().as_user(dir.path(), ["situla", "pull", "--store-only", "--json", &source])?.success()?;
+    let told: serde_json::Value =
+        serde_json::from_str(&pulled.stdout).map_err(|e| format!("{e}\n{pulled}"))?;
+    for key in ["manifest_digest", "rootfs_digest"] {
+        let digest = told[key].as_str().unwrap_or_default();
+        if !digest.starts_with("sha256:") || images.iter().any(|image| image[key] != digest) {
+            return Err(format!(
+                "the {key} of the records is another than of the pull: {images:#?}\n{pulled}"
+            )
+            .into());
         }
     }
     let listed = site.env().as_user(dir.path(), ["situla", "images", "--json"])?.success()?;

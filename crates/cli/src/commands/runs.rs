@@ -231,6 +231,8 @@ fn cause_of(job: &str, step: &str) -> Option<(Cause, String)> {
     match (cause(step), cause(job)) {
         (Some(Cause::Oom), _) => Some((Cause::Oom, evidence)),
         (Some(_), Some(Cause::TimeLimit)) => Some((Cause::TimeLimit, evidence)),
+        // So is a step shown whose task died by a signal that nobody sent on purpose: `by UID` is missing then.
+        (Some(Cause::Cancelled), None) if !step.contains(" by ") => None,
         (Some(cause), _) => Some((cause, evidence)),
         // A step that ran to its end has a state of its own, whatever happened to its job later.
         (None, _) => None,
@@ -317,7 +319,11 @@ mod tests {
         for (job, step, cause) in [
             ("TIMEOUT", "CANCELLED", Some(Cause::TimeLimit)),
             ("CANCELLED by 1001", "CANCELLED by 1001", Some(Cause::Cancelled)),
-            ("FAILED", "CANCELLED", Some(Cause::Cancelled)),
+            ("CANCELLED by 0", "CANCELLED", Some(Cause::Cancelled)),
+            ("FAILED", "CANCELLED by 1001", Some(Cause::Cancelled)),
+            ("COMPLETED", "CANCELLED by 1001", Some(Cause::Cancelled)),
+            ("FAILED", "CANCELLED", None),
+            ("COMPLETED", "CANCELLED", None),
             ("OUT_OF_MEMORY", "OUT_OF_MEMORY", Some(Cause::Oom)),
             ("TIMEOUT", "COMPLETED", None),
             ("RUNNING", "RUNNING", None),
