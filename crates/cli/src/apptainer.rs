@@ -177,19 +177,14 @@ const UNSUPPORTED_BUILDING: [&str; 23] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 76] = [
+const UNSUPPORTED: [&str; 65] = [
     "-S",
     "-W",
-    "-C",
     "-w",
-    "-p",
-    "-i",
-    "-n",
     "-f",
     "--app",
     "--scratch",
     "--workdir",
-    "--containall",
     "--compat",
     "--env-file",
     "--no-env",
@@ -199,14 +194,8 @@ const UNSUPPORTED: [&str; 76] = [
     "--unsquash",
     "--disable-cache",
     "--tmpdir",
-    "--pid",
     "--no-pid",
     "--no-init",
-    "--ipc",
-    "--uts",
-    "--net",
-    "--hostname",
-    "--network",
     "--network-args",
     "--netns-path",
     "--dns",

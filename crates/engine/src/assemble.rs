@@ -24,7 +24,7 @@ use crate::error::EngineError;
 use crate::host::Host;
 use crate::image_view::{Found, ImageView};
 use crate::overlay::Layers;
-use crate::request::{Action, Personality, RunRequest};
+use crate::request::{Action, Isolation, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
 
 /// The reason of the bind of the working directory.
@@ -149,7 +149,14 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
     let shown = image.path.display().to_string();
     let mut layout = Layout::new(&image.view, host, &shown);
     for bind in binds {
-        layout.bind(bind)?;
+        if request.isolation.pid && bind.origin == Origin::Default && bind.destination == Path::new("/proc") {
+            layout.kernel_tree(&bind, "proc")?;
+        } else {
+            layout.bind(bind)?;
+        }
+    }
+    if let Some(hostname) = &request.isolation.hostname {
+        layout.hostname(hostname)?;
     }
     layout.accounts(home.as_deref())?;
     layout.devices();
@@ -212,10 +219,10 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
             path,
             readonly: layers.overlay.as_ref().is_none_or(|overlay| overlay.upper.is_none()),
         },
-        hostname: None,
+        hostname: request.isolation.hostname.clone(),
         mounts,
         linux: LinuxSpec {
-            namespaces: [NamespaceKind::User, NamespaceKind::Mount].map(|kind| Namespace { kind }).to_vec(),
+            namespaces: namespaces(&request.isolation),
             uid_mappings: mapping(uid),
             gid_mappings: mapping(gid),
         },
@@ -244,6 +251,19 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         cwd_fallbacks,
         spec,
     })
+}
+
+/// The namespaces that a container gets.
+fn namespaces(isolation: &Isolation) -> Vec<Namespace> {
+    let asked = [
+        (NamespaceKind::User, true),
+        (NamespaceKind::Mount, true),
+        (NamespaceKind::Ipc, isolation.ipc),
+        (NamespaceKind::Uts, isolation.uts || isolation.hostname.is_some()),
+        (NamespaceKind::Network, isolation.network),
+        (NamespaceKind::Pid, isolation.pid),
+    ];
+    asked.into_iter().filter(|(_, asked)| *asked).map(|(kind, _)| Namespace { kind }).collect()
 }
 
 /// What the image's own command line is, or the user's.
@@ -339,6 +359,9 @@ fn share(
     if !request.share {
         return nobody("switched off");
     }
+    if request.isolation.pid {
+        return nobody("processes of its own (--pid) belong to one task");
+    }
     if request.defaults.contain {
         return nobody("files of its own (--contain) belong to one task");
     }
@@ -357,7 +380,7 @@ fn share(
     // The cgroup tells the components of a heterogeneous step apart, which have one number.
     let place = (node, &host.step_cgroup);
     let root = (&rootfs.source, &rootfs.patches, &rootfs.overlay);
-    let shared = (root, &spec.mounts, &spec.linux, &spec.process.user, place, identities);
+    let shared = (root, &spec.mounts, &spec.linux, &spec.hostname, &spec.process.user, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();
     let digest = Digest::sha256(&bytes);
     let digest = digest.hex().get(..16).unwrap_or_default().to_owned();
@@ -457,6 +480,35 @@ impl<'a> Layout<'a> {
             options,
         });
         self.mounted.insert(destination);
+        Ok(())
+    }
+
+    /// A tree of the kernel's that shows the container's own namespaces.
+    fn kernel_tree(&mut self, bind: &BindRequest, kind: &str) -> Result<(), EngineError> {
+        let asked = bind.destination.to_string_lossy().into_owned();
+        let destination = self.mount_point(bind, &asked, true)?;
+        self.bindings.push(Binding {
+            destination: destination.display().to_string(),
+            source: kind.to_owned(),
+            reason: "--pid: the processes inside".to_owned(),
+        });
+        self.mounts.push(Mount {
+            destination: destination.clone().into_os_string().into(),
+            source: kind.into(),
+            kind: kind.to_owned(),
+            options: ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec(),
+        });
+        self.mounted.insert(destination);
+        Ok(())
+    }
+
+    /// Shows the host name where programs look for it at start.
+    fn hostname(&mut self, hostname: &str) -> Result<(), EngineError> {
+        let located = self.view.locate("/etc/hostname").map_err(EngineError::look_into(self.shown))?;
+        let content = PatchContent::File { content: format!("{hostname}\n").into(), mode: 0o644 };
+        if located.found != Some(Found::Directory) {
+            self.add_patch(located.path, content, "--hostname".to_owned());
+        }
         Ok(())
     }
 

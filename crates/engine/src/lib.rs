@@ -20,7 +20,7 @@ mod site;
 pub use error::EngineError;
 pub use host::{Host, HostError};
 pub use prepare::{Prepared, admit_reference, plan, prepare, record_refusal};
-pub use request::{Action, OverlayRequest, Personality, RunRequest, TASK_VARIABLES};
+pub use request::{Action, Isolation, OverlayRequest, Personality, RunRequest, TASK_VARIABLES};
 pub use site::Site;
 pub use situla_plan::SCHEMA as PLAN_SCHEMA;
 pub use situla_records::EngineClass;

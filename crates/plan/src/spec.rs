@@ -96,6 +96,8 @@ pub enum NamespaceKind {
     Uts,
     /// Network devices.
     Network,
+    /// Processes.
+    Pid,
 }
 
 /// A namespace to make.
@@ -129,4 +131,11 @@ pub struct LinuxSpec {
     pub uid_mappings: Vec<IdMapping>,
     /// Group ids.
     pub gid_mappings: Vec<IdMapping>,
+}
+
+impl LinuxSpec {
+    /// Tells whether there is to be a namespace of this type.
+    pub fn has(&self, kind: NamespaceKind) -> bool {
+        self.namespaces.iter().any(|namespace| namespace.kind == kind)
+    }
 }

@@ -9,6 +9,7 @@ mod construct;
 mod covers;
 mod failure;
 mod image_tree;
+mod init;
 mod inside;
 mod keeper;
 mod layers;

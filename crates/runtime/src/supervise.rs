@@ -39,6 +39,8 @@ pub(crate) struct Supervised<'a> {
     pub(crate) pid: Pid,
     /// Reads a failure that happened before exec; ends with exec.
     pub(crate) report: OwnedFd,
+    /// Reads the signal by which the payload died, where an init of ours stands between.
+    pub(crate) ended: Option<OwnedFd>,
     /// Blocked signals to pass on.
     pub(crate) signals: &'a SignalFd,
     /// How the keeper's end is noticed, where the payload cannot live without it.
@@ -86,7 +88,7 @@ impl Supervised<'_> {
     /// Waits until the payload has ended.
     pub(crate) fn wait(self, observer: &mut dyn Observer) -> Result<Exit, Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
-        let Supervised { pid, report, signals, mut keeper } = self;
+        let Supervised { pid, report, ended, signals, mut keeper } = self;
         let mut report = Some(File::from(report));
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(setup("cannot watch the payload"))?;
         let mut failure = None;
@@ -105,7 +107,7 @@ impl Supervised<'_> {
                 other => other.map_err(setup("cannot wait for the payload"))?,
             };
             let mut ready = polled.iter().map(|fd| !fd.revents().is_empty());
-            let [ended, signalled, reported, lost] =
+            let [has_ended, signalled, reported, lost] =
                 fixed.map(|fd| fd.is_some() && ready.next().unwrap_or(false));
             drop(polled);
             if reported {
@@ -119,7 +121,7 @@ impl Supervised<'_> {
                     pass_on(&info, pid, &pidfd, observer);
                 }
             }
-            if ended {
+            if has_ended {
                 break;
             }
             if let Some(why) = keeper.take_if(|_| lost).and_then(Keeper::verdict) {
@@ -134,7 +136,7 @@ impl Supervised<'_> {
             .map_err(setup("cannot take the payload's status"))?;
         match failure {
             Some(failure) => Err(failure),
-            None => Ok(exit(status.as_ref())),
+            None => Ok(ended.and_then(read_signal).unwrap_or_else(|| exit(status.as_ref()))),
         }
     }
 }
@@ -142,10 +144,15 @@ impl Supervised<'_> {
 /// Signals that a terminal's driver sends to the whole foreground group: HUP, INT, QUIT, CONT, WINCH.
 const OF_TERMINALS: [i32; 5] = [1, 2, 3, 18, 28];
 
+/// Tells whether the terminal has sent a signal, to the payload as well.
+pub(crate) fn is_of_terminal(info: &SignalInfo) -> bool {
+    info.from_kernel && OF_TERMINALS.contains(&info.signal)
+}
+
 /// Passes a signal on, unless the terminal has sent it to the payload as well.
 fn pass_on(info: &SignalInfo, pid: Pid, pidfd: &OwnedFd, observer: &mut dyn Observer) {
     observer.signal(info);
-    if info.from_kernel && OF_TERMINALS.contains(&info.signal) {
+    if is_of_terminal(info) {
         return;
     }
     match Signal::from_named_raw(info.signal) {
@@ -161,6 +168,14 @@ fn exit(status: Option<&WaitIdStatus>) -> Exit {
         (_, Some(signal)) => Exit::Signal(signal),
         (code, None) => Exit::Code(code.unwrap_or(0)),
     }
+}
+
+/// Reads what init says of the payload's death; `None` where it was none by a signal.
+fn read_signal(ended: OwnedFd) -> Option<Exit> {
+    let mut signal = [0; 1];
+    // Init has gone, so this does not wait.
+    File::from(ended).read_exact(&mut signal).ok()?;
+    Some(Exit::Signal(i32::from(signal[0])))
 }
 
 /// Reads a failure from the report pipe; `None` where exec has closed it.

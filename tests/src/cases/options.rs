@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use super::Desk;
@@ -160,6 +161,70 @@ pub fn contain(desk: &Desk) -> Check {
                 expect(run(&["-B", &binds], &script)?, "bound\nbound\ndevice")?;
                 expect(run(&["--pwd", "/usr"], "pwd")?, "/usr")?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Namespaces are the container's own, and work.
+///
+/// # Errors
+/// One is the host's, or does not work.
+pub fn namespaces(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("namespaces")?;
+    let host =
+        |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).map(|path| path.display().to_string());
+    let outside = "EXAMPLE_OUTSIDE=visible";
+    for image in images(desk, dir.path())? {
+        for program in PROGRAMS {
+            let run =
+                |options: &[&str], script: &str| inside(desk, dir.path(), program, options, &image, script);
+            for (options, own) in [
+                (&[][..], &[][..]),
+                (&["--pid"], &["pid"]),
+                (&["-p", "-i"], &["pid", "ipc"]),
+                (&["--ipc"], &["ipc"]),
+                (&["--uts"], &["uts"]),
+                (&["--hostname", "box"], &["uts"]),
+                (&["--net", "--network", "none"], &["net"]),
+                (&["--network", "none"], &["net"]),
+                (&["--containall"], &["pid", "ipc"]),
+                (&["-C", "--uts", "-n", "--network=none"], &["pid", "ipc", "uts", "net"]),
+            ] {
+                for name in ["pid", "ipc", "uts", "net"] {
+                    let output = run(options, &format!("readlink /proc/self/ns/{name}"))?.success()?;
+                    if (output.stdout.trim_end() != host(name)?) != own.contains(&name) {
+                        return Err(format!("{name} is not as asked for\n{output}").into());
+                    }
+                }
+            }
+            expect(run(&["--hostname", "box"], "hostname; cat /etc/hostname")?, "box\nbox")?;
+            expect(
+                run(&["--uts"], "hostname")?,
+                fs::read_to_string("/proc/sys/kernel/hostname")?.trim_end(),
+            )?;
+            run(&["--network", "none"], "cat /proc/net/dev; ip link show lo")?
+                .success()?
+                .expect_text("LOOPBACK,UP")?;
+            expect(run(&["--pid"], "cat /proc/1/comm; echo $$")?, "situla-init\n2")?;
+            run(&["--pid"], "exit 5")?.expect_code(5)?;
+            let output = run(&["--pid"], "kill -TERM $$")?;
+            if output.status.signal() != Some(15) {
+                return Err(format!("the signal was not raised again\n{output}").into());
+            }
+            run(&["--pid", "--no-mount", "proc"], "ls /proc | wc -l; exit 6")?.expect_code(6)?;
+            let words = [
+                "env",
+                outside,
+                program,
+                "exec",
+                "--containall",
+                &image,
+                "sh",
+                "-c",
+                "echo \"<$EXAMPLE_OUTSIDE>\"",
+            ];
+            expect(desk.env.as_user(dir.path(), words)?, "<>")?;
         }
     }
     Ok(())
