@@ -214,6 +214,8 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
             env: environment.entries,
             cwd,
             no_new_privileges: true,
+            capabilities: None,
+            rlimits: Vec::new(),
         },
         root: RootSpec {
             path,
@@ -225,6 +227,8 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
             namespaces: namespaces(&request.isolation),
             uid_mappings: mapping(uid),
             gid_mappings: mapping(gid),
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
         },
         annotations: std::collections::BTreeMap::new(),
     };
@@ -380,7 +384,8 @@ fn share(
     // The cgroup tells the components of a heterogeneous step apart, which have one number.
     let place = (node, &host.step_cgroup);
     let root = (&rootfs.source, &rootfs.patches, &rootfs.overlay);
-    let shared = (root, &spec.mounts, &spec.linux, &spec.hostname, &spec.process.user, place, identities);
+    let process = (&spec.process.user, &spec.process.capabilities);
+    let shared = (root, &spec.mounts, &spec.linux, &spec.hostname, process, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();
     let digest = Digest::sha256(&bytes);
     let digest = digest.hex().get(..16).unwrap_or_default().to_owned();

@@ -21,6 +21,7 @@ mod mounts;
 mod namespaces;
 mod overlay;
 mod payload;
+mod privileges;
 mod rootfs;
 mod run;
 mod supervise;

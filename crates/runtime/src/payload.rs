@@ -10,6 +10,7 @@ use situla_plan::Plan;
 use situla_sys::{ExecStrings, SignalMask};
 
 use crate::failure::{Context, Failure, FailureClass};
+use crate::privileges::Privileges;
 
 /// Where the command is searched if the container's environment has no PATH (`execvp(3)`, and what
 /// Apptainer uses).
@@ -24,6 +25,7 @@ pub(crate) struct Command {
     shell_arguments: ExecStrings,
     candidates: Vec<CString>,
     name: String,
+    privileges: Privileges,
 }
 
 impl Command {
@@ -47,6 +49,7 @@ impl Command {
         let shell = [b"/bin/sh".to_vec(), program.clone()].into_iter().chain(words.iter().skip(1).cloned());
         Ok(Command {
             name: String::from_utf8_lossy(&program).into_owned(),
+            privileges: Privileges::prepare(process)?,
             candidates: candidates.into_iter().map(CString::new).collect::<Result<_, _>>().map_err(nul)?,
             shell_arguments: ExecStrings::new(shell).map_err(nul)?,
             arguments: ExecStrings::new(words).map_err(nul)?,
@@ -113,19 +116,19 @@ pub(crate) struct Surroundings {
 /// Turns this process, which is inside the container already, into the payload. Returns only with
 /// the reason why that failed.
 pub(crate) fn become_payload(plan: &Plan, command: &Command, surroundings: &Surroundings) -> Failure {
-    match prepare(plan, surroundings) {
+    match prepare(plan, &command.privileges, surroundings) {
         Ok(()) => command.execute(),
         Err(failure) => failure,
     }
 }
 
-fn prepare(plan: &Plan, surroundings: &Surroundings) -> Result<(), Failure> {
+fn prepare(plan: &Plan, privileges: &Privileges, surroundings: &Surroundings) -> Result<(), Failure> {
     enter_working_directory(plan)?;
     let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
     if plan.spec.process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(setup("cannot set no_new_privs"))?;
     }
-    situla_sys::drop_all_capabilities().map_err(setup("cannot drop capabilities"))?;
+    privileges.apply()?;
     close_descriptors(plan)?;
     if let Some(parent) = surroundings.parent {
         // Set last: a change of credentials clears it (prctl(2)).

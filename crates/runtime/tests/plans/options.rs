@@ -271,3 +271,88 @@ fn mounts_inside_have_their_flags_and_those_below_them() {
         assert_eq!(below_tmp, 0, "{kind:?}: {out}");
     }
 }
+
+#[test]
+fn masked_and_read_only_paths_are_so() {
+    let Some(bench) = Bench::prepare() else { return };
+    let host = bench.path("host");
+    fs::create_dir_all(host.join("secret/below")).unwrap();
+    fs::create_dir_all(host.join("fixed/below")).unwrap();
+    fs::write(host.join("secret/file"), "secret\n").unwrap();
+    fs::write(host.join("key"), "secret\n").unwrap();
+    fs::write(host.join("fixed/below/file"), "fixed\n").unwrap();
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "cd /real; ls secret; cat key; cat fixed/below/file; for f in open secret/x key fixed/x fixed/below/file; \
+                      do echo x 2>/dev/null >> $f && echo wrote $f; done; cat /etc/witness; ls -d /proc/sys; \
+                      echo x 2>/dev/null > /proc/self/comm || echo no comm";
+        let output = bench.run(kind, script, |plan| {
+            let mounts = plan["spec"]["mounts"].as_array_mut().unwrap();
+            mounts
+                .push(json!({"destination": "/real", "source": host, "type": "bind", "options": ["rbind"]}));
+            plan["spec"]["linux"]["maskedPaths"] =
+                json!(["/real/secret", "/link/key", "/no/such", "/etc/witness/x", "/etc/witness"]);
+            plan["spec"]["linux"]["readonlyPaths"] = json!(["/link/fixed", "/proc", "/no/such"]);
+        });
+        let (out, err) = text(&output);
+        // What is written to the null device is written nowhere.
+        assert_eq!(out, "fixed\nwrote open\nwrote key\n/proc/sys\nno comm\n", "{kind:?}: {err}");
+        assert_eq!(fs::read_to_string(host.join("key")).unwrap(), "secret\n");
+        fs::remove_file(host.join("open")).unwrap();
+    }
+}
+
+#[test]
+fn limits_and_capabilities_are_those_of_the_plan() {
+    let Some(bench) = Bench::prepare() else { return };
+    let names = json!(["CAP_CHOWN", "CAP_KILL"]);
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "cat /proc/self/limits /proc/self/status";
+        let run = |change: &dyn Fn(&mut Value)| text(&bench.run(kind, script, change));
+        let line = |out: &str, start: &str| {
+            let found = out.lines().find(|line| line.starts_with(start)).unwrap_or_default();
+            found.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ")
+        };
+        let (out, err) = run(&|plan| {
+            plan["spec"]["process"]["rlimits"] = json!([
+                {"type": "RLIMIT_NOFILE", "hard": 77, "soft": 55},
+                {"type": "RLIMIT_CORE", "hard": u64::MAX, "soft": 0},
+            ]);
+            plan["spec"]["process"]["capabilities"] = json!({
+                "bounding": names, "permitted": names, "effective": names, "inheritable": names, "ambient": ["CAP_KILL"]
+            });
+        });
+        assert_eq!(line(&out, "Max open files"), "Max open files 55 77 files", "{kind:?}: {err}");
+        assert!(line(&out, "Max core file size").starts_with("Max core file size 0 "), "{kind:?}: {out}");
+        // CAP_CHOWN is bit 0, CAP_KILL bit 5. Root keeps what is permitted, others what is ambient.
+        let kept = if rustix::process::getuid().is_root() { "21" } else { "20" };
+        for (name, bits) in
+            [("CapInh", "21"), ("CapPrm", kept), ("CapEff", kept), ("CapBnd", "21"), ("CapAmb", "20")]
+        {
+            assert_eq!(line(&out, name), format!("{name}: {bits:0>16}"), "{kind:?}");
+        }
+        assert_eq!(line(&out, "NoNewPrivs"), "NoNewPrivs: 1");
+        let (out, _) = run(&|plan| plan["spec"]["process"]["noNewPrivileges"] = json!(false));
+        // A filter of system calls needs it, whatever the Plan says.
+        let expected = if std::env::var_os("REFUSE").is_some() { "NoNewPrivs: 1" } else { "NoNewPrivs: 0" };
+        assert_eq!(line(&out, "NoNewPrivs"), expected);
+        for (change, message) in [
+            (
+                json!({"rlimits": [{"type": "RLIMIT_SPEED", "hard": 1, "soft": 1}]}),
+                "unknown resource limit RLIMIT_SPEED",
+            ),
+            (
+                json!({"rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1, "soft": 2}]}),
+                "cannot set RLIMIT_NOFILE",
+            ),
+            (json!({"capabilities": {"permitted": ["CAP_FLY"]}}), "unknown capability CAP_FLY"),
+            (json!({"capabilities": {"effective": ["CAP_CHOWN"]}}), "cannot set capabilities"),
+        ] {
+            let (_, err) = run(&|plan| {
+                for (key, value) in change.as_object().unwrap() {
+                    plan["spec"]["process"][key] = value.clone();
+                }
+            });
+            assert!(err.contains(message), "{kind:?} {change}: {err}");
+        }
+    }
+}
