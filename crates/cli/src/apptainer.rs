@@ -177,11 +177,10 @@ const UNSUPPORTED_BUILDING: [&str; 23] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 65] = [
+const UNSUPPORTED: [&str; 63] = [
     "-S",
     "-W",
     "-w",
-    "-f",
     "--app",
     "--scratch",
     "--workdir",
@@ -199,7 +198,6 @@ const UNSUPPORTED: [&str; 65] = [
     "--network-args",
     "--netns-path",
     "--dns",
-    "--fakeroot",
     "--nv",
     "--nvccli",
     "--rocm",

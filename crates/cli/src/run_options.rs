@@ -43,6 +43,9 @@ pub(crate) struct RunOptions {
     /// The same, with --cleanenv, --pid and --ipc
     #[arg(short = 'C', long)]
     containall: bool,
+    /// Be root inside, with your own rights outside
+    #[arg(short = 'f', long, visible_alias = "root")]
+    fakeroot: bool,
     /// Give it processes of its own
     #[arg(short = 'p', long)]
     pid: bool,
@@ -120,6 +123,7 @@ impl RunOptions {
         request.defaults.no_home = self.no_home || set.flag("NO_HOME");
         let contain_all = self.containall || set.flag("CONTAINALL");
         request.defaults.contain = contain_all || self.contain || set.flag("CONTAIN");
+        request.root = self.fakeroot || set.flag("FAKEROOT");
         request.isolation = self.isolation(contain_all, &set)?;
         let mut no_mount = self.no_mount.clone();
         no_mount.extend(
@@ -155,6 +159,7 @@ impl RunOptions {
             ("userns", self.userns),
             ("contain", request.defaults.contain),
             ("containall", contain_all),
+            ("fakeroot", request.root),
             ("pid", request.isolation.pid),
             ("ipc", request.isolation.ipc),
             ("uts", request.isolation.uts),

@@ -12,9 +12,9 @@ use situla_bindings::{
 };
 use situla_oci::Digest;
 use situla_plan::{
-    AccountError, Binding, IdMapping, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind, Patch,
-    PatchContent, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey, Spec,
-    Text, Upper, UserSpec,
+    AccountError, Binding, HostGroup, HostUser, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind,
+    Patch, PatchContent, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey,
+    Spec, Text, Upper,
 };
 use situla_policy::Verdict;
 use situla_slurm::StepId;
@@ -22,6 +22,7 @@ use situla_slurm::StepId;
 use crate::environment::{self, Circumstances};
 use crate::error::EngineError;
 use crate::host::Host;
+use crate::identity::{Identity, identity, uid_inside};
 use crate::image_view::{Found, ImageView};
 use crate::overlay::Layers;
 use crate::request::{Action, Isolation, Personality, RunRequest};
@@ -45,7 +46,7 @@ pub(crate) fn plan_binds(
         options.no_mount.push(NoMount::Cwd);
     }
     let home = Some(PathBuf::from(&host.user.home)).filter(|home| home.is_absolute());
-    let facts = host_facts(host, home.as_deref());
+    let facts = host_facts(uid_inside(request, host), host, home.as_deref());
     let defaults = plan_default_binds(&facts, &options, &request.binds);
     let mut binds = defaults.binds;
     // The working directory comes last: a bind of the user's may show it already.
@@ -106,9 +107,9 @@ fn drop_covered(binds: &mut Vec<BindRequest>) {
     });
 }
 
-fn host_facts(host: &Host, home: Option<&Path>) -> HostFacts {
+fn host_facts(uid: u32, host: &Host, home: Option<&Path>) -> HostFacts {
     let mut facts = HostFacts {
-        uid: host.user.uid,
+        uid,
         home: home.map(Path::to_owned),
         cwd: Some(host.cwd.clone()),
         ..HostFacts::default()
@@ -158,7 +159,9 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
     if let Some(hostname) = &request.isolation.hostname {
         layout.hostname(hostname)?;
     }
-    layout.accounts(home.as_deref())?;
+    let Identity { account, groups, user, maps: [uid_mappings, gid_mappings], capabilities } =
+        identity(request, host);
+    layout.accounts(account, groups, home.as_deref())?;
     layout.devices();
     let home_text = home.as_ref().and_then(|home| home.to_str());
     let destinations: Vec<String> =
@@ -185,8 +188,6 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         Some(_) => Vec::new(),
     };
     let (cwd, cwd_fallbacks) = working_directory(request, host, image, home_text);
-    let (uid, gid) = (host.user.uid, host.user.gid);
-    let mapping = |id| vec![IdMapping { container_id: id, host_id: id, size: 1 }];
     let Layout { mounts, patches, mut bindings, mut identities, .. } = layout;
     identities.extend(&layers.identities);
     bindings.extend(layers.directories.iter().map(|(path, read_only)| Binding {
@@ -209,12 +210,12 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         oci_version: "1.2.0".to_owned(),
         process: ProcessSpec {
             terminal: false,
-            user: UserSpec { uid, gid },
+            user,
             args: args.into_iter().map(Text::from).collect(),
             env: environment.entries,
             cwd,
             no_new_privileges: true,
-            capabilities: None,
+            capabilities,
             rlimits: Vec::new(),
         },
         root: RootSpec {
@@ -225,8 +226,8 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         mounts,
         linux: LinuxSpec {
             namespaces: namespaces(&request.isolation),
-            uid_mappings: mapping(uid),
-            gid_mappings: mapping(gid),
+            uid_mappings,
+            gid_mappings,
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
         },
@@ -605,12 +606,16 @@ impl<'a> Layout<'a> {
     }
 
     /// Puts the user into the image's account files, where it has any.
-    fn accounts(&mut self, home: Option<&Path>) -> Result<(), EngineError> {
-        let mut user = self.host.user.clone();
+    fn accounts(
+        &mut self,
+        mut user: HostUser,
+        groups: Vec<HostGroup>,
+        home: Option<&Path>,
+    ) -> Result<(), EngineError> {
         if let Some(home) = home.and_then(Path::to_str) {
             home.clone_into(&mut user.home);
         }
-        let groups = PatchContent::Group { user: user.name.clone(), groups: self.host.groups.clone() };
+        let groups = PatchContent::Group { user: user.name.clone(), groups };
         self.account_file("/etc/passwd", PatchContent::Passwd { user }, "the user's name and home")?;
         self.account_file("/etc/group", groups, "the user's groups")
     }

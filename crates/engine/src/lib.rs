@@ -9,6 +9,7 @@ mod env_script;
 mod environment;
 mod error;
 mod host;
+mod identity;
 mod image_view;
 mod journal;
 mod overlay;

@@ -94,6 +94,8 @@ pub struct RunRequest {
     pub writable_tmpfs: bool,
     /// Namespaces beside those that every container has.
     pub isolation: Isolation,
+    /// Whether the user is root inside.
+    pub root: bool,
     /// Working directory inside, where the user named one.
     pub workdir: Option<String>,
     /// Variables for the container, in order; later ones win.
@@ -124,6 +126,7 @@ impl RunRequest {
             overlays: Vec::new(),
             writable_tmpfs: false,
             isolation: Isolation::default(),
+            root: false,
             workdir: None,
             env: Vec::new(),
             clean_env: false,

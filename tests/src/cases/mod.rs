@@ -55,6 +55,7 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("defaults_from_inside", command_line::defaults_from_inside),
     ("unsquashfs_reads_ours", command_line::unsquashfs_reads_ours),
     ("options::contain", options::contain),
+    ("options::fakeroot", options::fakeroot),
     ("options::namespaces", options::namespaces),
     ("options::overlays", options::overlays),
     ("plan_runs_nothing", command_line::plan_runs_nothing),

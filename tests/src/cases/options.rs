@@ -2,7 +2,7 @@
 //! the processes are.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
@@ -225,6 +225,54 @@ pub fn namespaces(desk: &Desk) -> Check {
                 "echo \"<$EXAMPLE_OUTSIDE>\"",
             ];
             expect(desk.env.as_user(dir.path(), words)?, "<>")?;
+        }
+    }
+    Ok(())
+}
+
+/// Root inside has a root's rights over the container, and the user's over the host.
+///
+/// # Errors
+/// He has others.
+pub fn fakeroot(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("fakeroot")?;
+    let uid = desk.env.uid()?;
+    let secret = dir.write("secret", "not for users\n")?;
+    chown(&secret, Some(0), Some(0))?;
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o600))?;
+    let secret = secret.display().to_string();
+    for image in images(desk, dir.path())? {
+        for (program, option) in [("situla", "--root"), ("situla", "--fakeroot"), ("apptainer", "-f")] {
+            let run = |options: &[&str], script: &str| {
+                inside(desk, dir.path(), program, &[&[option], options].concat(), &image, script)
+            };
+            expect(
+                run(&[], "id -u; id -g; id -un; echo $HOME; grep ^root: /etc/passwd | cut -d: -f3,6")?,
+                "0\n0\nroot\n/root\n0:/root",
+            )?;
+            let script = "touch made && chown 0:0 made && stat -c %u:%g made; chown 1:1 made 2> /dev/null || echo mapped";
+            expect(run(&[], script)?, "0:0\nmapped")?;
+            if fs::metadata(dir.path().join("made"))?.uid() != uid {
+                return Err("what root made inside is not the user's outside".into());
+            }
+            fs::remove_file(dir.path().join("made"))?;
+            // Over the container's own namespaces, and over nothing else.
+            let script = "mkdir /tmp/m.$$ && mount -t tmpfs none /tmp/m.$$ && echo mounted; umount /tmp/m.$$; rmdir /tmp/m.$$";
+            expect(run(&[], script)?, "mounted")?;
+            run(&["-B", &format!("{secret}:/secret")], "cat /secret")?
+                .expect_code(1)?
+                .expect_text("Permission denied")?;
+            expect(run(&["--writable-tmpfs"], "echo x > /usr/x; stat -c %u /usr/x /usr")?, "0\n0")?;
+            expect(run(&["--pid", "--contain"], "id -u; ls -A /root; touch /root/x && echo $$")?, "0\n2")?;
+            expect(run(&["--uts"], "hostname other && hostname")?, "other")?;
+        }
+        // Nobody else has any.
+        let output =
+            inside(desk, dir.path(), "situla", &[], &image, "grep Cap /proc/self/status")?.success()?;
+        for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+            if !output.stdout.contains(&format!("{set}:\t0000000000000000")) {
+                return Err(output.to_string().into());
+            }
         }
     }
     Ok(())

@@ -23,7 +23,7 @@ fn options_and_commands_are_refused_in_one_line() {
         (&["exec", "--env-file", "x"], "--env-file ", LEAVE_OUT),
         (&["exec", "--unsquash"], "--unsquash ", LEAVE_OUT),
         (&["exec", "-w"], "option -w ", LEAVE_OUT),
-        (&["exec", "--fakeroot"], "--fakeroot ", LEAVE_OUT),
+        (&["exec", "--ignore-subuid"], "--ignore-subuid ", LEAVE_OUT),
         (&["exec", "--no-https"], "--no-https ", LEAVE_OUT),
         (&["run", "--no-init"], "--no-init ", LEAVE_OUT),
         (&["exec", "--net"], "--net alone ", "--network none"),
