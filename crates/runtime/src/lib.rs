@@ -28,6 +28,7 @@ mod supervise;
 mod warm_up;
 
 pub use failure::{Failure, FailureClass};
+pub use inside::{Links, open_inside};
 pub use run::{Observer, OpenImage, is_inherited, replace, run};
 pub use situla_sys::{SignalInfo, die_by};
 pub use supervise::Exit;

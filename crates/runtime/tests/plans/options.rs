@@ -152,6 +152,36 @@ fn namespaces_are_new_and_work() {
 }
 
 #[test]
+fn tasks_that_share_are_in_all_namespaces_and_alike() {
+    let Some(bench) = Bench::prepare() else { return };
+    let all = json!(["CAP_CHOWN"]);
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "for n in user mnt ipc uts net; do readlink /proc/self/ns/$n; done; busybox hostname; \
+                      busybox ip -o link show; busybox grep ^Cap /proc/self/status; touch /tmp/$1; busybox ls /tmp";
+        let overlay = bench.path(&format!("shared-{kind:?}"));
+        fs::create_dir(&overlay).unwrap();
+        let run = |name: &str| {
+            let output = bench.run(kind, script, |plan| {
+                with_namespaces(plan, &["ipc", "uts", "network"]);
+                let key = format!("alike/{}/{kind:?}", std::process::id());
+                plan["share"] = json!({"with": "step", "key": key, "local_tasks": 2});
+                plan["spec"]["hostname"] = json!("shared");
+                plan["spec"]["root"]["readonly"] = json!(false);
+                plan["spec"]["process"]["args"].as_array_mut().unwrap().extend([json!("sh"), json!(name)]);
+                plan["spec"]["process"]["capabilities"] =
+                    json!({"bounding": all, "permitted": all, "inheritable": all});
+                plan["rootfs"]["overlay"] = json!({"upper": {"kind": "directory", "path": overlay}});
+            });
+            text(&output)
+        };
+        let (first, err) = run("first");
+        assert!(first.contains("\nshared\n") && first.ends_with("first\n"), "{kind:?}: {first}{err}");
+        let (second, err) = run("second");
+        assert_eq!(second, format!("{first}second\n"), "{kind:?}: {err}");
+    }
+}
+
+#[test]
 fn init_passes_on_reaps_and_holds_nothing() {
     let Some(bench) = Bench::prepare() else { return };
     let pid = |plan: &mut Value| with_namespaces(plan, &["pid"]);
