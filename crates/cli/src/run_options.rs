@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 use situla_bindings::{CustomHome, NoMount, parse_apptainer_bind, parse_apptainer_mount};
-use situla_engine::{Action, OverlayRequest, Personality, RunRequest};
+use situla_engine::{Action, Isolation, OverlayRequest, Personality, RunRequest};
 
 use crate::command_error::CommandError;
 use crate::output::note;
@@ -40,6 +40,30 @@ pub(crate) struct RunOptions {
     /// Give it a /dev, /tmp, /var/tmp and home of its own, and leave the working directory out
     #[arg(short = 'c', long)]
     contain: bool,
+    /// The same, with --cleanenv, --pid and --ipc
+    #[arg(short = 'C', long)]
+    containall: bool,
+    /// Be root inside, with your own rights outside
+    #[arg(short = 'f', long, visible_alias = "root")]
+    fakeroot: bool,
+    /// Give it processes of its own
+    #[arg(short = 'p', long)]
+    pid: bool,
+    /// Give it System V IPC and message queues of its own
+    #[arg(short = 'i', long)]
+    ipc: bool,
+    /// Give it a host name of its own
+    #[arg(long)]
+    uts: bool,
+    /// Give it this host name (with --uts)
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Give it a network of its own; only with --network none
+    #[arg(short = 'n', long)]
+    net: bool,
+    /// What that network is connected to; only none: nothing but loopback
+    #[arg(long, value_name = "NAME")]
+    network: Option<String>,
     /// Keep the host's variables outside
     #[arg(short = 'e', long)]
     cleanenv: bool,
@@ -97,7 +121,10 @@ impl RunOptions {
             request.options.push("home".to_owned());
         }
         request.defaults.no_home = self.no_home || set.flag("NO_HOME");
-        request.defaults.contain = self.contain || set.flag("CONTAIN");
+        let contain_all = self.containall || set.flag("CONTAINALL");
+        request.defaults.contain = contain_all || self.contain || set.flag("CONTAIN");
+        request.root = self.fakeroot || set.flag("FAKEROOT");
+        request.isolation = self.isolation(contain_all, &set)?;
         let mut no_mount = self.no_mount.clone();
         no_mount.extend(
             set.first(&["NO_MOUNT"])
@@ -117,7 +144,7 @@ impl RunOptions {
         let overlays = self.overlay.iter().map(String::as_str).chain(set_overlays);
         request.overlays = overlays.filter(|text| !text.is_empty()).map(|text| overlay(text, cwd)).collect();
         request.writable_tmpfs = self.writable_tmpfs || set.flag("WRITABLE_TMPFS");
-        request.clean_env = self.cleanenv || set.flag("CLEANENV");
+        request.clean_env = contain_all || self.cleanenv || set.flag("CLEANENV");
         request.no_eval = self.no_eval || set.flag("NO_EVAL");
         request.share = !(self.no_share || set.flag("NO_SHARE"));
         request.record = self.record;
@@ -131,12 +158,64 @@ impl RunOptions {
             ("env", !request.env.is_empty()),
             ("userns", self.userns),
             ("contain", request.defaults.contain),
+            ("containall", contain_all),
+            ("fakeroot", request.root),
+            ("pid", request.isolation.pid),
+            ("ipc", request.isolation.ipc),
+            ("uts", request.isolation.uts),
+            ("hostname", request.isolation.hostname.is_some()),
+            ("net", request.isolation.network),
+            ("network", request.isolation.network),
             ("overlay", !request.overlays.is_empty()),
             ("writable-tmpfs", request.writable_tmpfs),
         ];
+        if self.sharens {
+            let private = named
+                .iter()
+                .find(|(name, given)| *given && matches!(*name, "contain" | "pid" | "writable-tmpfs"));
+            if let Some((name, _)) = private {
+                let message =
+                    format!("--{name} gives each task a container of its own, which --sharens forbids");
+                return Err(CommandError::usage(message, "leave one of the two out"));
+            }
+        }
         request.options.extend(named.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).to_owned()));
         Ok(request)
     }
+
+    fn isolation(&self, contain_all: bool, set: &Environment<'_>) -> Result<Isolation, CommandError> {
+        let hostname = self.hostname.clone().or_else(|| set.first(&["HOSTNAME"]));
+        if let Some(name) = hostname.as_deref().filter(|name| !is_hostname(name)) {
+            let message = format!("{name:?} is no host name");
+            return Err(CommandError::usage(message, "use up to 64 letters, digits, hyphens and dots"));
+        }
+        let network = self.network.clone().or_else(|| set.first(&["NETWORK"]));
+        match network.as_deref() {
+            Some("none") => {}
+            Some(name) => {
+                let message = format!("the network {name} cannot be set up without root");
+                return Err(CommandError::usage(message, "use --network none, or leave it out"));
+            }
+            None if self.net || set.flag("NET") || set.flag("UNSHARE_NET") => {
+                let message = "--net alone asks for a network that cannot be set up without root";
+                return Err(CommandError::usage(message, "use --net --network none, or leave it out"));
+            }
+            None => {}
+        }
+        Ok(Isolation {
+            pid: contain_all || self.pid || set.flag("PID") || set.flag("UNSHARE_PID"),
+            ipc: contain_all || self.ipc || set.flag("IPC") || set.flag("UNSHARE_IPC"),
+            uts: self.uts || hostname.is_some() || set.flag("UTS") || set.flag("UNSHARE_UTS"),
+            hostname,
+            network: network.is_some(),
+        })
+    }
+}
+
+/// What sethostname(2) and everybody who reads it can take.
+fn is_hostname(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    (1..=64).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with(['-', '.'])
 }
 
 /// Options in `APPTAINER_X`, else in `SINGULARITY_X`.
@@ -240,6 +319,21 @@ mod tests {
         assert_eq!(pairs("A=1,2,B=x=y"), own(&[("A", "1,2"), ("B", "x=y")]));
         assert_eq!(pairs("A="), own(&[("A", "")]));
         assert!(assignments("nothing").is_err());
+    }
+
+    #[test]
+    fn host_names_are_plain() {
+        for (text, good) in [
+            ("node1", true),
+            ("a-b.example", true),
+            ("", false),
+            ("-a", false),
+            ("a b", false),
+            ("a\nb", false),
+            (&"x".repeat(65), false),
+        ] {
+            assert_eq!(is_hostname(text), good, "{text:?}");
+        }
     }
 
     #[test]

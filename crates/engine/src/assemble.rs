@@ -12,9 +12,9 @@ use situla_bindings::{
 };
 use situla_oci::Digest;
 use situla_plan::{
-    AccountError, Binding, IdMapping, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind, Patch,
-    PatchContent, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey, Spec,
-    Text, Upper, UserSpec,
+    AccountError, Binding, HostGroup, HostUser, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind,
+    Patch, PatchContent, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey,
+    Spec, Text, Upper,
 };
 use situla_policy::Verdict;
 use situla_slurm::StepId;
@@ -22,9 +22,10 @@ use situla_slurm::StepId;
 use crate::environment::{self, Circumstances};
 use crate::error::EngineError;
 use crate::host::Host;
+use crate::identity::{Identity, identity, uid_inside};
 use crate::image_view::{Found, ImageView};
 use crate::overlay::Layers;
-use crate::request::{Action, Personality, RunRequest};
+use crate::request::{Action, Isolation, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
 
 /// The reason of the bind of the working directory.
@@ -45,7 +46,7 @@ pub(crate) fn plan_binds(
         options.no_mount.push(NoMount::Cwd);
     }
     let home = Some(PathBuf::from(&host.user.home)).filter(|home| home.is_absolute());
-    let facts = host_facts(host, home.as_deref());
+    let facts = host_facts(uid_inside(request, host), host, home.as_deref());
     let defaults = plan_default_binds(&facts, &options, &request.binds);
     let mut binds = defaults.binds;
     // The working directory comes last: a bind of the user's may show it already.
@@ -106,9 +107,9 @@ fn drop_covered(binds: &mut Vec<BindRequest>) {
     });
 }
 
-fn host_facts(host: &Host, home: Option<&Path>) -> HostFacts {
+fn host_facts(uid: u32, host: &Host, home: Option<&Path>) -> HostFacts {
     let mut facts = HostFacts {
-        uid: host.user.uid,
+        uid,
         home: home.map(Path::to_owned),
         cwd: Some(host.cwd.clone()),
         ..HostFacts::default()
@@ -149,9 +150,18 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
     let shown = image.path.display().to_string();
     let mut layout = Layout::new(&image.view, host, &shown);
     for bind in binds {
-        layout.bind(bind)?;
+        if request.isolation.pid && bind.origin == Origin::Default && bind.destination == Path::new("/proc") {
+            layout.kernel_tree(&bind, "proc")?;
+        } else {
+            layout.bind(bind)?;
+        }
     }
-    layout.accounts(home.as_deref())?;
+    if let Some(hostname) = &request.isolation.hostname {
+        layout.hostname(hostname)?;
+    }
+    let Identity { account, groups, user, maps: [uid_mappings, gid_mappings], capabilities } =
+        identity(request, host);
+    layout.accounts(account, groups, home.as_deref())?;
     layout.devices();
     let home_text = home.as_ref().and_then(|home| home.to_str());
     let destinations: Vec<String> =
@@ -184,8 +194,6 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         Some(_) => Vec::new(),
     };
     let (cwd, cwd_fallbacks) = working_directory(request, host, image, home_text);
-    let (uid, gid) = (host.user.uid, host.user.gid);
-    let mapping = |id| vec![IdMapping { container_id: id, host_id: id, size: 1 }];
     let Layout { mounts, patches, mut bindings, mut identities, .. } = layout;
     identities.extend(&layers.identities);
     bindings.extend(layers.directories.iter().map(|(path, read_only)| Binding {
@@ -208,22 +216,26 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         oci_version: "1.2.0".to_owned(),
         process: ProcessSpec {
             terminal: false,
-            user: UserSpec { uid, gid },
+            user,
             args: args.into_iter().map(Text::from).collect(),
             env: environment.entries,
             cwd,
             no_new_privileges: true,
+            capabilities,
+            rlimits: Vec::new(),
         },
         root: RootSpec {
             path,
             readonly: layers.overlay.as_ref().is_none_or(|overlay| overlay.upper.is_none()),
         },
-        hostname: None,
+        hostname: request.isolation.hostname.clone(),
         mounts,
         linux: LinuxSpec {
-            namespaces: [NamespaceKind::User, NamespaceKind::Mount].map(|kind| Namespace { kind }).to_vec(),
-            uid_mappings: mapping(uid),
-            gid_mappings: mapping(gid),
+            namespaces: namespaces(&request.isolation),
+            uid_mappings,
+            gid_mappings,
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
         },
         annotations: std::collections::BTreeMap::new(),
     };
@@ -250,6 +262,19 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         cwd_fallbacks,
         spec,
     })
+}
+
+/// The namespaces that a container gets.
+fn namespaces(isolation: &Isolation) -> Vec<Namespace> {
+    let asked = [
+        (NamespaceKind::User, true),
+        (NamespaceKind::Mount, true),
+        (NamespaceKind::Ipc, isolation.ipc),
+        (NamespaceKind::Uts, isolation.uts || isolation.hostname.is_some()),
+        (NamespaceKind::Network, isolation.network),
+        (NamespaceKind::Pid, isolation.pid),
+    ];
+    asked.into_iter().filter(|(_, asked)| *asked).map(|(kind, _)| Namespace { kind }).collect()
 }
 
 /// What the image's own command line is, or the user's.
@@ -345,6 +370,9 @@ fn share(
     if !request.share {
         return nobody("switched off");
     }
+    if request.isolation.pid {
+        return nobody("processes of its own (--pid) belong to one task");
+    }
     if request.defaults.contain {
         return nobody("files of its own (--contain) belong to one task");
     }
@@ -363,7 +391,8 @@ fn share(
     // The cgroup tells the components of a heterogeneous step apart, which have one number.
     let place = (node, &host.step_cgroup);
     let root = (&rootfs.source, &rootfs.patches, &rootfs.overlay);
-    let shared = (root, &spec.mounts, &spec.linux, &spec.process.user, place, identities);
+    let process = (&spec.process.user, &spec.process.capabilities);
+    let shared = (root, &spec.mounts, &spec.linux, &spec.hostname, process, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();
     let digest = Digest::sha256(&bytes);
     let digest = digest.hex().get(..16).unwrap_or_default().to_owned();
@@ -466,6 +495,35 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
+    /// A tree of the kernel's that shows the container's own namespaces.
+    fn kernel_tree(&mut self, bind: &BindRequest, kind: &str) -> Result<(), EngineError> {
+        let asked = bind.destination.to_string_lossy().into_owned();
+        let destination = self.mount_point(bind, &asked, true)?;
+        self.bindings.push(Binding {
+            destination: destination.display().to_string(),
+            source: kind.to_owned(),
+            reason: "--pid: the processes inside".to_owned(),
+        });
+        self.mounts.push(Mount {
+            destination: destination.clone().into_os_string().into(),
+            source: kind.into(),
+            kind: kind.to_owned(),
+            options: ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec(),
+        });
+        self.mounted.insert(destination);
+        Ok(())
+    }
+
+    /// Shows the host name where programs look for it at start.
+    fn hostname(&mut self, hostname: &str) -> Result<(), EngineError> {
+        let located = self.view.locate("/etc/hostname").map_err(EngineError::look_into(self.shown))?;
+        let content = PatchContent::File { content: format!("{hostname}\n").into(), mode: 0o644 };
+        if located.found != Some(Found::Directory) {
+            self.add_patch(located.path, content, "--hostname".to_owned());
+        }
+        Ok(())
+    }
+
     /// A `/dev` of the container's own: standard devices of the host, terminals and shared memory of its own.
     fn minimal_dev(&mut self, bind: &BindRequest) -> Result<(), EngineError> {
         let dev = self.mount_point(bind, "/dev", true)?;
@@ -554,12 +612,16 @@ impl<'a> Layout<'a> {
     }
 
     /// Puts the user into the image's account files, where it has any.
-    fn accounts(&mut self, home: Option<&Path>) -> Result<(), EngineError> {
-        let mut user = self.host.user.clone();
+    fn accounts(
+        &mut self,
+        mut user: HostUser,
+        groups: Vec<HostGroup>,
+        home: Option<&Path>,
+    ) -> Result<(), EngineError> {
         if let Some(home) = home.and_then(Path::to_str) {
             home.clone_into(&mut user.home);
         }
-        let groups = PatchContent::Group { user: user.name.clone(), groups: self.host.groups.clone() };
+        let groups = PatchContent::Group { user: user.name.clone(), groups };
         self.account_file("/etc/passwd", PatchContent::Passwd { user }, "the user's name and home")?;
         self.account_file("/etc/group", groups, "the user's groups")
     }

@@ -202,14 +202,16 @@ impl EngineError {
 fn no_fuse_remedy(errno: Option<Errno>) -> &'static str {
     match errno {
         Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
-            "the administrator can run `modprobe fuse`, or unpack the image with `situla convert IMAGE DIRECTORY/`"
+            "the administrator can run `modprobe fuse`, or you can unpack the image with \
+             `situla convert IMAGE DIRECTORY/`"
         }
         Some(Errno::ACCESS) => {
-            "the administrator can run `chmod 0666 /dev/fuse`, or unpack the image with `situla convert IMAGE DIRECTORY/`"
+            "the administrator can run `chmod 0666 /dev/fuse`, or you can unpack the image with \
+             `situla convert IMAGE DIRECTORY/`"
         }
         Some(Errno::PERM) => {
             "the administrator can let jobs use /dev/fuse: in their device cgroup (c 10:229), and in security \
-             modules, or unpack the image with `situla convert IMAGE DIRECTORY/`"
+             modules; or you can unpack the image with `situla convert IMAGE DIRECTORY/`"
         }
         _ => "unpack the image with `situla convert IMAGE DIRECTORY/` and run that",
     }
@@ -251,7 +253,7 @@ mod tests {
             (Errno::NODEV, "modprobe fuse"),
             (Errno::ACCESS, "chmod 0666 /dev/fuse"),
             (Errno::PERM, "c 10:229"),
-            (Errno::NOMEM, "directories need no FUSE"),
+            (Errno::NOMEM, "unpack the image"),
         ] {
             let failure = Failure::of_call(FailureClass::NoFuse, "no device", errno);
             let remedy = EngineError::Runtime(failure).remedy().unwrap();

@@ -8,10 +8,9 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType as HostType, Mode, OFlags, ResolveFlags, openat2, readlinkat, statat,
-};
+use rustix::fs::{AtFlags, CWD, FileType as HostType, Mode, OFlags, readlinkat, statat};
 use rustix::io::Errno;
+use situla_runtime::{Links, open_inside};
 use situla_squashfs::{FileType, Image};
 
 /// The most links that one path may lead through: what the kernel allows (`path_resolution(7)`).
@@ -79,9 +78,8 @@ impl ImageView {
         match self {
             ImageView::Squashfs(image) => image.read_file(path, limit).map_err(|error| fail(error.into())),
             ImageView::Directory(root) => {
-                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-                let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-                let file = match openat2(root.as_fd(), path, flags, Mode::empty(), resolve) {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+                let file = match open_inside(root.as_fd(), path.as_bytes(), flags, Links::Follow) {
                     Ok(file) => File::from(file),
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
                     Err(errno) => return Err(fail(errno.into())),
@@ -130,9 +128,8 @@ impl ImageView {
                 entries.into_iter().filter_map(|entry| String::from_utf8(entry.name).ok()).collect::<Vec<_>>()
             }
             ImageView::Directory(root) => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-                let directory = match openat2(root.as_fd(), path, flags, Mode::empty(), resolve) {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                let directory = match open_inside(root.as_fd(), path.as_bytes(), flags, Links::Follow) {
                     Ok(directory) => directory,
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
                     Err(errno) => return Err(fail(errno.into())),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use situla_bindings::{BindRequest, BindSource, Origin};
 use situla_oci::Reference;
-use situla_plan::Plan;
+use situla_plan::{NamespaceKind, Plan};
 use situla_policy::{
     BindUse, Decision, Image as PolicyImage, Request as PolicyRequest, RequestedOption, Subject, Verdict,
     decide,
@@ -188,6 +188,7 @@ impl Prepared {
     pub fn run(self) -> Result<Exit, EngineError> {
         let Prepared { plan, image, mut recorder, rank, .. } = self;
         let alone = matches!(plan.share, situla_plan::Share::Nobody { .. });
+        let alone = alone && !plan.spec.linux.has(NamespaceKind::Pid);
         if image.is_none() && alone && !recorder.is_wanted() {
             return Err(EngineError::Runtime(situla_runtime::replace(&plan)));
         }

@@ -60,6 +60,21 @@ pub struct OverlayRequest {
     pub read_only: bool,
 }
 
+/// What a container has of its own beside its files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Isolation {
+    /// Processes.
+    pub pid: bool,
+    /// System V IPC and POSIX message queues.
+    pub ipc: bool,
+    /// Host name.
+    pub uts: bool,
+    /// That host name, where it is another than the host's.
+    pub hostname: Option<String>,
+    /// Network devices: none but loopback.
+    pub network: bool,
+}
+
 /// A run, as asked for.
 #[derive(Clone, Debug)]
 pub struct RunRequest {
@@ -77,6 +92,10 @@ pub struct RunRequest {
     pub overlays: Vec<OverlayRequest>,
     /// Whether the payload may write anywhere, into memory.
     pub writable_tmpfs: bool,
+    /// Namespaces beside those that every container has.
+    pub isolation: Isolation,
+    /// Whether the user is root inside.
+    pub root: bool,
     /// Working directory inside, where the user named one.
     pub workdir: Option<String>,
     /// Variables for the container, in order; later ones win.
@@ -106,6 +125,8 @@ impl RunRequest {
             defaults: DefaultOptions::default(),
             overlays: Vec::new(),
             writable_tmpfs: false,
+            isolation: Isolation::default(),
+            root: false,
             workdir: None,
             env: Vec::new(),
             clean_env: false,

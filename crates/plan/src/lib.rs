@@ -19,6 +19,7 @@ pub use plan::{Binding, Plan, SCHEMA};
 pub use rootfs::{Overlay, Patch, PatchContent, Rootfs, RootfsSource, Rung, Upper};
 pub use share::{Share, ShareKey};
 pub use spec::{
-    IdMapping, LinuxSpec, Mount, Namespace, NamespaceKind, ProcessSpec, RootSpec, Spec, UserSpec,
+    Capabilities, IdMapping, LinuxSpec, Mount, Namespace, NamespaceKind, ProcessSpec, Rlimit, RootSpec, Spec,
+    UserSpec,
 };
 pub use text::Text;

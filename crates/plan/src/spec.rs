@@ -48,6 +48,45 @@ pub struct ProcessSpec {
     pub cwd: Text,
     /// Sets `PR_SET_NO_NEW_PRIVS`.
     pub no_new_privileges: bool,
+    /// Capabilities in the container's user namespace; none at all where this is left out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub capabilities: Option<Capabilities>,
+    /// Resource limits, beside those that are inherited.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub rlimits: Vec<Rlimit>,
+}
+
+/// Sets of capabilities, by names such as `CAP_CHOWN`; capabilities(7).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    /// What can be gained at all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bounding: Vec<String>,
+    /// What is used.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub effective: Vec<String>,
+    /// What passes an exec, for programs that have it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inheritable: Vec<String>,
+    /// What can be used.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub permitted: Vec<String>,
+    /// What passes an exec of an ordinary program.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ambient: Vec<String>,
+}
+
+/// A resource limit; setrlimit(2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// Its name, such as `RLIMIT_NOFILE`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The limit up to which the payload can raise it.
+    pub hard: u64,
+    /// The limit that is enforced.
+    pub soft: u64,
 }
 
 /// The ids of the process.
@@ -96,6 +135,8 @@ pub enum NamespaceKind {
     Uts,
     /// Network devices.
     Network,
+    /// Processes.
+    Pid,
 }
 
 /// A namespace to make.
@@ -129,4 +170,17 @@ pub struct LinuxSpec {
     pub uid_mappings: Vec<IdMapping>,
     /// Group ids.
     pub gid_mappings: Vec<IdMapping>,
+    /// Paths inside that are made to look empty, where they exist.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub masked_paths: Vec<Text>,
+    /// Paths inside that cannot be written to, where they exist.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub readonly_paths: Vec<Text>,
+}
+
+impl LinuxSpec {
+    /// Tells whether there is to be a namespace of this type.
+    pub fn has(&self, kind: NamespaceKind) -> bool {
+        self.namespaces.iter().any(|namespace| namespace.kind == kind)
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use rustix::io::Errno;
 use situla_plan::Plan;
@@ -20,13 +21,19 @@ pub(crate) fn construct(
     before_root: &mut dyn FnMut() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     namespaces::enter_new(&plan.spec.linux)?;
-    let Mounted { root, mounts } = mount_all(plan, serve)?;
+    let Mounted { api, root, mounts } = mount_all(plan, serve)?;
     let place = mounts::staging_place()?;
     root.attach(place.as_fd())?;
     let mut in_memory = mounts::InMemory::default();
     for (mount, made) in plan.spec.mounts.iter().zip(&mounts) {
         mounts::attach_inside(root.mount.as_fd(), mount, made, &in_memory)?;
         in_memory.note(mount, made)?;
+    }
+    for path in &plan.spec.linux.readonly_paths {
+        mounts::make_read_only(&api, root.mount.as_fd(), Path::new(path.as_os_str()))?;
+    }
+    for path in &plan.spec.linux.masked_paths {
+        mounts::mask(&api, root.mount.as_fd(), Path::new(path.as_os_str()))?;
     }
     if let Some(hostname) = &plan.spec.hostname {
         rustix::system::sethostname(hostname.as_bytes())
@@ -38,6 +45,8 @@ pub(crate) fn construct(
 
 /// All mounts of a container, none of them at its place.
 struct Mounted {
+    /// How they were made.
+    api: MountApi,
     root: Ready,
     mounts: Vec<Detached>,
 }
@@ -51,22 +60,22 @@ fn mount_all(plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
         served.set(true);
         serve(device)
     };
-    match mount_with(&MountApi::Descriptors, plan, &mut serve) {
+    match mount_with(MountApi::Descriptors, plan, &mut serve) {
         // What is refused for another reason is so again, and reported then.
         Err(failure) if !served.get() && matches!(failure.errno(), Some(Errno::NOSYS | Errno::PERM)) => {
-            mount_with(&MountApi::paths(), plan, &mut serve)
+            mount_with(MountApi::paths(), plan, &mut serve)
         }
         other => other,
     }
 }
 
-fn mount_with(api: &MountApi, plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
-    let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(api, mount));
+fn mount_with(api: MountApi, plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
+    let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(&api, mount));
     let sources = sources.collect::<Result<Vec<Option<Source>>, _>>()?;
-    let root = rootfs::open_sources(api, plan)?;
-    let made = plan.spec.mounts.iter().zip(sources).map(|(mount, source)| mounts::make(api, mount, source));
+    let root = rootfs::open_sources(&api, plan)?;
+    let made = plan.spec.mounts.iter().zip(sources).map(|(mount, source)| mounts::make(&api, mount, source));
     let mounts = made.collect::<Result<Vec<Detached>, _>>()?;
     let place = mounts::staging_place()?;
-    let root = rootfs::mount(api, plan, root, place.as_fd(), serve)?;
-    Ok(Mounted { root, mounts })
+    let root = rootfs::mount(&api, plan, root, place.as_fd(), serve)?;
+    Ok(Mounted { api, root, mounts })
 }

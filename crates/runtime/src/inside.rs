@@ -15,20 +15,15 @@ const MAX_LINKS: usize = 40;
 
 /// Whether symbolic links may be part of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Links {
+pub enum Links {
     /// They are followed, inside the root.
     Follow,
     /// They are an error: `ELOOP`.
     Refuse,
 }
 
-/// Opens `path` inside `root`.
-pub(crate) fn open_inside(
-    root: BorrowedFd<'_>,
-    path: &[u8],
-    flags: OFlags,
-    links: Links,
-) -> Result<OwnedFd, Errno> {
+/// Opens `path` inside `root`; the descriptor is closed by exec.
+pub fn open_inside(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, links: Links) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CLOEXEC;
     let resolve = match links {
         Links::Follow => ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,

@@ -82,6 +82,20 @@ impl MountApi {
         }
     }
 
+    /// Makes a mount of what `place` refers to, with all that is mounted below it.
+    pub(crate) fn copy_place(&self, place: &OwnedFd) -> Result<Detached, Errno> {
+        match self {
+            MountApi::Descriptors => {
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                    | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                    | OpenTreeFlags::AT_RECURSIVE
+                    | OpenTreeFlags::AT_EMPTY_PATH;
+                Ok(Detached { mount: open_tree(place, c"", flags)?, in_slot: false })
+            }
+            MountApi::Paths(slots) => slots.bind(place, true),
+        }
+    }
+
     /// Makes a mount of `name` below `directory`, which is on a mount that has a place.
     pub(crate) fn copy_below(&self, directory: BorrowedFd<'_>, name: &str) -> Result<Detached, Errno> {
         match self {

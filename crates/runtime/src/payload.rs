@@ -15,6 +15,7 @@ use situla_sys::{ExecStrings, SignalMask};
 use crate::failure::{Context, Failure, FailureClass};
 use crate::inside::open_without_magic;
 use crate::own_program;
+use crate::privileges::Privileges;
 
 /// Where the command is searched if the container's environment has no PATH (`execvp(3)`, and what
 /// Apptainer uses).
@@ -31,6 +32,7 @@ pub(crate) struct Command {
     name: String,
     /// Whether the user could change the file of this program, so that it must not be run inside.
     guards_own_program: bool,
+    privileges: Privileges,
 }
 
 impl Command {
@@ -54,6 +56,7 @@ impl Command {
         let shell = [b"/bin/sh".to_vec(), program.clone()].into_iter().chain(words.iter().skip(1).cloned());
         Ok(Command {
             name: String::from_utf8_lossy(&program).into_owned(),
+            privileges: Privileges::prepare(process)?,
             candidates: candidates.into_iter().map(CString::new).collect::<Result<_, _>>().map_err(nul)?,
             shell_arguments: ExecStrings::new(shell).map_err(nul)?,
             arguments: ExecStrings::new(words).map_err(nul)?,
@@ -126,13 +129,13 @@ pub(crate) struct Surroundings {
 /// Turns this process, which is inside the container already, into the payload. Returns only with
 /// the reason why that failed.
 pub(crate) fn become_payload(plan: &Plan, command: &Command, surroundings: &Surroundings) -> Failure {
-    match prepare(plan, surroundings) {
+    match prepare(plan, &command.privileges, surroundings) {
         Ok(()) => command.execute(),
         Err(failure) => failure,
     }
 }
 
-fn prepare(plan: &Plan, surroundings: &Surroundings) -> Result<(), Failure> {
+fn prepare(plan: &Plan, privileges: &Privileges, surroundings: &Surroundings) -> Result<(), Failure> {
     enter_working_directory(plan)?;
     let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
     if plan.spec.process.no_new_privileges {
@@ -141,7 +144,7 @@ fn prepare(plan: &Plan, surroundings: &Surroundings) -> Result<(), Failure> {
     // From here on processes that are inside already have no fewer capabilities than this one, which still
     // has things of the host open and runs a file of the host's: they must not trace it. Exec ends this.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(setup("cannot forbid to be traced"))?;
-    situla_sys::drop_all_capabilities().map_err(setup("cannot drop capabilities"))?;
+    privileges.apply()?;
     close_descriptors(plan)?;
     if let Some(parent) = surroundings.parent {
         // Set last: a change of credentials clears it (prctl(2)).

@@ -25,9 +25,11 @@ use situla_sys::{Forked, SignalFd, SignalInfo, SignalMask, fork};
 use crate::construct::construct;
 use crate::failure::{Context, Failure, FailureClass};
 use crate::image_tree::ImageTree;
+use crate::init;
 use crate::keeper::{self, Duties};
 use crate::meeting::{Role, meet};
 use crate::message;
+use crate::namespaces;
 use crate::payload::{Command, Surroundings, become_payload};
 use crate::supervise::{self, Exit, Keeper, Supervised, forwarded};
 use crate::warm_up::WarmUp;
@@ -71,6 +73,9 @@ pub fn replace(plan: &Plan) -> Failure {
         Ok(mask) => Surroundings { mask, parent: None },
         Err(errno) => return Failure::of_call(FailureClass::Setup, "cannot read the signal mask", errno),
     };
+    if plan.spec.linux.has(NamespaceKind::Pid) {
+        return Failure::new(FailureClass::Setup, "a PID namespace needs a process that waits for it");
+    }
     let mut serve = |_: BorrowedFd<'_>| {
         Err(Failure::new(FailureClass::Setup, "an image file needs a process that serves it"))
     };
@@ -91,6 +96,9 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Exit, Failure> {
     let command = Command::prepare(plan)?;
+    if plan.spec.linux.has(NamespaceKind::Pid) && !matches!(plan.share, Share::Nobody { .. }) {
+        return Err(Failure::new(FailureClass::Setup, "a PID namespace cannot be shared among tasks"));
+    }
     let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
     let forwarded = forwarded();
     let mask = situla_sys::block_signals(&forwarded).map_err(setup("cannot block signals"))?;
@@ -111,9 +119,9 @@ pub fn run(
     match role {
         Some(Role::Member { connection, namespaces, .. }) => {
             let keeper = Some(Keeper::Connection(connection.as_fd()));
-            let outcome = start.fork_payload(observer, || enter(&namespaces)).and_then(|(pid, report)| {
-                Supervised { pid, report, signals: &signals, keeper }.wait(observer)
-            });
+            let outcome = start
+                .fork_payload(observer, || enter(&namespaces))
+                .and_then(|started| started.supervised(&signals, keeper).wait(observer));
             if !supervise::was_killed(&outcome) {
                 keeper::say_done(connection.as_fd());
             }
@@ -123,9 +131,8 @@ pub fn run(
         Some(Role::Alone) | None if image.is_some() => start.lead(image, None, rank, &signals, observer),
         Some(Role::Alone) | None => {
             let mut serve = |_: BorrowedFd<'_>| Err(Failure::new(FailureClass::Setup, "no image was opened"));
-            let (pid, report) =
-                start.fork_payload(observer, || construct(plan, &mut serve, &mut || Ok(())))?;
-            Supervised { pid, report, signals: &signals, keeper: None }.wait(observer)
+            let started = start.fork_payload(observer, || construct(plan, &mut serve, &mut || Ok(())))?;
+            started.supervised(&signals, None).wait(observer)
         }
     }
 }
@@ -140,6 +147,20 @@ struct Start<'a> {
     surroundings: &'a Surroundings,
 }
 
+/// A payload that has been forked.
+struct Started {
+    pid: Pid,
+    report: OwnedFd,
+    ended: Option<OwnedFd>,
+}
+
+impl Started {
+    fn supervised<'a>(self, signals: &'a SignalFd, keeper: Option<Keeper<'a>>) -> Supervised<'a> {
+        let Started { pid, report, ended } = self;
+        Supervised { pid, report, ended, signals, keeper }
+    }
+}
+
 impl Start<'_> {
     /// Forks a child that gets itself into the container by `enter` and becomes the payload. The
     /// pipe that is returned carries a failure; it ends with the exec, or with the child.
@@ -150,25 +171,28 @@ impl Start<'_> {
         &self,
         observer: &mut dyn Observer,
         enter: impl FnOnce() -> Result<(), Failure>,
-    ) -> Result<(Pid, OwnedFd), Failure> {
+    ) -> Result<Started, Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(setup("cannot make a pipe"));
         let ((reader, writer), (may_go, go)) = (pipe()?, pipe()?);
-        match fork().map_err(setup("cannot fork"))? {
+        let has_init = self.plan.spec.linux.has(NamespaceKind::Pid);
+        let (ended, tell_end) = has_init.then(pipe).transpose()?.unzip();
+        match namespaces::fork_for(&self.plan.spec.linux)? {
             Forked::Parent(pid) => {
-                drop((writer, may_go));
+                drop((writer, may_go, tell_end));
                 observer.met(self.name, self.leads);
                 // A child that has failed meanwhile does not listen any more.
                 let _ = rustix::io::write(&go, &[1]);
-                Ok((pid, reader))
+                Ok(Started { pid, report: reader, ended })
             }
             Forked::Child => {
-                drop((reader, go));
+                drop((reader, go, ended));
                 // Without the name its death before the exec looks like the program's.
                 let _ = rustix::thread::set_name(supervise::NAME_BEFORE_EXEC);
-                let failure = match enter() {
+                let bound = tell_end.as_ref().map_or(Ok(()), init::bind_to_waiting);
+                let failure = match bound.and_then(|()| enter()) {
                     Ok(()) => match rustix::io::read(&may_go, &mut [0; 1]) {
-                        Ok(1) => become_payload(self.plan, self.command, self.surroundings),
+                        Ok(1) => self.become_payload(tell_end.as_ref()),
                         // The waiting process has been killed.
                         _ => situla_sys::exit_now(1),
                     },
@@ -178,6 +202,17 @@ impl Start<'_> {
                 situla_sys::exit_now(1)
             }
         }
+    }
+
+    /// Turns this process into the payload, or into the init that has it as a child.
+    fn become_payload(&self, tell_end: Option<&OwnedFd>) -> Failure {
+        let Some(tell_end) = tell_end else {
+            return become_payload(self.plan, self.command, self.surroundings);
+        };
+        init::run(tell_end, || {
+            let surroundings = Surroundings { parent: Some(Pid::INIT), ..*self.surroundings };
+            become_payload(self.plan, self.command, &surroundings)
+        })
     }
 
     /// Sets the container up: forks the keeper, then the payload, which builds the container
@@ -232,7 +267,7 @@ impl Start<'_> {
             })?;
             if shared { keeper::hand_over_namespaces(ours.as_fd(), &namespaces) } else { Ok(()) }
         });
-        let (pid, report) = match started {
+        let started = match started {
             Ok(started) => started,
             Err(failure) => {
                 supervise::end(keeper);
@@ -241,7 +276,7 @@ impl Start<'_> {
         };
         let watched =
             if shared { Keeper::Connection(ours.as_fd()) } else { Keeper::Child(keeper_fd.as_fd()) };
-        let outcome = Supervised { pid, report, signals, keeper: Some(watched) }.wait(observer);
+        let outcome = started.supervised(signals, Some(watched)).wait(observer);
         if shared {
             if !supervise::was_killed(&outcome) {
                 keeper::say_done(ours.as_fd());

@@ -39,6 +39,9 @@ pub(crate) fn forwarded() -> SignalMask {
 /// name was still ours: as a payload's own end it would look like something that the program did.
 pub(crate) const NAME_BEFORE_EXEC: &CStr = c"situla-payload";
 
+/// Death by KILL.
+const KILLED: Exit = Exit::Signal(9);
+
 /// Whether one of our own processes was killed. Such a task takes no leave of the others, so that
 /// they end as well.
 pub(crate) fn was_killed(outcome: &Result<Exit, Failure>) -> bool {
@@ -50,6 +53,8 @@ pub(crate) struct Supervised<'a> {
     pub(crate) pid: Pid,
     /// Reads a failure that happened before exec; ends with exec.
     pub(crate) report: OwnedFd,
+    /// Reads the signal by which the payload died, where an init of ours stands between.
+    pub(crate) ended: Option<OwnedFd>,
     /// Blocked signals to pass on.
     pub(crate) signals: &'a SignalFd,
     /// How the keeper's end is noticed, where the payload cannot live without it.
@@ -97,7 +102,7 @@ impl Supervised<'_> {
     /// Waits until the payload has ended.
     pub(crate) fn wait(self, observer: &mut dyn Observer) -> Result<Exit, Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
-        let Supervised { pid, report, signals, mut keeper } = self;
+        let Supervised { pid, report, ended, signals, mut keeper } = self;
         let mut report = Some(File::from(report));
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(setup("cannot watch the payload"))?;
         let mut failure = None;
@@ -116,7 +121,7 @@ impl Supervised<'_> {
                 other => other.map_err(setup("cannot wait for the payload"))?,
             };
             let mut ready = polled.iter().map(|fd| !fd.revents().is_empty());
-            let [ended, signalled, reported, lost] =
+            let [has_ended, signalled, reported, lost] =
                 fixed.map(|fd| fd.is_some() && ready.next().unwrap_or(false));
             drop(polled);
             if reported {
@@ -130,7 +135,7 @@ impl Supervised<'_> {
                     pass_on(&info, pid, &pidfd, observer);
                 }
             }
-            if ended {
+            if has_ended {
                 break;
             }
             if let Some(why) = keeper.take_if(|_| lost).and_then(Keeper::verdict) {
@@ -143,8 +148,11 @@ impl Supervised<'_> {
         let failure = failure.or_else(|| report.take().and_then(read_report));
         let take = |options| waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | options);
         let failed = setup("cannot take the payload's status");
-        let ended = exit(take(WaitIdOptions::NOWAIT).map_err(failed)?.as_ref());
-        let killed = killed_before_exec(pid, ended);
+        let own = exit(take(WaitIdOptions::NOWAIT).map_err(failed)?.as_ref());
+        let has_init = ended.is_some();
+        let told = ended.and_then(read_signal);
+        // Init tells the signal by which the payload has died; its own death by KILL is no payload's.
+        let killed = killed_before_exec(pid, own) || (has_init && told.is_none() && own == KILLED);
         take(WaitIdOptions::empty()).map_err(failed)?;
         match failure {
             Some(failure) => Err(failure),
@@ -152,7 +160,7 @@ impl Supervised<'_> {
                 FailureClass::ServerLost,
                 "a process was killed before it became the program",
             )),
-            None => Ok(ended),
+            None => Ok(told.unwrap_or(own)),
         }
     }
 }
@@ -160,10 +168,15 @@ impl Supervised<'_> {
 /// Signals that a terminal's driver sends to the whole foreground group: HUP, INT, QUIT, CONT, WINCH.
 const OF_TERMINALS: [i32; 5] = [1, 2, 3, 18, 28];
 
+/// Tells whether the terminal has sent a signal, to the payload as well.
+pub(crate) fn is_of_terminal(info: &SignalInfo) -> bool {
+    info.from_kernel && OF_TERMINALS.contains(&info.signal)
+}
+
 /// Passes a signal on, unless the terminal has sent it to the payload as well.
 fn pass_on(info: &SignalInfo, pid: Pid, pidfd: &OwnedFd, observer: &mut dyn Observer) {
     observer.signal(info);
-    if info.from_kernel && OF_TERMINALS.contains(&info.signal) {
+    if is_of_terminal(info) {
         return;
     }
     match Signal::from_named_raw(info.signal) {
@@ -179,6 +192,14 @@ fn exit(status: Option<&WaitIdStatus>) -> Exit {
         (_, Some(signal)) => Exit::Signal(signal),
         (code, None) => Exit::Code(code.unwrap_or(0)),
     }
+}
+
+/// Reads what init says of the payload's death; `None` where it was none by a signal.
+fn read_signal(ended: OwnedFd) -> Option<Exit> {
+    let mut signal = [0; 1];
+    // Init has gone, so this does not wait.
+    File::from(ended).read_exact(&mut signal).ok()?;
+    Some(Exit::Signal(i32::from(signal[0])))
 }
 
 /// Reads a failure from the report pipe; `None` where exec has closed it.

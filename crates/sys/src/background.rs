@@ -23,6 +23,20 @@ pub fn become_background(name: &CStr, keep: &[RawFd], main: impl FnOnce()) -> ! 
     exit_now(0)
 }
 
+/// Makes this process the quiet first process of a PID namespace, named `name`, then runs `main` and ends
+/// with its result.
+///
+/// Descriptors are closed except those in `keep`, which are all that `main` may use; standard streams as
+/// well, since nothing is said. For the child of a fork alone: it ends the process in any case.
+pub fn become_init(name: &CStr, keep: &[RawFd], main: impl FnOnce() -> i32) -> ! {
+    let _ = rustix::thread::set_name(name);
+    let status = match close_all_but(0, keep) {
+        Ok(()) => main(),
+        Err(_) => 1,
+    };
+    exit_now(status)
+}
+
 fn detach(name: &CStr, keep: &[RawFd]) -> Result<(), Errno> {
     block_signals(&SignalMask::of(1..=64))?;
     // Fails where the process leads a group already, which a forked child does not.
@@ -34,9 +48,14 @@ fn detach(name: &CStr, keep: &[RawFd]) -> Result<(), Errno> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     drop(null);
-    let mut kept: Vec<RawFd> = keep.iter().copied().filter(|fd| *fd > 2).collect();
+    close_all_but(3, keep)
+}
+
+/// Closes all descriptors from `first` on except `keep`.
+fn close_all_but(first: RawFd, keep: &[RawFd]) -> Result<(), Errno> {
+    let mut kept: Vec<RawFd> = keep.iter().copied().filter(|fd| *fd >= first).collect();
     kept.sort_unstable();
-    let mut first = 3;
+    let mut first = first;
     for fd in kept.into_iter().chain([RawFd::MAX]) {
         if first < fd {
             close_range(first, fd - 1)?;

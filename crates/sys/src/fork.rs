@@ -19,7 +19,13 @@ pub enum Forked {
 /// is a tenth of the price of reading `num_threads` from `/proc/self/stat`.
 pub fn is_single_threaded() -> bool {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() == 3)
+    match std::fs::metadata("/proc/self/task") {
+        Ok(task) => task.nlink() == 3,
+        // Where /proc is not mounted: this flag changes nothing and is refused to a process with threads
+        // (unshare(2)).
+        // SAFETY: unshare takes flags; this one moves the process nowhere.
+        Err(_) => unsafe { libc::unshare(libc::CLONE_THREAD) == 0 },
+    }
 }
 
 /// Forks. Fails with `EBUSY` in a process with more than one thread: there the child could find a
@@ -31,6 +37,26 @@ pub fn fork() -> Result<Forked, Errno> {
     // SAFETY: the process has one thread, so the child has a consistent copy of all memory and may
     // go on like any process.
     let pid = checked(unsafe { libc::fork() })?;
+    Ok(Pid::from_raw(pid).map_or(Forked::Child, Forked::Parent))
+}
+
+/// Forks into a new user namespace and a new PID namespace, of which the child is the first process. Fails
+/// as [`fork`] does, and as unshare(2) does.
+///
+/// The C library does not know of this child: it must not start threads or raise signals at itself.
+/// Forking with [`fork`] again gives a process without these limits.
+pub fn fork_into_pid_namespace() -> Result<Forked, Errno> {
+    if !is_single_threaded() {
+        return Err(Errno::BUSY);
+    }
+    let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM this is a fork: no stack is given, and the child has a copy of all memory,
+    // consistent because there is one thread. The other arguments are not read with these flags.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
+    if pid == -1 {
+        return Err(crate::last_errno());
+    }
+    let pid = i32::try_from(pid).map_err(|_| Errno::INVAL)?;
     Ok(Pid::from_raw(pid).map_or(Forked::Child, Forked::Parent))
 }
 

@@ -10,15 +10,17 @@ mod exec;
 mod fork;
 mod identity;
 mod mount;
+mod network;
 mod seccomp;
 mod signal;
 
-pub use background::become_background;
+pub use background::{become_background, become_init};
 pub use descriptor::{close_on_exec_from, with_inherited};
 pub use exec::{ExecStrings, execute};
-pub use fork::{Forked, exit_now, fork, is_single_threaded};
+pub use fork::{Forked, exit_now, fork, fork_into_pid_namespace, is_single_threaded};
 pub use identity::{drop_all_capabilities, join_namespace, unshare};
 pub use mount::{MountAttributes, make_private, set_mount_attributes};
+pub use network::bring_loopback_up;
 pub use rustix::io::Errno;
 pub use seccomp::{SystemCall, refuse_calls};
 pub use signal::{

@@ -63,6 +63,8 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("defaults_from_inside", command_line::defaults_from_inside),
     ("unsquashfs_reads_ours", command_line::unsquashfs_reads_ours),
     ("options::contain", options::contain),
+    ("options::fakeroot", options::fakeroot),
+    ("options::namespaces", options::namespaces),
     ("options::overlays", options::overlays),
     ("plan_runs_nothing", command_line::plan_runs_nothing),
     ("runs_are_recorded", command_line::runs_are_recorded),

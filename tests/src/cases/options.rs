@@ -2,7 +2,8 @@
 //! the processes are.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use super::Desk;
@@ -159,6 +160,118 @@ pub fn contain(desk: &Desk) -> Check {
                 let script = format!("cat /tmp/a/b/data {home}/data; test -c /dev/fuse && echo device");
                 expect(run(&["-B", &binds], &script)?, "bound\nbound\ndevice")?;
                 expect(run(&["--pwd", "/usr"], "pwd")?, "/usr")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Namespaces are the container's own, and work.
+///
+/// # Errors
+/// One is the host's, or does not work.
+pub fn namespaces(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("namespaces")?;
+    let host =
+        |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).map(|path| path.display().to_string());
+    let outside = "EXAMPLE_OUTSIDE=visible";
+    for image in images(desk, dir.path())? {
+        for program in PROGRAMS {
+            let run =
+                |options: &[&str], script: &str| inside(desk, dir.path(), program, options, &image, script);
+            for (options, own) in [
+                (&[][..], &[][..]),
+                (&["--pid"], &["pid"]),
+                (&["-p", "-i"], &["pid", "ipc"]),
+                (&["--ipc"], &["ipc"]),
+                (&["--uts"], &["uts"]),
+                (&["--hostname", "box"], &["uts"]),
+                (&["--net", "--network", "none"], &["net"]),
+                (&["--network", "none"], &["net"]),
+                (&["--containall"], &["pid", "ipc"]),
+                (&["-C", "--uts", "-n", "--network=none"], &["pid", "ipc", "uts", "net"]),
+            ] {
+                for name in ["pid", "ipc", "uts", "net"] {
+                    let output = run(options, &format!("readlink /proc/self/ns/{name}"))?.success()?;
+                    if (output.stdout.trim_end() != host(name)?) != own.contains(&name) {
+                        return Err(format!("{name} is not as asked for\n{output}").into());
+                    }
+                }
+            }
+            expect(run(&["--hostname", "box"], "hostname; cat /etc/hostname")?, "box\nbox")?;
+            expect(
+                run(&["--uts"], "hostname")?,
+                fs::read_to_string("/proc/sys/kernel/hostname")?.trim_end(),
+            )?;
+            run(&["--network", "none"], "cat /proc/net/dev; ip link show lo")?
+                .success()?
+                .expect_text("LOOPBACK,UP")?;
+            expect(run(&["--pid"], "cat /proc/1/comm; echo $$")?, "situla-init\n2")?;
+            run(&["--pid"], "exit 5")?.expect_code(5)?;
+            let output = run(&["--pid"], "kill -TERM $$")?;
+            if output.status.signal() != Some(15) {
+                return Err(format!("the signal was not raised again\n{output}").into());
+            }
+            run(&["--pid", "--no-mount", "proc"], "ls /proc | wc -l; exit 6")?.expect_code(6)?;
+            let words = [
+                "env",
+                outside,
+                program,
+                "exec",
+                "--containall",
+                &image,
+                "sh",
+                "-c",
+                "echo \"<$EXAMPLE_OUTSIDE>\"",
+            ];
+            expect(desk.env.as_user(dir.path(), words)?, "<>")?;
+        }
+    }
+    Ok(())
+}
+
+/// Root inside has a root's rights over the container, and the user's over the host.
+///
+/// # Errors
+/// He has others.
+pub fn fakeroot(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("fakeroot")?;
+    let uid = desk.env.uid()?;
+    let secret = dir.write("secret", "not for users\n")?;
+    chown(&secret, Some(0), Some(0))?;
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o600))?;
+    let secret = secret.display().to_string();
+    for image in images(desk, dir.path())? {
+        for (program, option) in [("situla", "--root"), ("situla", "--fakeroot"), ("apptainer", "-f")] {
+            let run = |options: &[&str], script: &str| {
+                inside(desk, dir.path(), program, &[&[option], options].concat(), &image, script)
+            };
+            expect(
+                run(&[], "id -u; id -g; id -un; echo $HOME; grep ^root: /etc/passwd | cut -d: -f3,6")?,
+                "0\n0\nroot\n/root\n0:/root",
+            )?;
+            let script = "touch made && chown 0:0 made && stat -c %u:%g made; chown 1:1 made 2> /dev/null || echo mapped";
+            expect(run(&[], script)?, "0:0\nmapped")?;
+            if fs::metadata(dir.path().join("made"))?.uid() != uid {
+                return Err("what root made inside is not the user's outside".into());
+            }
+            fs::remove_file(dir.path().join("made"))?;
+            // Over the container's own namespaces, and over nothing else.
+            let script = "mkdir /tmp/m.$$ && mount -t tmpfs none /tmp/m.$$ && echo mounted; umount /tmp/m.$$; rmdir /tmp/m.$$";
+            expect(run(&[], script)?, "mounted")?;
+            run(&["-B", &format!("{secret}:/secret")], "cat /secret")?
+                .expect_code(1)?
+                .expect_text("Permission denied")?;
+            expect(run(&["--writable-tmpfs"], "echo x > /usr/x; stat -c %u /usr/x /usr")?, "0\n0")?;
+            expect(run(&["--pid", "--contain"], "id -u; ls -A /root; touch /root/x && echo $$")?, "0\n2")?;
+            expect(run(&["--uts"], "hostname other && hostname")?, "other")?;
+        }
+        // Nobody else has any.
+        let output =
+            inside(desk, dir.path(), "situla", &[], &image, "grep Cap /proc/self/status")?.success()?;
+        for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+            if !output.stdout.contains(&format!("{set}:\t0000000000000000")) {
+                return Err(output.to_string().into());
             }
         }
     }

@@ -1,0 +1,388 @@
+//! What a Plan can ask for beyond that: layers above the root, mounts of its own, namespaces.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, Kind, finish, runner, start, text, wait_until};
+
+#[test]
+fn what_is_written_above_a_root_goes_to_memory_or_to_a_directory() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let host = bench.path(&format!("above-{kind:?}"));
+        fs::create_dir(&host).unwrap();
+        let patches = json!([
+            {"path": "/new/deep", "kind": "directory", "reason": "test"},
+            {"path": "/etc/added", "kind": "file", "content": "added\n", "mode": 0o644, "reason": "test"},
+        ]);
+        let over = |overlay: Value, writable: bool| {
+            let patches = patches.clone();
+            move |plan: &mut Value| {
+                plan["rootfs"]["overlay"] = overlay;
+                plan["rootfs"]["patches"] = patches;
+                plan["spec"]["root"]["readonly"] = json!(!writable);
+            }
+        };
+        let write = "echo mine > /etc/witness; echo more > /real/more; cat /etc/witness /real/more /etc/added; ls /new";
+        let seen = "mine\nmore\nadded\ndeep\n";
+        let show = "cat /etc/witness /etc/added; test -e /real/more || echo no more";
+        let memory = json!({"upper": {"kind": "tmpfs"}});
+        let directory = json!({"upper": {"kind": "directory", "path": host}});
+        // Written and gone; written and there again.
+        for (overlay, after) in [(memory, "from the image\nadded\nno more\n"), (directory, "mine\nadded\n")] {
+            let (out, err) = text(&bench.run(kind, write, over(overlay.clone(), true)));
+            assert_eq!(out, seen, "{kind:?} {overlay}: {err}");
+            let (out, err) = text(&bench.run(kind, show, over(overlay.clone(), true)));
+            assert_eq!(out, after, "{kind:?} {overlay}: {err}");
+        }
+        assert_eq!(fs::read_to_string(host.join("upper/real/more")).unwrap(), "more\n");
+        assert!(!bench.path("root/real/more").exists() && !bench.path("root/etc/added").exists());
+        // Layers that are shown and not written to, the first one on top.
+        let first = bench.path(&format!("first-{kind:?}"));
+        fs::create_dir_all(first.join("real")).unwrap();
+        fs::write(first.join("real/more"), "first\n").unwrap();
+        fs::write(first.join("real/only"), "only\n").unwrap();
+        let lowers = json!([first, host.join("upper")]);
+        let script = "cat /real/more /real/only /etc/witness; touch /real/x 2>/dev/null || echo refused";
+        let (out, err) = text(&bench.run(kind, script, over(json!({"lowers": lowers}), false)));
+        assert_eq!(out, "first\nonly\nmine\nrefused\n", "{kind:?}: {err}");
+        // With a place for what is written above them, they stay as they are.
+        let overlay = json!({"lowers": lowers, "upper": {"kind": "tmpfs"}});
+        let script = "echo new > /real/only; cat /real/only; cat /proc/self/mountinfo";
+        let (out, err) = text(&bench.run(kind, script, over(overlay, true)));
+        assert!(out.starts_with("new\n"), "{kind:?}: {out}{err}");
+        assert_eq!(fs::read_to_string(first.join("real/only")).unwrap(), "only\n");
+        let root = out.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or_default();
+        assert!(root.contains("nosuid") && root.contains("nodev"), "{kind:?}: {root}");
+        // A file cannot take anything.
+        let overlay = json!({"upper": {"kind": "directory", "path": first.join("real/only")}});
+        let (_, err) = text(&bench.run(kind, "exit 0", over(overlay, true)));
+        assert!(err.starts_with("error: Overlay: "), "{kind:?}: {err}");
+    }
+}
+
+#[test]
+fn mount_points_are_made_in_memory_and_nowhere_else() {
+    let Some(bench) = Bench::prepare() else { return };
+    let host = bench.path("host-directory");
+    fs::create_dir(&host).unwrap();
+    fs::write(bench.path("host-file"), "host\n").unwrap();
+    for kind in [Kind::Directory, Kind::Image] {
+        let mounts = |more: Value| {
+            let bind = |from: &str, to: &str| json!({"destination": to, "source": from, "type": "bind", "options": ["rbind"]});
+            let mut all = vec![
+                json!({"destination": "/dev", "source": "tmpfs", "type": "tmpfs", "options": ["mode=0755", "nosuid"]}),
+                bind("/dev/null", "/dev/null"),
+                json!({
+                    "destination": "/dev/pts", "source": "devpts", "type": "devpts",
+                    "options": ["mode=0620", "ptmxmode=0666"]
+                }),
+                bind("/proc", "/proc"),
+                json!({"destination": "/tmp", "source": "tmpfs", "type": "tmpfs", "options": ["mode=1777"]}),
+                bind(&bench.path("host-file").display().to_string(), "/tmp/a/b/file"),
+                bind(&host.display().to_string(), "/tmp/a/dir"),
+            ];
+            all.extend(more.as_array().unwrap().iter().cloned());
+            move |plan: &mut Value| plan["spec"]["mounts"] = json!(all)
+        };
+        let script = "cat /tmp/a/b/file; ls -a /dev; echo x > /dev/null; readlink /dev/fd; readlink /dev/ptmx; touch /tmp/x /tmp/a/dir/y";
+        let (out, err) = text(&bench.run(kind, script, mounts(json!([]))));
+        let expected = "host\n.\n..\nfd\nnull\nptmx\npts\nstderr\nstdin\nstdout\n/proc/self/fd\npts/ptmx\n";
+        assert_eq!(out, expected, "{kind:?}: {err}");
+        assert!(host.join("y").exists());
+        fs::remove_file(host.join("y")).unwrap();
+        // Neither a directory of the host nor the image gets a mount point.
+        for destination in ["/tmp/a/dir/new", "/etc/new"] {
+            let file = bench.path("host-file");
+            let more =
+                json!([{"destination": destination, "source": file, "type": "bind", "options": ["rbind"]}]);
+            let (_, err) = text(&bench.run(kind, "exit 0", mounts(more)));
+            assert!(err.starts_with("error: MountFailed: "), "{kind:?} {destination}: {err}");
+        }
+        assert_eq!(fs::read_dir(&host).unwrap().count(), 0);
+    }
+}
+
+/// Adds namespaces to a plan; a PID namespace comes with a new `/proc`.
+fn with_namespaces(plan: &mut Value, kinds: &[&str]) {
+    let namespaces = plan["spec"]["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.extend(kinds.iter().map(|kind| json!({"type": kind})));
+    if kinds.contains(&"pid") {
+        let mounts = plan["spec"]["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| mount["destination"] != "/proc");
+        mounts.push(
+            json!({"destination": "/proc", "source": "proc", "type": "proc", "options": ["nosuid", "nodev"]}),
+        );
+    }
+}
+
+/// Whether a process runs whose command line has this in it.
+fn runs(mark: &str) -> bool {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.into_iter().any(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(mark)
+    })
+}
+
+#[test]
+fn namespaces_are_new_and_work() {
+    let Some(bench) = Bench::prepare() else { return };
+    let host = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "for n in pid ipc uts net; do readlink /proc/self/ns/$n; done; busybox hostname; \
+                      busybox ip -o link show; echo $$; cat /proc/1/comm";
+        let output = bench.run(kind, script, |plan| {
+            with_namespaces(plan, &["pid", "ipc", "uts", "network"]);
+            plan["spec"]["hostname"] = json!("inside.example");
+        });
+        let (out, err) = text(&output);
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(lines.len(), 8, "{kind:?}: {out}{err}");
+        for (line, name) in lines.iter().zip(["pid", "ipc", "uts", "net"]) {
+            assert!(line.starts_with(&format!("{name}:")) && **line != host(name), "{kind:?}: {out}");
+        }
+        assert_eq!(lines[4], "inside.example", "{kind:?}");
+        assert!(lines[5].contains(" lo: <LOOPBACK,UP,"), "{kind:?}: {}", lines[5]);
+        assert_eq!(&lines[6..], ["2", "situla-init"], "{kind:?}");
+    }
+}
+
+#[test]
+fn tasks_that_share_are_in_all_namespaces_and_alike() {
+    let Some(bench) = Bench::prepare() else { return };
+    let all = json!(["CAP_CHOWN"]);
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "for n in user mnt ipc uts net; do readlink /proc/self/ns/$n; done; busybox hostname; \
+                      busybox ip -o link show; busybox grep ^Cap /proc/self/status; touch /tmp/$1; busybox ls /tmp";
+        let overlay = bench.path(&format!("shared-{kind:?}"));
+        fs::create_dir(&overlay).unwrap();
+        let run = |name: &str| {
+            let output = bench.run(kind, script, |plan| {
+                with_namespaces(plan, &["ipc", "uts", "network"]);
+                let key = format!("alike/{}/{kind:?}", std::process::id());
+                plan["share"] = json!({"with": "step", "key": key, "local_tasks": 2});
+                plan["spec"]["hostname"] = json!("shared");
+                plan["spec"]["root"]["readonly"] = json!(false);
+                plan["spec"]["process"]["args"].as_array_mut().unwrap().extend([json!("sh"), json!(name)]);
+                plan["spec"]["process"]["capabilities"] =
+                    json!({"bounding": all, "permitted": all, "inheritable": all});
+                plan["rootfs"]["overlay"] = json!({"upper": {"kind": "directory", "path": overlay}});
+            });
+            text(&output)
+        };
+        let (first, err) = run("first");
+        assert!(first.contains("\nshared\n") && first.ends_with("first\n"), "{kind:?}: {first}{err}");
+        let (second, err) = run("second");
+        assert_eq!(second, format!("{first}second\n"), "{kind:?}: {err}");
+    }
+}
+
+#[test]
+fn init_passes_on_reaps_and_holds_nothing() {
+    let Some(bench) = Bench::prepare() else { return };
+    let pid = |plan: &mut Value| with_namespaces(plan, &["pid"]);
+    for kind in [Kind::Directory, Kind::Image] {
+        for (script, code, signal) in
+            [("exit 3", Some(3), None), ("kill -TERM $$", None, Some(15)), ("kill -KILL $$", None, Some(9))]
+        {
+            let output = bench.run(kind, script, pid);
+            assert_eq!((output.status.code(), output.status.signal()), (code, signal), "{kind:?} {script}");
+        }
+        // A zombie that is not reaped stays in /proc for good, and the test does not end.
+        let script = "p=$(sleep 0.1 > /dev/null & echo $!); while test -d /proc/$p; do :; done; echo reaped; \
+                      cat /proc/1/status; for f in /proc/1/fd/*; do echo fd:$f; done; ls /proc; exit 0";
+        let (out, err) = text(&bench.run(kind, script, pid));
+        assert!(out.starts_with("reaped\n"), "{kind:?}: {out}{err}");
+        for line in ["CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "NoNewPrivs:\t1"] {
+            assert!(out.contains(line), "{kind:?}: {out}");
+        }
+        assert_eq!(out.matches("fd:").count(), 2, "{kind:?}: {out}");
+        let n_processes = out.lines().filter(|line| line.parse::<u32>().is_ok()).count();
+        assert_eq!(n_processes, 3, "init, the shell and ls: {out}");
+        let output = bench.run(kind, "", |plan| {
+            pid(plan);
+            plan["spec"]["process"]["args"] = json!(["nothing"]);
+        });
+        assert!(text(&output).1.starts_with("error: CommandNotFound: "), "{kind:?}: {}", text(&output).1);
+        // Signals arrive, and what the payload leaves behind ends with it.
+        let ready = bench.path(&format!("init-{kind:?}"));
+        fs::create_dir(&ready).unwrap();
+        let mark = format!("1000.{}{}", std::process::id(), u32::from(kind == Kind::Image));
+        let script = format!(
+            "trap 'echo caught; exit 7' USR1; sleep {mark} & touch /real/yes; while :; do sleep 1 & wait $!; done"
+        );
+        let share = |plan: &mut Value| {
+            pid(plan);
+            let bind = json!({"destination": "/real", "source": ready, "type": "bind", "options": ["rbind"]});
+            plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
+        };
+        for signal in [rustix::process::Signal::USR1, rustix::process::Signal::KILL] {
+            let child = start(&bench.plan(kind, &script, share), &[]);
+            wait_until("the payload to be ready", || ready.join("yes").exists() && runs(&mark));
+            let id = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+            rustix::process::kill_process(id, signal).unwrap();
+            let output = finish(child);
+            if signal == rustix::process::Signal::USR1 {
+                assert_eq!(
+                    (output.status.code(), text(&output).0.as_str()),
+                    (Some(7), "caught\n"),
+                    "{kind:?}"
+                );
+                assert!(!runs(&mark), "{kind:?}: something is left");
+            }
+            // With the waiting process all of them die, at once but not before it.
+            wait_until("the rest to be gone", || !runs(&mark));
+            fs::remove_file(ready.join("yes")).unwrap();
+        }
+    }
+    // What cannot be is refused: nobody could join, or wait.
+    let plan = bench.plan(Kind::Directory, "exit 0", |plan| {
+        pid(plan);
+        plan["share"] = json!({"with": "step", "key": "test/pid", "local_tasks": 2});
+    });
+    assert!(text(&finish(start(&plan, &[]))).1.contains("cannot be shared"));
+    let plan = bench.plan(Kind::Directory, "exit 0", pid);
+    assert!(text(&finish(start(&plan, &["exec-only"]))).1.contains("waits for it"));
+}
+
+#[test]
+fn mounts_inside_have_their_flags_and_those_below_them() {
+    let Some(bench) = Bench::prepare() else { return };
+    fs::create_dir_all(bench.path("host/deep dir/there")).unwrap();
+    fs::write(bench.path("host/deep dir/there/file"), "seen\n").unwrap();
+    for kind in [Kind::Directory, Kind::Image] {
+        // Two levels of mounts that are not the Plan's, one of them at a path with a space in it.
+        let outer = bench.path("host").display().to_string();
+        let script = "cat '/real/deep dir/there/file'; touch /real/x '/real/deep dir/x' 2>&1; cat /proc/self/mountinfo";
+        let plan = bench.plan(kind, script, |plan| {
+            // unshare(1) below makes this user root.
+            plan["spec"]["linux"]["uidMappings"][0]["hostID"] = json!(0);
+            plan["spec"]["linux"]["gidMappings"][0]["hostID"] = json!(0);
+            let mounts = plan["spec"]["mounts"].as_array_mut().unwrap();
+            let options = ["rbind", "nosuid", "nodev", "ro", "rprivate"];
+            mounts.push(json!({"destination": "/real", "source": outer, "type": "bind", "options": options}));
+            mounts.push(json!({
+                "destination": "/tmp", "source": "tmpfs", "type": "tmpfs", "options": ["mode=0755", "noexec"]
+            }));
+        });
+        let inner = format!("{outer}/deep dir");
+        // In a mount namespace of its own, so that nothing is left.
+        let command = format!("mount --bind '{inner}' '{inner}' && exec \"$0\" \"$1\"");
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &command])
+            .arg(runner())
+            .arg(&plan)
+            .output()
+            .unwrap();
+        let (out, err) = text(&output);
+        assert!(out.starts_with("seen\n"), "{kind:?}: {out}{err}");
+        assert_eq!(out.matches("Read-only file system").count(), 2, "{kind:?}: {out}{err}");
+        let flags = |point: &str| -> String {
+            let line = out.lines().find(|line| line.split(' ').nth(4) == Some(point));
+            line.and_then(|line| line.split(' ').nth(5)).unwrap_or_default().to_owned()
+        };
+        for point in ["/real", "/real/deep\\040dir"] {
+            for flag in ["ro", "nosuid", "nodev"] {
+                assert!(
+                    flags(point).split(',').any(|word| word == flag),
+                    "{kind:?} {point}: {}",
+                    flags(point)
+                );
+            }
+        }
+        assert!(flags("/tmp").contains("noexec"), "{kind:?}: {out}");
+        // No trace of where mounts were made.
+        let points: Vec<&str> = out.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        let below_tmp = points.iter().filter(|point| point.starts_with("/tmp/")).count();
+        assert_eq!(below_tmp, 0, "{kind:?}: {out}");
+    }
+}
+
+#[test]
+fn masked_and_read_only_paths_are_so() {
+    let Some(bench) = Bench::prepare() else { return };
+    let host = bench.path("host");
+    fs::create_dir_all(host.join("secret/below")).unwrap();
+    fs::create_dir_all(host.join("fixed/below")).unwrap();
+    fs::write(host.join("secret/file"), "secret\n").unwrap();
+    fs::write(host.join("key"), "secret\n").unwrap();
+    fs::write(host.join("fixed/below/file"), "fixed\n").unwrap();
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "cd /real; ls secret; cat key; cat fixed/below/file; for f in open secret/x key fixed/x fixed/below/file; \
+                      do echo x 2>/dev/null >> $f && echo wrote $f; done; cat /etc/witness; ls -d /proc/sys; \
+                      echo x 2>/dev/null > /proc/self/comm || echo no comm";
+        let output = bench.run(kind, script, |plan| {
+            let mounts = plan["spec"]["mounts"].as_array_mut().unwrap();
+            mounts
+                .push(json!({"destination": "/real", "source": host, "type": "bind", "options": ["rbind"]}));
+            plan["spec"]["linux"]["maskedPaths"] =
+                json!(["/real/secret", "/link/key", "/no/such", "/etc/witness/x", "/etc/witness"]);
+            plan["spec"]["linux"]["readonlyPaths"] = json!(["/link/fixed", "/proc", "/no/such"]);
+        });
+        let (out, err) = text(&output);
+        // What is written to the null device is written nowhere.
+        assert_eq!(out, "fixed\nwrote open\nwrote key\n/proc/sys\nno comm\n", "{kind:?}: {err}");
+        assert_eq!(fs::read_to_string(host.join("key")).unwrap(), "secret\n");
+        fs::remove_file(host.join("open")).unwrap();
+    }
+}
+
+#[test]
+fn limits_and_capabilities_are_those_of_the_plan() {
+    let Some(bench) = Bench::prepare() else { return };
+    let names = json!(["CAP_CHOWN", "CAP_KILL"]);
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "cat /proc/self/limits /proc/self/status";
+        let run = |change: &dyn Fn(&mut Value)| text(&bench.run(kind, script, change));
+        let line = |out: &str, start: &str| {
+            let found = out.lines().find(|line| line.starts_with(start)).unwrap_or_default();
+            found.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ")
+        };
+        let (out, err) = run(&|plan| {
+            plan["spec"]["process"]["rlimits"] = json!([
+                {"type": "RLIMIT_NOFILE", "hard": 77, "soft": 55},
+                {"type": "RLIMIT_CORE", "hard": u64::MAX, "soft": 0},
+            ]);
+            plan["spec"]["process"]["capabilities"] = json!({
+                "bounding": names, "permitted": names, "effective": names, "inheritable": names, "ambient": ["CAP_KILL"]
+            });
+        });
+        assert_eq!(line(&out, "Max open files"), "Max open files 55 77 files", "{kind:?}: {err}");
+        assert!(line(&out, "Max core file size").starts_with("Max core file size 0 "), "{kind:?}: {out}");
+        // CAP_CHOWN is bit 0, CAP_KILL bit 5. Root keeps what is permitted, others what is ambient.
+        let kept = if rustix::process::getuid().is_root() { "21" } else { "20" };
+        for (name, bits) in
+            [("CapInh", "21"), ("CapPrm", kept), ("CapEff", kept), ("CapBnd", "21"), ("CapAmb", "20")]
+        {
+            assert_eq!(line(&out, name), format!("{name}: {bits:0>16}"), "{kind:?}");
+        }
+        assert_eq!(line(&out, "NoNewPrivs"), "NoNewPrivs: 1");
+        let (out, _) = run(&|plan| plan["spec"]["process"]["noNewPrivileges"] = json!(false));
+        // A filter of system calls needs it, whatever the Plan says.
+        let expected = if std::env::var_os("REFUSE").is_some() { "NoNewPrivs: 1" } else { "NoNewPrivs: 0" };
+        assert_eq!(line(&out, "NoNewPrivs"), expected);
+        for (change, message) in [
+            (
+                json!({"rlimits": [{"type": "RLIMIT_SPEED", "hard": 1, "soft": 1}]}),
+                "unknown resource limit RLIMIT_SPEED",
+            ),
+            (
+                json!({"rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1, "soft": 2}]}),
+                "cannot set RLIMIT_NOFILE",
+            ),
+            (json!({"capabilities": {"permitted": ["CAP_FLY"]}}), "unknown capability CAP_FLY"),
+            (json!({"capabilities": {"effective": ["CAP_CHOWN"]}}), "cannot set capabilities"),
+        ] {
+            let (_, err) = run(&|plan| {
+                for (key, value) in change.as_object().unwrap() {
+                    plan["spec"]["process"][key] = value.clone();
+                }
+            });
+            assert!(err.contains(message), "{kind:?} {change}: {err}");
+        }
+    }
+}
