@@ -315,12 +315,14 @@ impl Cluster {
         Ok(Job { output, id, account, steps })
     }
 
-    /// Whether accounting knows a job of that name at all.
+    /// Whether Slurm knows a job of that name at all. slurmctld is asked first: it knows a job at once, and for
+    /// minutes after its end, while accounting hears of it seconds later.
     ///
     /// # Errors
-    /// `sacct` failed.
+    /// `squeue` or `sacct` failed.
     pub fn knows(&self, name: &str) -> Result<bool, String> {
-        Ok(!self.accounting(name)?.is_empty())
+        let queued = self.admin(&["squeue", "-h", "-t", "all", "-n", name, "-o", "%A"])?;
+        Ok(!queued.stdout.trim().is_empty() || !self.accounting(name)?.is_empty())
     }
 
     fn accounting(&self, name: &str) -> Result<Vec<(String, Account)>, String> {

@@ -158,8 +158,9 @@ impl Snapshot {
     }
 }
 
-/// Files of the user's store and records that are there only while something is being made: leases, temporary
-/// files, images without their record, and whatever has a name that no finished file has.
+/// Files of the user's store and records that are there only while something is being made: temporary files, images
+/// without their record, and whatever has a name that no finished file has. Not leases: one whose holder was killed
+/// stays until the next pull takes it over, and a case that must not leave one looks for itself.
 fn partial(home: &Path, seen: &mut BTreeSet<String>) {
     let store = home.join(".cache/situla");
     let finished = |path: &Path| {
@@ -167,7 +168,8 @@ fn partial(home: &Path, seen: &mut BTreeSet<String>) {
         match path.parent().and_then(Path::file_name).and_then(|parent| parent.to_str()) {
             Some("images") if name.ends_with(".sqsh") => path.with_extension("json").exists(),
             Some("images" | "refs") => name.ends_with(".json"),
-            Some("leases" | "tmp") => false,
+            Some("leases") => name.ends_with(".lease"),
+            Some("tmp") => false,
             _ => name.ends_with(".jsonl"),
         }
     };
@@ -247,13 +249,13 @@ mod tests {
             ".cache/situla/images/sha256-a.sqsh",
             ".cache/situla/images/sha256-a.json",
             ".cache/situla/refs/b.json",
+            ".cache/situla/leases/sha256-c.lease",
             ".local/state/situla/records/cluster/1.0.n1.jsonl",
             ".local/state/situla/records/local-1.jsonl",
         ];
         let partial_ones = [
             ".cache/situla/images/sha256-b.sqsh",
             ".cache/situla/images/sha256-c.sqsh.new",
-            ".cache/situla/leases/sha256-c.lease",
             ".cache/situla/tmp/sha256-c",
             ".local/state/situla/records/cluster/1.0.n1.jsonl.tmp",
         ];

@@ -426,11 +426,7 @@ pub fn batch_script_with_options(site: &Site) -> Check {
     }
     // What was printed inside stands in the file alone; sbatch itself printed the job's number.
     output.stdout = fs::read_to_string(dir.path().join(LOG)).unwrap_or_default();
-    let job = site.cluster.job(&name, output)?;
-    if (job.account.state == "COMPLETED") != job.output.stdout.contains("situla tiny image") {
-        return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
-    }
-    in_or_refused(site, &job.output)
+    in_or_refused(site, &name, &output)
 }
 
 /// The file to which a batch script of these cases writes.
@@ -530,12 +526,23 @@ pub fn submission_without_plugin(site: &Site) -> Check {
     Ok(())
 }
 
-/// Judges outputs alone: the command line stands in what is shown of an output, not in these.
-pub(super) fn in_or_refused(site: &Site, output: &Output) -> Check {
+/// Judges outputs alone, for the command line stands in what is shown of an output, and accounting, if there is a job.
+pub(super) fn in_or_refused(site: &Site, name: &str, output: &Output) -> Check {
     site.cluster.settled()?;
     let text = format!("{}{}", output.stdout, output.stderr);
     let inside = text.contains("situla tiny image");
     let says = |line: &str| line.contains("situla: ") && line.contains("container");
     let refused = !output.status.success() && text.lines().any(says);
-    if !text.contains("ON-THE-HOST") && (inside || refused) { Ok(()) } else { Err(output.to_string().into()) }
+    if text.contains("ON-THE-HOST") || inside == refused {
+        return Err(output.to_string().into());
+    }
+    if site.cluster.knows(name)? {
+        let job = site.cluster.job(name, output.clone())?;
+        if job.account.state != if inside { "COMPLETED" } else { "FAILED" } {
+            return Err(format!("accounting says {:?}\n{output}", job.account).into());
+        }
+    } else if inside {
+        return Err(format!("there is no job {name}\n{output}").into());
+    }
+    Ok(())
 }

@@ -21,6 +21,7 @@ pub fn multi_prog_however_written(site: &Site) -> Check {
     // One line, and no end of line.
     let table = dir.write("table", "* /bin/echo ON-THE-HOST")?.display().to_string();
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let mut started = Vec::new();
     for words in [
         &["--comment", "--", "--multi-prog", &table][..],
         &["--comment=x", "--mul", &table],
@@ -29,8 +30,12 @@ pub fn multi_prog_however_written(site: &Site) -> Check {
         &["--exclusive", "--multi-prog", "--", &table],
     ] {
         let line = ["-n1", &image].into_iter().chain(words.iter().copied());
-        let (_, running) = site.cluster.start_srun(dir.path(), line)?;
-        in_or_refused(site, &running.finish(PATIENCE)?)?;
+        let (name, running) = site.cluster.start_srun(dir.path(), line)?;
+        started.push((name, running.finish(PATIENCE)?));
+    }
+    // Accounting arrives in batches: it is asked when all are over.
+    for (name, output) in started {
+        in_or_refused(site, &name, &output)?;
     }
     Ok(())
 }
