@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, set_parent_process_death_signal, wait};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, WaitOptions, set_dumpable_behavior, set_parent_process_death_signal, wait,
+};
 use situla_sys::{Forked, SignalFd, SignalMask};
 
 use crate::failure::{Context, Failure, FailureClass};
@@ -47,8 +49,10 @@ pub(crate) fn run(ended: &OwnedFd, payload: impl FnOnce() -> Failure) -> Failure
         Err(failure) => failure,
         Ok(Forked::Child) => payload(),
         Ok(Forked::Parent(pid)) => {
-            let given_up =
-                rustix::thread::set_no_new_privs(true).and_then(|()| situla_sys::drop_all_capabilities());
+            // It runs a file of the host's to the end: the payload must not trace it.
+            let given_up = set_dumpable_behavior(DumpableBehavior::NotDumpable)
+                .and_then(|()| rustix::thread::set_no_new_privs(true))
+                .and_then(|()| situla_sys::drop_all_capabilities());
             if given_up.is_err() {
                 // The payload ends with this process.
                 situla_sys::exit_now(1);

@@ -207,6 +207,8 @@ pub fn namespaces(desk: &Desk) -> Check {
                 .success()?
                 .expect_text("LOOPBACK,UP")?;
             expect(run(&["--pid"], "cat /proc/1/comm; echo $$")?, "situla-init\n2")?;
+            // What init runs is a file of the host's.
+            run(&["--pid"], "readlink /proc/1/exe")?.expect_code(1)?;
             run(&["--pid"], "exit 5")?.expect_code(5)?;
             let output = run(&["--pid"], "kill -TERM $$")?;
             if output.status.signal() != Some(15) {
