@@ -286,7 +286,10 @@ fn described(id: &RecordId, record: &Record) -> String {
         let place = who.node.as_deref().unwrap_or(&who.host);
         line("user", format!("{} ({}) on {place}", who.user.as_deref().unwrap_or("?"), who.uid));
         line("engine", start.engine.clone());
-        let phases = start.phases.iter().map(|phase| {
+        // Those of the first task that ran go on from the Plan to the payload.
+        let first =
+            record.tasks.iter().filter(|task| !task.phases.is_empty()).min_by_key(|task| task.started_ns);
+        let phases = first.map_or(&start.phases, |task| &task.phases).iter().map(|phase| {
             let microseconds = phase.end_ns.saturating_sub(phase.start_ns) / 1000;
             format!("{} {microseconds} us", phase.name)
         });
