@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -263,11 +263,13 @@ impl Work<'_> {
                     FileType::Symlink => {
                         let target = self.image.read_link(&inode).map_err(|error| self.cannot_read(error))?;
                         rustix::fs::symlinkat(target.as_slice(), at, entry.name.as_slice())
+                            .and_then(|()| set_time(at, &entry.name, inode.mtime))
                     }
                     FileType::Fifo => {
                         let mode = Mode::from_raw_mode(u32::from(inode.mode & 0o777 | 0o600));
                         let fifo = rustix::fs::FileType::Fifo;
                         rustix::fs::mknodat(at, entry.name.as_slice(), fifo, mode, 0)
+                            .and_then(|()| set_time(at, &entry.name, inode.mtime))
                     }
                     FileType::Socket => self.leave_out(&here, "a socket"),
                     FileType::BlockDevice | FileType::CharDevice => self.leave_out(&here, "a device"),
@@ -356,6 +358,11 @@ struct Walked {
     finishes: Vec<Finish>,
 }
 
+/// Sets the time of what cannot be opened for it.
+fn set_time(at: BorrowedFd<'_>, name: &[u8], modified: u32) -> Result<(), Errno> {
+    rustix::fs::utimensat(at, name, &times(modified), AtFlags::SYMLINK_NOFOLLOW)
+}
+
 fn times(modified: u32) -> Timestamps {
     let time = Timespec { tv_sec: modified.into(), tv_nsec: 0 };
     Timestamps { last_access: time, last_modification: time }
@@ -386,8 +393,6 @@ mod tests {
                 let size = if metadata.is_file() { metadata.len() } else { 0 };
                 let (mode, time, links) = (metadata.mode(), metadata.mtime(), metadata.nlink());
                 let links = if metadata.is_dir() { 0 } else { links };
-                // The time of a link is that of its making.
-                let time = if metadata.is_symlink() { 0 } else { time };
                 found.push(format!("{name} {mode:o} {size} {time} {links} {content}"));
                 if metadata.is_dir() {
                     pending.push(path);

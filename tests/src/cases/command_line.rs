@@ -144,11 +144,22 @@ pub fn runs_are_recorded(desk: &Desk) -> Check {
         listed()?.into_iter().filter(|(id, _)| !before.contains_key(id)).collect();
     new.sort_by(|a, b| a.1.cmp(&b.1));
     let classes: Vec<&str> = new.iter().map(|(_, class)| class.as_str()).collect();
-    if classes == ["app-error", "ok"] {
-        Ok(())
-    } else {
-        Err(format!("two runs were to make two records, not {new:?}").into())
+    if classes != ["app-error", "ok"] {
+        return Err(format!("two runs were to make two records, not {new:?}").into());
     }
+    // In words, with every phase from the policy to the payload.
+    let id = new.first().map(|(id, _)| id.as_str()).unwrap_or_default();
+    let shown = run(desk, dir.path(), &["situla", "show", id])?.success()?;
+    let phases =
+        shown.stdout.lines().find(|line| line.trim_start().starts_with("phases ")).unwrap_or_default();
+    let named: Vec<&str> = phases
+        .split([' ', ','])
+        .filter(|word| !matches!(*word, "" | "us") && word.parse::<u64>().is_err())
+        .collect();
+    if named != ["phases", "admit", "resolve", "plan", "meet", "start"] {
+        return Err(format!("not every phase is shown\n{shown}").into());
+    }
+    Ok(())
 }
 
 /// `run` starts what the image says, with the arguments given or its own; `shell` reads commands; an image

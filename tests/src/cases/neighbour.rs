@@ -170,7 +170,14 @@ fn walk(root: &Path, dir: &str, seen: &mut BTreeMap<String, String>) {
         }
         let content = if meta.is_file() {
             let mut hasher = DefaultHasher::new();
-            fs::read(entry.path()).unwrap_or_default().hash(&mut hasher);
+            let mut content = fs::read(entry.path()).unwrap_or_default();
+            if path == "/etc/subuid" || path == "/etc/subgid" {
+                // useradd and userdel sort them by the ids, whoever wrote them in another order before.
+                let mut lines: Vec<&[u8]> = content.split(|byte| *byte == b'\n').collect();
+                lines.sort_unstable();
+                content = lines.join(&b'\n');
+            }
+            content.hash(&mut hasher);
             format!("{:x}", hasher.finish())
         } else {
             fs::read_link(entry.path()).map(|to| to.display().to_string()).unwrap_or_default()
