@@ -1,6 +1,6 @@
 //! Writing the record of a run while it happens. Nothing here can fail the run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use situla_plan::{Plan, RootfsIdentity, Text};
@@ -47,6 +47,9 @@ impl Phases {
 /// The record of one task's part in a run.
 #[derive(Debug)]
 pub(crate) struct Recorder {
+    /// Where the record goes, until it is open: making a file can take as long as all else that a
+    /// start does, and the container is being built meanwhile if it is made with the first event.
+    place: Option<(PathBuf, RecordId)>,
     journal: Option<Journal>,
     run: String,
     task: TaskRef,
@@ -58,17 +61,15 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Opens the record that this run belongs to; one that cannot be opened stays silent.
+    /// Finds the record that this run belongs to; one that cannot be opened stays silent.
     pub(crate) fn open(host: &Host, wanted_outside_slurm: bool, phases: Phases) -> Self {
         let (id, task) = name(host);
         let wanted = host.allocation.is_some() || wanted_outside_slurm;
-        let journal = match (&host.records, id) {
-            (Some(directory), Some(id)) if wanted => Journal::open(directory, &id).ok(),
-            _ => None,
-        };
+        let place = host.records.clone().zip(id).filter(|_| wanted);
         let run = format!("{}-{}", std::process::id(), now_ns());
         Recorder {
-            journal,
+            place,
+            journal: None,
             run,
             task,
             phases,
@@ -80,7 +81,7 @@ impl Recorder {
 
     /// Whether anything is recorded at all.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.journal.is_some()
+        self.place.is_some() || self.journal.is_some()
     }
 
     /// The name of the run, if this task turns out to lead it.
@@ -90,7 +91,7 @@ impl Recorder {
 
     /// Prepares what the first task writes when the container is about to be set up.
     pub(crate) fn describe(&mut self, host: &Host, plan: &Plan) {
-        if self.journal.is_none() {
+        if !self.is_wanted() {
             return;
         }
         let allocation = host.allocation.as_ref();
@@ -123,7 +124,7 @@ impl Recorder {
 
     /// Prepares the same for a run that fails before it has a Plan.
     pub(crate) fn describe_request(&mut self, host: &Host, image: &str, argv: Vec<String>) {
-        if self.journal.is_none() {
+        if !self.is_wanted() {
             return;
         }
         let allocation = host.allocation.as_ref();
@@ -177,6 +178,9 @@ impl Recorder {
     }
 
     fn write(&mut self, kind: EventKind) {
+        if let Some((directory, id)) = self.place.take() {
+            self.journal = Journal::open(&directory, &id).ok();
+        }
         let Some(journal) = &self.journal else { return };
         let event = Event { schema: SCHEMA, run: self.run.clone(), time_ns: now_ns(), kind };
         // A full disk or a limit must not fail a job; the reader shows the gap as incomplete.
