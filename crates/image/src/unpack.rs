@@ -8,7 +8,7 @@
 //! Without root, all files belong to whoever unpacks; set-id bits and device nodes are left out, and
 //! the owner may read everything and enter and empty every directory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -104,15 +104,18 @@ struct PendingDirectory {
 impl PendingDirectory {
     fn create(out: &Path) -> io::Result<Self> {
         let name = out.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-        let prefix: String = format!(".{}.unpack.", name.chars().take(40).collect::<String>());
+        // With the name of the host, as other hosts may work in the same place.
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let prefix = format!(".{}.unpack.{host}.", name.chars().take(40).collect::<String>());
         let parent = match out.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         remove_abandoned(parent, &prefix);
         let path = parent.join(format!("{prefix}{}", std::process::id()));
-        let trace = Trace::of(&path);
+        // Not registered before it is ours.
         rustix::fs::mkdirat(CWD, &path, Mode::RWXU)?;
+        let trace = Trace::of(&path);
         Ok(Self { path, _trace: trace, published: false })
     }
 
@@ -222,7 +225,9 @@ impl Work<'_> {
     fn walk(&self, root: &Arc<OwnedFd>, files: &SyncSender<Job>) -> Result<Walked, ConvertError> {
         let mut walked = Walked::default();
         let mut first_names: HashMap<u32, PathBuf> = HashMap::new();
+        let mut directories: HashSet<u32> = HashSet::new();
         let top = self.image.inode(self.image.root()).map_err(|error| self.cannot_read(error))?;
+        directories.insert(top.number);
         let mut pending = vec![(PathBuf::new(), top)];
         while let Some((path, inode)) = pending.pop() {
             let directory = match path.as_os_str().is_empty() {
@@ -239,6 +244,21 @@ impl Work<'_> {
                 let here = path.join(OsStr::from_bytes(&entry.name));
                 let inode = self.image.inode(entry.inode_ref).map_err(|error| self.cannot_read(error))?;
                 walked.unpacked.n_entries += 1;
+                let left_out = match inode.file_type() {
+                    FileType::Socket => Some("a socket"),
+                    FileType::BlockDevice | FileType::CharDevice => Some("a device"),
+                    _ => None,
+                };
+                if let Some(why) = left_out {
+                    self.progress.event(Event::Skipped { path: here.display().to_string(), why });
+                    continue;
+                }
+                if inode.file_type() == FileType::Directory && !directories.insert(inode.number) {
+                    // A tree that joins again would grow without end.
+                    return Err(
+                        FileError::write(self.out.join(&here))(io::ErrorKind::InvalidData.into()).into()
+                    );
+                }
                 if inode.file_type() != FileType::Directory && inode.nlink > 1 {
                     if let Some(first) = first_names.get(&inode.number) {
                         walked.links.push((first.clone(), here));
@@ -271,18 +291,12 @@ impl Work<'_> {
                         rustix::fs::mknodat(at, entry.name.as_slice(), fifo, mode, 0)
                             .and_then(|()| set_time(at, &entry.name, inode.mtime))
                     }
-                    FileType::Socket => self.leave_out(&here, "a socket"),
-                    FileType::BlockDevice | FileType::CharDevice => self.leave_out(&here, "a device"),
+                    FileType::Socket | FileType::BlockDevice | FileType::CharDevice => Ok(()),
                 };
                 made.map_err(|errno| self.cannot_write(&here, errno))?;
             }
         }
         Ok(walked)
-    }
-
-    fn leave_out(&self, path: &Path, why: &'static str) -> Result<(), Errno> {
-        self.progress.event(Event::Skipped { path: path.display().to_string(), why });
-        Ok(())
     }
 
     /// Writes files until there are no more, or one cannot be written.
@@ -479,10 +493,12 @@ mod tests {
         let names = || fs::read_dir(dir.path()).unwrap().count();
         let before = names();
         // What a killed process has left goes as well; what a living one is making stays.
-        fs::create_dir_all(dir.path().join(".bad.unpack.4194999/sub")).unwrap();
-        fs::create_dir(dir.path().join(".bad.unpack.1")).unwrap();
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        fs::create_dir_all(dir.path().join(format!(".bad.unpack.{host}.4194999/sub"))).unwrap();
+        fs::create_dir(dir.path().join(format!(".bad.unpack.{host}.1"))).unwrap();
+        fs::create_dir(dir.path().join(".bad.unpack.elsewhere.4194999")).unwrap();
         let failed = unpack_file(&image, &dir.path().join("bad"), 2, &());
         assert!(matches!(failed, Err(ConvertError::NotSquashfs { .. })), "{failed:?}");
-        assert_eq!(names(), before + 1);
+        assert_eq!(names(), before + 2);
     }
 }

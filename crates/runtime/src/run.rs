@@ -120,7 +120,7 @@ pub fn run(
         Some(Role::Member { connection, namespaces, .. }) => {
             let keeper = Some(Keeper::Connection(connection.as_fd()));
             let outcome = start
-                .fork_payload(observer, || enter(&namespaces))
+                .fork_payload(observer, || enter(&namespaces).map(|()| Vec::new()), |_| Ok(()))
                 .and_then(|started| started.supervised(&signals, keeper).wait(observer));
             if !supervise::was_killed(&outcome) {
                 keeper::say_done(connection.as_fd());
@@ -131,7 +131,8 @@ pub fn run(
         Some(Role::Alone) | None if image.is_some() => start.lead(image, None, rank, &signals, observer),
         Some(Role::Alone) | None => {
             let mut serve = |_: BorrowedFd<'_>| Err(Failure::new(FailureClass::Setup, "no image was opened"));
-            let started = start.fork_payload(observer, || construct(plan, &mut serve, &mut || Ok(())))?;
+            let build = || construct(plan, &mut serve, &mut || Ok(())).map(|()| Vec::new());
+            let started = start.fork_payload(observer, build, |_| Ok(()))?;
             started.supervised(&signals, None).wait(observer)
         }
     }
@@ -165,19 +166,28 @@ impl Start<'_> {
     /// Forks a child that gets itself into the container by `enter` and becomes the payload. The
     /// pipe that is returned carries a failure; it ends with the exec, or with the child.
     ///
-    /// Meanwhile the observer hears of the run. The child waits for that before its exec: nothing
-    /// is run of which there is no record.
+    /// Meanwhile the observer hears of the run. The child waits for that before it lets others in, by
+    /// `announce`, and before its exec: nothing is run of which there is no record.
     fn fork_payload(
         &self,
         observer: &mut dyn Observer,
-        enter: impl FnOnce() -> Result<(), Failure>,
+        enter: impl FnOnce() -> Result<Vec<OwnedFd>, Failure>,
+        announce: impl FnOnce(Vec<OwnedFd>) -> Result<(), Failure>,
     ) -> Result<Started, Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(setup("cannot make a pipe"));
         let ((reader, writer), (may_go, go)) = (pipe()?, pipe()?);
         let has_init = self.plan.spec.linux.has(NamespaceKind::Pid);
         let (ended, tell_end) = has_init.then(pipe).transpose()?.unzip();
-        match namespaces::fork_for(&self.plan.spec.linux)? {
+        // The child has this name from its first moment: without it, its death before the exec looks
+        // like the program's.
+        let own_name = rustix::thread::name();
+        let _ = rustix::thread::set_name(supervise::NAME_BEFORE_EXEC);
+        let forked = namespaces::fork_for(&self.plan.spec.linux);
+        if let (Ok(Forked::Parent(_)) | Err(_), Ok(own_name)) = (&forked, &own_name) {
+            let _ = rustix::thread::set_name(own_name);
+        }
+        match forked? {
             Forked::Parent(pid) => {
                 drop((writer, may_go, tell_end));
                 observer.met(self.name, self.leads);
@@ -187,12 +197,13 @@ impl Start<'_> {
             }
             Forked::Child => {
                 drop((reader, go, ended));
-                // Without the name its death before the exec looks like the program's.
-                let _ = rustix::thread::set_name(supervise::NAME_BEFORE_EXEC);
                 let bound = tell_end.as_ref().map_or(Ok(()), init::bind_to_waiting);
                 let failure = match bound.and_then(|()| enter()) {
-                    Ok(()) => match rustix::io::read(&may_go, &mut [0; 1]) {
-                        Ok(1) => self.become_payload(tell_end.as_ref()),
+                    Ok(namespaces) => match rustix::io::read(&may_go, &mut [0; 1]) {
+                        Ok(1) => match announce(namespaces) {
+                            Ok(()) => self.become_payload(tell_end.as_ref()),
+                            Err(failure) => failure,
+                        },
                         // The waiting process has been killed.
                         _ => situla_sys::exit_now(1),
                     },
@@ -256,7 +267,7 @@ impl Start<'_> {
         // The keeper alone has its ends now, so that their closing tells its death.
         drop(duties);
         let keeper_fd = pidfd_open(keeper, PidfdFlags::empty()).map_err(setup("cannot watch the keeper"))?;
-        let started = self.fork_payload(observer, || {
+        let build = || {
             let mut namespaces = Vec::new();
             let mut serve = |device: BorrowedFd<'_>| keeper::hand_over_device(ours.as_fd(), device);
             construct(self.plan, &mut serve, &mut || {
@@ -265,9 +276,12 @@ impl Start<'_> {
                 }
                 Ok(())
             })?;
+            Ok(namespaces)
+        };
+        let announce = |namespaces: Vec<OwnedFd>| {
             if shared { keeper::hand_over_namespaces(ours.as_fd(), &namespaces) } else { Ok(()) }
-        });
-        let started = match started {
+        };
+        let started = match self.fork_payload(observer, build, announce) {
             Ok(started) => started,
             Err(failure) => {
                 supervise::end(keeper);

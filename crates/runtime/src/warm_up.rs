@@ -12,6 +12,12 @@ use situla_squashfs::{FileType, Image, Inode};
 /// The most of one file that is decompressed in advance, in bytes.
 const MAX_PRELOADED: u64 = 2 << 20;
 
+/// Files whose end is looked at in advance, in bytes: to find the last block of a longer one takes time.
+const MAX_FILE: u64 = 256 << 20;
+
+/// Places at which the program is looked for; the search path may be the image's.
+const MAX_PROGRAMS: usize = 16;
+
 /// The C libraries that loaders bring along, beside themselves.
 const C_LIBRARY: &[u8] = b"libc.so.6";
 
@@ -31,7 +37,7 @@ pub(crate) struct WarmUp {
 impl WarmUp {
     /// Decompresses what the program will need.
     pub(crate) fn run(&self) {
-        let found = self.programs.iter().find_map(|path| self.file(path));
+        let found = self.programs.iter().take(MAX_PROGRAMS).find_map(|path| self.file(path));
         let Some(mut program) = found else { return };
         let mut head = [0; 4096];
         let mut length = self.image.read(&program, 0, &mut head).unwrap_or(0);
@@ -41,7 +47,7 @@ impl WarmUp {
             length = self.image.read(&program, 0, &mut head).unwrap_or(0);
         }
         // What the loader reads of the program itself lies at both ends of it.
-        let _ = self.image.preload(&program, program.size.saturating_sub(1));
+        self.preload_end(&program);
         let Some(loader) = elf_interpreter(&head[..length]) else { return };
         let Some(file) = self.file(loader) else { return };
         self.preload(&file);
@@ -57,12 +63,18 @@ impl WarmUp {
         found.filter(|inode| inode.file_type() == FileType::File)
     }
 
+    fn preload_end(&self, file: &Inode) {
+        if file.size <= MAX_FILE {
+            let _ = self.image.preload(file, file.size.saturating_sub(1));
+        }
+    }
+
     fn preload(&self, file: &Inode) {
         let block = u64::from(self.image.superblock().block_size);
         let end = file.size.min(MAX_PRELOADED);
         // First what the loader reads first: the headers, then the data at the end.
         let _ = self.image.preload(file, 0);
-        let _ = self.image.preload(file, file.size.saturating_sub(1));
+        self.preload_end(file);
         let mut offset = block;
         while offset < end {
             if self.image.preload(file, offset).is_err() {
