@@ -66,6 +66,9 @@ impl Failure {
 
     /// A failure of a system call.
     pub fn of_call(class: FailureClass, message: impl Into<String>, errno: Errno) -> Self {
+        // What a FUSE mount whose server has gone answers, whatever was asked of it.
+        let lost = matches!(errno, Errno::NOTCONN | Errno::CONNABORTED);
+        let class = if lost { FailureClass::ServerLost } else { class };
         Failure { class, message: message.into(), errno: Some(errno) }
     }
 
