@@ -20,7 +20,7 @@ use crate::commands::convert::{Conversion, Source, unpack_source};
 use crate::commands::pull::{Fetch, parse_reference};
 use crate::commands::run::RunCommand;
 use crate::commands::transfer::Transfer;
-use crate::native::parse_alone;
+use crate::native::parse_start;
 use crate::output::{data, note};
 use crate::progress::Show;
 use crate::run_options::{ImageAndArguments, ImageAndCommand, RunOptions};
@@ -250,7 +250,7 @@ const VERSION: &str = "1.4.5";
 
 /// Runs the command line.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
-    if let Some(command) = parse_start(&arguments) {
+    if let Some(command) = parse_start(&arguments, (Command::Exec, Command::Run, Command::Shell)) {
         return finish(Cli { global: Global::default(), command: Some(command) });
     }
     let parsed = Cli::try_parse_from(std::iter::once(OsString::from("apptainer")).chain(arguments));
@@ -259,17 +259,6 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
         Err(error) => return usage(&error),
     };
     finish(cli)
-}
-
-/// The commands that start containers, where every fraction of a millisecond counts.
-fn parse_start(arguments: &[OsString]) -> Option<Command> {
-    let (name, rest) = arguments.split_first()?;
-    match name.to_str()? {
-        "exec" => parse_alone("exec", rest).map(Command::Exec),
-        "run" => parse_alone("run", rest).map(Command::Run),
-        "shell" => parse_alone("shell", rest).map(Command::Shell),
-        _ => None,
-    }
 }
 
 fn finish(cli: Cli) -> ExitCode {

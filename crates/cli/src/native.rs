@@ -50,26 +50,37 @@ enum Command {
 /// Parses the arguments of one command, without the description of all others, which takes longer
 /// to build than a container's Plan. `None` where they are wrong or ask for help: the whole command
 /// line knows better what to say then.
-pub(crate) fn parse_alone<T: clap::Args>(name: &'static str, arguments: &[OsString]) -> Option<T> {
+fn parse_alone<T: clap::Args>(name: &'static str, arguments: &[OsString]) -> Option<T> {
     let command = T::augment_args(clap::Command::new(name)).no_binary_name(true);
     let matches = command.try_get_matches_from(arguments).ok()?;
     T::from_arg_matches(&matches).ok()
 }
 
-/// The commands that start containers, where every fraction of a millisecond counts.
-fn parse_start(arguments: &[OsString]) -> Option<Command> {
+/// How a front end names the commands that start containers: exec, run, shell.
+type Starts<E, R, S, C> = (fn(E) -> C, fn(R) -> C, fn(S) -> C);
+
+/// Parses the commands that start containers, where every fraction of a millisecond counts, into the
+/// commands of a front end.
+pub(crate) fn parse_start<E: clap::Args, R: clap::Args, S: clap::Args, C>(
+    arguments: &[OsString],
+    (exec, run, shell): Starts<E, R, S, C>,
+) -> Option<C> {
     let (name, rest) = arguments.split_first()?;
     match name.to_str()? {
-        "exec" => parse_alone("exec", rest).map(Command::Exec),
-        "run" => parse_alone("run", rest).map(Command::Run),
-        "shell" => parse_alone("shell", rest).map(Command::Shell),
+        "exec" => parse_alone("exec", rest).map(exec),
+        "run" => parse_alone("run", rest).map(run),
+        "shell" => parse_alone("shell", rest).map(shell),
         _ => None,
     }
 }
 
+/// What starts containers here.
+const STARTS: Starts<commands::run::ExecArgs, commands::run::RunArgs, commands::run::ShellArgs, Command> =
+    (Command::Exec, Command::Run, Command::Shell);
+
 /// Runs the command line.
 pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
-    if let Some(command) = parse_start(&arguments) {
+    if let Some(command) = parse_start(&arguments, STARTS) {
         return finish(command);
     }
     let parsed = Cli::try_parse_from(std::iter::once(OsString::from("situla")).chain(arguments));
@@ -126,7 +137,7 @@ mod tests {
 
     use clap::Parser;
 
-    use super::{Cli, parse_start};
+    use super::{Cli, STARTS, parse_start};
 
     #[test]
     fn a_command_means_the_same_parsed_alone() {
@@ -143,13 +154,13 @@ mod tests {
         for line in same {
             let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
             let whole = Cli::try_parse_from(std::iter::once("situla".into()).chain(words.clone()));
-            let alone = parse_start(&words).map(|command| format!("{command:?}"));
+            let alone = parse_start(&words, STARTS).map(|command| format!("{command:?}"));
             assert_eq!(alone, whole.ok().map(|cli| format!("{:?}", cli.command)), "{line}");
             assert!(alone.is_some(), "{line}");
         }
         for line in ["exec", "exec i", "exec --help", "exec --no-such i true", "plan i", "help exec", ""] {
             let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-            assert!(parse_start(&words).is_none(), "{line}");
+            assert!(parse_start(&words, STARTS).is_none(), "{line}");
         }
     }
 

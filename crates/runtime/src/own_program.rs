@@ -46,7 +46,7 @@ pub(crate) fn expect_another(path: &[u8]) -> Result<(), Errno> {
         let mut head = Vec::with_capacity(MAX_HEAD);
         let limit = u64::try_from(MAX_HEAD).unwrap_or(u64::MAX);
         File::from(file).take(limit).read_to_end(&mut head).map_err(|_| Errno::IO)?;
-        match interpreter(&head) {
+        match script_interpreter(&head) {
             Some(next) => path = next.to_vec(),
             None => return Ok(()),
         }
@@ -59,7 +59,7 @@ fn is_no_program(mode: u32) -> bool {
 }
 
 /// The interpreter that the first line of a script names.
-fn interpreter(head: &[u8]) -> Option<&[u8]> {
+pub(crate) fn script_interpreter(head: &[u8]) -> Option<&[u8]> {
     let line = head.strip_prefix(b"#!")?.split(|byte| matches!(byte, b'\n' | 0)).next()?;
     line.split(|byte| matches!(byte, b' ' | b'\t')).find(|word| !word.is_empty())
 }
@@ -81,7 +81,7 @@ mod tests {
             (b"\x7fELF", None),
             (b"", None),
         ] {
-            assert_eq!(interpreter(head), want, "{head:?}");
+            assert_eq!(script_interpreter(head), want, "{head:?}");
         }
     }
 
