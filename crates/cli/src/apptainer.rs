@@ -440,7 +440,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         _ => None,
     };
     if let Some(refused) = refused {
-        refused.record_early();
+        refused.record_early(Personality::Apptainer);
         return refused.report_fatal(in_step().as_deref());
     }
     let _ = error.print();

@@ -4,33 +4,16 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use situla_engine::{EngineClass, EngineError, FailureClass, Host, HostError};
+use situla_engine::{
+    EngineClass, EngineError, FailureKind, Host, HostError, Personality, Refusal, TASK_VARIABLES,
+};
 
 use crate::output::{data, note};
-
-/// Exit statuses of our own command line and of tasks, as `env(1)` and `docker run` have them.
-const ENGINE_FAILED: u8 = 125;
-const CANNOT_EXECUTE: u8 = 126;
-const NOT_FOUND: u8 = 127;
-/// Apptainer's status for every failure of its own, and for wrong usage.
-const APPTAINER_FATAL: u8 = 255;
-const APPTAINER_USAGE: u8 = 1;
-/// Wrong usage of our own command line (clap's convention).
-const USAGE: u8 = 2;
-
-/// What kind of failure it is: this decides the exit status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Usage,
-    Engine,
-    CannotExecute,
-    NotFound,
-}
 
 /// A failure on its way to the user.
 #[derive(Debug)]
 pub(crate) struct CommandError {
-    kind: Kind,
+    kind: FailureKind,
     message: String,
     causes: Vec<String>,
     remedy: Option<String>,
@@ -45,7 +28,7 @@ impl CommandError {
     pub(crate) fn usage(message: impl Into<String>, remedy: impl Into<String>) -> Self {
         let remedy = Some(remedy.into()).filter(|remedy| !remedy.is_empty());
         CommandError {
-            kind: Kind::Usage,
+            kind: FailureKind::Usage,
             message: message.into(),
             causes: Vec::new(),
             remedy,
@@ -56,14 +39,6 @@ impl CommandError {
 
     /// The engine failed.
     pub(crate) fn engine(error: EngineError) -> Self {
-        let kind = match &error {
-            EngineError::Runtime(failure) => match failure.class() {
-                FailureClass::CommandNotFound => Kind::NotFound,
-                FailureClass::CommandNotExecutable => Kind::CannotExecute,
-                _ => Kind::Engine,
-            },
-            _ => Kind::Engine,
-        };
         let mut causes = causes(match &error {
             // The failure stands in the message already; its own causes follow.
             EngineError::Runtime(failure) => failure,
@@ -73,13 +48,18 @@ impl CommandError {
             causes.push(message.clone());
         }
         CommandError {
-            kind,
+            kind: error.kind(),
             message: error.to_string(),
             causes,
             remedy: error.remedy(),
             class: error.class().name().to_owned(),
             recorded: true,
         }
+    }
+
+    /// The site's policy cannot be read: nothing has been asked of the engine yet, so nothing is recorded.
+    pub(crate) fn site(error: EngineError) -> Self {
+        CommandError { recorded: false, ..CommandError::engine(error) }
     }
 
     /// The host's facts cannot be gathered.
@@ -89,13 +69,17 @@ impl CommandError {
 
     /// What was asked for cannot be done, for a reason that is no other error.
     pub(crate) fn refused(class: &str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        CommandError { kind: Kind::Engine, class: class.to_owned(), ..CommandError::usage(message, remedy) }
+        CommandError {
+            kind: FailureKind::Engine,
+            class: class.to_owned(),
+            ..CommandError::usage(message, remedy)
+        }
     }
 
     /// Any other failure, with the class under which it is known.
     pub(crate) fn other(error: &dyn Error, class: &str, remedy: Option<String>) -> Self {
         CommandError {
-            kind: Kind::Engine,
+            kind: FailureKind::Engine,
             message: error.to_string(),
             causes: causes(error),
             remedy,
@@ -118,18 +102,20 @@ impl CommandError {
     }
 
     /// Records a failure of a run in a step of Slurm, if the engine has not done so.
-    pub(crate) fn record(&self, host: &Host, image: &str, words: &[OsString]) {
+    pub(crate) fn record(&self, host: &Host, image: &str, words: &[OsString], personality: Personality) {
         if !self.recorded && host.allocation.is_some() {
-            let class = EngineClass::from(self.class.clone());
-            situla_engine::record_refusal(host, image, words, class, &self.message);
+            let (class, message) = (EngineClass::from(self.class.clone()), self.message.clone());
+            let refusal = Refusal { class, message, kind: self.kind, personality };
+            situla_engine::record_refusal(host, image, words, refusal);
         }
     }
 
     /// Records a refusal that comes before anything is known but the environment.
-    pub(crate) fn record_early(&self) {
+    pub(crate) fn record_early(&self, personality: Personality) {
         if let Ok(host) = Host::gather(std::env::vars_os().collect()) {
             let words: Vec<OsString> = std::env::args_os().collect();
-            self.record(&host, "", &words);
+            let image = host.variable(TASK_VARIABLES[1]).unwrap_or_default();
+            self.record(&host, image, &words, personality);
         }
     }
 
@@ -141,15 +127,6 @@ impl CommandError {
             message.push_str(cause);
         }
         serde_json::json!({ "class": self.class, "message": message, "remedy": self.remedy })
-    }
-
-    fn native_status(&self) -> u8 {
-        match self.kind {
-            Kind::Usage => USAGE,
-            Kind::Engine => ENGINE_FAILED,
-            Kind::CannotExecute => CANNOT_EXECUTE,
-            Kind::NotFound => NOT_FOUND,
-        }
     }
 
     /// Reports to the user of our own command line.
@@ -166,7 +143,7 @@ impl CommandError {
                 }
             }
         }
-        ExitCode::from(self.native_status())
+        ExitCode::from(self.kind.status(Personality::Native))
     }
 
     /// Reports to a program, as one JSON object on standard output. The status is always the engine's, so
@@ -174,14 +151,14 @@ impl CommandError {
     pub(crate) fn report_json(&self) -> ExitCode {
         // A reader that has gone is told by the status.
         let _ = data(&format!("{}\n", self.to_json()));
-        ExitCode::from(ENGINE_FAILED)
+        ExitCode::from(FailureKind::Engine.status(Personality::Native))
     }
 
     /// Reports as Apptainer does, in a line that begins with `FATAL:`.
     pub(crate) fn report_fatal(&self, in_step: Option<&str>) -> ExitCode {
         let place = in_step.map(|step| format!(" ({step})")).unwrap_or_default();
         note(&format!("FATAL:   {}{place}", self.one_line()));
-        ExitCode::from(if self.kind == Kind::Usage { APPTAINER_USAGE } else { APPTAINER_FATAL })
+        ExitCode::from(self.kind.status(Personality::Apptainer))
     }
 }
 

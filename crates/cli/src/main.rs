@@ -59,7 +59,7 @@ impl Context {
     fn gather() -> Result<Self, CommandError> {
         let host = Host::gather(std::env::vars_os().collect()).map_err(CommandError::host)?;
         let executable = std::fs::read_link("/proc/self/exe").unwrap_or_default();
-        let site = Site::load(Path::new(&executable)).map_err(CommandError::engine)?;
+        let site = Site::load(Path::new(&executable)).map_err(CommandError::site)?;
         Ok(Context { host, site })
     }
 

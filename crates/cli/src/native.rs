@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
+use situla_engine::Personality;
 
 use crate::command_error::CommandError;
 use crate::commands;
@@ -93,7 +94,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             };
             if let (Some(name), Some(step)) = (unknown, in_step()) {
                 let refused = CommandError::usage(format!("unknown option {name}"), "see situla --help");
-                refused.record_early();
+                refused.record_early(Personality::Native);
                 return refused.report(Some(&step));
             }
             // Help and version are data; everything else goes to standard error with status 2.

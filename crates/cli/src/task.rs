@@ -28,12 +28,13 @@ pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandError> {
-    let context = Context::gather()?;
+    let context = Context::gather().inspect_err(|error| error.record_early(Personality::Task))?;
     let command: Vec<OsString> = std::iter::once(program).chain(arguments).collect();
     let request = match request(&context, command.clone()) {
         Ok(request) => request,
         Err(error) => {
-            error.record(&context.host, context.host.variable(IMAGE).unwrap_or_default(), &command);
+            let image = context.host.variable(IMAGE).unwrap_or_default();
+            error.record(&context.host, image, &command, Personality::Task);
             return Err(error);
         }
     };

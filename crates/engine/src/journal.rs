@@ -12,6 +12,8 @@ use situla_runtime::{Exit, Observer, SignalInfo};
 
 use crate::error::EngineError;
 use crate::host::Host;
+use crate::request::Personality;
+use crate::status::FailureKind;
 
 /// Names of the phases up to the frozen Plan, with the moment at which each ended.
 #[derive(Clone, Debug)]
@@ -58,11 +60,18 @@ pub(crate) struct Recorder {
     start: Option<Box<Start>>,
     plan: Option<Plan>,
     step_cgroup: Option<String>,
+    /// By whose conventions this process ends where the failure is ours.
+    personality: Personality,
 }
 
 impl Recorder {
     /// Finds the record that this run belongs to; one that cannot be opened stays silent.
-    pub(crate) fn open(host: &Host, wanted_outside_slurm: bool, phases: Phases) -> Self {
+    pub(crate) fn open(
+        host: &Host,
+        wanted_outside_slurm: bool,
+        personality: Personality,
+        phases: Phases,
+    ) -> Self {
         let (id, task) = name(host);
         let wanted = host.allocation.is_some() || wanted_outside_slurm;
         let place = host.records.clone().zip(id).filter(|_| wanted);
@@ -76,6 +85,7 @@ impl Recorder {
             start: None,
             plan: None,
             step_cgroup: host.step_cgroup.clone(),
+            personality,
         }
     }
 
@@ -119,6 +129,7 @@ impl Recorder {
             plan: serde_json::Value::Null,
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
+            task: Some(self.task),
         }));
     }
 
@@ -140,6 +151,7 @@ impl Recorder {
             plan: serde_json::Value::Null,
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
+            task: Some(self.task),
         }));
     }
 
@@ -159,13 +171,15 @@ impl Recorder {
 
     /// Records that the payload was not started, or was lost.
     pub(crate) fn error(&mut self, error: &EngineError) {
-        self.failure(error.class(), error.to_string());
+        self.failure(error.class(), error.to_string(), error.kind());
     }
 
-    /// Records a failure that is not the engine's own.
-    pub(crate) fn failure(&mut self, class: EngineClass, message: String) {
+    /// Records a failure that is not the engine's own, and how this process is about to end after it.
+    pub(crate) fn failure(&mut self, class: EngineClass, message: String, kind: FailureKind) {
         self.write_start();
         self.write(EventKind::EngineError { class, message, task: Some(self.task) });
+        let exit = RecordedExit::Code(kind.status(self.personality).into());
+        self.write(EventKind::TaskExit { task: self.task, exit });
     }
 
     /// Writes the first event, unless that is done.
@@ -280,6 +294,7 @@ fn identity(host: &Host) -> Identity {
         user: Some(host.user.name.clone()),
         account: allocation.and_then(|allocation| allocation.account.clone()),
         partition: allocation.and_then(|allocation| allocation.partition.clone()),
+        restarts: allocation.map_or(0, |allocation| allocation.restart_count),
     }
 }
 

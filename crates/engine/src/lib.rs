@@ -17,13 +17,15 @@ mod prepare;
 mod request;
 mod resolve;
 mod site;
+mod status;
 
 pub use error::EngineError;
 pub use host::{Host, HostError};
-pub use prepare::{Prepared, admit_reference, plan, prepare, record_refusal};
+pub use prepare::{Prepared, Refusal, admit_reference, plan, prepare, record_refusal};
 pub use request::{Action, Isolation, OverlayRequest, Personality, RunRequest, TASK_VARIABLES};
 pub use site::Site;
 pub use situla_plan::SCHEMA as PLAN_SCHEMA;
 pub use situla_records::EngineClass;
 pub use situla_runtime::{Exit, Failure, FailureClass, die_by};
 pub use situla_slurm::StepId;
+pub use status::FailureKind;

@@ -19,9 +19,10 @@ use crate::host::Host;
 use crate::image_view::ImageView;
 use crate::journal::{Phases, Recorder};
 use crate::overlay::plan_layers;
-use crate::request::RunRequest;
+use crate::request::{Personality, RunRequest};
 use crate::resolve::{self, Resolved};
 use crate::site::Site;
+use crate::status::FailureKind;
 
 /// A run that is ready: the Plan is frozen, the image open, nothing done yet.
 #[derive(Debug)]
@@ -50,14 +51,14 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
     let mut phases = Phases::begin();
     match decided(request, host, site, &mut phases) {
         Ok((plan, image, warnings)) => {
-            let mut recorder = Recorder::open(host, request.record, phases);
+            let mut recorder = Recorder::open(host, request.record, request.personality, phases);
             recorder.describe(host, &plan);
             let task = host.allocation.as_ref().and_then(|allocation| allocation.task);
             let rank = task.map_or(0, |task| task.local_rank.0);
             Ok(Prepared { plan, image, recorder, rank, warnings })
         }
         Err(error) => {
-            let mut recorder = Recorder::open(host, request.record, phases);
+            let mut recorder = Recorder::open(host, request.record, request.personality, phases);
             recorder.describe_request(host, &request.image, texts(request.action.words()));
             recorder.error(&error);
             Err(error)
@@ -65,12 +66,24 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
     }
 }
 
-/// Records in a step of Slurm that a run could not even be asked for: an option that nobody knows,
-/// or a value that makes no sense.
-pub fn record_refusal(host: &Host, image: &str, words: &[OsString], class: EngineClass, message: &str) {
-    let mut recorder = Recorder::open(host, false, Phases::begin());
+/// Why a run could not even be asked for: an option that nobody knows, or a value that makes no sense.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// The class under which records count it.
+    pub class: EngineClass,
+    /// One line for people.
+    pub message: String,
+    /// What kind of failure.
+    pub kind: FailureKind,
+    /// By whose conventions the process ends.
+    pub personality: Personality,
+}
+
+/// Records a refusal in a step of Slurm.
+pub fn record_refusal(host: &Host, image: &str, words: &[OsString], refusal: Refusal) {
+    let mut recorder = Recorder::open(host, false, refusal.personality, Phases::begin());
     recorder.describe_request(host, image, texts(words));
-    recorder.failure(class, message.to_owned());
+    recorder.failure(refusal.class, refusal.message, refusal.kind);
 }
 
 /// Words as a record has them: bytes that are not UTF-8 are replaced.

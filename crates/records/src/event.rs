@@ -103,6 +103,9 @@ pub struct Start {
     pub phases: Vec<Phase>,
     /// Tasks expected on this node.
     pub n_local_tasks: Option<u32>,
+    /// The task that says so; absent in journals of before it was told.
+    #[serde(default)]
+    pub task: Option<TaskRef>,
 }
 
 /// Who runs, and where.
@@ -126,6 +129,9 @@ pub struct Identity {
     pub account: Option<String>,
     /// Partition.
     pub partition: Option<String>,
+    /// How often the job was requeued before.
+    #[serde(default)]
+    pub restarts: u32,
 }
 
 /// Which image, exactly.

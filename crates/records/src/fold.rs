@@ -5,11 +5,12 @@
 //! that for two ends of one task the later line counts. A signal explains a death only if it came
 //! from root (Slurm's daemons) and the job is not root's own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::class::OutcomeClass;
 use crate::event::{Cause, Event, EventKind, Exit, SCHEMA, TaskRef};
 use crate::record::{EngineError, Outcome, Record, SignalSeen, Task};
+use crate::runs::joined;
 
 /// Tasks kept per run. A node has far fewer; a damaged journal could claim any number.
 const MAX_TASKS: usize = 1 << 16;
@@ -24,19 +25,10 @@ const MAX_ERRORS: usize = 1024;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
-/// Makes one record for each run named in the events, in the order of first mention.
+/// Makes one record for each run named in the events, in the order of first mention. Runs that are parts of one run of
+/// a step, because its tasks shared no container or failed before they met, become one record.
 pub fn fold_runs(events: &[Event]) -> Vec<Record> {
-    let mut order: Vec<&str> = Vec::new();
-    let mut runs: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
-    for event in events {
-        runs.entry(&event.run)
-            .or_insert_with(|| {
-                order.push(&event.run);
-                Vec::new()
-            })
-            .push(event);
-    }
-    order.into_iter().filter_map(|run| runs.get(run)).map(|events| fold(events.iter().copied())).collect()
+    joined(events).into_iter().map(fold).collect()
 }
 
 /// Makes the record of one run.
@@ -65,9 +57,17 @@ impl Fold {
         let (first, last) = self.times.unwrap_or((time_ns, time_ns));
         self.times = Some((first.min(time_ns), last.max(time_ns)));
         match &event.kind {
-            // Ranks that raced to set up may each say so; they agree, or they would not share.
+            // Ranks that raced to set up may each say so; they agree, or they would not share. One that failed
+            // before it had a Plan knows less than the others.
             EventKind::Start(start) => {
-                self.start.get_or_insert_with(|| (**start).clone());
+                // It may be killed before it says more.
+                if let Some(task) = start.task {
+                    self.task(task);
+                }
+                let known = self.start.get_or_insert_with(|| (**start).clone());
+                if known.plan.is_null() && !start.plan.is_null() {
+                    known.clone_from(start);
+                }
             }
             EventKind::TaskStart { task, pid, phases } => {
                 if let Some(entry) = self.task(*task) {
@@ -94,6 +94,10 @@ impl Fold {
                 }
             }
             EventKind::EngineError { class, message, task } => {
+                // A task that never entered is a task of the run all the same.
+                if let Some(task) = task {
+                    self.task(*task);
+                }
                 if self.errors.len() < MAX_ERRORS {
                     let error =
                         EngineError { time_ns, class: class.clone(), message: message.clone(), task: *task };
@@ -122,9 +126,12 @@ impl Fold {
     }
 
     fn finish(mut self) -> Record {
-        let n_exits = self.tasks.values().filter(|task| task.exit.is_some()).count();
+        let failed: BTreeSet<TaskRef> = self.errors.iter().filter_map(|error| error.task).collect();
+        // After a failure of ours nothing of a task comes any more, even where its exit status was not written.
+        let over = |task: &&Task| task.exit.is_some() || failed.contains(&task.task);
+        let n_over = self.tasks.values().filter(over).count();
         let expected = self.start.as_ref().and_then(|start| start.n_local_tasks);
-        let ended = expected.is_some_and(|n| n > 0 && usize::try_from(n).is_ok_and(|n| n_exits >= n));
+        let ended = expected.is_some_and(|n| n > 0 && usize::try_from(n).is_ok_and(|n| n_over >= n));
 
         let root_job = self.start.as_ref().is_some_and(|start| start.identity.uid == 0);
         let mut tasks = std::mem::take(&mut self.tasks);

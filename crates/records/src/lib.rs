@@ -14,6 +14,7 @@ mod fold;
 mod id;
 mod journal;
 mod record;
+mod runs;
 
 pub use class::{EngineClass, OutcomeClass, UnknownClass};
 pub use event::{

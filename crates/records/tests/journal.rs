@@ -26,6 +26,7 @@ fn start(n_tasks: u32) -> Event {
         plan: serde_json::Value::Null,
         phases: Vec::new(),
         n_local_tasks: Some(n_tasks),
+        task: None,
     })))
 }
 
@@ -57,6 +58,51 @@ fn many_writers_lose_nothing() {
     assert_eq!(loaded.unreadable, 0);
     assert_eq!(loaded.records[0].tasks.len(), (WRITERS * EVENTS) as usize);
     assert_eq!(loaded.records[0].outcome.class, OutcomeClass::Ok);
+}
+
+/// As a step does whose tasks all fail before they meet.
+#[test]
+fn sixty_four_tasks_that_fail_at_once_are_one_record_and_lose_nothing() {
+    const TASKS: u32 = 64;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let id = RecordId::step(Some("demo"), 7, "0", "n1").expect("fine");
+    let barrier = std::sync::Barrier::new(TASKS as usize);
+    std::thread::scope(|scope| {
+        for local in 0..TASKS {
+            let (dir, id, barrier) = (dir.path(), &id, &barrier);
+            scope.spawn(move || {
+                let task = TaskRef { rank: local, local };
+                let mut begin = start(TASKS);
+                if let EventKind::Start(start) = &mut begin.kind {
+                    start.identity.step = Some("0".to_owned());
+                    start.task = Some(task);
+                    // A line longer than a page.
+                    start.argv = vec!["x".repeat(10_000)];
+                }
+                let message = format!("task {local}");
+                let error =
+                    EventKind::EngineError { class: "no-fuse".to_owned().into(), message, task: Some(task) };
+                let exit = EventKind::TaskExit { task, exit: Exit::Code(125) };
+                barrier.wait();
+                let journal = Journal::open(dir, id).expect("openable");
+                for kind in [begin.kind, error, exit] {
+                    let event = Event { run: format!("run {local}"), ..event(kind) };
+                    journal.append(&event).expect("writable");
+                }
+            });
+        }
+    });
+    let loaded = load(dir.path(), &id).expect("readable");
+    let [record] = &loaded.records[..] else { panic!("one record, not {}", loaded.records.len()) };
+    assert_eq!((loaded.unreadable, record.ended), (0, true));
+    assert_eq!(record.outcome.class.to_string(), "engine-no-fuse");
+    let tasks: Vec<_> = record.tasks.iter().map(|task| (task.task.local, task.exit)).collect();
+    assert_eq!(tasks, (0..TASKS).map(|local| (local, Some(Exit::Code(125)))).collect::<Vec<_>>());
+    let mut messages: Vec<_> = record.errors.iter().map(|error| error.message.clone()).collect();
+    let mut wanted: Vec<_> = (0..TASKS).map(|local| format!("task {local}")).collect();
+    messages.sort();
+    wanted.sort();
+    assert_eq!(messages, wanted);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::cluster::{Job, Variant};
 use crate::command::{Output, Running};
 use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
-use crate::outcome::{self, Outcome};
+use crate::outcome::{self, Exit, Outcome};
 use crate::tier::Check;
 
 /// A payload that says where it ran; none of these cases may let it run at all.
@@ -63,7 +63,9 @@ fn finish(site: &Site, name: &str, running: Running) -> Result<Job, String> {
 fn failed(site: &Site, job: &Job, code: i32, fault: Fault<'_>) -> Check {
     refused(job, code, fault)?;
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-    if records.len() != 1 || records[0].class != fault.class {
+    // Of one task, with the status that it ended with.
+    if records.len() != 1 || records[0].class != fault.class || records[0].exits != [Exit::Code(code.into())]
+    {
         return Err(format!("expected one record of class {}, got {records:#?}", fault.class).into());
     }
     site.cluster.settled()?;
@@ -129,17 +131,16 @@ fn on_two_nodes(site: &Site, image: &str, sick: &[&str], fault: Fault<'_>) -> Ch
             return Err(format!("{ran} tasks ran\n{}", job.output).into());
         }
         let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-        let class_on = |node: &str| {
-            let of_node = |one: &&Outcome| one.record["start"]["identity"]["node"] == node;
-            records.iter().filter(of_node).map(|one| one.class.as_str()).collect::<Vec<_>>()
-        };
         for node in &nodes {
-            let expected = if sick.contains(node) { fault.class } else { "ok" };
-            // Tasks that share a container share its record; one that never got there has its own.
-            let classes = class_on(node);
-            let most = if sick.contains(node) { 2 } else { 1 };
-            if classes.is_empty() || classes.len() > most || classes.iter().any(|class| *class != expected) {
-                return Err(format!("expected {expected} on {node}, the records say {records:#?}").into());
+            let (class, exit) = if sick.contains(node) { (fault.class, code) } else { ("ok", 0) };
+            let of_node = |one: &&Outcome| one.record["start"]["identity"]["node"] == **node;
+            // One for both tasks, whether they met or not.
+            let fits = match records.iter().filter(of_node).collect::<Vec<_>>()[..] {
+                [one] => one.class == class && one.exits == [Exit::Code(exit.into()); 2],
+                _ => false,
+            };
+            if !fits {
+                return Err(format!("expected one of {class} on {node}, the records say {records:#?}").into());
             }
         }
     }

@@ -215,6 +215,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::batch_script_with_options", faults::batch_script_with_options),
     ("faults::inherited_options", faults::inherited_options),
     ("faults::submission_without_plugin", faults::submission_without_plugin),
+    ("records::one_per_step_and_node", records::one_per_step_and_node),
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
     ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),

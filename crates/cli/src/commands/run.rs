@@ -127,11 +127,12 @@ impl From<PlanArgs> for RunCommand {
 
 /// The facts about the host, and the request that the options make.
 fn asked(command: RunCommand) -> Result<(Context, RunRequest), CommandError> {
-    let context = Context::gather()?;
     let RunCommand { personality, options, image, action, quiet } = command;
+    let context = Context::gather().inspect_err(|error| error.record_early(personality))?;
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
     let made = options.request(personality, image.clone(), action.clone(), &context.host.cwd, &variable);
-    let mut request = made.inspect_err(|error| error.record(&context.host, &image, action.words()))?;
+    let mut request =
+        made.inspect_err(|error| error.record(&context.host, &image, action.words(), personality))?;
     request.progress = !quiet && context.is_first_task();
     Ok((context, request))
 }

@@ -306,7 +306,8 @@ fn described(id: &RecordId, record: &Record) -> String {
         line(&format!("task {}", task.task.rank), format!("{exit} ({}){signals}", task.class));
     }
     for error in &record.errors {
-        line("error", format!("{}: {}", error.class.name(), error.message));
+        let of = error.task.map(|task| format!(" (task {})", task.rank)).unwrap_or_default();
+        line("error", format!("{}: {}{of}", error.class.name(), error.message));
     }
     lines.push(String::new());
     lines.join("\n")
