@@ -4,9 +4,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use situla_engine::{
-    EngineClass, EngineError, FailureKind, Host, HostError, Personality, Refusal, TASK_VARIABLES,
-};
+use situla_engine::{EngineClass, EngineError, FailureKind, Host, HostError, Personality, Refusal};
 
 use crate::output::{data, note};
 
@@ -112,10 +110,14 @@ impl CommandError {
 
     /// Records a refusal that comes before anything is known but the environment.
     pub(crate) fn record_early(&self, personality: Personality) {
+        let words: Vec<OsString> = std::env::args_os().collect();
+        self.record_before_host("", &words, personality);
+    }
+
+    /// Records a refusal that comes before the host's facts are put together.
+    pub(crate) fn record_before_host(&self, image: &str, words: &[OsString], personality: Personality) {
         if let Ok(host) = Host::gather(std::env::vars_os().collect()) {
-            let words: Vec<OsString> = std::env::args_os().collect();
-            let image = host.variable(TASK_VARIABLES[1]).unwrap_or_default();
-            self.record(&host, image, &words, personality);
+            self.record(&host, image, words, personality);
         }
     }
 

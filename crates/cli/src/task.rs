@@ -28,8 +28,11 @@ pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandError> {
-    let context = Context::gather().inspect_err(|error| error.record_early(Personality::Task))?;
     let command: Vec<OsString> = std::iter::once(program).chain(arguments).collect();
+    let context = Context::gather().inspect_err(|error| {
+        let image = std::env::var(IMAGE).unwrap_or_default();
+        error.record_before_host(&image, &command, Personality::Task);
+    })?;
     let request = match request(&context, command.clone()) {
         Ok(request) => request,
         Err(error) => {

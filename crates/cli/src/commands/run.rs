@@ -128,7 +128,8 @@ impl From<PlanArgs> for RunCommand {
 /// The facts about the host, and the request that the options make.
 fn asked(command: RunCommand) -> Result<(Context, RunRequest), CommandError> {
     let RunCommand { personality, options, image, action, quiet } = command;
-    let context = Context::gather().inspect_err(|error| error.record_early(personality))?;
+    let context = Context::gather()
+        .inspect_err(|error| error.record_before_host(&image, action.words(), personality))?;
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
     let made = options.request(personality, image.clone(), action.clone(), &context.host.cwd, &variable);
     let mut request =
