@@ -1,7 +1,7 @@
 //! Turning a forked child into a background process that has nothing of its parent's open.
 
 use std::ffi::CStr;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -35,6 +35,34 @@ pub fn become_init(name: &CStr, keep: &[RawFd], main: impl FnOnce() -> i32) -> !
         Err(_) => 1,
     };
     exit_now(status)
+}
+
+/// Makes this process one that stays when its parent ends, named `name`, then runs `main` and ends with its
+/// result.
+///
+/// It gets a session of its own, no terminal, `/` as its directory, the given descriptors as standard
+/// streams, and signals as its parent has them; descriptors from 3 on are closed except those in `keep`,
+/// which are all that `main` may use. For the child of a fork alone: it ends the process in any case.
+pub fn become_resident(
+    name: &CStr,
+    streams: [BorrowedFd<'_>; 3],
+    keep: &[RawFd],
+    main: impl FnOnce() -> i32,
+) -> ! {
+    let status = match take_streams(name, streams).and_then(|()| close_all_but(3, keep)) {
+        Ok(()) => main(),
+        Err(_) => 1,
+    };
+    exit_now(status)
+}
+
+fn take_streams(name: &CStr, [input, output, error]: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
+    setsid()?;
+    rustix::process::chdir(c"/")?;
+    rustix::thread::set_name(name)?;
+    rustix::stdio::dup2_stdin(input)?;
+    rustix::stdio::dup2_stdout(output)?;
+    rustix::stdio::dup2_stderr(error)
 }
 
 fn detach(name: &CStr, keep: &[RawFd]) -> Result<(), Errno> {

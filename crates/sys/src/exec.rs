@@ -1,6 +1,7 @@
 //! execve(2) with strings prepared beforehand.
 
 use std::ffi::{CStr, CString, NulError};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
@@ -34,5 +35,23 @@ pub fn execute(path: &CStr, arguments: &ExecStrings, environment: &ExecStrings) 
     // SAFETY: `path` ends with NUL; both vectors hold pointers to strings that end with NUL and
     // live in the borrowed `ExecStrings`, and both end with a null pointer.
     unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr()) };
+    last_errno()
+}
+
+/// Replaces this process by the open program `program`; returns only where that failed. `ENOENT` for a script
+/// whose descriptor is closed by exec: its interpreter would not find it (execveat(2)).
+pub fn execute_open(program: BorrowedFd<'_>, arguments: &ExecStrings, environment: &ExecStrings) -> Errno {
+    // SAFETY: the path is an empty C string, as AT_EMPTY_PATH wants; both vectors hold pointers to strings
+    // that end with NUL and live in the borrowed `ExecStrings`, and both end with a null pointer.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.pointers.as_ptr(),
+            environment.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
     last_errno()
 }

@@ -60,6 +60,36 @@ pub fn fork_into_pid_namespace() -> Result<Forked, Errno> {
     Ok(Pid::from_raw(pid).map_or(Forked::Child, Forked::Parent))
 }
 
+/// A child of this process that has ended and is not waited for yet; it stays so.
+pub fn ended_child() -> Option<Pid> {
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the structure is of the type that waitid(2) writes to; an id is not read with P_ALL.
+    checked(unsafe { libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags) }).ok()?;
+    // SAFETY: zeroed above, and a structure of integers.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: waitid sets this field, or leaves the zero where no child has ended.
+    Pid::from_raw(unsafe { info.si_pid() })
+}
+
+/// Forks a child of this process's parent: one that is in the PID namespace which this process has entered,
+/// and that the parent waits for. Fails as [`fork`] does.
+///
+/// What [`fork_into_pid_namespace`] says of its child is true of this one.
+pub fn fork_sibling() -> Result<Forked, Errno> {
+    if !is_single_threaded() {
+        return Err(Errno::BUSY);
+    }
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: as in `fork_into_pid_namespace`.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
+    if pid == -1 {
+        return Err(crate::last_errno());
+    }
+    let pid = i32::try_from(pid).map_err(|_| Errno::INVAL)?;
+    Ok(Pid::from_raw(pid).map_or(Forked::Child, Forked::Parent))
+}
+
 /// Ends the process at once: no destructors, no exit handlers, no flushing. For children that
 /// share files and locks with their parent.
 pub fn exit_now(status: i32) -> ! {

@@ -14,18 +14,20 @@ mod network;
 mod seccomp;
 mod signal;
 
-pub use background::{become_background, become_init};
+pub use background::{become_background, become_init, become_resident};
 pub use descriptor::{close_on_exec_from, with_inherited};
-pub use exec::{ExecStrings, execute};
-pub use fork::{Forked, exit_now, fork, fork_into_pid_namespace, is_single_threaded};
+pub use exec::{ExecStrings, execute, execute_open};
+pub use fork::{
+    Forked, ended_child, exit_now, fork, fork_into_pid_namespace, fork_sibling, is_single_threaded,
+};
 pub use identity::{drop_all_capabilities, join_namespace, unshare};
 pub use mount::{MountAttributes, make_private, set_mount_attributes};
 pub use network::bring_loopback_up;
 pub use rustix::io::Errno;
-pub use seccomp::{SystemCall, refuse_calls};
+pub use seccomp::{FilterFlags, Instruction, SystemCall, install_filter, refuse_calls};
 pub use signal::{
     SignalFd, SignalInfo, SignalMask, block_signals, die_by, initial_sigpipe, restore_default_action,
-    restore_sigchld, send_raw_signal, set_signal_mask,
+    restore_sigchld, send_raw_signal, set_signal_mask, signal_everybody,
 };
 
 /// The errno of the call that has just failed.

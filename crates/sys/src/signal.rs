@@ -81,6 +81,18 @@ pub fn die_by(signal: i32) {
     let _ = set_signal_mask(&empty);
 }
 
+/// Sends `signal` to every other process of the PID namespace whose first process this is; 0 sends none.
+/// `ESRCH` where there is nobody else, `EPERM` in any other process: there it would reach all of the
+/// user's processes on the machine.
+pub fn signal_everybody(signal: i32) -> Result<(), Errno> {
+    // Asked of the kernel: the C library need not know of this process.
+    if rustix::process::getpid() != rustix::process::Pid::INIT {
+        return Err(Errno::PERM);
+    }
+    // SAFETY: kill takes two integers.
+    checked(unsafe { libc::kill(-1, signal) }).map(|_| ())
+}
+
 /// Sends a signal that has no name (a real-time signal) to a child of this process.
 pub fn send_raw_signal(child: rustix::process::Pid, signal: i32) {
     // SAFETY: kill takes two integers; a wrong one gives an error that concerns nobody here.
