@@ -174,7 +174,7 @@ fn of_convert(error: &ConvertError) -> Judgement {
         ConvertError::Directory(DirectoryError::File(source)) => of_file(source),
         ConvertError::Directory(_) => (Class::SetupFailed, None),
         ConvertError::Tree(source) => of_merge(source),
-        ConvertError::Squash(_) | ConvertError::SifWrite(_) => (Class::SetupFailed, Some(NO_ROOM)),
+        ConvertError::Squash { .. } | ConvertError::SifWrite { .. } => (Class::SetupFailed, Some(NO_ROOM)),
         ConvertError::File(source) => of_file(source),
         ConvertError::SifRead { .. } | ConvertError::NotSquashfs { .. } => {
             (Class::ImageCorrupt, Some("the file may be cut short or damaged; copy or pull it again"))

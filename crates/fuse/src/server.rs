@@ -74,8 +74,15 @@ impl<'a> Server<'a> {
     ///
     /// Any number of threads may call this with the same device.
     pub fn serve(&self, device: BorrowedFd<'_>) -> Result<Served, ServerError> {
+        self.serve_with(device, || {})
+    }
+
+    /// As [`Server::serve`], with `wait` called before each request: for a process that has but one thread and
+    /// must hear of other things as well.
+    pub fn serve_with(&self, device: BorrowedFd<'_>, mut wait: impl FnMut()) -> Result<Served, ServerError> {
         let mut buffers = Buffers { request: vec![0; 2 * MIN_READ_BUFFER], answer: Vec::new() };
         loop {
+            wait();
             let length = match rustix::io::read(device, &mut *buffers.request) {
                 Ok(length) => length,
                 // The request was interrupted before we got it.
@@ -253,6 +260,7 @@ fn init(
         | init_flag::READDIRPLUS_AUTO
         | init_flag::NO_OPEN_SUPPORT
         | init_flag::PARALLEL_DIROPS
+        | init_flag::ABORT_ERROR
         | init_flag::MAX_PAGES
         | init_flag::CACHE_SYMLINKS
         | init_flag::NO_OPENDIR_SUPPORT;

@@ -52,6 +52,9 @@ pub(crate) mod init_flag {
     pub(crate) const NO_OPEN_SUPPORT: u32 = 1 << 17;
     /// Lookups and readdir of one directory at once.
     pub(crate) const PARALLEL_DIROPS: u32 = 1 << 18;
+    /// Reading requests fails with ECONNABORTED where the connection was aborted, as the administrator can: it
+    /// cannot be told from an unmount otherwise.
+    pub(crate) const ABORT_ERROR: u32 = 1 << 21;
     /// `max_pages` of the reply is valid.
     pub(crate) const MAX_PAGES: u32 = 1 << 22;
     /// Targets of symbolic links may be cached.

@@ -106,11 +106,23 @@ pub enum ConvertError {
     #[error("cannot complete the file tree")]
     Tree(#[source] MergeError),
     /// The SquashFS cannot be written.
-    #[error("cannot write the SquashFS")]
-    Squash(#[source] WriteError),
+    #[error("cannot write the SquashFS of '{}'", path.display())]
+    Squash {
+        /// The file to be made.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: WriteError,
+    },
     /// The SIF cannot be written.
-    #[error("cannot write the SIF")]
-    SifWrite(#[source] SifWriteError),
+    #[error("cannot write SIF '{}'", path.display())]
+    SifWrite {
+        /// The file to be made.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: SifWriteError,
+    },
     /// The input is not a usable SIF.
     #[error("cannot read SIF '{}'", path.display())]
     SifRead {
@@ -161,6 +173,12 @@ pub enum ConvertError {
         #[source]
         source: VerifyError,
     },
+}
+
+impl ConvertError {
+    pub(crate) fn sif_write(path: &Path) -> impl FnOnce(SifWriteError) -> ConvertError {
+        |source| ConvertError::SifWrite { path: path.to_owned(), source }
+    }
 }
 
 /// Converts an image from a registry or layout to a file.
@@ -307,7 +325,7 @@ fn directory_tree(
 /// Writes a root file system to an open output in the given format, and hashes it.
 pub(crate) fn write_output(
     pending: &PendingFile,
-    out: &Path,
+    target: &Path,
     format: OutputFormat,
     sif: &SifOptions,
     options: &ConvertOptions,
@@ -315,32 +333,33 @@ pub(crate) fn write_output(
     progress: &dyn Progress,
 ) -> Result<Converted, ConvertError> {
     let began = Instant::now();
-    let file = pending.file().map_err(FileError::write(out))?;
+    let file = pending.file().map_err(FileError::write(target))?;
+    let squash_failed = |source| ConvertError::Squash { path: target.to_owned(), source };
     let squash = |out: File| -> Result<(File, u64), ConvertError> {
         let writer_options = WriterOptions {
             zstd_level: options.zstd_level,
             threads: options.n_threads.max(1),
             ..WriterOptions::default()
         };
-        let mut sink = SquashSink::create(out, writer_options).map_err(ConvertError::Squash)?;
+        let mut sink = SquashSink::create(out, writer_options).map_err(squash_failed)?;
         let tree = build(&mut sink)?;
-        let (summary, out) = sink.finish(&tree, progress).map_err(ConvertError::Squash)?;
+        let (summary, out) = sink.finish(&tree, progress).map_err(squash_failed)?;
         Ok((out, summary.padded_len))
     };
     let (file, offset) = match format {
         OutputFormat::Sqsh => (squash(file)?.0, 0),
         OutputFormat::Sif => {
-            let mut writer = SifWriter::new(file, sif.clone()).map_err(ConvertError::SifWrite)?;
+            let mut writer = SifWriter::new(file, sif.clone()).map_err(ConvertError::sif_write(target))?;
             let offset = writer.partition_offset();
             // A clone of the descriptor shares its position, which stands at the partition.
-            let clone = writer.output().try_clone().map_err(FileError::write(out))?;
+            let clone = writer.output().try_clone().map_err(FileError::write(target))?;
             let (_, len) = squash(clone)?;
-            (writer.finish(len).map_err(ConvertError::SifWrite)?, offset)
+            (writer.finish(len).map_err(ConvertError::sif_write(target))?, offset)
         }
     };
     let convert = began.elapsed();
     let began = Instant::now();
-    let (rootfs_digest, bytes) = hash_from(&file, offset).map_err(FileError::write(out))?;
+    let (rootfs_digest, bytes) = hash_from(&file, offset).map_err(FileError::write(target))?;
     let timings = Timings { resolve: Duration::ZERO, convert, finish: began.elapsed() };
     Ok(Converted { manifest_digest: None, rootfs_digest, bytes: offset + bytes, timings })
 }

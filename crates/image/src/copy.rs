@@ -89,9 +89,9 @@ fn rewrite(
         }
         (FileKind::Squashfs, OutputFormat::Sif) => {
             file.rewind().map_err(read())?;
-            let writer = SifWriter::new(target, sif).map_err(ConvertError::SifWrite)?;
+            let writer = SifWriter::new(target, sif).map_err(ConvertError::sif_write(out))?;
             let offset = writer.partition_offset();
-            writer.write_partition(&mut file).map_err(ConvertError::SifWrite)?;
+            writer.write_partition(&mut file).map_err(ConvertError::sif_write(out))?;
             offset
         }
     };

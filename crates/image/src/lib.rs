@@ -25,6 +25,7 @@ mod squash;
 mod store;
 mod traces;
 mod tree;
+mod trees;
 mod unpack;
 mod verify;
 
@@ -57,5 +58,6 @@ pub use source::{
 pub use store::{Acquired, Lease, Store, StoreError, StoreOptions, StoredImage};
 pub use traces::abandon;
 pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree, Xattrs};
+pub use trees::{CachedTree, FileIdentity, Pruned, TreeCache, TreeError, TreeLease, TreeLimits};
 pub use unpack::{Unpacked, unpack_file};
 pub use verify::{VerifiedReader, VerifyError};

@@ -323,7 +323,12 @@ impl Work<'_> {
         let made = rustix::fs::openat(&*job.directory, job.name.as_slice(), flags, Mode::RUSR | Mode::WUSR);
         let file = File::from(made.map_err(fail)?);
         let mut offset = 0;
-        while offset < job.inode.size {
+        loop {
+            // A hole may be longer than anybody could read.
+            offset = self.image.skip_hole(&job.inode, offset).map_err(|error| self.cannot_read(error))?;
+            if offset >= job.inode.size {
+                break;
+            }
             let length =
                 self.image.read(&job.inode, offset, buffer).map_err(|error| self.cannot_read(error))?;
             let part = &buffer[..length];

@@ -58,6 +58,9 @@ pub struct ExecConfig {
     /// Default arguments, or the command line if there is no entry point.
     #[serde(deserialize_with = "null_is_default")]
     pub cmd: Vec<String>,
+    /// The signal by which its command wants to be ended, such as `SIGINT`.
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    pub stop_signal: String,
     /// Directory to start in.
     #[serde(deserialize_with = "null_is_default")]
     pub working_dir: String,

@@ -105,6 +105,12 @@ fn reads_files_over_four_gibibytes() {
     let mut hole = vec![1; 1 << 20];
     assert_eq!(image.read(&inode, 3 << 30, &mut hole).unwrap(), hole.len());
     assert!(hole.iter().all(|byte| *byte == 0));
+    // What may hold data is told without reading it, by blocks; the end of the file is in its tail.
+    let after = |offset: u64| image.skip_hole(&inode, offset).unwrap();
+    for (from, to) in [(0, 0), (5, 5), (16 << 10, 77_000_000), (3 << 30, (4 << 30) - 9), (5 << 30, size)] {
+        assert_eq!(after(from) / (16 << 10), to / (16 << 10), "from {from}");
+    }
+    assert_eq!((after(size), after(size - 1)), (size, size - 1));
 }
 
 #[test]

@@ -274,6 +274,7 @@ fn holes_take_no_space() {
     let mut tail = [1; 10];
     assert_eq!(image.read(&inode, HOLE - 7, &mut tail).unwrap(), 10);
     assert_eq!(&tail, b"\0\0\0\0\0\0\0end");
+    assert_eq!(image.skip_hole(&inode, 1).unwrap(), HOLE);
 }
 
 #[test]

@@ -112,6 +112,26 @@ impl Image {
         self.data_block(start, word, length).map(|_| ())
     }
 
+    /// The first offset from `offset` on at which `file` may hold something else than zeros; its size where
+    /// there is none. What lies before it is a hole: no block of the image is behind it. Reads nothing but
+    /// the block list, so that a hole costs next to nothing however long it is.
+    pub fn skip_hole(&self, file: &Inode, offset: u64) -> Result<u64> {
+        let InodeKind::File(data) = &file.kind else { return Err(file.wrong_kind("regular file")) };
+        let block_size = u64::from(self.superblock().block_size);
+        let mut index = offset / block_size;
+        let mut list = None;
+        while index < data.blocks {
+            let (_, word) = self.block_place(file, data, &mut list, index)?;
+            if stored_len(word, self.superblock().block_size)? != 0 {
+                break;
+            }
+            index += 1;
+        }
+        let has_more = index < data.blocks || data.fragment.is_some();
+        let found = if has_more { index.saturating_mul(block_size) } else { file.size };
+        Ok(found.max(offset).min(file.size))
+    }
+
     /// Where block `index` lies and its size word.
     fn block_place(
         &self,

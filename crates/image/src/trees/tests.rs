@@ -1,0 +1,193 @@
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::*;
+use crate::convert::{ConvertOptions, OutputFormat, convert_directory};
+use crate::progress::{Event, Progress};
+use crate::source::Owners;
+
+struct Scene {
+    directory: tempfile::TempDir,
+    cache: TreeCache,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = TreeCache::new(directory.path().join("cache"));
+        Scene { directory, cache }
+    }
+
+    /// An image with one file of this text, old enough for its state to be known by its times.
+    fn image(&self, name: &str, text: &str) -> PathBuf {
+        let tree = self.directory.path().join(format!("{name}.tree"));
+        fs::create_dir_all(tree.join("etc")).unwrap();
+        fs::write(tree.join("etc/text"), text).unwrap();
+        let path = self.directory.path().join(format!("{name}.sqsh"));
+        let options = ConvertOptions { overwrite: true, ..ConvertOptions::default() };
+        convert_directory(&tree, Owners::Keep, &path, OutputFormat::Sqsh, &options, &()).unwrap();
+        path
+    }
+
+    fn fill(&self, path: &Path, progress: &dyn Progress) -> Result<Digest, TreeError> {
+        let file = File::open(path).unwrap();
+        let length = file.metadata().unwrap().len();
+        self.cache.fill(&file, (0, length), path, None, 2, progress)
+    }
+
+    fn digests(&self) -> Vec<Digest> {
+        self.cache.list().unwrap().into_iter().map(|tree| tree.digest).collect()
+    }
+
+    /// Lets a tree look as if it had not been used for so long.
+    fn age(&self, digest: &Digest, seconds: u64) {
+        let lock = File::options().write(true).open(self.cache.lock_path(&digest.file_stem())).unwrap();
+        lock.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+    }
+}
+
+#[test]
+fn a_tree_is_known_by_what_the_file_holds() {
+    let scene = Scene::new();
+    let (one, other) = (scene.image("one", "text"), scene.image("other", "another text"));
+    let digest = scene.fill(&one, &()).unwrap();
+    assert_eq!(digest, Digest::sha256(&fs::read(&one).unwrap()));
+    let lease = scene.cache.lease(&digest).unwrap().unwrap();
+    assert_eq!(fs::read(lease.path().join("etc/text")).unwrap(), b"text");
+    assert_eq!(fs::metadata(&scene.cache.directory).unwrap().permissions().mode() & 0o777, 0o700);
+    // The same bytes under another name are the same tree.
+    let copy = scene.directory.path().join("copy.sqsh");
+    fs::copy(&one, &copy).unwrap();
+    assert_eq!(scene.fill(&copy, &()).unwrap(), digest);
+    assert_eq!(scene.digests(), std::slice::from_ref(&digest));
+    let second = scene.fill(&other, &()).unwrap();
+    assert_ne!(second, digest);
+    // Replaced under its name: it is what it holds now.
+    fs::rename(&other, &one).unwrap();
+    assert_eq!(scene.fill(&one, &()).unwrap(), second);
+    assert!(fs::read_dir(scene.cache.directory.join("building")).unwrap().next().is_none());
+}
+
+#[test]
+fn a_digest_is_remembered_once_a_change_would_show() {
+    let scene = Scene::new();
+    let path = scene.image("one", "text");
+    let identity = |path: &Path| {
+        let metadata = fs::metadata(path).unwrap();
+        FileIdentity::of(&metadata, (0, metadata.len()))
+    };
+    let digest = scene.fill(&path, &()).unwrap();
+    assert_eq!(scene.cache.find_digest(&identity(&path)), None, "it was made a moment ago");
+    assert!(!identity(&path).is_settled());
+    let old = FileIdentity { changed: (1, 0), ..identity(&path) };
+    assert!(old.is_settled());
+    fill::write_json(
+        &scene.cache.identity_path(&old),
+        &IdentityRecord { version: 1, digest: digest.clone() },
+    )
+    .unwrap();
+    assert_eq!(scene.cache.find_digest(&old), Some(digest));
+    assert_eq!(scene.cache.find_digest(&FileIdentity { part: (1, 2), ..old }), None);
+}
+
+#[test]
+fn of_many_that_come_at_once_one_works() {
+    struct Count(AtomicUsize);
+    impl Progress for Count {
+        fn event(&self, event: Event) {
+            if matches!(event, Event::Waiting { .. }) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+    let scene = Scene::new();
+    let path = scene.image("one", &"text ".repeat(200_000));
+    let waited = Count(AtomicUsize::new(0));
+    let leases: Vec<(Digest, PathBuf, u64)> = std::thread::scope(|scope| {
+        let one = || {
+            let digest = scene.fill(&path, &waited).unwrap();
+            let lease = scene.cache.lease(&digest).unwrap().unwrap();
+            let inode = fs::metadata(lease.path()).unwrap().ino();
+            (digest, lease.path().to_owned(), inode)
+        };
+        let all: Vec<_> = (0..16).map(|_| scope.spawn(one)).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert!(leases.iter().all(|lease| *lease == leases[0]), "{leases:?}");
+}
+
+#[test]
+fn what_is_used_stays() {
+    let scene = Scene::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| scene.fill(&scene.image(name, name), &()).unwrap());
+    for (digest, age) in [(&a, 3000), (&b, 2000), (&c, 1000)] {
+        scene.age(digest, age);
+    }
+    let older = |seconds| TreeLimits { age: Some(Duration::from_secs(seconds)), bytes: None };
+    assert!(scene.cache.prune(&older(5000)).unwrap().removed.is_empty());
+    // Two who use the same; one of them goes.
+    let lease = scene.cache.lease(&b).unwrap().unwrap();
+    drop(scene.cache.lease(&b).unwrap().unwrap());
+    scene.age(&b, 2000);
+    let pruned = scene.cache.prune(&older(1500)).unwrap();
+    let digests = |trees: &[CachedTree]| trees.iter().map(|tree| tree.digest.clone()).collect::<Vec<_>>();
+    assert_eq!((digests(&pruned.removed), digests(&pruned.used)), (vec![a.clone()], vec![b.clone()]));
+    assert!(scene.cache.lease(&a).unwrap().is_none());
+    // Each holds one byte.
+    let pruned = scene.cache.prune(&TreeLimits { bytes: Some(1), age: None }).unwrap();
+    assert_eq!((digests(&pruned.removed), digests(&pruned.used)), (vec![c], vec![b.clone()]));
+    drop(lease);
+    let pruned = scene.cache.prune(&TreeLimits { bytes: Some(0), age: None }).unwrap();
+    assert_eq!((digests(&pruned.removed), pruned.bytes_left), (vec![b.clone()], 0));
+    assert!(!scene.cache.directory.exists(), "an empty cache goes");
+    assert!(scene.cache.list().unwrap().is_empty());
+    // And comes again.
+    assert_eq!(scene.fill(&scene.image("b", "b"), &()).unwrap(), b);
+}
+
+#[test]
+fn what_killed_processes_have_left_is_removed() {
+    let scene = Scene::new();
+    scene.cache.create().unwrap();
+    let building = scene.cache.directory.join("building");
+    let (dead, alive) = (building.join("sha256-x.1.0"), building.join("sha256-y.1.0"));
+    for path in [&dead, &alive] {
+        fs::create_dir_all(path.join("tree/etc")).unwrap();
+    }
+    let lock = File::open(&alive).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let begun = scene.cache.directory.join("trees/.removed.sha256-z.1");
+    fs::create_dir_all(begun.join("etc")).unwrap();
+    let digest = scene.fill(&scene.image("one", "text"), &()).unwrap();
+    assert!(!dead.exists() && alive.exists());
+    assert_eq!(scene.digests(), [digest]);
+    scene.cache.prune(&TreeLimits::default()).unwrap();
+    assert!(!begun.exists() && alive.exists());
+}
+
+#[test]
+fn a_directory_of_others_is_not_used() {
+    let scene = Scene::new();
+    let path = scene.image("one", "text");
+    fs::create_dir(&scene.cache.directory).unwrap();
+    fs::set_permissions(&scene.cache.directory, fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(matches!(scene.fill(&path, &()), Err(TreeError::NotOwn { .. })));
+    fs::remove_dir(&scene.cache.directory).unwrap();
+    let elsewhere = scene.directory.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &scene.cache.directory).unwrap();
+    assert!(matches!(scene.fill(&path, &()), Err(TreeError::NotOwn { .. })));
+    assert!(matches!(scene.cache.list(), Err(TreeError::NotOwn { .. })));
+    assert!(fs::read_dir(&elsewhere).unwrap().next().is_none());
+}
+
+#[test]
+fn an_image_that_is_none_leaves_nothing() {
+    let scene = Scene::new();
+    let path = scene.directory.path().join("none.sqsh");
+    fs::write(&path, vec![7; 10_000]).unwrap();
+    assert!(matches!(scene.fill(&path, &()), Err(TreeError::Extract(_))));
+    assert!(scene.digests().is_empty());
+    assert!(fs::read_dir(scene.cache.directory.join("building")).unwrap().next().is_none());
+}
