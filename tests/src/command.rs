@@ -144,6 +144,15 @@ impl Running {
         })
     }
 
+    /// As [`Running::finish`], but `limit` counts from now: from a kill, say, however long it took to get there.
+    ///
+    /// # Errors
+    /// As [`Running::finish`].
+    pub fn finish_within(self, limit: Duration) -> Result<Output, String> {
+        let so_far = self.started.elapsed();
+        self.finish(so_far + limit)
+    }
+
     fn kill_group(&self) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             // Gone already is as good as killed.
@@ -250,6 +259,15 @@ mod tests {
         assert!(output.timed_out);
         assert!(output.took < Duration::from_secs(5), "{output}");
         assert!(output.success().is_err());
+    }
+
+    #[test]
+    fn a_limit_from_now_does_not_count_what_has_passed() {
+        let running = start(words(["sh", "-c", "sleep 0.6"])).unwrap();
+        thread::sleep(Duration::from_millis(400));
+        assert!(!running.finish_within(Duration::from_millis(500)).unwrap().timed_out);
+        let running = start(words(["sleep", "100"])).unwrap();
+        assert!(running.finish_within(Duration::from_millis(100)).unwrap().timed_out);
     }
 
     #[test]

@@ -170,6 +170,8 @@ fn partial(home: &Path, seen: &mut BTreeSet<String>) {
             Some("images" | "refs") => name.ends_with(".json"),
             Some("leases") => name.ends_with(".lease"),
             Some("tmp") => false,
+            // Whoever starts an instance takes turns by it.
+            _ if name == ".lock" => true,
             _ => name.ends_with(".jsonl"),
         }
     };

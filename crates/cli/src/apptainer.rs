@@ -17,9 +17,11 @@ use situla_oci::Platform;
 use crate::command_error::CommandError;
 use crate::commands;
 use crate::commands::convert::{Conversion, Source, unpack_source};
+use crate::commands::instance::InstanceCommand;
 use crate::commands::pull::{Fetch, parse_reference};
 use crate::commands::run::RunCommand;
 use crate::commands::transfer::Transfer;
+use crate::events::EventOptions;
 use crate::native::parse_start;
 use crate::output::{data, note};
 use crate::progress::Show;
@@ -67,6 +69,9 @@ enum Command {
     Run(RunArgs),
     /// Run a shell within a container
     Shell(ShellArgs),
+    /// Manage containers running as services
+    #[command(subcommand)]
+    Instance(InstanceCommand),
     /// Pull an image from a URI
     Pull(PullArgs),
     /// Build an Apptainer image
@@ -179,7 +184,7 @@ const UNSUPPORTED_BUILDING: [&str; 22] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 63] = [
+const UNSUPPORTED: [&str; 62] = [
     "-S",
     "-W",
     "-w",
@@ -209,7 +214,6 @@ const UNSUPPORTED: [&str; 63] = [
     "--cdi-dirs",
     "--containlibs",
     "--fusemount",
-    "--security",
     "--add-caps",
     "--drop-caps",
     "--keep-privs",
@@ -245,6 +249,9 @@ const UNSUPPORTED: [&str; 63] = [
     "--ignore-userns",
 ];
 
+/// Options of Apptainer's `instance` commands that are not supported here.
+const UNSUPPORTED_INSTANCE: [&str; 4] = ["--boot", "--dmtcp-launch", "--dmtcp-restart", "--user"];
+
 /// The version that scripts compare with: the Apptainer whose behaviour is followed.
 const VERSION: &str = "1.4.5";
 
@@ -272,12 +279,21 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
     }
     let (options, image, action) = match cli.command {
         Some(Command::Exec(ExecArgs { options, what })) => (options, what.image, Action::Exec(what.command)),
-        Some(Command::Run(RunArgs { options, what })) => (options, what.image, Action::Run(what.arguments)),
+        Some(Command::Run(RunArgs { options, what })) => {
+            let (image, arguments) = what.split();
+            (options, image, Action::Run(arguments))
+        }
         Some(Command::Shell(ShellArgs { options, shell, what })) => {
-            if !what.arguments.is_empty() {
+            let (image, arguments) = what.split();
+            if !arguments.is_empty() {
                 note("WARNING: Parameters to shell command are ignored");
             }
-            (options, what.image, Action::Shell(shell))
+            (options, image, Action::Shell(shell))
+        }
+        Some(Command::Instance(command)) => {
+            warn_of_ignored_variables();
+            let quiet = cli.global.show() == Show::Nothing;
+            return commands::instance::instance(command, Personality::Apptainer, quiet);
         }
         Some(Command::Pull(arguments)) => return pull(arguments, cli.global.show()),
         Some(Command::Build(arguments)) => return build(&arguments, cli.global.show()),
@@ -289,7 +305,14 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
     };
     warn_of_ignored_variables();
     let quiet = cli.global.show() == Show::Nothing;
-    commands::run::run(RunCommand { personality: Personality::Apptainer, options, image, action, quiet })
+    commands::run::run(RunCommand {
+        personality: Personality::Apptainer,
+        options,
+        image,
+        action,
+        quiet,
+        events: EventOptions::default(),
+    })
 }
 
 impl Global {
@@ -448,7 +471,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn refused_option(name: &str) -> CommandError {
-    if UNSUPPORTED.contains(&name) || UNSUPPORTED_BUILDING.contains(&name) {
+    if [&UNSUPPORTED[..], &UNSUPPORTED_BUILDING, &UNSUPPORTED_INSTANCE].concat().contains(&name) {
         let version = env!("CARGO_PKG_VERSION");
         let message = format!("the option {name} of Apptainer is not supported by Situla {version}");
         return CommandError::usage(message, "leave it out, or use Apptainer for this image");

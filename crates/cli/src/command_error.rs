@@ -4,7 +4,10 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use situla_engine::{EngineClass, EngineError, FailureKind, Host, HostError, Personality, Refusal};
+use situla_engine::{
+    EngineClass, EngineError, FailureKind, Host, HostError, InstanceError, Personality, Refusal, RunEvent,
+    StepEnd,
+};
 
 use crate::output::{data, note};
 
@@ -19,6 +22,8 @@ pub(crate) struct CommandError {
     class: String,
     /// Whether the engine has recorded it already.
     recorded: bool,
+    /// The step that is not to go on after this.
+    ends: Option<Box<StepEnd>>,
 }
 
 impl CommandError {
@@ -32,6 +37,7 @@ impl CommandError {
             remedy,
             class: "bad-option".to_owned(),
             recorded: false,
+            ends: None,
         }
     }
 
@@ -42,7 +48,7 @@ impl CommandError {
             EngineError::Runtime(failure) => failure,
             other => other,
         });
-        if let EngineError::Fetch { message, .. } = &error {
+        if let EngineError::Fetch { message, .. } | EngineError::Extract { message, .. } = &error {
             causes.push(message.clone());
         }
         CommandError {
@@ -52,7 +58,32 @@ impl CommandError {
             remedy: error.remedy(),
             class: error.class().name().to_owned(),
             recorded: true,
+            ends: None,
         }
+    }
+
+    /// Something with an instance failed.
+    pub(crate) fn instance(error: InstanceError) -> Self {
+        match error {
+            InstanceError::Engine(error) => CommandError::engine(error),
+            error => {
+                let kind = match &error {
+                    InstanceError::Name { .. } | InstanceError::Signal { .. } => FailureKind::Usage,
+                    _ => FailureKind::Engine,
+                };
+                // What the holder refuses it has recorded.
+                let recorded = matches!(error, InstanceError::Refused { .. });
+                let class = error.class();
+                CommandError { kind, recorded, ..CommandError::other(&error, class.name(), error.remedy()) }
+            }
+        }
+    }
+
+    /// The engine failed while it ran something: where one of our own processes was killed, the step is
+    /// to end once this is reported.
+    pub(crate) fn of_run(error: EngineError, host: &Host) -> Self {
+        let ends = StepEnd::of(host).filter(|_| error.is_loss()).map(Box::new);
+        CommandError { ends, ..CommandError::engine(error) }
     }
 
     /// The site's policy cannot be read: nothing has been asked of the engine yet, so nothing is recorded.
@@ -83,6 +114,7 @@ impl CommandError {
             remedy,
             class: class.to_owned(),
             recorded: false,
+            ends: None,
         }
     }
 
@@ -121,14 +153,35 @@ impl CommandError {
         }
     }
 
-    /// For `--json`: class, message and remedy.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
+    fn message_with_causes(&self) -> String {
         let mut message = self.message.clone();
         for cause in &self.causes {
             message.push_str(": ");
             message.push_str(cause);
         }
+        message
+    }
+
+    /// For `--json`: class, message and remedy.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let message = self.message_with_causes();
         serde_json::json!({ "class": self.class, "message": message, "remedy": self.remedy })
+    }
+
+    /// For programs that watch a run.
+    pub(crate) fn event(&self) -> RunEvent {
+        RunEvent::Error {
+            class: self.class.clone(),
+            message: self.message_with_causes(),
+            remedy: self.remedy.clone(),
+            status: self.kind.status(Personality::Native),
+        }
+    }
+
+    /// Ends as a failure does that was told already, as an event.
+    pub(crate) fn end_told(&self, in_step: Option<&str>) -> ExitCode {
+        self.end_step(in_step);
+        ExitCode::from(self.kind.status(Personality::Native))
     }
 
     /// Reports to the user of our own command line.
@@ -145,7 +198,16 @@ impl CommandError {
                 }
             }
         }
+        self.end_step(in_step);
         ExitCode::from(self.kind.status(Personality::Native))
+    }
+
+    /// Ends the step, where it must not go on. Comes after the report: this process is part of it.
+    fn end_step(&self, in_step: Option<&str>) {
+        let Some(Err(error)) = self.ends.as_ref().map(|ends| ends.request()) else { return };
+        let cause = causes(&error).into_iter().map(|cause| format!(": {cause}")).collect::<String>();
+        let place = in_step.map(|step| format!(" ({step})")).unwrap_or_default();
+        note(&format!("situla: warning: other tasks of the step may go on: {error}{cause}{place}"));
     }
 
     /// Reports to a program, as one JSON object on standard output. The status is always the engine's, so
@@ -160,6 +222,7 @@ impl CommandError {
     pub(crate) fn report_fatal(&self, in_step: Option<&str>) -> ExitCode {
         let place = in_step.map(|step| format!(" ({step})")).unwrap_or_default();
         note(&format!("FATAL:   {}{place}", self.one_line()));
+        self.end_step(in_step);
         ExitCode::from(self.kind.status(Personality::Apptainer))
     }
 }

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use situla_image::{
     ClientError, ConvertError, DirectoryError, Doing, FileError, FlattenError, LayoutError, PullError,
-    ResolveError, SourceError, StoreError, VerifyError,
+    ResolveError, SourceError, StoreError, TreeError, VerifyError,
 };
 use situla_records::EngineClass;
 
@@ -23,6 +23,11 @@ impl CommandError {
     /// A conversion failed.
     pub(crate) fn convert(error: &ConvertError) -> Self {
         judged(error, of_convert(error))
+    }
+
+    /// The extracted images of this node failed.
+    pub(crate) fn trees(error: &TreeError) -> Self {
+        judged(error, of_trees(error))
     }
 
     /// The store failed.
@@ -201,6 +206,21 @@ fn of_file(error: &FileError) -> Judgement {
             Some("check the path; on a cluster it must be visible on the compute node"),
         ),
         ErrorKind::PermissionDenied => (EngineClass::SetupFailed, Some("check the permissions")),
+        _ => (EngineClass::SetupFailed, None),
+    }
+}
+
+fn of_trees(error: &TreeError) -> Judgement {
+    match error {
+        TreeError::File(source) => of_file(source),
+        TreeError::Extract(source) => of_convert(source),
+        TreeError::Changed { .. } => {
+            (EngineClass::SetupFailed, Some("run it again when the image is complete"))
+        }
+        TreeError::NotOwn { .. } => (
+            EngineClass::SetupFailed,
+            Some("remove it if it is yours, or ask the administrator for another place (rootfs.cache)"),
+        ),
         _ => (EngineClass::SetupFailed, None),
     }
 }

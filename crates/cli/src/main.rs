@@ -15,6 +15,7 @@ mod command_error;
 mod commands;
 #[cfg(test)]
 mod docs;
+mod events;
 mod image_error;
 mod interrupt;
 mod native;

@@ -10,6 +10,7 @@ use situla_engine::Personality;
 use crate::command_error::CommandError;
 use crate::commands;
 use crate::commands::run::RunCommand;
+use crate::events::EventOptions;
 use crate::task::in_step;
 
 /// Containers with Slurm: run images in place, inside the allocation you already have.
@@ -28,6 +29,9 @@ enum Command {
     Run(commands::run::RunArgs),
     /// Open a shell in a container
     Shell(commands::run::ShellArgs),
+    /// Start, enter, list and end containers that stay
+    #[command(subcommand)]
+    Instance(commands::instance::InstanceCommand),
     /// Print what `exec` would do, as JSON, and do nothing
     Plan(commands::run::PlanArgs),
     /// Fetch an image from a registry into your store, or to a file
@@ -36,6 +40,9 @@ enum Command {
     Convert(commands::convert::ConvertArgs),
     /// List the images in your store
     Images(commands::images::ImagesArgs),
+    /// List and remove images that were extracted on this node
+    #[command(subcommand)]
+    Cache(commands::cache::CacheCommand),
     /// Show what an image is and how it wants to be run
     Inspect(commands::inspect::InspectArgs),
     /// List the records of runs
@@ -46,6 +53,9 @@ enum Command {
     Completion(commands::manual::CompletionArgs),
     /// Print the manual page
     Manual(commands::manual::ManualArgs),
+    /// Started by the plugin when a task was killed: ends the step if the task was lost with its container
+    #[command(hide = true)]
+    TaskKilled,
 }
 
 /// Parses the arguments of one command, without the description of all others, which takes longer
@@ -84,6 +94,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
     if let Some(command) = parse_start(&arguments, STARTS) {
         return finish(command);
     }
+    let words = arguments.clone();
     let parsed = Cli::try_parse_from(std::iter::once(OsString::from("situla")).chain(arguments));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -96,6 +107,15 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
                 let refused = CommandError::usage(format!("unknown option {name}"), "see situla --help");
                 refused.record_early(Personality::Native);
                 return refused.report(Some(&step));
+            }
+            if error.use_stderr()
+                && let Ok(Some(mut events)) = EventOptions::of_unparsed(&words).open()
+            {
+                let told = error.to_string();
+                let told = told.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                let refused = CommandError::usage(told, "see situla --help");
+                events.error(&refused);
+                return refused.end_told(in_step().as_deref());
             }
             // Help and version are data; everything else goes to standard error with status 2.
             let code = error.exit_code();
@@ -115,15 +135,18 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Exec(arguments) => commands::run::run(arguments.into()),
         Command::Run(arguments) => commands::run::run(arguments.into()),
         Command::Shell(arguments) => commands::run::run(arguments.into()),
+        Command::Instance(command) => commands::instance::instance(command, Personality::Native, false),
         Command::Plan(arguments) => commands::run::plan(RunCommand::from(arguments)),
         Command::Pull(arguments) => commands::pull::pull(&arguments),
         Command::Convert(arguments) => commands::convert::convert(&arguments),
         Command::Images(arguments) => commands::images::images(&arguments),
+        Command::Cache(command) => commands::cache::cache(command),
         Command::Inspect(arguments) => commands::inspect::inspect(&arguments),
         Command::Runs(arguments) => commands::runs::runs(&arguments),
         Command::Show(arguments) => commands::runs::show(&arguments),
         Command::Completion(arguments) => commands::manual::completion(&arguments, command_tree()),
         Command::Manual(arguments) => commands::manual::manual(&arguments, &command_tree()),
+        Command::TaskKilled => commands::task_killed::task_killed(),
     }
 }
 
@@ -151,6 +174,7 @@ mod tests {
             "run --cleanenv i a -b",
             "shell i",
             "shell -s /bin/dash i",
+            "run --pid i -c x --bind y -- z",
         ];
         for line in same {
             let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
@@ -162,6 +186,24 @@ mod tests {
         for line in ["exec", "exec i", "exec --help", "exec --no-such i true", "plan i", "help exec", ""] {
             let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
             assert!(parse_start(&words, STARTS).is_none(), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_image_is_no_option_of_ours() {
+        for (line, want) in [
+            ("run i -c x", r#"["i", "-c", "x"]"#),
+            ("run -c i --help", r#"["i", "--help"]"#),
+            ("run i -- x", r#"["i", "--", "x"]"#),
+            ("instance start i n -p 1 --pid", r#"["i", "n", "-p", "1", "--pid"]"#),
+            ("instance run -p i n", r#"["i", "n"]"#),
+        ] {
+            let words = std::iter::once("situla").chain(line.split(' '));
+            let parsed = format!("{:?}", Cli::try_parse_from(words).unwrap().command);
+            assert!(parsed.contains(&format!("words: {want}")), "{line}: {parsed}");
+        }
+        for line in ["instance start i", "run --frobnicate i", "run"] {
+            assert!(Cli::try_parse_from(std::iter::once("situla").chain(line.split(' '))).is_err(), "{line}");
         }
     }
 

@@ -1,14 +1,23 @@
 //! Options of running that Apptainer's command line and ours have in common.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use situla_bindings::{CustomHome, NoMount, parse_apptainer_bind, parse_apptainer_mount};
-use situla_engine::{Action, Isolation, OverlayRequest, Personality, RunRequest};
+use situla_engine::{Action, Isolation, OverlayRequest, Personality, RootfsWay, RunRequest};
 
 use crate::command_error::CommandError;
 use crate::output::note;
+
+/// Which control groups a container sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CgroupNamespace {
+    /// Its own, as the root of all.
+    Private,
+    /// The host's.
+    Host,
+}
 
 /// How a container is made and entered.
 #[derive(Args, Clone, Debug, Default)]
@@ -46,6 +55,9 @@ pub(crate) struct RunOptions {
     /// Be root inside, with your own rights outside
     #[arg(short = 'f', long, visible_alias = "root")]
     fakeroot: bool,
+    /// With --fakeroot: have your subordinate ids inside, too (/etc/subuid, /etc/subgid, newuidmap)
+    #[arg(long)]
+    subids: bool,
     /// Give it processes of its own
     #[arg(short = 'p', long)]
     pid: bool,
@@ -64,6 +76,12 @@ pub(crate) struct RunOptions {
     /// What that network is connected to; only none: nothing but loopback
     #[arg(long, value_name = "NAME")]
     network: Option<String>,
+    /// Let it see its own control group as the root of all (private), or the host's (host)
+    #[arg(long, value_name = "WHICH")]
+    cgroupns: Option<CgroupNamespace>,
+    /// Restrict what it can do: seccomp:FILE lets it make only the system calls that a profile allows
+    #[arg(long, value_name = "KIND:VALUE", value_delimiter = ',')]
+    security: Vec<String>,
     /// Keep the host's variables outside
     #[arg(short = 'e', long)]
     cleanenv: bool,
@@ -82,6 +100,10 @@ pub(crate) struct RunOptions {
     /// Give every task a container of its own
     #[arg(long)]
     no_share: bool,
+    /// How an image file becomes the root: fuse, extract (once on each node), or auto (extract where there is no
+    /// /dev/fuse)
+    #[arg(long, value_name = "WAY")]
+    rootfs: Option<String>,
     /// Record this run also outside of Slurm
     #[arg(long)]
     record: bool,
@@ -124,6 +146,19 @@ impl RunOptions {
         let contain_all = self.containall || set.flag("CONTAINALL");
         request.defaults.contain = contain_all || self.contain || set.flag("CONTAIN");
         request.root = self.fakeroot || set.flag("FAKEROOT");
+        request.subids = self.subids;
+        if self.subids && !request.root {
+            let message = "--subids has no effect without --fakeroot";
+            return Err(CommandError::usage(message, "add --fakeroot, or leave it out"));
+        }
+        let set_security = set.first(&["SECURITY"]);
+        let security = self.security.iter().map(String::as_str);
+        for text in security.chain(set_security.iter().flat_map(|list| list.split(','))) {
+            if request.seccomp.replace(seccomp_file(text, cwd)?).is_some() {
+                let message = "there can be one filter of system calls";
+                return Err(CommandError::usage(message, "name one file with --security seccomp:FILE"));
+            }
+        }
         request.isolation = self.isolation(contain_all, &set)?;
         let mut no_mount = self.no_mount.clone();
         no_mount.extend(
@@ -148,6 +183,7 @@ impl RunOptions {
         request.no_eval = self.no_eval || set.flag("NO_EVAL");
         request.share = !(self.no_share || set.flag("NO_SHARE"));
         request.record = self.record;
+        request.rootfs = self.rootfs.as_deref().map(rootfs_way).transpose()?;
         for text in &self.env {
             request.env.extend(assignments(text)?);
         }
@@ -160,14 +196,18 @@ impl RunOptions {
             ("contain", request.defaults.contain),
             ("containall", contain_all),
             ("fakeroot", request.root),
+            ("subids", request.subids),
             ("pid", request.isolation.pid),
             ("ipc", request.isolation.ipc),
             ("uts", request.isolation.uts),
             ("hostname", request.isolation.hostname.is_some()),
             ("net", request.isolation.network),
             ("network", request.isolation.network),
+            ("security", request.seccomp.is_some()),
+            ("cgroupns", request.isolation.cgroup),
             ("overlay", !request.overlays.is_empty()),
             ("writable-tmpfs", request.writable_tmpfs),
+            ("rootfs", request.rootfs.is_some()),
         ];
         if self.sharens {
             let private = named
@@ -181,6 +221,41 @@ impl RunOptions {
         }
         request.options.extend(named.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).to_owned()));
         Ok(request)
+    }
+
+    /// The options that count for a container that stands already.
+    pub(crate) fn for_entering(
+        cwd: Option<String>,
+        cleanenv: bool,
+        env: Vec<String>,
+        no_eval: bool,
+        record: bool,
+    ) -> Self {
+        RunOptions { cwd, cleanenv, env, no_eval, record, ..RunOptions::default() }
+    }
+
+    /// An option that was given and says how a container is made: useless for one that stands already.
+    pub(crate) fn only_for_new(&self) -> Option<&'static str> {
+        let given = [
+            ("bind", !self.bind.is_empty()),
+            ("mount", !self.mount.is_empty()),
+            ("home", self.home.is_some()),
+            ("no-home", self.no_home),
+            ("no-mount", !self.no_mount.is_empty()),
+            ("overlay", !self.overlay.is_empty()),
+            ("writable-tmpfs", self.writable_tmpfs),
+            ("contain", self.contain),
+            ("containall", self.containall),
+            ("fakeroot", self.fakeroot),
+            ("pid", self.pid),
+            ("ipc", self.ipc),
+            ("uts", self.uts),
+            ("hostname", self.hostname.is_some()),
+            ("net", self.net),
+            ("network", self.network.is_some()),
+            ("rootfs", self.rootfs.is_some()),
+        ];
+        given.iter().find(|(_, given)| *given).map(|(name, _)| *name)
     }
 
     fn isolation(&self, contain_all: bool, set: &Environment<'_>) -> Result<Isolation, CommandError> {
@@ -208,6 +283,7 @@ impl RunOptions {
             uts: self.uts || hostname.is_some() || set.flag("UTS") || set.flag("UNSHARE_UTS"),
             hostname,
             network: network.is_some(),
+            cgroup: self.cgroupns == Some(CgroupNamespace::Private),
         })
     }
 }
@@ -244,12 +320,29 @@ impl Environment<'_> {
     }
 }
 
+fn rootfs_way(text: &str) -> Result<RootfsWay, CommandError> {
+    RootfsWay::parse(text).ok_or_else(|| {
+        CommandError::usage(format!("{text:?} is no way to a root"), "use --rootfs fuse, extract or auto")
+    })
+}
+
 fn overlay(text: &str, cwd: &Path) -> OverlayRequest {
     let (path, read_only) = match text.strip_suffix(":ro") {
         Some(path) => (path, true),
         None => (text.strip_suffix(":rw").unwrap_or(text), false),
     };
     OverlayRequest { path: cwd.join(path), read_only }
+}
+
+/// What `--security` asks for, of which there is one kind.
+fn seccomp_file(text: &str, cwd: &Path) -> Result<PathBuf, CommandError> {
+    match text.split_once(':') {
+        Some(("seccomp", file)) if !file.is_empty() => Ok(cwd.join(file)),
+        _ => {
+            let message = format!("--security {text} is not supported");
+            Err(CommandError::usage(message, "use --security seccomp:FILE"))
+        }
+    }
 }
 
 fn custom_home(text: &str, cwd: &Path) -> Result<CustomHome, CommandError> {
@@ -295,14 +388,24 @@ pub(crate) struct ImageAndCommand {
 }
 
 /// An image and arguments for its own command.
+///
+/// They are one list for the parser: once it has the image it looks for options no more. With two, it would take
+/// the first argument for an option of ours where we have one of that name.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ImageAndArguments {
-    /// The image: a .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG
-    #[arg(value_name = "IMAGE")]
-    pub(crate) image: String,
-    /// Arguments for the image's own command
-    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) arguments: Vec<OsString>,
+    /// The image (a .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG), and arguments for its own
+    /// command
+    #[arg(value_names = ["IMAGE", "ARGUMENT"], trailing_var_arg = true, required = true, num_args = 1..)]
+    words: Vec<OsString>,
+}
+
+impl ImageAndArguments {
+    /// The image, and the arguments.
+    pub(crate) fn split(self) -> (String, Vec<OsString>) {
+        let mut words = self.words.into_iter();
+        let image = words.next().unwrap_or_default();
+        (image.to_string_lossy().into_owned(), words.collect())
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
         let image = std::env::var(IMAGE).unwrap_or_default();
         error.record_before_host(&image, &command, Personality::Task);
     })?;
-    let request = match request(&context, command.clone()) {
+    let mut request = match request(&context, command.clone()) {
         Ok(request) => request,
         Err(error) => {
             let image = context.host.variable(IMAGE).unwrap_or_default();
@@ -41,12 +41,13 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
             return Err(error);
         }
     };
-    let request = RunRequest { progress: context.is_first_task(), ..request };
-    let prepared = prepare(&request, &context.host, &context.site).map_err(CommandError::engine)?;
+    request.progress = context.is_first_task();
+    let failed = |error| CommandError::of_run(error, &context.host);
+    let prepared = prepare(&request, &context.host, &context.site).map_err(failed)?;
     for warning in prepared.warnings() {
         note(&format!("situla: warning: {warning} ({})", step_name()));
     }
-    prepared.run().map(end_as).map_err(CommandError::engine)
+    prepared.run(None).map(end_as).map_err(failed)
 }
 
 /// What the plugin's variables ask for.

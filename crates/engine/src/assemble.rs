@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use crate::image_view::{Found, ImageView};
 use crate::overlay::Layers;
 use crate::request::{Action, Isolation, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
+use crate::seccomp_profile;
 
 /// The reason of the bind of the working directory.
 pub(crate) const WORKING_DIRECTORY: &str = "working directory";
@@ -160,7 +162,11 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         layout.hostname(hostname)?;
     }
     let Identity { account, groups, user, maps: [uid_mappings, gid_mappings], capabilities } =
-        identity(request, host);
+        identity(request, host)?;
+    let seccomp = match &request.seccomp {
+        Some(path) => Some(seccomp_profile::load(path, capabilities.as_ref())?),
+        None => None,
+    };
     layout.accounts(account, groups, home.as_deref())?;
     layout.devices();
     let home_text = home.as_ref().and_then(|home| home.to_str());
@@ -184,7 +190,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         environment.entries.retain(|other| !other.as_bytes().starts_with(b"SHELL="));
         environment.entries.push(Text::from(OsString::from(entry)));
     }
-    if let Some(script) = environment.shell {
+    if let Some(script) = environment.shell.filter(|_| !args.is_empty()) {
         let prefix = ["/bin/sh", "-c", &script, "sh"].map(OsString::from);
         args = prefix.into_iter().chain(args).collect();
     }
@@ -236,7 +242,9 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
             gid_mappings,
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
+            seccomp,
         },
+        hooks: None,
         annotations: std::collections::BTreeMap::new(),
     };
     let rootfs = Rootfs {
@@ -247,6 +255,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         overlay: layers.overlay,
     };
     let share = share(request, host, &rootfs, &spec, (image.state, &identities));
+    let is_start = request.instance.as_ref().is_some_and(|instance| !instance.enters);
     Ok(Plan {
         schema: SCHEMA,
         image: image.identity.clone(),
@@ -255,9 +264,10 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         rootfs,
         share,
         bindings,
-        keep_fds: keep_fds.into_iter().map(|(fd, _)| fd).collect(),
+        keep_fds: keep_fds.into_iter().map(|(fd, _)| fd).filter(|_| !is_start).collect(),
         // A task of Slurm has descriptors of slurmstepd's; elsewhere the caller means what he passes.
-        inherit_fds: request.personality != Personality::Task,
+        // What stays when the caller has gone must not keep anything of his open.
+        inherit_fds: request.personality != Personality::Task && !is_start,
         command_paths,
         cwd_fallbacks,
         spec,
@@ -273,6 +283,7 @@ fn namespaces(isolation: &Isolation) -> Vec<Namespace> {
         (NamespaceKind::Uts, isolation.uts || isolation.hostname.is_some()),
         (NamespaceKind::Network, isolation.network),
         (NamespaceKind::Pid, isolation.pid),
+        (NamespaceKind::Cgroup, isolation.cgroup),
     ];
     asked.into_iter().filter(|(_, asked)| *asked).map(|(kind, _)| Namespace { kind }).collect()
 }
@@ -286,6 +297,11 @@ fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<Os
     let strings = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
     Ok(match &request.action {
         Action::Exec(command) => command.clone(),
+        Action::Start(arguments) => {
+            const SCRIPT: &str = "/.singularity.d/startscript";
+            let script = exists(SCRIPT)?.then(|| OsString::from(SCRIPT));
+            script.into_iter().flat_map(|script| std::iter::once(script).chain(arguments.clone())).collect()
+        }
         Action::Shell(Some(shell)) => vec![shell.clone()],
         Action::Shell(None) if exists("/bin/bash")? => vec!["/bin/bash".into(), "--norc".into()],
         Action::Shell(None) => vec!["/bin/sh".into()],
@@ -367,6 +383,9 @@ fn share(
     identities: (FileState, &[(u64, u64)]),
 ) -> Share {
     let nobody = |reason: &str| Share::Nobody { reason: reason.to_owned() };
+    if let Some(instance) = &request.instance {
+        return Share::Instance { key: ShareKey(instance.key.clone()) };
+    }
     if !request.share {
         return nobody("switched off");
     }
@@ -440,9 +459,14 @@ impl<'a> Layout<'a> {
                     (path.clone().into_os_string(), "bind", metadata.is_dir())
                 }
                 Err(_) if bind.optional || !user_asked => return Ok(()),
-                Err(_) => {
-                    let host = self.host.hostname.clone();
-                    return Err(EngineError::BindSourceMissing { path: path.clone(), host });
+                Err(source) => {
+                    let (path, host) = (path.clone(), self.host.hostname.clone());
+                    return Err(match source.kind() {
+                        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+                            EngineError::BindSourceMissing { path, host }
+                        }
+                        _ => EngineError::Unreachable { path, host, source },
+                    });
                 }
             },
             BindSource::Tmpfs { .. } => (OsString::from("tmpfs"), "tmpfs", true),

@@ -226,6 +226,9 @@ fn container_variables(around: &Circumstances<'_>) -> Vec<(String, String)> {
         set("NAME", &name);
         set("BIND", &binds);
         set("ENVIRONMENT", "/.singularity.d/env/91-environment.sh");
+        if let Some(instance) = &around.request.instance {
+            set("INSTANCE", &instance.name);
+        }
         if prefix == "APPTAINER" {
             set("COMMAND", around.request.action.name());
             // Always empty: applications inside an image (SCIF) are refused as an option.

@@ -83,6 +83,33 @@ pub enum EngineError {
         /// What it said can be done.
         remedy: Option<String>,
     },
+    /// An image cannot be extracted.
+    #[error("cannot extract {image}")]
+    Extract {
+        /// The image.
+        image: String,
+        /// What the extracting process said, if it could be started at all.
+        message: String,
+        /// The class that it gave.
+        class: EngineClass,
+        /// What it said can be done.
+        remedy: Option<String>,
+    },
+    /// The extracted trees of this node cannot be used.
+    #[error("cannot use the extracted images of this node")]
+    Trees {
+        /// Why.
+        #[source]
+        source: Box<situla_image::TreeError>,
+    },
+    /// The site's settings cannot be understood.
+    #[error("cannot apply the site's settings {}: {message}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
     /// An option's value cannot be used.
     #[error("{message}")]
     BadOption {
@@ -98,6 +125,17 @@ pub enum EngineError {
         path: PathBuf,
         /// The host.
         host: String,
+    },
+    /// The source of a bind mount, or a layer, cannot be looked at.
+    #[error("{path} cannot be looked at on {host}")]
+    Unreachable {
+        /// The path.
+        path: PathBuf,
+        /// The host.
+        host: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// The site's policy says no.
     #[error("the site's policy refuses this: {}", reasons(.0))]
@@ -146,14 +184,17 @@ impl EngineError {
             | EngineError::Squashfs { .. }
             | EngineError::LookInto { .. } => EngineClass::ImageCorrupt,
             EngineError::Reference { .. } | EngineError::BadOption { .. } => EngineClass::BadOption,
-            EngineError::Fetch { class, .. } => class.clone(),
+            EngineError::Fetch { class, .. } | EngineError::Extract { class, .. } => class.clone(),
             EngineError::BindSourceMissing { .. } => EngineClass::BindSourceMissing,
+            EngineError::Unreachable { .. } => EngineClass::SetupFailed,
             EngineError::Denied(_) => EngineClass::PolicyDenied,
-            EngineError::ReadPolicy { .. } | EngineError::Policy(_) | EngineError::Accounts(_) => {
-                EngineClass::SetupFailed
-            }
+            EngineError::ReadPolicy { .. }
+            | EngineError::Policy(_)
+            | EngineError::Settings { .. }
+            | EngineError::Trees { .. }
+            | EngineError::Accounts(_) => EngineClass::SetupFailed,
             EngineError::Runtime(failure) => match failure.class() {
-                FailureClass::NoUserNamespaces => EngineClass::NoUserns,
+                FailureClass::NoUserNamespaces | FailureClass::AppArmor => EngineClass::NoUserns,
                 FailureClass::NoFuse => EngineClass::NoFuse,
                 FailureClass::BindSourceMissing => EngineClass::BindSourceMissing,
                 FailureClass::CommandNotFound | FailureClass::CommandNotExecutable => {
@@ -167,6 +208,11 @@ impl EngineError {
 
     /// What the user or the administrator can do about it.
     pub fn remedy(&self) -> Option<String> {
+        // Whatever was being done when it ran out.
+        let is_ours = matches!(self, EngineError::Runtime(_));
+        if let Some(remedy) = self.errno().and_then(|errno| exhaustion_remedy(errno, is_ours)) {
+            return Some(remedy.to_owned());
+        }
         Some(match self {
             EngineError::ImageMissing { .. } => {
                 "check the path; on a cluster it must be visible on the compute node".to_owned()
@@ -184,12 +230,19 @@ impl EngineError {
             EngineError::Reference { .. } => {
                 "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
             }
-            EngineError::Fetch { remedy, .. } => return remedy.clone(),
+            EngineError::Fetch { remedy, .. } | EngineError::Extract { remedy, .. } => return remedy.clone(),
+            EngineError::Trees { .. } => {
+                "remove the directory if it is yours, or ask the administrator for another place (rootfs.cache)"
+                    .to_owned()
+            }
             EngineError::BadOption { remedy, .. } => remedy.clone(),
             EngineError::BindSourceMissing { .. } => "create it, or leave the bind out".to_owned(),
+            EngineError::Unreachable { .. } => {
+                "check that its file system works and its permissions, or leave it out".to_owned()
+            }
             // Every reason of a verdict carries its own remedy.
             EngineError::Denied(_) => return None,
-            EngineError::ReadPolicy { .. } | EngineError::Policy(_) => {
+            EngineError::ReadPolicy { .. } | EngineError::Policy(_) | EngineError::Settings { .. } => {
                 "the administrator must mend the file".to_owned()
             }
             EngineError::Accounts(_) => "report the account's entry to the administrator".to_owned(),
@@ -198,22 +251,57 @@ impl EngineError {
     }
 }
 
+impl EngineError {
+    /// What the system said, at the end of the chain of causes.
+    fn errno(&self) -> Option<Errno> {
+        let mut cause: &(dyn std::error::Error + 'static) = match self {
+            EngineError::Runtime(failure) => return failure.errno(),
+            other => other,
+        };
+        loop {
+            if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+                return error.raw_os_error().map(Errno::from_raw_os_error);
+            }
+            cause = match cause.downcast_ref::<Errno>() {
+                Some(errno) => return Some(*errno),
+                None => cause.source()?,
+            };
+        }
+    }
+}
+
+/// What to do where the system is at an end with something, whatever it was wanted for; or a mount of somebody's
+/// with its server, if it cannot be one of ours.
+fn exhaustion_remedy(errno: Errno, is_ours: bool) -> Option<&'static str> {
+    Some(match errno {
+        Errno::MFILE => "raise the limit on open files, which `ulimit -n` shows: 64 are enough",
+        Errno::NFILE => "the machine has too many files open; the administrator can raise fs.file-max",
+        Errno::AGAIN => "raise the limit on processes, which `ulimit -u` shows, or end some",
+        Errno::NOTCONN | Errno::CONNABORTED if !is_ours => {
+            "the process behind that mount has ended: mount it again, or leave it out"
+        }
+        _ => return None,
+    })
+}
+
 /// The way out depends on what is wrong with the device: it is not there, not for this user, or kept from the job.
 fn no_fuse_remedy(errno: Option<Errno>) -> &'static str {
     match errno {
         Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
-            "the administrator can run `modprobe fuse`, or you can unpack the image with \
+            "the administrator can run `modprobe fuse`, or you can extract the image with --rootfs extract, or with \
              `situla convert IMAGE DIRECTORY/`"
         }
         Some(Errno::ACCESS) => {
-            "the administrator can run `chmod 0666 /dev/fuse`, or you can unpack the image with \
-             `situla convert IMAGE DIRECTORY/`"
+            "the administrator can run `chmod 0666 /dev/fuse`, or you can extract the image with --rootfs extract, or \
+             with `situla convert IMAGE DIRECTORY/`"
         }
         Some(Errno::PERM) => {
             "the administrator can let jobs use /dev/fuse: in their device cgroup (c 10:229), and in security \
-             modules; or you can unpack the image with `situla convert IMAGE DIRECTORY/`"
+             modules; or you can extract the image with --rootfs extract, or with `situla convert IMAGE DIRECTORY/`"
         }
-        _ => "unpack the image with `situla convert IMAGE DIRECTORY/` and run that",
+        _ => {
+            "extract the image with --rootfs extract, or with `situla convert IMAGE DIRECTORY/` and run that"
+        }
     }
 }
 
@@ -221,7 +309,11 @@ fn runtime_remedy(failure: &Failure) -> Option<&'static str> {
     Some(match failure.class() {
         FailureClass::NoUserNamespaces => {
             "the administrator can allow user namespaces with `sysctl user.max_user_namespaces=15000`, and on \
-             Debian and Ubuntu with `kernel.unprivileged_userns_clone=1` or an AppArmor profile"
+             Debian and Ubuntu with `kernel.unprivileged_userns_clone=1`"
+        }
+        FailureClass::AppArmor => {
+            "the administrator can install the profile packaging/apparmor/situla as /etc/apparmor.d/situla and load \
+             it with `apparmor_parser -r /etc/apparmor.d/situla`"
         }
         FailureClass::NoFuse => no_fuse_remedy(failure.errno()),
         FailureClass::BindSourceMissing => "create it, or leave the bind out",
@@ -230,6 +322,11 @@ fn runtime_remedy(failure: &Failure) -> Option<&'static str> {
         FailureClass::Overlay => {
             "use a directory on a local file system that you may write to, or --writable-tmpfs"
         }
+        FailureClass::SubordinateIds => {
+            "the administrator can install newuidmap and newgidmap (Debian's package uidmap) and give you ranges \
+             in /etc/subuid and /etc/subgid; or leave --subids out"
+        }
+        FailureClass::Hook => "see what it said above; a hook is a program of this site's",
         FailureClass::WorkingDirectory => "name a directory that exists inside, or bind it",
         FailureClass::CommandNotFound => "check the name, and the image's PATH",
         FailureClass::CommandNotExecutable => {
@@ -247,13 +344,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_used_up_is_named_whatever_it_was_for() {
+        let failure = |errno| Failure::of_call(FailureClass::MountFailed, "no mount", errno);
+        let policy = |errno: Errno| EngineError::ReadPolicy { path: "/etc/x".into(), source: errno.into() };
+        for (errno, way_out) in
+            [(Errno::MFILE, "ulimit -n"), (Errno::NFILE, "file-max"), (Errno::AGAIN, "ulimit -u")]
+        {
+            for error in [EngineError::Runtime(failure(errno)), policy(errno)] {
+                let remedy = error.remedy().unwrap();
+                assert!(remedy.contains(way_out), "{errno}: {remedy}");
+            }
+        }
+        assert!(policy(Errno::NOTCONN).remedy().unwrap().contains("mount it again"));
+        // Our own server is meant.
+        assert!(!EngineError::Runtime(failure(Errno::NOTCONN)).remedy().unwrap().contains("mount it again"));
+    }
+
+    #[test]
     fn the_way_out_fits_what_is_wrong_with_fuse() {
         for (errno, way_out) in [
             (Errno::NOENT, "modprobe fuse"),
             (Errno::NODEV, "modprobe fuse"),
             (Errno::ACCESS, "chmod 0666 /dev/fuse"),
             (Errno::PERM, "c 10:229"),
-            (Errno::NOMEM, "unpack the image"),
+            (Errno::NOMEM, "extract the image"),
         ] {
             let failure = Failure::of_call(FailureClass::NoFuse, "no device", errno);
             let remedy = EngineError::Runtime(failure).remedy().unwrap();

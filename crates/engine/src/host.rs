@@ -30,6 +30,8 @@ pub struct Host {
     pub records: Option<PathBuf>,
     /// Where this user's images go.
     pub store: Option<PathBuf>,
+    /// Where what is known of this user's instances on this host goes.
+    pub instances: Option<PathBuf>,
 }
 
 /// A fact that must be known cannot be found out.
@@ -79,10 +81,15 @@ impl Host {
             let base = lookup(name).map(PathBuf::from).filter(|path| path.is_absolute());
             base.or_else(|| home.is_absolute().then(|| home.join(default))).map(|base| base.join("situla"))
         };
+        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let state = below("XDG_STATE_HOME", ".local/state");
+        // The home may be that of many hosts, whose processes have nothing to do with each other.
+        let on_this_host = Path::new("instances").join(hostname.replace('/', "_"));
         Ok(Host {
             groups: groups(gid),
-            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            records: below("XDG_STATE_HOME", ".local/state").map(|path| path.join("records")),
+            hostname,
+            instances: state.as_ref().map(|state| state.join(on_this_host)),
+            records: state.map(|state| state.join("records")),
             store: below("XDG_CACHE_HOME", ".cache"),
             user,
             cwd,
@@ -181,14 +188,17 @@ fn find_line(file: &[u8], index: usize, key: &str) -> Option<String> {
 /// Asks the site's name services through a helper program, because this binary is static and
 /// cannot load their libraries.
 fn getent(database: &str, keys: &[String]) -> Option<String> {
-    let output = Command::new("getent")
-        .arg(database)
-        .args(keys)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
+    // A user's search path need not have it, and may have another.
+    let output = ["/usr/bin/getent", "/bin/getent", "getent"].into_iter().find_map(|program| {
+        let asked = Command::new(program)
+            .arg(database)
+            .args(keys)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output();
         // Status 2: one of the keys was not found; the others were.
-        .ok()?;
+        asked.ok()
+    })?;
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

@@ -99,6 +99,16 @@ impl Recorder {
         &self.run
     }
 
+    /// This task's place in its step.
+    pub(crate) fn task(&self) -> TaskRef {
+        self.task
+    }
+
+    /// The phases so far.
+    pub(crate) fn recorded_phases(&self) -> Vec<Phase> {
+        self.phases.recorded()
+    }
+
     /// Prepares what the first task writes when the container is about to be set up.
     pub(crate) fn describe(&mut self, host: &Host, plan: &Plan) {
         if !self.is_wanted() {
@@ -271,7 +281,7 @@ fn has_user_info(value: &str) -> bool {
 }
 
 /// The record's name, and this task's place in it.
-fn name(host: &Host) -> (Option<RecordId>, TaskRef) {
+pub(crate) fn name(host: &Host) -> (Option<RecordId>, TaskRef) {
     let alone = TaskRef { rank: 0, local: 0 };
     let local = || RecordId::local(now_ns(), std::process::id(), &host.hostname).ok();
     let Some(allocation) = &host.allocation else { return (local(), alone) };
@@ -309,7 +319,7 @@ fn out_of_memory(step_cgroup: &str) -> Option<String> {
     })
 }
 
-fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

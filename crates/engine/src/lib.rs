@@ -8,24 +8,38 @@ mod assemble;
 mod env_script;
 mod environment;
 mod error;
+mod events;
 mod host;
 mod identity;
 mod image_view;
+mod instance;
 mod journal;
+mod killed_task;
 mod overlay;
 mod prepare;
 mod request;
 mod resolve;
+mod seccomp_profile;
 mod site;
 mod status;
+mod step_end;
+mod way;
 
 pub use error::EngineError;
+pub use events::{EVENT_SCHEMA, EventLine, Listener, RunEvent};
 pub use host::{Host, HostError};
+pub use instance::{
+    Condition, Entering, InstanceError, InstanceName, InstanceState, Instances, Listed, Stop, Usage,
+    UsageSource, find, parse_signal, start, stop, usage,
+};
+pub use killed_task::{Killed, judge_killed};
 pub use prepare::{Prepared, Refusal, admit_reference, plan, prepare, record_refusal};
 pub use request::{Action, Isolation, OverlayRequest, Personality, RunRequest, TASK_VARIABLES};
-pub use site::Site;
+pub use site::{RootfsSettings, Site};
 pub use situla_plan::SCHEMA as PLAN_SCHEMA;
 pub use situla_records::EngineClass;
 pub use situla_runtime::{Exit, Failure, FailureClass, die_by};
 pub use situla_slurm::StepId;
 pub use status::FailureKind;
+pub use step_end::{StepEnd, StepEndError};
+pub use way::{RootfsWay, tree_directory};

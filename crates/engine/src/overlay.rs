@@ -1,5 +1,6 @@
 //! The layers above an image that a user asks for.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -37,9 +38,16 @@ pub(crate) fn plan_layers(request: &RunRequest, host: &Host) -> Result<Layers, E
     // The topmost was named last, and comes first in a Plan.
     for asked in request.overlays.iter().rev() {
         let shown = asked.path.display();
-        let Ok(mut path) = asked.path.canonicalize() else {
-            let message = format!("the overlay {shown} does not exist on {}", host.hostname);
-            return Err(bad(message, "create the directory, or leave the option out"));
+        let mut path = match asked.path.canonicalize().and_then(|path| path.metadata().map(|_| path)) {
+            Ok(path) => path,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                let message = format!("the overlay {shown} does not exist on {}", host.hostname);
+                return Err(bad(message, "create the directory, or leave the option out"));
+            }
+            Err(source) => {
+                let (path, host) = (asked.path.clone(), host.hostname.clone());
+                return Err(EngineError::Unreachable { path, host, source });
+            }
         };
         if !path.is_dir() {
             let message =

@@ -1,11 +1,12 @@
 //! The use case of running: request to Plan, Plan to payload, payload to record.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use situla_bindings::{BindRequest, BindSource, Origin};
+use situla_image::TreeLease;
 use situla_oci::Reference;
-use situla_plan::{NamespaceKind, Plan};
+use situla_plan::{NamespaceKind, Plan, Rung};
 use situla_policy::{
     BindUse, Decision, Image as PolicyImage, Request as PolicyRequest, RequestedOption, Subject, Verdict,
     decide,
@@ -15,6 +16,7 @@ use situla_runtime::{Exit, OpenImage};
 
 use crate::assemble::{Parts, WORKING_DIRECTORY, assemble, plan_binds};
 use crate::error::EngineError;
+use crate::events::{Heard, Listener};
 use crate::host::Host;
 use crate::image_view::ImageView;
 use crate::journal::{Phases, Recorder};
@@ -23,12 +25,17 @@ use crate::request::{Personality, RunRequest};
 use crate::resolve::{self, Resolved};
 use crate::site::Site;
 use crate::status::FailureKind;
+use crate::way;
 
 /// A run that is ready: the Plan is frozen, the image open, nothing done yet.
 #[derive(Debug)]
 pub struct Prepared {
     plan: Plan,
     image: Option<OpenImage>,
+    /// The signal by which the image wants to be ended.
+    stop_signal: Option<String>,
+    /// Keeps the extracted tree that is the root, as long as this process lives.
+    lease: Option<TreeLease>,
     recorder: Recorder,
     rank: u32,
     /// Warnings of the policy, for the user.
@@ -40,7 +47,7 @@ pub struct Prepared {
 /// # Errors
 /// Everything that can be known before the container is made.
 pub fn plan(request: &RunRequest, host: &Host, site: &Site) -> Result<Plan, EngineError> {
-    decided(request, host, site, &mut Phases::begin()).map(|(plan, _, _)| plan)
+    decided(request, host, site, &mut Phases::begin(), Acts::No).map(|planned| planned.plan)
 }
 
 /// Resolves, admits and plans, for a run. A failure is recorded before it is returned.
@@ -49,13 +56,13 @@ pub fn plan(request: &RunRequest, host: &Host, site: &Site) -> Result<Plan, Engi
 /// Everything that can be known before the container is made.
 pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepared, EngineError> {
     let mut phases = Phases::begin();
-    match decided(request, host, site, &mut phases) {
-        Ok((plan, image, warnings)) => {
+    match decided(request, host, site, &mut phases, Acts::Yes) {
+        Ok(Planned { plan, image, stop_signal, lease, warnings }) => {
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
             recorder.describe(host, &plan);
             let task = host.allocation.as_ref().and_then(|allocation| allocation.task);
             let rank = task.map_or(0, |task| task.local_rank.0);
-            Ok(Prepared { plan, image, recorder, rank, warnings })
+            Ok(Prepared { plan, image, stop_signal, lease, recorder, rank, warnings })
         }
         Err(error) => {
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
@@ -91,13 +98,69 @@ fn texts(words: &[OsString]) -> Vec<String> {
     words.iter().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
-type Planned = (Plan, Option<OpenImage>, Vec<String>);
+/// Admits and plans a run inside a container that stands already: the image was opened at `opened`, and the
+/// user calls it `request.image`, which is `path`. Only what belongs to the process is planned.
+pub(crate) fn plan_inside(
+    request: &RunRequest,
+    host: &Host,
+    site: &Site,
+    (opened, path): (&Path, &Path),
+    phases: &mut Phases,
+) -> Result<(Plan, Vec<String>), EngineError> {
+    let named = match resolve::name(&request.image, &host.cwd, request.personality)? {
+        // It was named in another directory.
+        resolve::Named::Path(_) => resolve::Named::Path(path.to_owned()),
+        named => named,
+    };
+    let (_, home, keep_fds) = plan_binds(request, host);
+    let layers = plan_layers(request, host)?;
+    let verdict = admit(request, &[], &layers.directories, host, site, &named)?;
+    phases.end("admit");
+    let image = resolve::open_as(opened, path, &request.image)?;
+    phases.end("resolve");
+    let warnings = warnings(&verdict);
+    let binds = Vec::new();
+    let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
+    // These are the container's, whatever they are.
+    plan.rootfs.patches.clear();
+    plan.spec.mounts.clear();
+    // What is bound there may have the command as well.
+    plan.command_paths.clear();
+    phases.end("plan");
+    Ok((plan, warnings))
+}
+
+/// What a run is made of.
+pub(crate) struct PreparedParts {
+    pub(crate) plan: Plan,
+    pub(crate) image: Option<OpenImage>,
+    pub(crate) lease: Option<TreeLease>,
+    pub(crate) recorder: Recorder,
+    pub(crate) rank: u32,
+}
+
+/// A frozen Plan, and what it needs open.
+struct Planned {
+    plan: Plan,
+    image: Option<OpenImage>,
+    stop_signal: Option<String>,
+    lease: Option<TreeLease>,
+    warnings: Vec<String>,
+}
+
+/// Whether an image is extracted where it has to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Acts {
+    No,
+    Yes,
+}
 
 fn decided(
     request: &RunRequest,
     host: &Host,
     site: &Site,
     phases: &mut Phases,
+    acts: Acts,
 ) -> Result<Planned, EngineError> {
     let named = resolve::name(&request.image, &host.cwd, request.personality)?;
     let (binds, home, keep_fds) = plan_binds(request, host);
@@ -107,15 +170,28 @@ fn decided(
     phases.end("admit");
     let image = resolve::open(&named, &request.image, request.progress)?;
     phases.end("resolve");
+    let extracts = image.descriptor.and_then(|_| way::reason_to_extract(request, site));
+    let (image, lease) = match &extracts {
+        Some(_) if acts == Acts::Yes => {
+            let extracted = way::extract(image, request, (host, site))?;
+            phases.end("extract");
+            extracted
+        }
+        _ => (image, None),
+    };
     let warnings = warnings(&verdict);
-    let plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
+    let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
+    if let Some(reason) = extracts {
+        (plan.rootfs.rung, plan.rootfs.reason) = (Rung::Extracted, reason);
+    }
     phases.end("plan");
-    let Resolved { view, descriptor, .. } = image;
+    let Resolved { view, descriptor, config, .. } = image;
+    let stop_signal = config.map(|config| config.stop_signal).filter(|signal| !signal.is_empty());
     let open = match (view, descriptor) {
         (ImageView::Squashfs(image), Some(descriptor)) => Some(OpenImage { image: *image, descriptor }),
         _ => None,
     };
-    Ok((plan, open, warnings))
+    Ok(Planned { plan, image: open, stop_signal, lease, warnings })
 }
 
 /// Asks the policy.
@@ -193,27 +269,48 @@ impl Prepared {
         &self.warnings
     }
 
+    /// The descriptors that whoever runs it must have open.
+    pub(crate) fn descriptors(&self) -> Vec<i32> {
+        let image = self.image.as_ref().map(|image| image.descriptor);
+        image.into_iter().chain(way::lease_descriptor(self.lease.as_ref())).collect()
+    }
+
+    /// The signal by which the image wants to be ended, as it writes it.
+    pub(crate) fn stop_signal(&self) -> Option<&str> {
+        self.stop_signal.as_deref()
+    }
+
+    /// Takes it apart, to be run by another process.
+    pub(crate) fn into_parts(self) -> PreparedParts {
+        let Prepared { plan, image, lease, recorder, rank, .. } = self;
+        PreparedParts { plan, image, lease, recorder, rank }
+    }
+
     /// Runs the payload. Where nobody need wait for it (no image to serve, nothing shared, no
-    /// record) this process becomes the payload and does not return.
+    /// record, no `listener`) this process becomes the payload and does not return.
     ///
     /// # Errors
-    /// The payload could not be started, or its container was lost.
-    pub fn run(self) -> Result<Exit, EngineError> {
-        let Prepared { plan, image, mut recorder, rank, .. } = self;
-        let alone = matches!(plan.share, situla_plan::Share::Nobody { .. });
-        let alone = alone && !plan.spec.linux.has(NamespaceKind::Pid);
-        if image.is_none() && alone && !recorder.is_wanted() {
+    /// The payload could not be started, or its container was lost. A listener is not told of that: who
+    /// calls this knows how the program ends.
+    pub fn run(self, listener: Option<&mut dyn Listener>) -> Result<Exit, EngineError> {
+        // A tree stays as long as somebody waits who has its lease: until this returns.
+        let Prepared { plan, image, lease, recorder, rank, warnings, .. } = self;
+        let alone = matches!(plan.share, situla_plan::Share::Nobody { .. }) && lease.is_none();
+        let alone = alone && !plan.spec.linux.has(NamespaceKind::Pid) && plan.spec.hooks.is_none();
+        if image.is_none() && alone && !recorder.is_wanted() && listener.is_none() {
             return Err(EngineError::Runtime(situla_runtime::replace(&plan)));
         }
         let run = recorder.run().to_owned();
-        match situla_runtime::run(&plan, image, rank, &run, &mut recorder) {
+        let mut heard = Heard { recorder, listener };
+        heard.planned(&plan, &warnings);
+        match situla_runtime::run(&plan, image, rank, &run, &mut heard) {
             Ok(exit) => {
-                recorder.exit(exit);
+                heard.exit(exit);
                 Ok(exit)
             }
             Err(failure) => {
                 let error = EngineError::Runtime(failure);
-                recorder.error(&error);
+                heard.error(&error);
                 Err(error)
             }
         }

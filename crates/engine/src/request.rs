@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use situla_bindings::{BindRequest, DefaultOptions};
 
+use crate::way::RootfsWay;
+
 /// The variables in which the Slurm plugin tells a task what to do: program, image, mounts, working
 /// directory. They concern the process that the plugin has started and nobody below it.
 pub const TASK_VARIABLES: [&str; 4] =
@@ -30,13 +32,15 @@ pub enum Action {
     Run(Vec<OsString>),
     /// A shell, of the user's choice or the best that the image has.
     Shell(Option<OsString>),
+    /// What the image starts in an instance, with arguments; nothing where it has no such script.
+    Start(Vec<OsString>),
 }
 
 impl Action {
     /// The words that the user gave.
     pub fn words(&self) -> &[OsString] {
         match self {
-            Action::Exec(words) | Action::Run(words) => words,
+            Action::Exec(words) | Action::Run(words) | Action::Start(words) => words,
             Action::Shell(shell) => shell.as_slice(),
         }
     }
@@ -47,6 +51,7 @@ impl Action {
             Action::Exec(_) => "exec",
             Action::Run(_) => "run",
             Action::Shell(_) => "shell",
+            Action::Start(_) => "start",
         }
     }
 }
@@ -73,6 +78,19 @@ pub struct Isolation {
     pub hostname: Option<String>,
     /// Network devices: none but loopback.
     pub network: bool,
+    /// The view of the control groups.
+    pub cgroup: bool,
+}
+
+/// What a run has to do with an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InstanceUse {
+    /// Its name.
+    pub(crate) name: String,
+    /// Under which it is found.
+    pub(crate) key: String,
+    /// Whether it is entered, and not started.
+    pub(crate) enters: bool,
 }
 
 /// A run, as asked for.
@@ -94,8 +112,12 @@ pub struct RunRequest {
     pub writable_tmpfs: bool,
     /// Namespaces beside those that every container has.
     pub isolation: Isolation,
+    /// A file with a filter of system calls.
+    pub seccomp: Option<PathBuf>,
     /// Whether the user is root inside.
     pub root: bool,
+    /// Whether root has the user's subordinate ids inside, too.
+    pub subids: bool,
     /// Working directory inside, where the user named one.
     pub workdir: Option<String>,
     /// Variables for the container, in order; later ones win.
@@ -110,8 +132,12 @@ pub struct RunRequest {
     pub record: bool,
     /// Whether a fetch shows on standard error how it is going.
     pub progress: bool,
+    /// By which way an image file becomes the root; the site's where none is asked for.
+    pub rootfs: Option<RootfsWay>,
     /// Options that a policy may refuse, by name.
     pub options: Vec<String>,
+    /// The instance that is started or entered.
+    pub(crate) instance: Option<InstanceUse>,
 }
 
 impl RunRequest {
@@ -126,7 +152,9 @@ impl RunRequest {
             overlays: Vec::new(),
             writable_tmpfs: false,
             isolation: Isolation::default(),
+            seccomp: None,
             root: false,
+            subids: false,
             workdir: None,
             env: Vec::new(),
             clean_env: false,
@@ -134,7 +162,9 @@ impl RunRequest {
             share: true,
             record: false,
             progress: false,
+            rootfs: None,
             options: Vec::new(),
+            instance: None,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -134,6 +135,25 @@ pub(crate) fn open(named: &Named, requested: &str, progress: bool) -> Result<Res
     }
 }
 
+/// Opens the image at `opened`, which is `path` for whoever asks.
+pub(crate) fn open_as(opened: &Path, path: &Path, requested: &str) -> Result<Resolved, EngineError> {
+    let mut resolved = open_path(opened, requested)?;
+    match &mut resolved.source {
+        RootfsSource::Squashfs { path: shown, .. } | RootfsSource::Directory { path: shown } => {
+            *shown = text(path);
+        }
+    }
+    path.clone_into(&mut resolved.path);
+    Ok(resolved)
+}
+
+/// Opens the tree that was extracted from `image`, in its place.
+pub(crate) fn open_tree(tree: &Path, image: Resolved) -> Result<Resolved, EngineError> {
+    let opened = open_path(tree, &image.identity.requested)?;
+    let Resolved { source, view, descriptor, .. } = opened;
+    Ok(Resolved { source, view, descriptor, ..image })
+}
+
 fn open_path(path: &Path, requested: &str) -> Result<Resolved, EngineError> {
     let shown = path.display().to_string();
     let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
@@ -199,6 +219,9 @@ fn text(path: &Path) -> Text {
     path.as_os_str().to_owned().into()
 }
 
+/// Nobody but the kernel and who wants to end a process at any price sends this.
+const SIGKILL: i32 = 9;
+
 /// What a fetch gives.
 struct Fetched {
     path: PathBuf,
@@ -243,7 +266,9 @@ fn fetch(reference: &Reference, progress: bool) -> Result<Fetched, EngineError> 
     {
         return Ok(Fetched { path: path.into(), manifest_digest, rootfs_digest });
     }
-    let class = field("class").map_or(EngineClass::FetchFailed, EngineClass::from);
+    let was_killed = status.as_ref().is_ok_and(|status| status.signal() == Some(SIGKILL));
+    let unsaid = if was_killed { EngineClass::ServerLost } else { EngineClass::FetchFailed };
+    let class = field("class").map_or(unsaid, EngineClass::from);
     let message = field("message").unwrap_or_else(|| match status {
         Ok(status) => format!("the fetching process ended with {status}"),
         Err(error) => format!("the fetching process cannot be waited for: {error}"),

@@ -33,7 +33,7 @@ fn plan(image: &Path, change: &dyn Fn(&mut RunRequest)) -> Value {
     let action = Action::Exec(vec!["/bin/true".into()]);
     let mut request = RunRequest::new(Personality::Apptainer, image.display().to_string(), action);
     change(&mut request);
-    let site = Site { policy: Default::default() };
+    let site = Site::default();
     serde_json::to_value(situla_engine::plan(&request, &host(), &site).unwrap()).unwrap()
 }
 

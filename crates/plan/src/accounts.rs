@@ -1,7 +1,7 @@
 //! `/etc/passwd` and `/etc/group` for the container: the image's own, with the host's user in them.
 //!
-//! The image's text is untrusted and kept line by line as it is, so that a malformed line stays the
-//! image's problem. The host's names are checked, because a colon or newline in one (from a careless
+//! The image's bytes, in whatever encoding, are untrusted and kept line by line as they are, so that a
+//! malformed line stays the image's problem. The host's names are checked, because a colon or newline in one (from a careless
 //! directory service) would add fields or whole accounts.
 
 use serde::{Deserialize, Serialize};
@@ -78,7 +78,7 @@ pub struct HostGroup {
 ///
 /// # Errors
 /// The image's file is too long, or a field of the user cannot be written.
-pub(crate) fn merge_passwd(image: &str, user: &HostUser) -> Result<String, AccountError> {
+pub(crate) fn merge_passwd(image: &[u8], user: &HostUser) -> Result<Vec<u8>, AccountError> {
     const FILE: &str = "/etc/passwd";
     check_length(FILE, image)?;
     let fields = [("name", &user.name), ("gecos", &user.gecos), ("home", &user.home), ("shell", &user.shell)];
@@ -90,27 +90,25 @@ pub(crate) fn merge_passwd(image: &str, user: &HostUser) -> Result<String, Accou
     }
 
     let HostUser { name, uid, gid, gecos, home, shell } = user;
-    let mut merged = String::with_capacity(image.len() + 256);
+    let mut merged = Vec::with_capacity(image.len() + 256);
     let mut found = false;
     for line in lines_of(image) {
-        let parts: Vec<&str> = line.split(':').collect();
+        let parts: Vec<&[u8]> = line.split(|byte| *byte == b':').collect();
         match parts[..] {
-            [theirs, password, id, group, full_name, _, login] if !found && id.parse() == Ok(*uid) => {
+            [theirs, password, id, group, full_name, _, login] if !found && number(id) == Some(*uid) => {
                 found = true;
                 let (name, gecos) = match uid {
                     0 => (theirs, full_name),
-                    _ => (name.as_str(), gecos.as_str()),
+                    _ => (name.as_bytes(), gecos.as_bytes()),
                 };
-                merged.push_str(&format!("{name}:{password}:{id}:{group}:{gecos}:{home}:{login}\n"));
+                merged.extend([name, password, id, group, gecos, home.as_bytes(), login].join(&b':'));
             }
-            _ => {
-                merged.push_str(line);
-                merged.push('\n');
-            }
+            _ => merged.extend_from_slice(line),
         }
+        merged.push(b'\n');
     }
     if !found {
-        merged.push_str(&format!("{name}:x:{uid}:{gid}:{gecos}:{home}:{shell}\n"));
+        merged.extend(format!("{name}:x:{uid}:{gid}:{gecos}:{home}:{shell}\n").into_bytes());
     }
     Ok(merged)
 }
@@ -120,47 +118,55 @@ pub(crate) fn merge_passwd(image: &str, user: &HostUser) -> Result<String, Accou
 ///
 /// # Errors
 /// The image's file is too long, the groups too many, or a name cannot be written.
-pub(crate) fn merge_group(image: &str, user: &str, groups: &[HostGroup]) -> Result<String, AccountError> {
+pub(crate) fn merge_group(image: &[u8], user: &str, groups: &[HostGroup]) -> Result<Vec<u8>, AccountError> {
     const FILE: &str = "/etc/group";
     check_length(FILE, image)?;
     if groups.len() > MAX_GROUPS {
         return Err(AccountError::TooManyGroups { count: groups.len(), limit: MAX_GROUPS });
     }
     check_field(FILE, "name", user)?;
-    let mut merged = String::with_capacity(image.len() + 32 * groups.len() + 1);
+    let mut merged = Vec::with_capacity(image.len() + 32 * groups.len() + 1);
     for line in lines_of(image) {
-        merged.push_str(line);
-        merged.push('\n');
+        merged.extend_from_slice(line);
+        merged.push(b'\n');
     }
     for HostGroup { name, gid } in groups {
         check_field(FILE, "group name", name)?;
         if lines_of(image).any(|line| is_member(line, name, *gid, user)) {
             continue;
         }
-        merged.push_str(&format!("{name}:x:{gid}:{user}\n"));
+        merged.extend(format!("{name}:x:{gid}:{user}\n").into_bytes());
     }
     Ok(merged)
 }
 
 /// Tells whether a line of a group file says that `user` is in this group.
-fn is_member(line: &str, group: &str, gid: u32, user: &str) -> bool {
-    let mut fields = line.split(':');
+fn is_member(line: &[u8], group: &str, gid: u32, user: &str) -> bool {
+    let mut fields = line.split(|byte| *byte == b':');
     let (name, _, id, members) = (fields.next(), fields.next(), fields.next(), fields.next());
-    name == Some(group)
-        && id.is_some_and(|id| id.parse() == Ok(gid))
-        && members.is_some_and(|members| members.split(',').any(|member| member == user))
+    name == Some(group.as_bytes())
+        && id.is_some_and(|id| number(id) == Some(gid))
+        && members.is_some_and(|members| {
+            members.split(|byte| *byte == b',').any(|member| member == user.as_bytes())
+        })
         && fields.next().is_none()
 }
 
 /// The lines of a file, each as it is: a carriage return at its end belongs to it.
-fn lines_of(image: &str) -> impl Iterator<Item = &str> {
-    image.split_terminator('\n')
+fn lines_of(image: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let terminated = image.strip_suffix(b"\n").unwrap_or(image);
+    let lines = terminated.split(|byte| *byte == b'\n');
+    lines.take(if image.is_empty() { 0 } else { usize::MAX })
 }
 
-fn check_length(file: &'static str, text: &str) -> Result<(), AccountError> {
-    match text.len() > MAX_ACCOUNT_FILE {
+fn number(field: &[u8]) -> Option<u32> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+fn check_length(file: &'static str, image: &[u8]) -> Result<(), AccountError> {
+    match image.len() > MAX_ACCOUNT_FILE {
         true => {
-            Err(AccountError::TooLong { file: file.to_owned(), length: text.len(), limit: MAX_ACCOUNT_FILE })
+            Err(AccountError::TooLong { file: file.to_owned(), length: image.len(), limit: MAX_ACCOUNT_FILE })
         }
         false => Ok(()),
     }
@@ -176,6 +182,14 @@ fn check_field(file: &'static str, field: &'static str, value: &str) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn passwd(image: &str, user: &HostUser) -> Result<String, AccountError> {
+        merge_passwd(image.as_bytes(), user).map(|merged| String::from_utf8(merged).expect("text"))
+    }
+
+    fn group(image: &str, user: &str, groups: &[HostGroup]) -> Result<String, AccountError> {
+        merge_group(image.as_bytes(), user, groups).map(|merged| String::from_utf8(merged).expect("text"))
+    }
 
     fn alice(uid: u32) -> HostUser {
         HostUser {
@@ -206,7 +220,7 @@ mod tests {
             ),
         ];
         for (name, uid, want) in table {
-            assert_eq!(merge_passwd(image, &alice(uid)).as_deref(), Ok(want.as_str()), "{name}");
+            assert_eq!(passwd(image, &alice(uid)).as_deref(), Ok(want.as_str()), "{name}");
         }
     }
 
@@ -214,38 +228,54 @@ mod tests {
     fn odd_images_are_left_alone() {
         let added = "alice:x:1001:100:Alice A:/home/alice:/bin/zsh\n";
         for image in ["", "no newline at end:x", "x:1001\n::::\n", "a:x:1001:1:a:/a:/a:extra\n"] {
-            let got = merge_passwd(image, &alice(1001)).expect("bounded");
+            let got = passwd(image, &alice(1001)).expect("bounded");
             let kept: String = image.lines().map(|line| format!("{line}\n")).collect();
             assert_eq!(got, format!("{kept}{added}"), "{image:?}");
         }
         // A carriage return is the image's own, however often the file is completed.
-        let once = merge_passwd("a:x:1:1::/a:/s\r\r\n", &alice(1001)).expect("bounded");
+        let once = passwd("a:x:1:1::/a:/s\r\r\n", &alice(1001)).expect("bounded");
         assert_eq!(once, format!("a:x:1:1::/a:/s\r\r\n{added}"));
-        assert_eq!(merge_passwd(&once, &alice(1001)), Ok(once));
+        assert_eq!(passwd(&once, &alice(1001)), Ok(once));
         // Only the first of two equal ids speaks for the user.
         let twice = "a:x:7:7::/a:/s\nb:x:7:7::/b:/s\n";
-        let got = merge_passwd(twice, &alice(7)).expect("bounded");
+        let got = passwd(twice, &alice(7)).expect("bounded");
         assert_eq!(got, "alice:x:7:7:Alice A:/home/alice:/s\nb:x:7:7::/b:/s\n");
+    }
+
+    #[test]
+    fn text_of_another_encoding_is_kept_and_completed() {
+        // Latin-1: "Müller", as long as a file may be.
+        let line = b"mueller:x:7:7:M\xfcller:/home/m\xfcller:/bin/sh\n";
+        let mut image = line.repeat(MAX_ACCOUNT_FILE / line.len());
+        image.resize(MAX_ACCOUNT_FILE, 0xfc);
+        let added = b"\nalice:x:1001:100:Alice A:/home/alice:/bin/zsh\n";
+        assert_eq!(merge_passwd(&image, &alice(1001)), Ok([&image[..], added].concat()));
+        let groups = [HostGroup { name: "users".to_owned(), gid: 100 }];
+        let added = b"\nusers:x:100:alice\n";
+        assert_eq!(merge_group(&image, "alice", &groups), Ok([&image[..], added].concat()));
+        // A line of the user's own keeps what it has.
+        let want = b"alice:x:7:7:Alice A:/home/alice:/bin/sh\n";
+        assert_eq!(merge_passwd(line, &alice(7)), Ok(want.to_vec()));
     }
 
     #[test]
     fn hostile_input_is_refused() {
         let long = "x".repeat(MAX_ACCOUNT_FILE + 1);
-        assert!(matches!(merge_passwd(&long, &alice(1)), Err(AccountError::TooLong { .. })));
-        assert!(matches!(merge_group(&long, "alice", &[]), Err(AccountError::TooLong { .. })));
+        assert!(matches!(passwd(&long, &alice(1)), Err(AccountError::TooLong { .. })));
+        assert!(matches!(group(&long, "alice", &[]), Err(AccountError::TooLong { .. })));
         for bad in ["a:b", "a\nroot:x:0:0::/:/bin/sh", "a\0"] {
             let user = HostUser { gecos: bad.to_owned(), ..alice(1) };
-            assert!(matches!(merge_passwd("", &user), Err(AccountError::BadField { .. })), "{bad:?}");
-            let group = HostGroup { name: bad.to_owned(), gid: 1 };
+            assert!(matches!(passwd("", &user), Err(AccountError::BadField { .. })), "{bad:?}");
+            let bad_group = HostGroup { name: bad.to_owned(), gid: 1 };
             assert!(
-                matches!(merge_group("", "alice", &[group]), Err(AccountError::BadField { .. })),
+                matches!(group("", "alice", &[bad_group]), Err(AccountError::BadField { .. })),
                 "{bad:?}"
             );
-            assert!(merge_group("", bad, &[]).is_err(), "{bad:?}");
+            assert!(group("", bad, &[]).is_err(), "{bad:?}");
         }
-        assert!(merge_passwd("", &HostUser { name: String::new(), ..alice(1) }).is_err());
+        assert!(passwd("", &HostUser { name: String::new(), ..alice(1) }).is_err());
         let many = vec![HostGroup { name: "g".to_owned(), gid: 1 }; MAX_GROUPS + 1];
-        assert!(matches!(merge_group("", "alice", &many), Err(AccountError::TooManyGroups { .. })));
+        assert!(matches!(group("", "alice", &many), Err(AccountError::TooManyGroups { .. })));
     }
 
     #[test]
@@ -254,13 +284,13 @@ mod tests {
             HostGroup { name: "users".to_owned(), gid: 100 },
             HostGroup { name: "physics".to_owned(), gid: 2000 },
         ];
-        let got = merge_group("root:x:0:\nusers:x:100:", "alice", &groups).expect("fine");
+        let got = group("root:x:0:\nusers:x:100:", "alice", &groups).expect("fine");
         assert_eq!(got, "root:x:0:\nusers:x:100:\nusers:x:100:alice\nphysics:x:2000:alice\n");
         // What it made before, it leaves as it is.
-        assert_eq!(merge_group(&got, "alice", &groups).as_deref(), Ok(got.as_str()));
+        assert_eq!(group(&got, "alice", &groups).as_deref(), Ok(got.as_str()));
         let others = ["users:x:100:bob", "users:x:101:alice", "user:x:100:alice", "users:x:100:alice:x"];
         for line in others {
-            let got = merge_group(line, "alice", &groups[..1]).expect("fine");
+            let got = group(line, "alice", &groups[..1]).expect("fine");
             assert_eq!(got, format!("{line}\nusers:x:100:alice\n"));
         }
     }

@@ -33,6 +33,8 @@ pub enum Rung {
     Fuse,
     /// A bind mount of a directory.
     Directory,
+    /// The same of a tree that was extracted from an image.
+    Extracted,
 }
 
 /// What a [`Patch`] puts into the rootfs.
@@ -72,13 +74,11 @@ impl PatchContent {
     /// # Errors
     /// The file is too long, or an entry cannot be written.
     pub fn complete(&self, image: &[u8]) -> Option<Result<Vec<u8>, AccountError>> {
-        let text = String::from_utf8_lossy(image);
-        let merged = match self {
-            PatchContent::Passwd { user } => merge_passwd(&text, user),
-            PatchContent::Group { user, groups } => merge_group(&text, user, groups),
+        Some(match self {
+            PatchContent::Passwd { user } => merge_passwd(image, user),
+            PatchContent::Group { user, groups } => merge_group(image, user, groups),
             PatchContent::Directory | PatchContent::File { .. } => return None,
-        };
-        Some(merged.map(String::into_bytes))
+        })
     }
 }
 

@@ -15,6 +15,12 @@ pub enum Share {
         /// Why not with the step.
         reason: String,
     },
+    /// Whoever enters the instance later: processes of the same user, as often as he likes. The container
+    /// stays until it is told to end, with its own command or without any.
+    Instance {
+        /// Under which it is found on its host.
+        key: ShareKey,
+    },
     /// The other tasks of the same step on the same node.
     Step {
         /// Under which tasks find each other: user, job, step, node and what the container is made

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Text;
+use crate::{Hooks, Seccomp, Text};
 
 /// An OCI runtime-spec document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct Spec {
     pub mounts: Vec<Mount>,
     /// What is particular to Linux.
     pub linux: LinuxSpec,
+    /// Programs of the host's to be run at stages of the container's life.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hooks: Option<Hooks>,
     /// Free text.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub annotations: BTreeMap<String, String>,
@@ -137,6 +140,8 @@ pub enum NamespaceKind {
     Network,
     /// Processes.
     Pid,
+    /// The control groups as they are seen from the one that the process is in.
+    Cgroup,
 }
 
 /// A namespace to make.
@@ -176,6 +181,9 @@ pub struct LinuxSpec {
     /// Paths inside that cannot be written to, where they exist.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub readonly_paths: Vec<Text>,
+    /// Which system calls the payload may make; all where this is left out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub seccomp: Option<Seccomp>,
 }
 
 impl LinuxSpec {

@@ -107,6 +107,13 @@ pub enum JournalError {
     },
 }
 
+impl JournalError {
+    /// Whether it only says that there is no journal.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, JournalError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// A journal open for appending.
 #[derive(Debug)]
 pub struct Journal {

@@ -13,13 +13,23 @@ use situla_runtime::{Exit, Observer, OpenImage, SignalInfo};
 use situla_squashfs::{Image, ReadOptions, Window};
 use situla_sys::{Errno, SystemCall, refuse_calls};
 
-struct Silent;
+/// Says on standard error that the payload has started, where the variable `TELL` asks for that.
+struct Teller;
 
-impl Observer for Silent {
+impl Observer for Teller {
     fn phase(&mut self, _: &'static str) {}
     fn met(&mut self, _: &str, _: bool) {}
-    fn started(&mut self, _: i32) {}
+    fn started(&mut self, _: i32) {
+        if std::env::var_os("TELL").is_some() {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "started");
+        }
+    }
     fn signal(&mut self, _: &SignalInfo) {}
+    fn warning(&mut self, failure: &situla_runtime::Failure) {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "warning: {failure}");
+    }
 }
 
 fn main() -> ExitCode {
@@ -60,7 +70,7 @@ fn run() -> Result<Exit, String> {
     };
     // Every process is a rank of its own, unless the test says otherwise.
     let rank = std::env::var("RANK").ok().and_then(|rank| rank.parse().ok()).unwrap_or_else(std::process::id);
-    situla_runtime::run(&plan, image, rank, "run", &mut Silent).map_err(|failure| describe(&failure))
+    situla_runtime::run(&plan, image, rank, "run", &mut Teller).map_err(|failure| describe(&failure))
 }
 
 /// Installs a filter that lasts for the container too.

@@ -1,10 +1,8 @@
 //! Building a container around the calling process.
 
-use std::cell::Cell;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::io::Errno;
 use situla_plan::Plan;
 
 use crate::failure::{Context, Failure, FailureClass};
@@ -51,25 +49,9 @@ struct Mounted {
     mounts: Vec<Detached>,
 }
 
-/// Makes all mounts: by descriptors, or by paths where the kernel is too old for that or a filter of
-/// system calls refuses it. Nothing is attached before the first of the calls in question has worked,
-/// so the second attempt finds everything as the first did.
+/// Makes all mounts. There is one attempt: what has been attached is in the way of another.
 fn mount_all(plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
-    let served = Cell::new(false);
-    let mut serve = |device: BorrowedFd<'_>| {
-        served.set(true);
-        serve(device)
-    };
-    match mount_with(MountApi::Descriptors, plan, &mut serve) {
-        // What is refused for another reason is so again, and reported then.
-        Err(failure) if !served.get() && matches!(failure.errno(), Some(Errno::NOSYS | Errno::PERM)) => {
-            mount_with(MountApi::paths(), plan, &mut serve)
-        }
-        other => other,
-    }
-}
-
-fn mount_with(api: MountApi, plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
+    let api = MountApi::choose();
     let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(&api, mount));
     let sources = sources.collect::<Result<Vec<Option<Source>>, _>>()?;
     let root = rootfs::open_sources(&api, plan)?;

@@ -10,6 +10,10 @@ use rustix::io::Errno;
 pub enum FailureClass {
     /// The kernel or the site forbids unprivileged user namespaces.
     NoUserNamespaces,
+    /// AppArmor lets this program use no user namespaces.
+    AppArmor,
+    /// Subordinate ids could not be mapped.
+    SubordinateIds,
     /// `/dev/fuse` is missing or may not be opened.
     NoFuse,
     /// The source of a bind mount does not exist.
@@ -28,12 +32,14 @@ pub enum FailureClass {
     CommandNotExecutable,
     /// The process that serves the image ended under a running payload.
     ServerLost,
+    /// A hook of the document failed.
+    Hook,
     /// Anything else that went wrong between start and exec.
     Setup,
 }
 
 /// All classes, in the order of their wire numbers.
-const CLASSES: [FailureClass; 11] = [
+const CLASSES: [FailureClass; 14] = [
     FailureClass::NoUserNamespaces,
     FailureClass::NoFuse,
     FailureClass::BindSourceMissing,
@@ -44,6 +50,9 @@ const CLASSES: [FailureClass; 11] = [
     FailureClass::CommandNotExecutable,
     FailureClass::ServerLost,
     FailureClass::Overlay,
+    FailureClass::Hook,
+    FailureClass::AppArmor,
+    FailureClass::SubordinateIds,
     FailureClass::Setup,
 ];
 

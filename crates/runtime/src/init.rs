@@ -2,19 +2,22 @@
 //!
 //! It starts the payload, passes signals on to it, reaps what others leave behind, and ends when the
 //! payload does; the kernel then ends whatever else runs in the namespace. It dies with the process that
-//! waits for it, has no privileges, and nothing open but what it needs for this.
+//! waits for it, has no privileges, and nothing open but what it needs for this. The first process of an
+//! instance stays when its payload ends.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     DumpableBehavior, Pid, Signal, WaitOptions, set_dumpable_behavior, set_parent_process_death_signal, wait,
+    waitpid,
 };
 use situla_sys::{Forked, SignalFd, SignalMask};
 
 use crate::failure::{Context, Failure, FailureClass};
-use crate::supervise::{forwarded, is_of_terminal};
+use crate::supervise::{KILLED_BEFORE_EXEC, STARTED, forwarded, has_executed, is_of_terminal};
 
 /// SIGCHLD, on x86 and Arm.
 const CHILD: i32 = 17;
@@ -33,57 +36,148 @@ pub(crate) fn bind_to_waiting(ended: &OwnedFd) -> Result<(), Failure> {
     }
 }
 
-/// Forks `payload` and becomes the first process of the namespace. The signal by which the payload dies
-/// is written to `ended`: init itself cannot die by one. Returns only where it could not be started.
+/// Forks `payload` and becomes the first process of the namespace. That the payload runs, and the signal by
+/// which it dies, is written to `ended`: init itself cannot die by one. Returns only where it could not be
+/// started.
 pub(crate) fn run(ended: &OwnedFd, payload: impl FnOnce() -> Failure) -> Failure {
-    let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
-    let mut watched: Vec<i32> = (1..=64).filter(|signal| forwarded().contains(*signal)).collect();
-    watched.push(CHILD);
-    let mask = SignalMask::of(watched);
-    let prepared = situla_sys::block_signals(&mask).and_then(|_| SignalFd::new(&mask));
-    let signals = match prepared.map_err(setup("cannot read signals")) {
+    let signals = match watch() {
         Ok(signals) => signals,
         Err(failure) => return failure,
     };
+    // The second pipe has one end with the payload, until its exec or its death.
+    let pipe = pipe_with(PipeFlags::CLOEXEC);
+    let (before_exec, until_exec) =
+        match pipe.map_err(|errno| Failure::of_call(FailureClass::Setup, "cannot make a pipe", errno)) {
+            Ok(pipe) => pipe,
+            Err(failure) => return failure,
+        };
+    // Both stay until the payload has been forked; what is closed behind its owner's back must not be dropped.
+    let kept = [before_exec.as_raw_fd(), until_exec.as_raw_fd()];
+    start(ended, signals, &kept, payload, |payload, signals| {
+        drop(until_exec);
+        attend(payload, signals, before_exec, ended)
+    })
+}
+
+/// The same for an instance, which may have no payload, and goes on when it has ended: until a signal
+/// comes from outside and nobody is left whom it has reached.
+pub(crate) fn run_instance(ended: &OwnedFd, payload: Option<impl FnOnce() -> Failure>) -> Failure {
+    let signals = match watch() {
+        Ok(signals) => signals,
+        Err(failure) => return failure,
+    };
+    match payload {
+        Some(payload) => start(ended, signals, &[], payload, |_, signals| attend_instance(signals)),
+        None => become_init(ended, &signals, &[], || attend_instance(&signals)),
+    }
+}
+
+/// Blocks the signals that init hears, to be read.
+fn watch() -> Result<SignalFd, Failure> {
+    let mut watched: Vec<i32> = (1..=64).filter(|signal| forwarded().contains(*signal)).collect();
+    watched.push(CHILD);
+    let mask = SignalMask::of(watched);
+    situla_sys::block_signals(&mask)
+        .and_then(|_| SignalFd::new(&mask))
+        .map_err(|errno| Failure::of_call(FailureClass::Setup, "cannot read signals", errno))
+}
+
+fn start(
+    ended: &OwnedFd,
+    signals: SignalFd,
+    kept: &[RawFd],
+    payload: impl FnOnce() -> Failure,
+    attend: impl FnOnce(Pid, &SignalFd) -> i32,
+) -> Failure {
+    let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
     match situla_sys::fork().map_err(setup("cannot fork")) {
         Err(failure) => failure,
         Ok(Forked::Child) => payload(),
-        Ok(Forked::Parent(pid)) => {
-            // It runs a file of the host's to the end: the payload must not trace it.
-            let given_up = set_dumpable_behavior(DumpableBehavior::NotDumpable)
-                .and_then(|()| rustix::thread::set_no_new_privs(true))
-                .and_then(|()| situla_sys::drop_all_capabilities());
-            if given_up.is_err() {
-                // The payload ends with this process.
-                situla_sys::exit_now(1);
+        Ok(Forked::Parent(pid)) => become_init(ended, &signals, kept, || attend(pid, &signals)),
+    }
+}
+
+/// Gives up what init does not need, then does nothing but `main`, which may use the descriptors `kept`.
+fn become_init(ended: &OwnedFd, signals: &SignalFd, kept: &[RawFd], main: impl FnOnce() -> i32) -> ! {
+    // It runs a file of the host's to the end: the payload must not trace it.
+    let given_up = set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .and_then(|()| rustix::thread::set_no_new_privs(true))
+        .and_then(|()| situla_sys::drop_all_capabilities());
+    if given_up.is_err() {
+        // The payload ends with this process.
+        situla_sys::exit_now(1);
+    }
+    let own = [ended.as_raw_fd(), signals.as_fd().as_raw_fd()];
+    let keep: Vec<RawFd> = own.into_iter().chain(kept.iter().copied()).collect();
+    situla_sys::become_init(c"situla-init", &keep, main)
+}
+
+/// Reaps, and passes signals on to everybody. Once one has come, ends when nobody is left.
+fn attend_instance(signals: &SignalFd) -> i32 {
+    /// How often to look whether those have gone that entered: their end is told to others.
+    const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    let mut is_ending = false;
+    loop {
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+        if is_ending && situla_sys::signal_everybody(0) == Err(Errno::SRCH) {
+            return 0;
+        }
+        let mut polled = [PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
+        if !matches!(poll(&mut polled, is_ending.then_some(&LOOK)), Ok(_) | Err(Errno::INTR)) {
+            return 1;
+        }
+        while let Ok(Some(info)) = signals.next() {
+            if info.signal != CHILD {
+                is_ending = true;
+                // Nobody there, or nobody who may be told: then the look says whether to go.
+                let _ = situla_sys::signal_everybody(info.signal);
             }
-            let keep = [ended.as_raw_fd(), signals.as_fd().as_raw_fd()];
-            situla_sys::become_init(c"situla-init", &keep, || attend(pid, &signals, ended))
         }
     }
 }
 
-/// Waits for the payload; the result is its exit status.
-fn attend(payload: Pid, signals: &SignalFd, ended: &OwnedFd) -> i32 {
+/// Waits for the payload; the result is its exit status. `before_exec` has an end as soon as the payload is
+/// the program, or is dead.
+fn attend(payload: Pid, signals: &SignalFd, before_exec: OwnedFd, ended: &OwnedFd) -> i32 {
+    // Whoever waits for this may have gone where it cannot be written.
+    let tell = |what: u8| {
+        let _ = rustix::io::write(ended, &[what]);
+    };
+    let mut before_exec = Some(before_exec);
+    let mut runs = false;
     loop {
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if pid != payload {
-                continue;
-            }
-            if let Some(signal) = status.terminating_signal() {
-                // Whoever waits for this has gone where it cannot be written.
-                let _ = rustix::io::write(ended, &[u8::try_from(signal).unwrap_or(u8::MAX)]);
-            }
-            return status.exit_status().unwrap_or(1);
-        }
-        let mut polled = [PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
+        let mut polled = vec![PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
+        polled.extend(before_exec.as_ref().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
         if !matches!(poll(&mut polled, None), Ok(_) | Err(Errno::INTR)) {
             return 1;
         }
+        let mut look = polled.get(1).is_some_and(|pipe| !pipe.revents().is_empty());
         while let Ok(Some(info)) = signals.next() {
             if info.signal != CHILD && !is_of_terminal(&info) {
                 situla_sys::send_raw_signal(payload, info.signal);
             }
+        }
+        loop {
+            let child = situla_sys::ended_child();
+            // The last chance to ask, if it is the payload.
+            if (look || child == Some(payload)) && before_exec.take().is_some() {
+                runs = has_executed(payload);
+                if runs {
+                    tell(STARTED);
+                }
+            }
+            look = false;
+            let Some(child) = child else { break };
+            let Ok(Some((_, status))) = waitpid(Some(child), WaitOptions::NOHANG) else { return 1 };
+            if child != payload {
+                continue;
+            }
+            match status.terminating_signal() {
+                Some(signal) if signal == Signal::KILL.as_raw() && !runs => tell(KILLED_BEFORE_EXEC),
+                Some(signal) => tell(u8::try_from(signal).unwrap_or(KILLED_BEFORE_EXEC)),
+                None => {}
+            }
+            return status.exit_status().unwrap_or(1);
         }
     }
 }

@@ -7,11 +7,14 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat, openat2, readlinkat};
 use rustix::io::{Errno, dup};
 
 /// Symbolic links that are followed in one path, as the kernel does: path_resolution(7).
 const MAX_LINKS: usize = 40;
+
+/// `#define PROC_SUPER_MAGIC 0x9fa0` (linux/magic.h).
+const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
 
 /// Whether symbolic links may be part of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +50,6 @@ pub(crate) fn open_without_magic(path: &[u8], flags: OFlags) -> Result<OwnedFd, 
             };
             from_root.push(b'/');
             from_root.extend_from_slice(path);
-            // The text of such a link is no path either, but for those of files: these lead to where the
-            // file is, seen from here.
             walk(root.as_fd(), &from_root, flags, Links::Follow)
         }
         other => other,
@@ -63,15 +64,15 @@ fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, links: Links) -> Resul
     };
     let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut left = names(path);
-    // The directories on the way from the root to here.
-    let mut way: Vec<OwnedFd> = Vec::new();
+    // What was found on the way from the root to here, each with its name in the one before.
+    let mut way: Vec<(OwnedFd, Vec<u8>)> = Vec::new();
     let mut n_links = 0;
     while let Some(name) = left.pop_front() {
         if name == b".." {
             way.pop();
             continue;
         }
-        let here = way.last().map_or(root, AsFd::as_fd);
+        let here = way.last().map_or(root, |(here, _)| here.as_fd());
         let found = openat(here, name.as_slice(), look, Mode::empty())?;
         if FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Symlink {
             n_links += 1;
@@ -80,6 +81,11 @@ fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, links: Links) -> Resul
             }
             let target = readlinkat(&found, c"", Vec::new())?.into_bytes();
             if target.starts_with(b"/") {
+                // Of the links of /proc those that are paths are relative. The others lead to an open file
+                // whatever their text says; what lies there, seen from here, can be another mount of it.
+                if fstatfs(&found)?.f_type == PROC_SUPER_MAGIC {
+                    return Err(Errno::LOOP);
+                }
                 way.clear();
             }
             for name in names(&target).into_iter().rev() {
@@ -87,9 +93,9 @@ fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, links: Links) -> Resul
             }
             continue;
         }
-        way.push(found);
+        way.push((found, name));
     }
-    let Some(found) = way.pop() else {
+    let Some((found, name)) = way.pop() else {
         return openat(root, c".", flags, Mode::empty()).or_else(|_| dup(root));
     };
     if flags.contains(OFlags::PATH) {
@@ -100,9 +106,10 @@ fn walk(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, links: Links) -> Resul
         }
         return Ok(found);
     }
-    // It is no link, so opening it anew through its descriptor leads to it and nowhere else.
-    let path = crate::mount_api::fd_path(found.as_fd());
-    openat(CWD, path, flags.difference(OFlags::NOFOLLOW), Mode::empty())
+    // By its name once more, not through `/proc`, which a container need not have. Should there be a link
+    // by now, it is not followed.
+    let here = way.last().map_or(root, |(here, _)| here.as_fd());
+    openat(here, name, flags | OFlags::NOFOLLOW, Mode::empty())
 }
 
 #[cfg(test)]
@@ -173,6 +180,31 @@ mod tests {
                 assert_eq!(ours, kernel, "{path} {links:?}");
             }
         }
+        // Links of /proc: those that are paths are followed, the others are not.
+        let proc = fs::File::open("/proc").unwrap();
+        let own = std::env::current_exe().unwrap();
+        symlink("/proc/self/exe", root.join("exe")).unwrap();
+        for (path, followed) in [
+            (&b"/self/stat"[..], true),
+            (b"/mounts", true),
+            (b"/self/exe", false),
+            (b"/self/cwd", false),
+            (b"/thread-self/root/proc", false),
+            (b"/self/fd/0", false),
+        ] {
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let kernel = openat2(&proc, path, flags, Mode::empty(), resolve);
+            let ours = walk(proc.as_fd(), path, flags, Links::Follow);
+            assert_eq!((kernel.is_ok(), ours.is_ok()), (followed, followed), "{path:?}: {ours:?}");
+        }
+        let host = fs::File::open("/").unwrap();
+        let link = root.join("exe");
+        let through = |path: &std::path::Path| {
+            walk(host.as_fd(), path.as_os_str().as_encoded_bytes(), OFlags::RDONLY, Links::Follow)
+        };
+        assert!(through(&own).is_ok(), "the program has a path here");
+        assert_eq!(through(&link).map(drop), Err(Errno::LOOP), "but that link is none");
         let read = walk(handle.as_fd(), b"a/b/up/a/file", OFlags::RDONLY, Links::Follow).unwrap();
         assert_eq!(std::io::read_to_string(fs::File::from(read)).unwrap(), "x");
     }

@@ -20,7 +20,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use situla_fuse::{Server, Tree};
 
 use crate::failure::{Context, Failure, FailureClass};
-use crate::meeting::{ANSWER_READY, ANSWER_REFUSED, is_own};
+use crate::meeting::{ANSWER_READY, ANSWER_REFUSED, ANSWER_WITH_IMAGE, is_own};
 use crate::message::{receive, send};
 use crate::warm_up::WarmUp;
 
@@ -42,6 +42,9 @@ const IDLE_LIMIT: Timespec = Timespec { tv_sec: 300, tv_nsec: 0 };
 
 /// How long a task that has connected may take to say who it is.
 const GREETING_LIMIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// How long a keeper that cannot take another visitor waits before it tries again.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// How often a server that has nothing left to serve looks whether it may go.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -71,6 +74,8 @@ pub(crate) struct Duties {
     pub(crate) run: String,
     /// The cgroup that tasks must be in, where Slurm has made one for the step.
     pub(crate) cgroup: Option<String>,
+    /// Whether this is an instance: visitors come and go as they like, until its init has ended.
+    pub(crate) is_instance: bool,
 }
 
 /// Turns this freshly forked process into a keeper.
@@ -94,7 +99,8 @@ fn allow_many_files() {
 
 /// Serves the tree on this thread and tends the meeting point on another.
 fn serve(duties: Duties) {
-    let Duties { tree, warm_up, listener, control, n_expected, leader, run, cgroup, .. } = duties;
+    let Duties { tree, warm_up, image, listener, control, n_expected, leader, run, cgroup, is_instance } =
+        duties;
     let connected = Connected::default();
     // Whether somebody tends the meeting point of a container that does not stand yet.
     let under_way = AtomicBool::new(false);
@@ -109,6 +115,8 @@ fn serve(duties: Duties) {
         cgroup,
         killed: false,
         under_way: &under_way,
+        image: image.filter(|_| is_instance),
+        is_instance,
     });
     let Some(tree) = tree.as_deref() else {
         // A directory: nothing to serve, only namespaces to hand on.
@@ -120,10 +128,18 @@ fn serve(duties: Duties) {
     let n_servers = n_processors().min(MAX_SERVERS);
     let device = OnceLock::new();
     let server = Server::new(tree);
+    // What nobody reads at the control connection would keep the container's namespaces alive, and with them
+    // its mount, for good.
+    let unheard = AtomicBool::new(false);
     let serve = || {
         let device: &OwnedFd = device.wait();
         // Unmounted, or beyond help: there is nothing left to do for any thread.
-        let clean = server.serve(device.as_fd()).is_ok();
+        let mut wait = || {
+            if unheard.load(Ordering::Relaxed) && !discard_before(device.as_fd(), control.as_fd()) {
+                unheard.store(false, Ordering::Relaxed);
+            }
+        };
+        let clean = server.serve_with(device.as_fd(), &mut wait).is_ok();
         while under_way.load(Ordering::Acquire) {
             // The constructing process has failed or was killed; what the others must hear depends on
             // which, and is said at the meeting point.
@@ -137,18 +153,28 @@ fn serve(duties: Duties) {
         situla_sys::exit_now(i32::from(!clean));
     };
     under_way.store(meeting.is_some(), Ordering::Release);
+    let meets = meeting.is_some();
+    // Whoever gets to it tends it.
+    let meeting = Mutex::new(meeting);
+    let take_meeting = || meeting.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let tend = || {
+        if let Some(mut meeting) = take_meeting() {
+            meeting.tend(&control);
+        }
+        under_way.store(false, Ordering::Release);
+    };
     std::thread::scope(|scope| {
-        // A thread that cannot be made is one server less, or tasks that lead for themselves.
-        if n_servers > 1 {
-            let _ = thread(scope, || {
+        // A thread that cannot be made is one server less.
+        let helped = n_servers > 1
+            && thread(scope, || {
                 if let Some(warm_up) = &warm_up {
                     warm_up.run();
                 }
                 serve();
-            });
-        }
+            })
+            .is_ok();
         let Some(mut first) = receive(control.as_fd()).ok().flatten() else {
-            if let Some(meeting) = &mut meeting {
+            if let Some(mut meeting) = take_meeting() {
                 meeting.turn_away();
             }
             situla_sys::exit_now(1)
@@ -157,22 +183,46 @@ fn serve(duties: Duties) {
         let opened = first.descriptors.pop().filter(|_| first.bytes.first() == Some(&DEVICE));
         let Some(opened) = opened else { situla_sys::exit_now(0) };
         let _ = device.set(opened);
-        if n_servers > 2 || meeting.is_some() {
+        if n_servers > 2 || meets {
             let tended = thread(scope, || {
                 for _ in 2..n_servers {
                     let _ = thread(scope, serve);
                 }
-                if let Some(meeting) = &mut meeting {
-                    meeting.tend(&control);
-                }
-                under_way.store(false, Ordering::Release);
+                tend();
             });
-            if tended.is_err() {
-                under_way.store(false, Ordering::Release);
+            match tended {
+                Ok(()) => {}
+                // The other one serves until the meeting is over.
+                Err(_) if helped => tend(),
+                // With the meeting goes its point: tasks lead for themselves.
+                Err(_) => {
+                    drop(take_meeting());
+                    unheard.store(true, Ordering::Relaxed);
+                    under_way.store(false, Ordering::Release);
+                }
             }
         }
         serve();
     });
+}
+
+/// Waits for a request at `device` and takes away what arrives at `control` meanwhile; false where nothing will
+/// arrive there any more.
+fn discard_before(device: BorrowedFd<'_>, control: BorrowedFd<'_>) -> bool {
+    loop {
+        let mut polled = [&device, &control].map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN));
+        match poll(&mut polled, None) {
+            Err(Errno::INTR) => continue,
+            Err(_) => return true,
+            Ok(_) => {}
+        }
+        if !polled[1].revents().is_empty() && !matches!(receive(control), Ok(Some(_))) {
+            return false;
+        }
+        if !polled[0].revents().is_empty() {
+            return true;
+        }
+    }
 }
 
 /// The processors that this step may use. Not what cgroup quotas leave of them: reading those
@@ -203,6 +253,10 @@ impl Connected {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(task));
     }
 
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn remove(&self, task: &Arc<OwnedFd>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, task));
     }
@@ -229,6 +283,9 @@ struct Meeting<'a> {
     killed: bool,
     /// True until the container stands.
     under_way: &'a AtomicBool,
+    /// The image, where visitors get it as well.
+    image: Option<RawFd>,
+    is_instance: bool,
 }
 
 /// What is ready at the meeting point.
@@ -245,7 +302,18 @@ impl Meeting<'_> {
         let mut leader_lives = true;
         loop {
             let alone = !leader_lives && self.connected.all().is_empty() && self.waiting.is_empty();
-            if self.come.len() >= self.n_expected && self.namespaces.is_some() && self.waiting.is_empty() {
+            if self.is_instance {
+                if !leader_lives {
+                    // Its init has ended. What visitors hear is that the connection breaks.
+                    self.namespaces = Some(Vec::new());
+                    self.listener = None;
+                    self.connected.clear();
+                    return;
+                }
+            } else if self.come.len() >= self.n_expected
+                && self.namespaces.is_some()
+                && self.waiting.is_empty()
+            {
                 // Nobody else will come: the namespaces live on by their processes alone, and the
                 // name is free for the next container of this step.
                 self.namespaces = Some(Vec::new());
@@ -260,7 +328,7 @@ impl Meeting<'_> {
                 Ok(Event::Task(task)) => {
                     let done = is_done(task.as_fd());
                     self.connected.remove(&task);
-                    if !done {
+                    if !done && !self.is_instance {
                         self.abort(control);
                     }
                 }
@@ -298,7 +366,9 @@ impl Meeting<'_> {
                 situla_sys::exit_now(1)
             }
             None => {
-                self.abort(control);
+                if !self.is_instance {
+                    self.abort(control);
+                }
                 false
             }
         }
@@ -359,8 +429,14 @@ impl Meeting<'_> {
             Ok(task) => task,
             Err(Errno::INTR | Errno::CONNABORTED) => return,
             Err(_) => {
-                // Out of descriptors, say: tasks that come now lead for themselves.
-                self.listener = None;
+                // Out of descriptors, say.
+                if self.is_instance {
+                    // Until a visitor has gone.
+                    let _ = poll(&mut [], Some(&PAUSE));
+                } else {
+                    // Tasks that come now lead for themselves.
+                    self.listener = None;
+                }
                 return;
             }
         };
@@ -375,7 +451,8 @@ impl Meeting<'_> {
         };
         // A rank that has come before starts its next container: what this one shows may be out of
         // date by now, a replaced image or a directory made anew.
-        if !is_of_step(task.as_fd(), self.cgroup.as_deref()) || !self.come.insert(rank) {
+        let expected = self.is_instance || self.come.insert(rank);
+        if !is_of_step(task.as_fd(), self.cgroup.as_deref()) || !expected {
             let _ = send(task.as_fd(), &[ANSWER_REFUSED], &[]);
             return;
         }
@@ -391,8 +468,16 @@ impl Meeting<'_> {
     fn answer(&mut self, task: OwnedFd) {
         let Some(namespaces) = &self.namespaces else { return };
         let descriptors: Vec<BorrowedFd<'_>> = namespaces.iter().map(AsFd::as_fd).collect();
-        let answer = [&[ANSWER_READY], self.run.as_bytes()].concat();
-        if send(task.as_fd(), &answer, &descriptors).is_ok() {
+        let kind = if self.image.is_some() { ANSWER_WITH_IMAGE } else { ANSWER_READY };
+        let answer = [&[kind], self.run.as_bytes()].concat();
+        let sent = match self.image {
+            Some(image) => situla_sys::with_inherited(image, |image| {
+                let with_image: Vec<BorrowedFd<'_>> = descriptors.iter().copied().chain([image]).collect();
+                send(task.as_fd(), &answer, &with_image)
+            }),
+            None => send(task.as_fd(), &answer, &descriptors),
+        };
+        if sent.is_ok() {
             self.connected.add(task);
         }
     }

@@ -1,7 +1,7 @@
 //! Layers above the image: an overlay that the user asked for, of directories of the host that are shown,
 //! and of a place for what the payload writes.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
@@ -82,9 +82,10 @@ pub(crate) fn mount_layers(
         }
         (Some(Upper::Directory { path }), source) => {
             let path = Path::new(path.as_os_str());
-            let (layer, upper, work) = prepare_upper(api, source, &session, &root_path)
-                .map_err(|error| unusable_upper(path, error))?;
-            Some((Some(layer), upper, work))
+            let prepared = prepare_upper(api, source, &session, &root_path);
+            let UserLayer { layer, upper, work } = prepared.map_err(|error| unusable_upper(path, error))?;
+            let paths = (PathBuf::from(fd_path(upper.as_fd())), PathBuf::from(fd_path(work.as_fd())));
+            Some((Some((layer, upper, work)), paths.0, paths.1))
         }
     };
     let layers = layers.join(":");
@@ -96,9 +97,10 @@ pub(crate) fn mount_layers(
     }
     let mount = api.create("overlay", &settings, MountAttributes::default()).map_err(|errno| {
         match (&overlay.upper, errno) {
-            (Some(Upper::Directory { path }), Errno::INVAL | Errno::OPNOTSUPP) => {
-                unusable_upper(Path::new(path.as_os_str()), errno)
-            }
+            (
+                Some(Upper::Directory { path }),
+                Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSPC | Errno::DQUOT | Errno::ROFS,
+            ) => unusable_upper(Path::new(path.as_os_str()), errno),
             _ => Failure::of_call(FailureClass::Overlay, "cannot lay an overlay over the image", errno),
         }
     })?;
@@ -116,28 +118,38 @@ fn unusable_upper(path: &Path, errno: Errno) -> Failure {
     Failure::of_call(FailureClass::Overlay, message, errno)
 }
 
+/// A directory of the user's that takes what is written: its mount, and the two directories in it.
+struct UserLayer {
+    layer: Detached,
+    upper: OwnedFd,
+    work: OwnedFd,
+}
+
 /// Makes the two directories that overlayfs needs of the user's, where they do not exist. They are looked
-/// up without following links, so what the user's directory holds leads nowhere else.
+/// up without following links, and used by these descriptors alone: what the user's directory holds, and
+/// whoever changes it meanwhile, leads nowhere else.
 fn prepare_upper(
     api: &MountApi,
     source: Option<Source>,
     session: &Detached,
     root: &Path,
-) -> Result<(Detached, PathBuf, PathBuf), Errno> {
+) -> Result<UserLayer, Errno> {
     let layer = source.ok_or(Errno::INVAL).and_then(|source| api.copy(source))?;
     layer.settle_within(session, "upper-layer")?;
-    let path = PathBuf::from(fd_path(layer.as_fd()));
-    for name in ["upper", "work"] {
-        match mkdirat(layer.as_fd(), name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) if name == "upper" => copy_mode(root, &path.join(name)).map_err(|_| Errno::ACCESS)?,
-            Ok(()) | Err(Errno::EXIST) => {}
+    let directory = |name: &str| {
+        let made = match mkdirat(layer.as_fd(), name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(errno) => return Err(errno),
-        }
+        };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        openat(layer.as_fd(), name, flags, Mode::empty())?;
+        openat(layer.as_fd(), name, flags, Mode::empty()).map(|found| (found, made))
+    };
+    let ((upper, made), (work, _)) = (directory("upper")?, directory("work")?);
+    if made {
+        copy_mode(root, Path::new(&fd_path(upper.as_fd()))).map_err(|_| Errno::ACCESS)?;
     }
-    let (upper, work) = (path.join("upper"), path.join("work"));
-    Ok((layer, upper, work))
+    Ok(UserLayer { layer, upper, work })
 }
 
 fn new_directory(session: &Path, name: &str) -> Result<PathBuf, Failure> {

@@ -5,12 +5,16 @@
 //! and must run in a process with a single thread: a user namespace cannot be made otherwise, and
 //! fork is sound only there. Only the keeper, a process of its own, has threads.
 
+mod apparmor;
 mod construct;
 mod covers;
 mod failure;
+mod hooks;
+mod id_maps;
 mod image_tree;
 mod init;
 mod inside;
+mod instance;
 mod keeper;
 mod layers;
 mod meeting;
@@ -27,11 +31,14 @@ mod payload;
 mod privileges;
 mod rootfs;
 mod run;
+mod seccomp;
 mod supervise;
 mod warm_up;
 
 pub use failure::{Failure, FailureClass};
 pub use inside::{Links, open_inside};
-pub use run::{Observer, OpenImage, is_inherited, replace, run};
+pub use instance::{Channel, Instance, detach};
+pub use run::{Observer, OpenImage, duplicate, is_inherited, replace, run};
+pub use seccomp::check_filter;
 pub use situla_sys::{SignalInfo, die_by};
 pub use supervise::Exit;

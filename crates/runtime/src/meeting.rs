@@ -24,6 +24,9 @@ use crate::message::{receive, send};
 /// First byte of the keeper's answer: the name of the run follows, and the namespaces as descriptors.
 pub(crate) const ANSWER_READY: u8 = b'R';
 
+/// The same of an instance that has an image: its descriptor comes last.
+pub(crate) const ANSWER_WITH_IMAGE: u8 = b'I';
+
 /// The keeper's answer to a task that it does not wait for.
 pub(crate) const ANSWER_REFUSED: u8 = b'X';
 
@@ -60,9 +63,9 @@ pub(crate) enum Role {
 pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
     let fail =
         |errno| Failure::of_call(FailureClass::Setup, "cannot meet the other tasks of the step", errno);
-    let address = SocketAddrUnix::new_abstract_name(format!("situla/{}", key.0).as_bytes()).map_err(fail)?;
+    let address = address(key).map_err(fail)?;
     let deadline = Instant::now() + PATIENCE;
-    let silent_since = Instant::now();
+    let mut silent_since = Instant::now();
     loop {
         let socket = new_socket(SocketFlags::NONBLOCK).map_err(fail)?;
         match connect(socket.as_fd(), &address) {
@@ -79,8 +82,8 @@ pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
                         let why = "another task of this step was killed before its container stood";
                         return Err(Failure::new(FailureClass::ServerLost, why));
                     }
-                    // The leader failed or died: try to lead.
-                    Answer::Gone => {}
+                    // The leader failed or died: try to lead. It was there until now, however long it took.
+                    Answer::Gone => silent_since = Instant::now(),
                 }
             }
             // Nobody listens, or so many wait there that it makes no difference.
@@ -99,6 +102,66 @@ pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
         }
         let _ = poll(&mut [], Some(&RETRY));
     }
+}
+
+/// Takes a meeting point that nobody else can have a reason to take.
+pub(crate) fn open(key: &ShareKey) -> Result<OwnedFd, Failure> {
+    let fail = |errno| Failure::of_call(FailureClass::Setup, "cannot be found by others", errno);
+    let address = address(key).map_err(fail)?;
+    lead(&address).map_err(fail)
+}
+
+/// What a visitor of an instance gets.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    /// Stays open while the visitor is inside; it breaks when the instance ends.
+    pub(crate) connection: OwnedFd,
+    /// The namespaces to enter, in order, and behind them the image, where there is one.
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// Whether the last descriptor is the image.
+    pub(crate) has_image: bool,
+}
+
+/// Visits the instance at `key`, whose meeting point the process `holder` has made. `None` where it is not
+/// there, is another's, or does not answer.
+pub(crate) fn visit(key: &ShareKey, holder: i32) -> Result<Option<Visit>, Failure> {
+    /// Answering takes no time; a holder that is stopped must not stop its visitors.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let fail = |errno| Failure::of_call(FailureClass::Setup, "cannot reach the instance", errno);
+    let address = address(key).map_err(fail)?;
+    let connection = new_socket(SocketFlags::empty()).map_err(fail)?;
+    match connect(connection.as_fd(), &address) {
+        Ok(()) => {}
+        Err(Errno::CONNREFUSED) => return Ok(None),
+        Err(errno) => return Err(fail(errno)),
+    }
+    // The credentials are those of the process that called listen(2): unix(7).
+    let peer = socket_peercred(connection.as_fd()).map_err(fail)?;
+    if !is_own(connection.as_fd()) || peer.pid.as_raw_pid() != holder {
+        return Ok(None);
+    }
+    match send(connection.as_fd(), &0u32.to_ne_bytes(), &[]) {
+        Ok(()) => {}
+        Err(Errno::PIPE | Errno::CONNRESET) => return Ok(None),
+        Err(errno) => return Err(fail(errno)),
+    }
+    let timeout = Timespec { tv_sec: i64::try_from(PATIENCE.as_secs()).unwrap_or(0), tv_nsec: 0 };
+    match poll(&mut [PollFd::from_borrowed_fd(connection.as_fd(), PollFlags::IN)], Some(&timeout)) {
+        Ok(0) => return Ok(None),
+        Ok(_) => {}
+        Err(errno) => return Err(fail(errno)),
+    }
+    let Some(answer) = receive(connection.as_fd()).map_err(fail)? else { return Ok(None) };
+    let has_image = match answer.bytes.first() {
+        Some(&ANSWER_READY) => false,
+        Some(&ANSWER_WITH_IMAGE) => true,
+        _ => return Ok(None),
+    };
+    Ok(Some(Visit { connection, descriptors: answer.descriptors, has_image }))
+}
+
+fn address(key: &ShareKey) -> Result<SocketAddrUnix, Errno> {
+    SocketAddrUnix::new_abstract_name(format!("situla/{}", key.0).as_bytes())
 }
 
 fn new_socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {

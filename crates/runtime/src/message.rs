@@ -13,7 +13,7 @@ use rustix::net::{
 };
 
 /// The longest message: a failure with its text.
-const MAX_MESSAGE: usize = 4096;
+pub(crate) const MAX_MESSAGE: usize = 4096;
 /// The most descriptors in one message: a FUSE device, or one per namespace type.
 const MAX_DESCRIPTORS: usize = 8;
 

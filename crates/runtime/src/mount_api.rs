@@ -6,7 +6,7 @@
 //! so it is made in a *slot* of a tmpfs that nobody else sees, and moved from there.
 //!
 //! Either way a path is looked up once; afterwards only descriptors are used, which mount(2) takes as
-//! `/proc/self/fd/N`. [`crate::construct`] chooses once per start.
+//! `/proc/self/fd/N`. Which way it is, is decided once per start, before anything is mounted.
 
 use std::cell::{Cell, OnceCell};
 use std::ffi::CString;
@@ -52,9 +52,24 @@ pub(crate) struct Detached {
 }
 
 impl MountApi {
-    /// Mounts by paths.
-    pub(crate) fn paths() -> Self {
-        MountApi::Paths(Slots::default())
+    /// The way that works here: by paths where the kernel does not have one of the calls of the other way, or
+    /// a filter refuses it. Each is called once with something that does not exist. This process must be in
+    /// a user namespace of its own: there `EPERM` can only come from a filter.
+    pub(crate) fn choose() -> Self {
+        let nothing = MountAttributes::default();
+        let calls = [
+            open_tree(CWD, c"", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map(drop),
+            move_mount(CWD, c"", CWD, c"", MoveMountFlags::empty()),
+            set_mount_attributes(CWD, nothing, false),
+            fsopen(c"", FsOpenFlags::FSOPEN_CLOEXEC).map(drop),
+            fsconfig_set_flag(CWD, c"ro"),
+            fsmount(CWD, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(drop),
+        ];
+        if calls.iter().any(|call| matches!(call, Err(Errno::NOSYS | Errno::PERM))) {
+            MountApi::Paths(Slots::default())
+        } else {
+            MountApi::Descriptors
+        }
     }
 
     /// Looks the source of a bind mount up.
@@ -274,7 +289,7 @@ impl Slots {
 /// Mounts the tmpfs of slots. Unbindable, so that copies of the directory that it hides have no copy of
 /// it, and of all that is in it, on top.
 fn mount_slots() -> Result<OwnedFd, Errno> {
-    let (path, place) = staging_place().ok_or(Errno::NOENT)?;
+    let (path, place) = staging_place()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     mount("tmpfs", fd_path(place.as_fd()), "tmpfs", flags, c"mode=0700")?;
     let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -285,9 +300,14 @@ fn mount_slots() -> Result<OwnedFd, Errno> {
 
 /// A directory of the host on which the new root can be put for a moment. What lies there is hidden
 /// only in this mount namespace, and all sources are open already.
-pub(crate) fn staging_place() -> Option<(&'static str, OwnedFd)> {
+pub(crate) fn staging_place() -> Result<(&'static str, OwnedFd), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    ["/tmp", "/mnt", "/usr", "/etc"]
-        .into_iter()
-        .find_map(|path| Some((path, openat(CWD, path, flags, Mode::empty()).ok()?)))
+    let mut why = Errno::NOENT;
+    for path in ["/tmp", "/mnt", "/usr", "/etc"] {
+        match openat(CWD, path, flags, Mode::empty()) {
+            Ok(place) => return Ok((path, place)),
+            Err(errno) => why = errno,
+        }
+    }
+    Err(why)
 }

@@ -247,7 +247,7 @@ fn attributes(options: &[String]) -> MountAttributes {
 /// Opens a directory of the host on which the new root can be put for a moment.
 pub(crate) fn staging_place() -> Result<OwnedFd, Failure> {
     let found = crate::mount_api::staging_place().map(|(_, place)| place);
-    found.ok_or_else(|| Failure::new(FailureClass::Setup, "the host has none of /tmp, /mnt, /usr and /etc"))
+    found.or_fail(FailureClass::Setup, || "the host has none of /tmp, /mnt, /usr and /etc to use".to_owned())
 }
 
 /// Makes `root`, an attached mount, the root of this mount namespace and lets go of the old one.

@@ -1,22 +1,53 @@
 //! Making namespaces, and the id maps that a user namespace needs before it is of use.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::path::Path;
 
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::UnshareFlags;
-use situla_plan::{IdMapping, LinuxSpec, NamespaceKind};
+use situla_plan::{LinuxSpec, NamespaceKind};
 use situla_sys::Forked;
 
 use crate::failure::{Context, Failure, FailureClass};
+use crate::id_maps::{self, Outside};
+use crate::{apparmor, supervise};
 
 /// Forks; the child is in new user and PID namespaces already where `linux` asks for the latter. It is
 /// the first process of it then, and must stay to the end.
 pub(crate) fn fork_for(linux: &LinuxSpec) -> Result<Forked, Failure> {
     if linux.has(NamespaceKind::Pid) {
-        situla_sys::fork_into_pid_namespace().map_err(refused)
+        fork_mapped(linux)
     } else {
         situla_sys::fork().or_fail(FailureClass::Setup, || "cannot fork".to_owned())
+    }
+}
+
+/// Forks into a PID namespace, with ids mapped by this process where the child cannot.
+fn fork_mapped(linux: &LinuxSpec) -> Result<Forked, Failure> {
+    if !id_maps::need_programs(linux) {
+        return situla_sys::fork_into_pid_namespace().map_err(refused);
+    }
+    let (mapped, tell) =
+        pipe_with(PipeFlags::CLOEXEC).or_fail(FailureClass::Setup, || "cannot make a pipe".to_owned())?;
+    match situla_sys::fork_into_pid_namespace().map_err(refused)? {
+        Forked::Child => {
+            drop(tell);
+            match rustix::io::read(&mapped, &mut [0; 1]) {
+                Ok(1) => Ok(Forked::Child),
+                // The other process knows why, or has been killed.
+                _ => situla_sys::exit_now(1),
+            }
+        }
+        Forked::Parent(pid) => {
+            let done = id_maps::map_with_programs(linux, pid);
+            if done.is_ok() {
+                // A child that has been killed meanwhile is noticed later.
+                let _ = rustix::io::write(&tell, &[1]);
+                return Ok(Forked::Parent(pid));
+            }
+            supervise::end(pid);
+            done.map(|()| Forked::Parent(pid))
+        }
     }
 }
 
@@ -29,13 +60,16 @@ pub(crate) fn enter_new(linux: &LinuxSpec) -> Result<(), Failure> {
     if flags.contains(UnshareFlags::NEWPID) {
         flags = flags.difference(UnshareFlags::NEWPID | UnshareFlags::NEWUSER);
     }
+    let outside = flags.contains(UnshareFlags::NEWUSER) && id_maps::need_programs(linux);
+    let outside = outside.then(|| Outside::fork(linux)).transpose()?;
     situla_sys::unshare(flags).map_err(refused)?;
     if maps_ids {
-        // A gid map may only be written by an unprivileged process after it has given up setgroups(2):
-        // user_namespaces(7).
-        write_proc("setgroups", "deny")?;
-        write_proc("gid_map", &map_text(&linux.gid_mappings))?;
-        write_proc("uid_map", &map_text(&linux.uid_mappings))?;
+        match outside {
+            Some(outside) => outside.map()?,
+            // Those of a PID namespace's first process are mapped by the one that forked it.
+            None if id_maps::need_programs(linux) => {}
+            None => id_maps::write_own(linux)?,
+        }
     }
     if flags.contains(UnshareFlags::NEWNET) {
         situla_sys::bring_loopback_up()
@@ -52,6 +86,7 @@ fn flag(kind: NamespaceKind) -> UnshareFlags {
         NamespaceKind::Uts => UnshareFlags::NEWUTS,
         NamespaceKind::Network => UnshareFlags::NEWNET,
         NamespaceKind::Pid => UnshareFlags::NEWPID,
+        NamespaceKind::Cgroup => UnshareFlags::NEWCGROUP,
     }
 }
 
@@ -59,31 +94,14 @@ fn refused(errno: Errno) -> Failure {
     match errno {
         // EPERM: forbidden by a sysctl, a security module or a plain chroot. ENOSPC, EUSERS: the
         // limit user.max_user_namespaces is reached, or is 0. EINVAL: not built into the kernel.
-        Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::ACCESS => Failure::of_call(
-            FailureClass::NoUserNamespaces,
-            "this machine does not let you make a user namespace",
-            errno,
-        ),
+        Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::ACCESS => {
+            explained("this machine does not let you make a user namespace".to_owned(), errno)
+        }
         errno => Failure::of_call(FailureClass::Setup, "cannot make namespaces", errno),
     }
 }
 
-fn map_text(mappings: &[IdMapping]) -> String {
-    mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect()
-}
-
-/// Writes a file of `/proc/self` in one write(2), as the id maps demand.
-fn write_proc(name: &str, text: &str) -> Result<(), Failure> {
-    let path = format!("/proc/self/{name}");
-    let result =
-        OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
-    match result {
-        // AppArmor's restriction lets the namespace be made and then forbids to use it.
-        Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Err(Failure::of_call(
-            FailureClass::NoUserNamespaces,
-            format!("this machine does not let you use a user namespace ({path})"),
-            Errno::PERM,
-        )),
-        other => other.or_fail(FailureClass::Setup, || format!("cannot write {path}")),
-    }
+fn explained(message: String, errno: Errno) -> Failure {
+    let failure = Failure::of_call(FailureClass::NoUserNamespaces, message, errno);
+    apparmor::explain(failure, Path::new("/proc"))
 }

@@ -11,7 +11,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Access, AtFlags, CWD, OFlags, accessat, stat};
 use rustix::io::Errno;
@@ -33,22 +33,37 @@ pub(crate) fn is_changeable() -> bool {
     owned || accessat(CWD, OWN, Access::WRITE_OK, AtFlags::EACCESS).is_ok()
 }
 
+/// How a program that is not this one is to be executed.
+#[derive(Debug)]
+pub(crate) enum Another {
+    /// By its path.
+    ByPath,
+    /// By this descriptor. It may be executed and not read, so nobody can tell whether it is a script: that
+    /// way the kernel executes no script, which its interpreter could not read anyway.
+    Unreadable(OwnedFd),
+}
+
 /// Fails with `ELOOP` where executing `path` leads through a link of `/proc` that is no path.
-pub(crate) fn expect_another(path: &[u8]) -> Result<(), Errno> {
+pub(crate) fn expect_another(path: &[u8]) -> Result<Another, Errno> {
     let mut path = path.to_vec();
-    for _ in 0..MAX_SCRIPTS {
+    for nth in 0..MAX_SCRIPTS {
         // Nothing is waited for, should it be a FIFO.
-        let file = open_without_magic(&path, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        let file = match open_without_magic(&path, OFlags::RDONLY | OFlags::NONBLOCK) {
+            Err(Errno::ACCESS) if nth == 0 => {
+                return open_without_magic(&path, OFlags::PATH).map(Another::Unreadable);
+            }
+            other => other?,
+        };
         if rustix::fs::fstat(file.as_fd()).is_ok_and(|stat| is_no_program(stat.st_mode)) {
             // Exec says why it is not one.
-            return Ok(());
+            return Ok(Another::ByPath);
         }
         let mut head = Vec::with_capacity(MAX_HEAD);
         let limit = u64::try_from(MAX_HEAD).unwrap_or(u64::MAX);
         File::from(file).take(limit).read_to_end(&mut head).map_err(|_| Errno::IO)?;
         match script_interpreter(&head) {
             Some(next) => path = next.to_vec(),
-            None => return Ok(()),
+            None => return Ok(Another::ByPath),
         }
     }
     Err(Errno::LOOP)
@@ -100,13 +115,14 @@ mod tests {
         std::fs::write(at("nested"), format!("#! {} x\n", at("script").display())).unwrap();
         std::fs::write(at("endless"), format!("#!{}\n", at("endless").display())).unwrap();
         std::fs::write(at("plain"), "#!/bin/sh\n").unwrap();
-        let check = |name: &str| expect_another(at(name).as_os_str().as_bytes());
+        let expect = |path: &[u8]| expect_another(path).map(|another| matches!(another, Another::ByPath));
+        let check = |name: &str| expect(at(name).as_os_str().as_bytes());
         for name in ["link", "twice", "script", "nested", "endless"] {
             assert_eq!(check(name), Err(Errno::LOOP), "{name}");
         }
-        assert_eq!(expect_another(b"/proc/thread-self/exe"), Err(Errno::LOOP));
-        assert_eq!(check("plain"), Ok(()));
+        assert_eq!(expect(b"/proc/thread-self/exe"), Err(Errno::LOOP));
+        assert_eq!(check("plain"), Ok(true));
         assert_eq!(check("missing"), Err(Errno::NOENT));
-        assert_eq!(expect_another(b"/"), Ok(()));
+        assert_eq!(expect(b"/"), Ok(true));
     }
 }

@@ -1,21 +1,23 @@
 //! The last steps before the payload runs: give up privileges, close, exec.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, OFlags, access};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::{
     DumpableBehavior, Pid, Signal, fchdir, getppid, set_dumpable_behavior, set_parent_process_death_signal,
 };
-use situla_plan::Plan;
+use situla_plan::{Plan, Share};
 use situla_sys::{ExecStrings, SignalMask};
 
 use crate::failure::{Context, Failure, FailureClass};
+use crate::hooks::Staged;
 use crate::inside::open_without_magic;
-use crate::own_program;
+use crate::own_program::{self, Another};
 use crate::privileges::Privileges;
+use crate::seccomp::Filter;
 
 /// Where the command is searched if the container's environment has no PATH (`execvp(3)`, and what
 /// Apptainer uses).
@@ -33,6 +35,8 @@ pub(crate) struct Command {
     /// Whether the user could change the file of this program, so that it must not be run inside.
     guards_own_program: bool,
     privileges: Privileges,
+    /// The filter of system calls.
+    filter: Option<Filter>,
 }
 
 impl Command {
@@ -44,11 +48,15 @@ impl Command {
             texts.iter().map(|text| text.as_bytes().to_vec()).collect()
         };
         let words = bytes(&process.args);
-        let Some(program) = words.first().cloned() else {
-            return Err(Failure::new(FailureClass::Setup, "there is no command to run"));
+        let program = match words.first() {
+            Some(program) => program.clone(),
+            None if matches!(plan.share, Share::Instance { .. }) => Vec::new(),
+            None => return Err(Failure::new(FailureClass::Setup, "there is no command to run")),
         };
         let path = process.env.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
-        let candidates = if plan.command_paths.is_empty() {
+        let candidates = if words.is_empty() {
+            Vec::new()
+        } else if plan.command_paths.is_empty() {
             candidates(&program, path.unwrap_or(DEFAULT_PATH))
         } else {
             bytes(&plan.command_paths)
@@ -57,6 +65,7 @@ impl Command {
         Ok(Command {
             name: String::from_utf8_lossy(&program).into_owned(),
             privileges: Privileges::prepare(process)?,
+            filter: plan.spec.linux.seccomp.as_ref().map(Filter::compile).transpose()?,
             candidates: candidates.into_iter().map(CString::new).collect::<Result<_, _>>().map_err(nul)?,
             shell_arguments: ExecStrings::new(shell).map_err(nul)?,
             arguments: ExecStrings::new(words).map_err(nul)?,
@@ -65,31 +74,64 @@ impl Command {
         })
     }
 
+    /// Whether there is nothing to execute: an instance can do without.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.name.is_empty() && self.candidates.is_empty()
+    }
+
     /// The absolute paths at which the program may be.
     pub(crate) fn programs(&self) -> Vec<Vec<u8>> {
         let paths = self.candidates.iter().map(|path| path.as_bytes().to_vec());
         paths.filter(|path| path.starts_with(b"/")).collect()
     }
 
-    /// Executes one program, if it is not this one.
-    fn try_one(&self, path: &CStr, arguments: &ExecStrings) -> Errno {
+    /// Executes one program, if it is not this one, once `last` has been done.
+    fn try_one(
+        &self,
+        path: &CStr,
+        arguments: &ExecStrings,
+        last: &mut dyn FnMut() -> Result<(), Failure>,
+    ) -> Result<Errno, Failure> {
         match self.guards_own_program.then(|| own_program::expect_another(path.to_bytes())) {
-            Some(Err(errno)) => errno,
-            _ => situla_sys::execute(path, arguments, &self.environment),
+            Some(Err(errno)) => Ok(errno),
+            Some(Ok(Another::Unreadable(program))) => {
+                last()?;
+                Ok(match situla_sys::execute_open(program.as_fd(), arguments, &self.environment) {
+                    // A script; it cannot be read.
+                    Errno::NOENT => Errno::ACCESS,
+                    errno => errno,
+                })
+            }
+            _ => {
+                last()?;
+                Ok(situla_sys::execute(path, arguments, &self.environment))
+            }
         }
     }
 
     /// Executes the command; returns only with the reason why that failed.
     fn execute(&self) -> Failure {
+        self.try_all().unwrap_or_else(|failure| failure)
+    }
+
+    /// A filter of system calls may forbid everything but the exec. So it is installed after all else, once,
+    /// and paths that do not exist are left out before.
+    fn try_all(&self) -> Result<Failure, Failure> {
+        let mut filter = self.filter.as_ref();
+        let filtered = filter.is_some();
+        let exists = |path: &CStr| !matches!(access(path, Access::EXISTS), Err(Errno::NOENT | Errno::NOTDIR));
+        let mut install = || filter.take().map_or(Ok(()), Filter::install);
         let mut denied = None;
-        for candidate in &self.candidates {
-            match self.try_one(candidate, &self.arguments) {
+        for candidate in self.candidates.iter().filter(|path| !filtered || exists(path)) {
+            match self.try_one(candidate, &self.arguments, &mut install)? {
                 Errno::NOENT | Errno::NOTDIR => {}
-                Errno::NOEXEC => denied = Some(self.try_one(c"/bin/sh", &self.shell_arguments)),
+                Errno::NOEXEC => {
+                    denied = Some(self.try_one(c"/bin/sh", &self.shell_arguments, &mut install)?)
+                }
                 errno => denied = denied.or(Some(errno)),
             }
         }
-        match denied {
+        Ok(match denied {
             Some(errno) => Failure::of_call(
                 FailureClass::CommandNotExecutable,
                 format!("cannot execute {}", self.name),
@@ -100,7 +142,7 @@ impl Command {
                 format!("{} is not in the container", self.name),
                 Errno::NOENT,
             ),
-        }
+        })
     }
 }
 
@@ -119,26 +161,40 @@ fn candidates(program: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
 
 /// What the payload inherits from its surroundings.
 #[derive(Debug)]
-pub(crate) struct Surroundings {
+pub(crate) struct Surroundings<'a> {
     /// The signal mask of whoever started us.
     pub(crate) mask: SignalMask,
     /// The process that waits for the payload; without it the payload must not live.
-    pub(crate) parent: Option<Pid>,
+    pub(crate) waiter: Waiter,
+    /// Hooks to run inside, and what they are told to be the pid of this process.
+    pub(crate) hooks: Option<(Staged<'a>, i32)>,
+}
+
+/// Who waits for a payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    /// Nobody.
+    Nobody,
+    /// Its parent, which is this process.
+    Parent(Pid),
+    /// Its parent, which is outside its PID namespace and has no number there.
+    Outside,
 }
 
 /// Turns this process, which is inside the container already, into the payload. Returns only with
 /// the reason why that failed.
-pub(crate) fn become_payload(plan: &Plan, command: &Command, surroundings: &Surroundings) -> Failure {
+pub(crate) fn become_payload(plan: &Plan, command: &Command, surroundings: &Surroundings<'_>) -> Failure {
     match prepare(plan, &command.privileges, surroundings) {
         Ok(()) => command.execute(),
         Err(failure) => failure,
     }
 }
 
-fn prepare(plan: &Plan, privileges: &Privileges, surroundings: &Surroundings) -> Result<(), Failure> {
+fn prepare(plan: &Plan, privileges: &Privileges, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     enter_working_directory(plan)?;
     let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
-    if plan.spec.process.no_new_privileges {
+    // A filter of system calls cannot be installed without it.
+    if plan.spec.process.no_new_privileges || plan.spec.linux.seccomp.is_some() {
         rustix::thread::set_no_new_privs(true).map_err(setup("cannot set no_new_privs"))?;
     }
     // From here on processes that are inside already have no fewer capabilities than this one, which still
@@ -146,11 +202,20 @@ fn prepare(plan: &Plan, privileges: &Privileges, surroundings: &Surroundings) ->
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(setup("cannot forbid to be traced"))?;
     privileges.apply()?;
     close_descriptors(plan)?;
-    if let Some(parent) = surroundings.parent {
+    if let Some(hooks) = surroundings.hooks.filter(|hooks| hooks.0.has_start_container()) {
+        hooks.0.start_container(hooks.1)?;
+    }
+    let parent = match surroundings.waiter {
+        Waiter::Nobody => None,
+        Waiter::Parent(pid) => Some(Some(pid)),
+        // Once it has ended, the parent is the first process of the namespace.
+        Waiter::Outside => Some(None),
+    };
+    if let Some(parent) = parent {
         // Set last: a change of credentials clears it (prctl(2)).
         set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(setup("cannot bind to the parent's life"))?;
-        if getppid() != Some(parent) {
+        if getppid() != parent {
             return Err(Failure::new(FailureClass::Setup, "the waiting process has ended"));
         }
     }

@@ -10,13 +10,14 @@
 //!   └── keeper    serves the image, hands the namespaces to other tasks (first task only)
 //! ```
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, getpid, pidfd_open, set_dumpable_behavior};
 use situla_fuse::{Layered, Tree};
 use situla_plan::{NamespaceKind, PatchContent, Plan, Share};
 use situla_squashfs::Image;
@@ -24,13 +25,14 @@ use situla_sys::{Forked, SignalFd, SignalInfo, SignalMask, fork};
 
 use crate::construct::construct;
 use crate::failure::{Context, Failure, FailureClass};
+use crate::hooks::{Poststart, Rendezvous, Staged};
 use crate::image_tree::ImageTree;
 use crate::init;
 use crate::keeper::{self, Duties};
-use crate::meeting::{Role, meet};
+use crate::meeting::{self, Role, meet};
 use crate::message;
 use crate::namespaces;
-use crate::payload::{Command, Surroundings, become_payload};
+use crate::payload::{Command, Surroundings, Waiter, become_payload};
 use crate::supervise::{self, Exit, Keeper, Supervised, forwarded};
 use crate::warm_up::WarmUp;
 
@@ -44,6 +46,10 @@ pub trait Observer {
     fn started(&mut self, pid: i32);
     /// A signal has arrived and is being passed on.
     fn signal(&mut self, info: &SignalInfo);
+    /// Something has failed that does not matter to the run.
+    fn warning(&mut self, failure: &Failure) {
+        let _ = failure;
+    }
 }
 
 /// An open image: its reader, and the descriptor behind it.
@@ -61,6 +67,14 @@ pub fn is_inherited(fd: RawFd) -> bool {
     flags.is_ok_and(|flags| !flags.contains(rustix::io::FdFlags::CLOEXEC))
 }
 
+/// A further descriptor of what a descriptor known by number alone leads to.
+///
+/// # Errors
+/// It is not open, or there are no more descriptors.
+pub fn duplicate(fd: RawFd) -> Result<OwnedFd, rustix::io::Errno> {
+    situla_sys::with_inherited(fd, |fd| rustix::io::fcntl_dupfd_cloexec(fd, 3))
+}
+
 /// Replaces this process by the payload of `plan`: a directory, shared with nobody, with nobody
 /// who waits. Returns only with the reason why that failed.
 pub fn replace(plan: &Plan) -> Failure {
@@ -70,11 +84,14 @@ pub fn replace(plan: &Plan) -> Failure {
     };
     // Blocking nothing tells the mask as it is.
     let surroundings = match situla_sys::block_signals(&SignalMask::of([])) {
-        Ok(mask) => Surroundings { mask, parent: None },
+        Ok(mask) => Surroundings { mask, waiter: Waiter::Nobody, hooks: None },
         Err(errno) => return Failure::of_call(FailureClass::Setup, "cannot read the signal mask", errno),
     };
     if plan.spec.linux.has(NamespaceKind::Pid) {
         return Failure::new(FailureClass::Setup, "a PID namespace needs a process that waits for it");
+    }
+    if plan.spec.hooks.is_some() {
+        return Failure::new(FailureClass::Setup, "hooks need a process that waits for their container");
     }
     let mut serve = |_: BorrowedFd<'_>| {
         Err(Failure::new(FailureClass::Setup, "an image file needs a process that serves it"))
@@ -96,46 +113,49 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Exit, Failure> {
     let command = Command::prepare(plan)?;
-    if plan.spec.linux.has(NamespaceKind::Pid) && !matches!(plan.share, Share::Nobody { .. }) {
+    let is_instance = matches!(plan.share, Share::Instance { .. });
+    if is_instance && !plan.spec.linux.has(NamespaceKind::Pid) {
+        return Err(Failure::new(FailureClass::Setup, "an instance needs a PID namespace"));
+    }
+    if plan.spec.linux.has(NamespaceKind::Pid) && matches!(plan.share, Share::Step { .. }) {
         return Err(Failure::new(FailureClass::Setup, "a PID namespace cannot be shared among tasks"));
     }
+    Staged::check(plan)?;
+    let (signals, mask) = watch_signals()?;
+    let role = match &plan.share {
+        Share::Step { key, local_tasks, .. } if *local_tasks > 1 => Some(meet(key, rank)?),
+        Share::Instance { key } => Some(Role::Leader(meeting::open(key)?)),
+        _ => None,
+    };
+    observer.phase("meet");
+    let surroundings = Surroundings { mask, waiter: Waiter::Parent(getpid()), hooks: None };
+    let (name, leads) = match &role {
+        Some(Role::Member { run, .. }) => (run.clone(), false),
+        _ => (name.to_owned(), true),
+    };
+    // A member's container has had its hooks.
+    let hooks = Staged::of(plan, &name).filter(|_| leads);
+    let start = Start { plan, name: &name, leads, command: &command, surroundings: &surroundings, hooks };
+    let mut observer = Poststart::new(hooks, observer);
+    let outcome = start.run(role, image, rank, &signals, &mut observer);
+    if let Some(hooks) = hooks {
+        hooks.poststop(&mut observer);
+    }
+    match observer.failure() {
+        Some(failure) => Err(failure),
+        None => outcome,
+    }
+}
+
+/// Blocks the signals that are passed on, to be read; the mask is as it was before.
+pub(crate) fn watch_signals() -> Result<(SignalFd, SignalMask), Failure> {
     let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
     let forwarded = forwarded();
     let mask = situla_sys::block_signals(&forwarded).map_err(setup("cannot block signals"))?;
     // A journal beyond the limit of file sizes must cost the record, not the run. SIGXFSZ is 25.
     situla_sys::block_signals(&SignalMask::of([25])).map_err(setup("cannot block signals"))?;
     let signals = SignalFd::new(&forwarded).map_err(setup("cannot read signals"))?;
-    let role = match &plan.share {
-        Share::Step { key, local_tasks, .. } if *local_tasks > 1 => Some(meet(key, rank)?),
-        _ => None,
-    };
-    observer.phase("meet");
-    let surroundings = Surroundings { mask, parent: Some(getpid()) };
-    let (name, leads) = match &role {
-        Some(Role::Member { run, .. }) => (run.clone(), false),
-        _ => (name.to_owned(), true),
-    };
-    let start = Start { plan, name: &name, leads, command: &command, surroundings: &surroundings };
-    match role {
-        Some(Role::Member { connection, namespaces, .. }) => {
-            let keeper = Some(Keeper::Connection(connection.as_fd()));
-            let outcome = start
-                .fork_payload(observer, || enter(&namespaces).map(|()| Vec::new()), |_| Ok(()))
-                .and_then(|started| started.supervised(&signals, keeper).wait(observer));
-            if !supervise::was_killed(&outcome) {
-                keeper::say_done(connection.as_fd());
-            }
-            outcome
-        }
-        Some(Role::Leader(listener)) => start.lead(image, Some(listener), rank, &signals, observer),
-        Some(Role::Alone) | None if image.is_some() => start.lead(image, None, rank, &signals, observer),
-        Some(Role::Alone) | None => {
-            let mut serve = |_: BorrowedFd<'_>| Err(Failure::new(FailureClass::Setup, "no image was opened"));
-            let build = || construct(plan, &mut serve, &mut || Ok(())).map(|()| Vec::new());
-            let started = start.fork_payload(observer, build, |_| Ok(()))?;
-            started.supervised(&signals, None).wait(observer)
-        }
-    }
+    Ok((signals, mask))
 }
 
 /// What every way of starting needs.
@@ -145,7 +165,9 @@ struct Start<'a> {
     name: &'a str,
     leads: bool,
     command: &'a Command,
-    surroundings: &'a Surroundings,
+    surroundings: &'a Surroundings<'a>,
+    /// What is run beside it, where this task sets the container up.
+    hooks: Option<Staged<'a>>,
 }
 
 /// A payload that has been forked.
@@ -153,17 +175,53 @@ struct Started {
     pid: Pid,
     report: OwnedFd,
     ended: Option<OwnedFd>,
+    is_instance: bool,
 }
 
 impl Started {
     fn supervised<'a>(self, signals: &'a SignalFd, keeper: Option<Keeper<'a>>) -> Supervised<'a> {
-        let Started { pid, report, ended } = self;
-        Supervised { pid, report, ended, signals, keeper }
+        let Started { pid, report, ended, is_instance } = self;
+        Supervised { pid, report, ended, signals, keeper, is_instance }
     }
 }
 
 impl Start<'_> {
-    /// Forks a child that gets itself into the container by `enter` and becomes the payload. The
+    /// Runs the payload in the role that was found.
+    fn run(
+        &self,
+        role: Option<Role>,
+        image: Option<OpenImage>,
+        rank: u32,
+        signals: &SignalFd,
+        observer: &mut dyn Observer,
+    ) -> Result<Exit, Failure> {
+        match role {
+            Some(Role::Member { connection, namespaces, .. }) => {
+                let keeper = Some(Keeper::Connection(connection.as_fd()));
+                let outcome = self
+                    .fork_payload(observer, |_| enter(&namespaces).map(|()| Vec::new()), |_| Ok(()))
+                    .and_then(|started| started.supervised(signals, keeper).wait(observer));
+                if !supervise::was_killed(&outcome) {
+                    keeper::say_done(connection.as_fd());
+                }
+                outcome
+            }
+            Some(Role::Leader(listener)) => self.lead(image, Some(listener), rank, signals, observer),
+            Some(Role::Alone) | None if image.is_some() => self.lead(image, None, rank, signals, observer),
+            Some(Role::Alone) | None => {
+                let mut serve =
+                    |_: BorrowedFd<'_>| Err(Failure::new(FailureClass::Setup, "no image was opened"));
+                let build = |hooks: &dyn Fn() -> Result<(), Failure>| {
+                    construct(self.plan, &mut serve, &mut || hooks()).map(|()| Vec::new())
+                };
+                let started = self.fork_payload(observer, build, |_| Ok(()))?;
+                started.supervised(signals, None).wait(observer)
+            }
+        }
+    }
+
+    /// Forks a child that gets itself into the container by `enter` and becomes the payload. What `enter`
+    /// is given runs the hooks of a container that is built, before the host's root goes. The
     /// pipe that is returned carries a failure; it ends with the exec, or with the child.
     ///
     /// Meanwhile the observer hears of the run. The child waits for that before it lets others in, by
@@ -171,37 +229,45 @@ impl Start<'_> {
     fn fork_payload(
         &self,
         observer: &mut dyn Observer,
-        enter: impl FnOnce() -> Result<Vec<OwnedFd>, Failure>,
+        enter: impl FnOnce(&dyn Fn() -> Result<(), Failure>) -> Result<Vec<OwnedFd>, Failure>,
         announce: impl FnOnce(Vec<OwnedFd>) -> Result<(), Failure>,
     ) -> Result<Started, Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(setup("cannot make a pipe"));
         let ((reader, writer), (may_go, go)) = (pipe()?, pipe()?);
+        let rendezvous = self.hooks.map(|_| Rendezvous::new()).transpose()?;
         let has_init = self.plan.spec.linux.has(NamespaceKind::Pid);
         let (ended, tell_end) = has_init.then(pipe).transpose()?.unzip();
-        // The child has this name from its first moment: without it, its death before the exec looks
-        // like the program's.
-        let own_name = rustix::thread::name();
-        let _ = rustix::thread::set_name(supervise::NAME_BEFORE_EXEC);
-        let forked = namespaces::fork_for(&self.plan.spec.linux);
-        if let (Ok(Forked::Parent(_)) | Err(_), Ok(own_name)) = (&forked, &own_name) {
-            let _ = rustix::thread::set_name(own_name);
-        }
-        match forked? {
+        match namespaces::fork_for(&self.plan.spec.linux)? {
             Forked::Parent(pid) => {
                 drop((writer, may_go, tell_end));
                 observer.met(self.name, self.leads);
                 // A child that has failed meanwhile does not listen any more.
                 let _ = rustix::io::write(&go, &[1]);
-                Ok(Started { pid, report: reader, ended })
+                if let (Some(hooks), Some(rendezvous)) = (self.hooks, rendezvous)
+                    && let Err(failure) = rendezvous.attend(hooks, pid)
+                {
+                    supervise::end(pid);
+                    return Err(failure);
+                }
+                let is_instance = matches!(self.plan.share, Share::Instance { .. });
+                Ok(Started { pid, report: reader, ended, is_instance })
             }
             Forked::Child => {
                 drop((reader, go, ended));
                 let bound = tell_end.as_ref().map_or(Ok(()), init::bind_to_waiting);
-                let failure = match bound.and_then(|()| enter()) {
+                let own = Cell::new(0);
+                let run_hooks = || match (self.hooks, &rendezvous) {
+                    (Some(hooks), Some(rendezvous)) => {
+                        own.set(rendezvous.built()?);
+                        hooks.create_container(own.get())
+                    }
+                    _ => Ok(()),
+                };
+                let failure = match bound.and_then(|()| enter(&run_hooks)) {
                     Ok(namespaces) => match rustix::io::read(&may_go, &mut [0; 1]) {
                         Ok(1) => match announce(namespaces) {
-                            Ok(()) => self.become_payload(tell_end.as_ref()),
+                            Ok(()) => self.become_payload(tell_end.as_ref(), own.get()),
                             Err(failure) => failure,
                         },
                         // The waiting process has been killed.
@@ -216,14 +282,23 @@ impl Start<'_> {
     }
 
     /// Turns this process into the payload, or into the init that has it as a child.
-    fn become_payload(&self, tell_end: Option<&OwnedFd>) -> Failure {
+    fn become_payload(&self, tell_end: Option<&OwnedFd>, own_pid: i32) -> Failure {
+        let hooks = self.hooks.map(|hooks| (hooks, own_pid));
         let Some(tell_end) = tell_end else {
-            return become_payload(self.plan, self.command, self.surroundings);
+            let surroundings = Surroundings { hooks, ..*self.surroundings };
+            return become_payload(self.plan, self.command, &surroundings);
         };
-        init::run(tell_end, || {
-            let surroundings = Surroundings { parent: Some(Pid::INIT), ..*self.surroundings };
+        let payload = || {
+            let surroundings =
+                Surroundings { waiter: Waiter::Parent(Pid::INIT), hooks, ..*self.surroundings };
             become_payload(self.plan, self.command, &surroundings)
-        })
+        };
+        match &self.plan.share {
+            Share::Instance { .. } => {
+                init::run_instance(tell_end, Some(payload).filter(|_| !self.command.is_empty()))
+            }
+            _ => init::run(tell_end, payload),
+        }
     }
 
     /// Sets the container up: forks the keeper, then the payload, which builds the container
@@ -247,8 +322,9 @@ impl Start<'_> {
             Share::Step { local_tasks, cgroup, .. } => {
                 (usize::try_from(*local_tasks).unwrap_or(usize::MAX), cgroup.clone())
             }
-            Share::Nobody { .. } => (1, None),
+            Share::Nobody { .. } | Share::Instance { .. } => (1, None),
         };
+        let is_instance = matches!(self.plan.share, Share::Instance { .. });
         let duties = Duties {
             tree,
             warm_up,
@@ -259,6 +335,7 @@ impl Start<'_> {
             leader: rank,
             run: self.name.to_owned(),
             cgroup,
+            is_instance,
         };
         let keeper = match fork().map_err(setup("cannot fork"))? {
             Forked::Child => keeper::keep(duties),
@@ -267,14 +344,14 @@ impl Start<'_> {
         // The keeper alone has its ends now, so that their closing tells its death.
         drop(duties);
         let keeper_fd = pidfd_open(keeper, PidfdFlags::empty()).map_err(setup("cannot watch the keeper"))?;
-        let build = || {
+        let build = |hooks: &dyn Fn() -> Result<(), Failure>| {
             let mut namespaces = Vec::new();
             let mut serve = |device: BorrowedFd<'_>| keeper::hand_over_device(ours.as_fd(), device);
             construct(self.plan, &mut serve, &mut || {
                 if shared {
                     namespaces = open_namespaces(self.plan)?;
                 }
-                Ok(())
+                hooks()
             })?;
             Ok(namespaces)
         };
@@ -295,9 +372,13 @@ impl Start<'_> {
             if !supervise::was_killed(&outcome) {
                 keeper::say_done(ours.as_fd());
             }
+            if is_instance {
+                drop(ours);
+                supervise::reap_soon(keeper, keeper_fd.as_fd(), &supervise::END_OF_INSTANCE);
+            }
         } else {
             drop(ours);
-            supervise::reap_soon(keeper, keeper_fd.as_fd());
+            supervise::reap_soon(keeper, keeper_fd.as_fd(), &supervise::MOMENT);
         }
         outcome
     }
@@ -339,9 +420,11 @@ fn served_tree(plan: &Plan, image: Arc<Image>) -> Result<Box<dyn Tree>, Failure>
 fn namespace_files(plan: &Plan) -> impl Iterator<Item = &'static str> {
     let order = [
         (NamespaceKind::User, "user"),
+        (NamespaceKind::Pid, "pid"),
         (NamespaceKind::Ipc, "ipc"),
         (NamespaceKind::Uts, "uts"),
         (NamespaceKind::Network, "net"),
+        (NamespaceKind::Cgroup, "cgroup"),
         (NamespaceKind::Mount, "mnt"),
     ];
     let kinds: Vec<NamespaceKind> =
@@ -361,7 +444,10 @@ fn open_namespaces(plan: &Plan) -> Result<Vec<OwnedFd>, Failure> {
 }
 
 /// Enters namespaces that another task has made.
-fn enter(namespaces: &[OwnedFd]) -> Result<(), Failure> {
+pub(crate) fn enter(namespaces: &[OwnedFd]) -> Result<(), Failure> {
+    // Root of the container, who is inside already, must not look at what this process has open of the host's.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .or_fail(FailureClass::Setup, || "cannot forbid to be traced".to_owned())?;
     for namespace in namespaces {
         situla_sys::join_namespace(namespace.as_fd())
             .or_fail(FailureClass::Setup, || format!("cannot enter namespace {}", namespace.as_raw_fd()))?;

@@ -1,11 +1,10 @@
 //! Waiting for a payload: forward signals, notice the keeper's death, take the exit status.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, pidfd_open,
@@ -35,10 +34,6 @@ pub(crate) fn forwarded() -> SignalMask {
     SignalMask::of([1, 2, 3, 10, 12, 14, 15, 18, 24, 26, 27, 28, 29, 30].into_iter().chain(34..=64))
 }
 
-/// The name of a process that is to become a payload. exec(2) gives it another, so one that dies with this
-/// name was still ours: as a payload's own end it would look like something that the program did.
-pub(crate) const NAME_BEFORE_EXEC: &CStr = c"situla-payload";
-
 /// Death by KILL.
 const KILLED: Exit = Exit::Signal(9);
 
@@ -53,12 +48,14 @@ pub(crate) struct Supervised<'a> {
     pub(crate) pid: Pid,
     /// Reads a failure that happened before exec; ends with exec.
     pub(crate) report: OwnedFd,
-    /// Reads the signal by which the payload died, where an init of ours stands between.
+    /// Reads what becomes of the payload, where an init of ours stands between.
     pub(crate) ended: Option<OwnedFd>,
     /// Blocked signals to pass on.
     pub(crate) signals: &'a SignalFd,
     /// How the keeper's end is noticed, where the payload cannot live without it.
     pub(crate) keeper: Option<Keeper<'a>>,
+    /// Whether the child is the init of an instance: then it may be killed in order to end that.
+    pub(crate) is_instance: bool,
 }
 
 /// A keeper to be watched. It ends by itself when its container has ended, which may be seen a
@@ -69,12 +66,17 @@ pub(crate) enum Keeper<'a> {
     Child(BorrowedFd<'a>),
     /// Another task's child: it says farewell, or the connection just breaks.
     Connection(BorrowedFd<'a>),
+    /// The keeper of an instance that was entered: the connection breaks when that ends.
+    Instance(BorrowedFd<'a>),
 }
+
+/// What a payload in an instance that ends is killed for.
+pub(crate) const INSTANCE_ENDED: &str = "the instance has ended";
 
 impl<'a> Keeper<'a> {
     fn watched(self) -> BorrowedFd<'a> {
         match self {
-            Keeper::Child(fd) | Keeper::Connection(fd) => fd,
+            Keeper::Child(fd) | Keeper::Connection(fd) | Keeper::Instance(fd) => fd,
         }
     }
 
@@ -89,6 +91,7 @@ impl<'a> Keeper<'a> {
                 let status = waitid(WaitId::PidFd(pidfd), options).ok().flatten();
                 (status.and_then(|status| status.exit_status()) != Some(0)).then_some(LOST)
             }
+            Keeper::Instance(_) => Some(INSTANCE_ENDED),
             Keeper::Connection(socket) => match receive(socket).ok().flatten() {
                 Some(message) if message.bytes.first() == Some(&FAREWELL) => None,
                 Some(_) => Some(ABORTED),
@@ -102,8 +105,9 @@ impl Supervised<'_> {
     /// Waits until the payload has ended.
     pub(crate) fn wait(self, observer: &mut dyn Observer) -> Result<Exit, Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
-        let Supervised { pid, report, ended, signals, mut keeper } = self;
+        let Supervised { pid, report, ended, signals, mut keeper, is_instance } = self;
         let mut report = Some(File::from(report));
+        let mut init = ended.filter(|_| !is_instance).map(Init::new);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(setup("cannot watch the payload"))?;
         let mut failure = None;
         loop {
@@ -113,6 +117,7 @@ impl Supervised<'_> {
                 Some(signals.as_fd()),
                 report.as_ref().map(AsFd::as_fd),
                 keeper.map(Keeper::watched),
+                init.as_ref().filter(|init| !init.has_gone).map(|init| init.says.as_fd()),
             ];
             let mut polled: Vec<PollFd<'_>> =
                 fixed.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
@@ -121,14 +126,24 @@ impl Supervised<'_> {
                 other => other.map_err(setup("cannot wait for the payload"))?,
             };
             let mut ready = polled.iter().map(|fd| !fd.revents().is_empty());
-            let [has_ended, signalled, reported, lost] =
+            let [has_ended, signalled, reported, lost, told] =
                 fixed.map(|fd| fd.is_some() && ready.next().unwrap_or(false));
             drop(polled);
             if reported {
                 failure = failure.or(report.take().and_then(read_report));
-                if failure.is_none() {
+                // That nothing was said may also mean that nobody is left to say it.
+                let runs = if is_instance { !has_ended } else { init.is_none() && has_executed(pid) };
+                if failure.is_none() && runs {
                     observer.started(pid.as_raw_pid());
+                } else if is_instance {
+                    // Its init would stay.
+                    let _ = pidfd_send_signal(pidfd.as_fd(), Signal::KILL);
                 }
+            }
+            if let Some(init) = init.as_mut().filter(|_| told)
+                && init.hear()
+            {
+                observer.started(pid.as_raw_pid());
             }
             if signalled {
                 while let Ok(Some(info)) = signals.next() {
@@ -149,10 +164,18 @@ impl Supervised<'_> {
         let take = |options| waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | options);
         let failed = setup("cannot take the payload's status");
         let own = exit(take(WaitIdOptions::NOWAIT).map_err(failed)?.as_ref());
-        let has_init = ended.is_some();
-        let told = ended.and_then(read_signal);
-        // Init tells the signal by which the payload has died; its own death by KILL is no payload's.
-        let killed = killed_before_exec(pid, own) || (has_init && told.is_none() && own == KILLED);
+        let (told, killed) = match &mut init {
+            // Its init becomes no other program, and its death is the end of the instance.
+            None if is_instance => (None, false),
+            None => (None, own == KILLED && !has_executed(pid)),
+            Some(init) => {
+                if init.hear() {
+                    observer.started(pid.as_raw_pid());
+                }
+                // Init tells the signal by which the payload has died; its own death by KILL is no payload's.
+                (init.payload, init.killed_before_exec || (init.payload.is_none() && own == KILLED))
+            }
+        };
         take(WaitIdOptions::empty()).map_err(failed)?;
         match failure {
             Some(failure) => Err(failure),
@@ -194,12 +217,41 @@ fn exit(status: Option<&WaitIdStatus>) -> Exit {
     }
 }
 
-/// Reads what init says of the payload's death; `None` where it was none by a signal.
-fn read_signal(ended: OwnedFd) -> Option<Exit> {
-    let mut signal = [0; 1];
-    // Init has gone, so this does not wait.
-    File::from(ended).read_exact(&mut signal).ok()?;
-    Some(Exit::Signal(i32::from(signal[0])))
+/// From init: the payload runs. Any other byte is the signal by which it has died, or the next one.
+pub(crate) const STARTED: u8 = 0;
+/// From init: the payload was killed before it was the program.
+pub(crate) const KILLED_BEFORE_EXEC: u8 = u8::MAX;
+
+/// What an init says of the payload that is its child.
+struct Init {
+    says: File,
+    has_gone: bool,
+    payload: Option<Exit>,
+    killed_before_exec: bool,
+}
+
+impl Init {
+    fn new(says: OwnedFd) -> Self {
+        Init { says: File::from(says), has_gone: false, payload: None, killed_before_exec: false }
+    }
+
+    /// Hears what it has said, waiting for it; whether the payload has started.
+    fn hear(&mut self) -> bool {
+        let mut said = [0; 8];
+        let Ok(length @ 1..) = self.says.read(&mut said) else {
+            self.has_gone = true;
+            return false;
+        };
+        let mut started = false;
+        for byte in said.iter().take(length) {
+            match *byte {
+                STARTED => started = true,
+                KILLED_BEFORE_EXEC => self.killed_before_exec = true,
+                signal => self.payload = Some(Exit::Signal(i32::from(signal))),
+            }
+        }
+        started
+    }
 }
 
 /// Reads a failure from the report pipe; `None` where exec has closed it.
@@ -210,19 +262,23 @@ fn read_report(mut report: File) -> Option<Failure> {
     Failure::decode(&bytes)
 }
 
-/// Whether a child, which is not waited for yet, was killed before it became the program. Other signals
-/// are passed on to it on purpose.
-fn killed_before_exec(pid: Pid, exit: Exit) -> bool {
-    let name = || std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid()));
-    exit == Exit::Signal(Signal::KILL.as_raw())
-        && name().is_ok_and(|name| name.trim_end().as_bytes() == NAME_BEFORE_EXEC.to_bytes())
+/// Whether a child of this process, which is not waited for yet, has become another program. The kernel
+/// refuses to move it to another process group then, also when it has died meanwhile (setpgid(2), `EACCES`).
+/// For a child that has executed something or is dead: another one is moved.
+pub(crate) fn has_executed(child: Pid) -> bool {
+    rustix::process::setpgid(Some(child), Some(child)).is_err()
 }
 
+/// How long a task waits for its keeper, which may serve other tasks still.
+pub(crate) const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// How long the holder of an instance waits for its keeper, which nobody else needs.
+pub(crate) const END_OF_INSTANCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
 /// Waits a moment for a child that is about to end, so that it leaves no zombie behind.
-pub(crate) fn reap_soon(child: Pid, pidfd: BorrowedFd<'_>) {
-    const MOMENT: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+pub(crate) fn reap_soon(child: Pid, pidfd: BorrowedFd<'_>, moment: &Timespec) {
     let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    if poll(&mut polled, Some(&MOMENT)).is_ok_and(|n_ready| n_ready > 0) {
+    if poll(&mut polled, Some(moment)).is_ok_and(|n_ready| n_ready > 0) {
         let _ = waitid(WaitId::Pid(child), WaitIdOptions::EXITED);
     }
 }
@@ -231,34 +287,4 @@ pub(crate) fn reap_soon(child: Pid, pidfd: BorrowedFd<'_>) {
 pub(crate) fn end(child: Pid) {
     let _ = kill_process(child, Signal::KILL);
     let _ = waitid(WaitId::Pid(child), WaitIdOptions::EXITED);
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::process::CommandExt;
-    use std::process::Command;
-
-    use super::*;
-
-    #[test]
-    fn a_program_that_is_killed_was_not_killed_before_exec() {
-        let mut child = Command::new("sleep").arg0("situla-payload").arg("100").spawn().unwrap();
-        let pid = Pid::from_child(&child);
-        kill_process(pid, Signal::KILL).unwrap();
-        waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
-        assert!(!killed_before_exec(pid, Exit::Signal(9)));
-        child.wait().unwrap();
-    }
-
-    #[test]
-    fn a_process_that_is_killed_before_exec_is_told_by_its_name() {
-        // Tests run in threads, where there is no forking: this process names itself.
-        let script = "printf %s situla-payload >/proc/$$/comm; kill -KILL $$";
-        let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
-        let pid = Pid::from_child(&child);
-        waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
-        assert!(killed_before_exec(pid, Exit::Signal(9)));
-        assert!(!killed_before_exec(pid, Exit::Signal(15)));
-        child.wait().unwrap();
-    }
 }

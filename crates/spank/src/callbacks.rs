@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::ffi::{
-    Arguments, Context, FAILURE, Handle, SUCCESS, context, n_options, option_argument, plugin_arguments,
-    report_error, set_own_variable, tell_user,
+    Arguments, Context, FAILURE, Handle, SUCCESS, TaskEnd, context, n_options, option_argument,
+    plugin_arguments, report_error, set_own_variable, tell_user,
 };
+use crate::killed;
 use crate::multi_prog::{CommandLine, Programs, is_table};
 use crate::options::{ContainerOption, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE, Settings};
 
@@ -312,6 +313,39 @@ fn check_trampoline(settings: &Settings) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// Called in slurmstepd when a task has ended.
+#[unsafe(no_mangle)]
+extern "C" fn slurm_spank_task_exit(spank: Handle, _ac: c_int, _av: *mut *mut c_char) -> c_int {
+    // The task is over; nothing that fails here may change what Slurm makes of it.
+    guarded(|| task_exit(spank), report_error);
+    SUCCESS
+}
+
+fn task_exit(spank: Handle) -> Result<(), String> {
+    let Some(task) = spank.ended_task().filter(TaskEnd::was_killed) else { return Ok(()) };
+    let (given, settings) = with_state(|state| (state.given.clone(), state.settings.clone()));
+    let Some(settings) = settings else { return Ok(()) };
+    let in_container = given.complete(|name| spank.variable(name))?.get(ContainerOption::Image).is_some();
+    let is_own = || {
+        let arguments = spank.arguments()?;
+        Some(killed::is_own(arguments.get(0)?, &settings.trampoline))
+    };
+    let (job, step) = spank.job_and_step();
+    if step > LAST_STEP_OF_SRUN || !(in_container || is_own().unwrap_or(false)) {
+        return Ok(());
+    }
+    check_trampoline(&settings)?;
+    if killed::look_into(spank, &task, &settings.trampoline)? {
+        // Whether somebody has cancelled the step that way cannot be known here.
+        let what = "was killed while its container ran; ending the step";
+        report_error(&format!("situla: task {} {what} (job {job}, step {step})", task.rank));
+    }
+    Ok(())
+}
+
+/// `SLURM_MAX_NORMAL_STEP_ID` of `slurm/slurm.h`.
+const LAST_STEP_OF_SRUN: u32 = 0xffff_fff0;
 
 /// `SLURM_BATCH_SCRIPT` of `slurm/slurm.h`.
 const BATCH_STEP: u32 = 0xffff_fffb;

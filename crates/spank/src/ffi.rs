@@ -21,10 +21,16 @@ const CONTEXT_REMOTE: c_int = 2;
 /// `S_CTX_ALLOCATOR`: inside sbatch or salloc.
 const CONTEXT_ALLOCATOR: c_int = 3;
 
-/// `S_JOB_ID`, `S_JOB_STEPID`, `S_JOB_ARGV` of `enum spank_item`.
+/// `S_JOB_UID` and others of `enum spank_item`.
+const ITEM_UID: c_int = 0;
+const ITEM_GID: c_int = 1;
 const ITEM_JOB_ID: c_int = 2;
 const ITEM_STEP_ID: c_int = 3;
+const ITEM_NODE_ID: c_int = 5;
 const ITEM_ARGV: c_int = 9;
+const ITEM_TASK_ID: c_int = 11;
+const ITEM_TASK_GLOBAL_ID: c_int = 12;
+const ITEM_TASK_EXIT_STATUS: c_int = 13;
 
 /// `spank_opt_cb_f`.
 pub(crate) type OptionCallback = extern "C" fn(c_int, *const c_char, c_int) -> c_int;
@@ -106,6 +112,31 @@ pub(crate) fn set_own_variable(name: &CStr, value: &CStr) {
     unsafe { setenv(name.as_ptr(), value.as_ptr(), 1) };
 }
 
+/// A task that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TaskEnd {
+    /// As `waitpid(2)` gives it.
+    pub(crate) status: c_int,
+    /// Whose it was.
+    pub(crate) uid: u32,
+    /// The owner's primary group.
+    pub(crate) gid: u32,
+    /// The node's place in the step.
+    pub(crate) node: u32,
+    /// Rank in the step.
+    pub(crate) rank: u32,
+    /// Rank on this node.
+    pub(crate) local_rank: u32,
+}
+
+impl TaskEnd {
+    /// Whether it has died by KILL.
+    pub(crate) fn was_killed(&self) -> bool {
+        const SIGKILL: c_int = 9;
+        self.status & 0x7f == SIGKILL
+    }
+}
+
 /// The arguments of the job's program, as Slurm holds them.
 pub(crate) struct Arguments {
     count: usize,
@@ -185,6 +216,26 @@ impl Handle {
         // SAFETY: S_JOB_STEPID takes a uint32_t *.
         unsafe { spank_get_item(self, ITEM_STEP_ID, &raw mut step) };
         (job, step)
+    }
+
+    /// The task that has just ended, in `slurm_spank_task_exit` alone.
+    pub(crate) fn ended_task(self) -> Option<TaskEnd> {
+        let mut end = TaskEnd { status: 0, uid: 0, gid: 0, node: 0, rank: 0, local_rank: 0 };
+        let mut local: c_int = 0;
+        // SAFETY: S_JOB_UID takes a uid_t *, 32 bits wide.
+        let uid = unsafe { spank_get_item(self, ITEM_UID, &raw mut end.uid) };
+        // SAFETY: S_JOB_GID takes a gid_t *, 32 bits wide.
+        let gid = unsafe { spank_get_item(self, ITEM_GID, &raw mut end.gid) };
+        // SAFETY: S_JOB_NODEID takes a uint32_t *.
+        let node = unsafe { spank_get_item(self, ITEM_NODE_ID, &raw mut end.node) };
+        // SAFETY: S_TASK_GLOBAL_ID takes a uint32_t *.
+        let rank = unsafe { spank_get_item(self, ITEM_TASK_GLOBAL_ID, &raw mut end.rank) };
+        // SAFETY: S_TASK_ID takes an int *.
+        let local_rank = unsafe { spank_get_item(self, ITEM_TASK_ID, &raw mut local) };
+        // SAFETY: S_TASK_EXIT_STATUS takes an int *.
+        let status = unsafe { spank_get_item(self, ITEM_TASK_EXIT_STATUS, &raw mut end.status) };
+        end.local_rank = u32::try_from(local).ok()?;
+        [uid, gid, node, rank, local_rank, status].iter().all(|result| *result == SUCCESS).then_some(end)
     }
 
     /// A variable of the job's environment.

@@ -23,7 +23,9 @@ pub use image::{
     swapped_directories,
 };
 pub use inside::{descriptors_and_variables, own_binary, processes_and_mounts, working_directory};
-pub use tenants::{a_strangers_step, another_tenants_view, entering_tasks, noise_at_the_meeting_point};
+pub use tenants::{
+    a_strangers_step, another_tenants_view, entering_an_instance, entering_tasks, noise_at_the_meeting_point,
+};
 
 /// Programs of a hostile image.
 const APPLETS: [&str; 12] =

@@ -10,7 +10,7 @@ use libtest_mimic::Failed;
 use super::Site;
 use super::kills::{names, no_partial_file, whole_store};
 use super::privileged::registry;
-use crate::cluster::Job;
+use crate::cluster::{Account, Job};
 use crate::command::{Output, Running, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
@@ -233,7 +233,7 @@ fn kill_each(site: &Site, dir: &Path, words: &[String]) -> Result<Vec<(Kind, Str
     }
     let mut ended = Vec::new();
     for (kind, at, name, running) in hit {
-        let output = running.finish(KILL_WAIT * 3)?;
+        let output = running.finish_within(KILL_WAIT * 3)?;
         let kind = kind.map_err(|why| format!("{why}\n{output}"))?;
         if output.timed_out || at.elapsed() > KILL_WAIT {
             site.cluster.admin(&["scancel", "--name", &name])?;
@@ -265,10 +265,18 @@ fn after_kill(site: &Site, job: &Job, kind: Kind, lost: i32) -> Result<(), Strin
         job.output.clone().expect_code(128 + 9)?.expect_text("was killed")?;
         super::bare::expect_account(job, "FAILED", "0:9", "CANCELLED", "0:9").map_err(story)?;
     } else {
-        job.output.clone().expect_code(lost)?.expect_text("the process that serves the image has ended")?;
-        // Accounting keeps seven bits of it.
+        let output = job.output.clone().expect_text("the process that serves the image has ended")?;
+        // The tasks end by themselves, and Slurm is asked to end those that do not know: which of the two comes
+        // first for which task is open.
         let exit = format!("{}:0", lost & 0x7f);
-        super::bare::expect_account(job, "FAILED", &exit, "FAILED", &exit).map_err(story)?;
+        let one_of = |account: &Account| {
+            [exit.as_str(), "0:9", "0:15"].contains(&account.exit.as_str())
+                && ["FAILED", "CANCELLED"].contains(&account.state.as_str())
+        };
+        let step = job.step("0")?;
+        if ![lost, 128 + 9, 128 + 15].contains(&output.code()) || !one_of(&job.account) || !one_of(step) {
+            return Err(format!("srun and accounting say {} {:?} {step:?}", output.code(), job.account));
+        }
     }
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
     if records.len() == 1 && records[0].class == "engine-server-lost" {
@@ -278,82 +286,61 @@ fn after_kill(site: &Site, job: &Job, kind: Kind, lost: i32) -> Result<(), Strin
     }
 }
 
-/// A keeper that is killed ends the tasks of its node. Those of another node are left to Slurm: they go on, or end
-/// within KillWait where `srun --kill-on-bad-exit` asks for that.
+/// A process of ours that is killed on one node ends the tasks of all nodes, within KillWait: also where nobody
+/// of ours is left on that node, and without `--kill-on-bad-exit`.
 ///
 /// # Errors
-/// A task of the node goes on, or one of the other node does what was not asked for; or the records or accounting
-/// do not say what happened.
+/// A task goes on, or something is left; or `srun`, accounting or the records say that all is well.
 pub fn kill_on_one_of_two_nodes(site: &Site) -> Check {
     let dir = site.env().work_dir("onenode")?;
-    let entrance = entrances(site, dir.path()).swap_remove(0);
-    let script = "touch go$SLURM_JOB_ID.$SLURM_PROCID; while [ ! -e stop$SLURM_JOB_ID ]; do sleep 1; done; \
-                  touch done$SLURM_JOB_ID.$SLURM_PROCID";
     let watch = Watch::begin(site.env().uid()?);
-    let mut started = Vec::new();
-    for bad_exit in ["--kill-on-bad-exit=0", "--kill-on-bad-exit=1"] {
-        let args = [bad_exit, "-N2", "--ntasks-per-node=2"].into_iter();
-        let args = args.chain(entrance.words.iter().map(String::as_str)).chain(["sh", "-c", script]);
-        let (name, running) = site.cluster.start_srun(dir.path(), args)?;
-        started.push((bad_exit.ends_with('1'), name, running));
-    }
-    let mut jobs = Vec::new();
-    for (ends_all, name, running) in started {
-        let id = site.cluster.wait_running(&name)?;
-        let marked = |mark: &str, rank: u8| dir.path().join(format!("{mark}{id}.{rank}")).exists();
-        let hit = || -> Result<(), String> {
-            if !wait_until(PATIENCE, || (0..4).all(|rank| marked("go", rank))) {
-                return Err("the payload did not start".to_owned());
+    let mut ended = Vec::new();
+    for entrance in entrances(site, dir.path()) {
+        for (victim, tasks_per_node) in
+            [(Kind::Keeper, 2), (Kind::Keeper, 1), (Kind::Task, 2), (Kind::Task, 1)]
+        {
+            if victim == Kind::Keeper && tasks_per_node == 1 && entrance.name == "a directory" {
+                // Nothing to serve, and nobody to hand anything to: there is none.
+                continue;
             }
-            let ours: Vec<Process> = watch.look();
-            let ours =
-                ours.into_iter().filter(|one| variable(one.pid, "SLURM_JOB_ID").as_deref() == Some(&id));
-            let (keepers, tasks): (Vec<Process>, Vec<Process>) =
-                ours.filter(|one| one.kind != Kind::Child).partition(|one| one.kind == Kind::Keeper);
-            let rank = |one: &Process| variable(one.pid, "SLURM_NODEID");
-            let Some(keeper) = keepers.iter().find(|one| rank(one).as_deref() == Some("0")) else {
-                return Err(format!("no keeper on the first node: {keepers:?}"));
-            };
-            let (here, there): (Vec<Process>, Vec<Process>) =
-                tasks.iter().partition(|one| rank(one).as_deref() == Some("0"));
-            if !kill_if(*keeper, || true)? || here.len() != 2 || there.len() != 2 {
-                return Err(format!("not two tasks on each node, and a keeper: {tasks:?}"));
+            let story =
+                |why: String| format!("{victim:?} of {tasks_per_node} tasks, {}: {why}", entrance.name);
+            let per_node = format!("--ntasks-per-node={tasks_per_node}");
+            let args = ["--kill-on-bad-exit=0", "-N2", &per_node].into_iter();
+            let script = "touch go$SLURM_JOB_ID.$SLURM_PROCID; sleep 1000";
+            let args = args.chain(entrance.words.iter().map(String::as_str)).chain(["sh", "-c", script]);
+            let (name, running) = site.cluster.start_srun(dir.path(), args)?;
+            let id = site.cluster.wait_running(&name)?;
+            let hit = hit_on_first_node(&watch, dir.path(), &id, victim, tasks_per_node);
+            if hit.is_err() {
+                site.cluster.admin(&["scancel", &id])?;
             }
-            let gone = |one: &Process| variable(one.pid, "SLURM_JOB_ID").is_none();
-            if !wait_until(KILL_WAIT, || here.iter().all(gone)) {
-                return Err("the tasks of the node go on".to_owned());
+            let begun = Instant::now();
+            let output = running.finish(PATIENCE)?;
+            let took = begun.elapsed();
+            hit.map_err(|why| story(format!("{why}\n{output}")))?;
+            if took > KILL_WAIT {
+                site.cluster.admin(&["scancel", &id])?;
+                return Err(story(format!("the step went on for {took:?}\n{output}")).into());
             }
-            if ends_all {
-                return if wait_until(KILL_WAIT, || there.iter().all(gone)) {
-                    Ok(())
-                } else {
-                    Err("the tasks of the other node go on".to_owned())
-                };
+            site.cluster.settled()?;
+            if !watch.look().is_empty() {
+                return Err(story(format!("these go on: {:?}\n{output}", watch.look())).into());
             }
-            // What has not ended yet might be about to; that it does what it was to do afterwards is the proof.
-            dir.write(&format!("stop{id}"), "")?;
-            if wait_until(KILL_WAIT, || marked("done", 2) && marked("done", 3)) {
-                Ok(())
-            } else {
-                Err("the tasks of the other node did not go on".to_owned())
-            }
-        };
-        let hit = hit();
-        if hit.is_err() {
-            site.cluster.admin(&["scancel", &id])?;
+            ended.push((victim, tasks_per_node, name, output));
         }
-        let output = running.finish(PATIENCE)?;
-        hit.map_err(|why| format!("{why}\n{output}"))?;
-        jobs.push((ends_all, name, output));
     }
-    for (ends_all, name, output) in jobs {
+    for (victim, tasks_per_node, name, output) in ended {
         let job = site.cluster.job(&name, output)?;
         let mut records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
         records.sort_by_key(|record| record.record["start"]["identity"]["node"].to_string());
         let classes: Vec<&str> = records.iter().map(|record| record.class.as_str()).collect();
-        let expected = if ends_all { "cancelled" } else { "ok" };
-        if classes != ["engine-server-lost", expected] {
-            return Err(format!("{}\nthe records say {records:#?}", job.output).into());
+        // With the only task of a node goes who would have said how it ended; accounting tells the rest.
+        let alone = victim == Kind::Task && tasks_per_node == 1;
+        let first = if alone { "cancelled" } else { "engine-server-lost" };
+        if classes != [first, "cancelled"] {
+            let story = format!("{victim:?} of {tasks_per_node} tasks\n{}", job.output);
+            return Err(format!("{story}\nthe records say {records:#?}").into());
         }
         let step = job.step("0")?;
         // Which of several bad ends srun and accounting show is theirs to choose.
@@ -362,12 +349,84 @@ pub fn kill_on_one_of_two_nodes(site: &Site) -> Check {
         {
             return Err(format!("accounting says {:?} {step:?}\n{}", job.account, job.output).into());
         }
-        if !ends_all {
-            job.output.clone().expect_code(entrance.lost)?;
-            super::bare::expect_account(&job, "FAILED", "125:0", "FAILED", "125:0")?;
-        }
     }
     Ok(())
+}
+
+/// A user whose record hangs who reads it delays the end of his own step, by a bounded time, and nothing else.
+///
+/// # Errors
+/// It goes on for longer, or does not hang at all, or something is left, or a node is drained.
+pub fn a_record_that_hangs(site: &Site) -> Check {
+    /// What the plugin gives the process that reads the record, and how long it waits for that to die.
+    const PATIENCE_OF_PLUGIN: (Duration, Duration) = (Duration::from_secs(13), Duration::from_secs(1));
+    let dir = site.env().work_dir("fifo")?;
+    let watch = Watch::begin(site.env().uid()?);
+    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let script = "touch go$SLURM_JOB_ID.$SLURM_PROCID; sleep 1000";
+    let args = ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=1", &option, "sh", "-c", script];
+    let mounts = format!("--container-mounts={0}", dir.path().display());
+    let workdir = format!("--container-workdir={}", dir.path().display());
+    let args = [mounts.as_str(), workdir.as_str()].into_iter().chain(args);
+    let (name, running) = site.cluster.start_srun(dir.path(), args)?;
+    let id = site.cluster.wait_running(&name)?;
+    let begun =
+        wait_until(PATIENCE, || (0..2).all(|rank| dir.path().join(format!("go{id}.{rank}")).exists()));
+    let records = site.env().home()?.join(".local/state/situla/records").join(site.cluster.name()?);
+    let replace = || -> Result<(), String> {
+        if !begun {
+            return Err("the payloads did not start".to_owned());
+        }
+        let of_step = |name: &String| name.starts_with(&format!("{id}.0."));
+        for name in names(&records).into_iter().filter(of_step) {
+            let path = records.join(&name).display().to_string();
+            site.env().as_user(dir.path(), ["rm", &path])?.success()?;
+            site.env().as_user(dir.path(), ["mkfifo", &path])?.success()?;
+        }
+        hit_on_first_node(&watch, dir.path(), &id, Kind::Task, 1)
+    };
+    let hit = replace();
+    let killed = Instant::now();
+    site.cluster.admin(&["scancel", &id])?;
+    let output = running.finish(PATIENCE)?;
+    site.cluster.settled()?;
+    let took = killed.elapsed();
+    let fifos: Vec<_> =
+        names(&records).into_iter().filter(|name| name.starts_with(&format!("{id}."))).collect();
+    for name in &fifos {
+        let path = records.join(name).display().to_string();
+        site.env().as_user(dir.path(), ["rm", &path])?.success()?;
+    }
+    hit.map_err(|why| format!("{why}\n{output}"))?;
+    let most = PATIENCE_OF_PLUGIN.0 + PATIENCE_OF_PLUGIN.1 + KILL_WAIT;
+    if took < PATIENCE_OF_PLUGIN.0 || took > most || !watch.look().is_empty() {
+        return Err(format!("it took {took:?}; {fifos:?}; these go on: {:?}\n{output}", watch.look()).into());
+    }
+    Ok(())
+}
+
+/// Kills the first `victim` of the first node, once all payloads have begun.
+fn hit_on_first_node(
+    watch: &Watch,
+    dir: &Path,
+    job: &str,
+    victim: Kind,
+    tasks_per_node: u8,
+) -> Result<(), String> {
+    let begun = || (0..2 * tasks_per_node).all(|rank| dir.join(format!("go{job}.{rank}")).exists());
+    if !wait_until(PATIENCE, begun) {
+        return Err("the payloads did not start".to_owned());
+    }
+    let ours = watch.look();
+    let is_hit = |one: &&Process| {
+        one.kind == victim
+            && variable(one.pid, "SLURM_JOB_ID").as_deref() == Some(job)
+            && variable(one.pid, "SLURM_NODEID").as_deref() == Some("0")
+    };
+    match ours.iter().find(is_hit) {
+        Some(one) if kill_if(*one, || true)? => Ok(()),
+        _ => Err(format!("none to kill on the first node: {ours:?}")),
+    }
 }
 
 /// `scancel` while the step still fetches its image: nothing is left, neither a partial file nor a lease in the user's

@@ -5,7 +5,7 @@
 //! pull must work. The moments are random; the seed is printed when something fails, and taken from
 //! `SITULA_TEST_SEED` when it is set. How often which kind was hit in which phase is printed, too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::command::{self, Output, Running, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
 use crate::leaks::Snapshot;
-use crate::outcome::{self, Outcome};
+use crate::outcome::{self, Exit, Outcome};
 use crate::processes::{Kind, Process, Watch, kill_if};
 use crate::random::Random;
 use crate::slow_proxy::{SlowProxy, UNLIMITED};
@@ -70,6 +70,7 @@ struct Killed {
     phase: &'static str,
     name: String,
     output: Output,
+    n_nodes: u64,
     n_tasks: u64,
     /// How many payloads had begun when the step was over.
     begun: u64,
@@ -154,10 +155,9 @@ impl Round<'_> {
     ) -> Result<Option<Killed>, libtest_mimic::Failed> {
         let fetches = victim == Victim::Fetcher || (victim == Victim::Task && random.below(3) == 0);
         let image = if fetches { self.source.to_owned() } else { self.site.images.path("tiny.sqsh") };
-        // Before they have met, tasks do not know of each other: one that is killed then ends nobody but itself,
-        // as everywhere in Slurm. So where there are two, tasks and keeper are hit when both are in; a payload
-        // always, and in a step of one task everything always.
-        let n_tasks = if fetches { 1 } else { 1 + random.below(2) };
+        // One or two tasks on each of one or two nodes.
+        let (n_nodes, tasks_per_node) = (1 + random.below(2), 1 + random.below(2));
+        let n_tasks = n_nodes * tasks_per_node;
         let short = random.below(4) == 0;
         if fetches {
             super::faults::forget_pulled(self.site)?;
@@ -172,8 +172,8 @@ impl Round<'_> {
         );
         let here = self.dir.display().to_string();
         let args = [
-            "-N1".to_owned(),
-            format!("-n{n_tasks}"),
+            format!("-N{n_nodes}"),
+            format!("--ntasks-per-node={tasks_per_node}"),
             format!("--container-image={image}"),
             format!("--container-mounts={here}"),
             format!("--container-workdir={here}"),
@@ -192,7 +192,7 @@ impl Round<'_> {
         let Some((phase, at)) = phase else {
             return self.missed(&name, running).map(|()| None);
         };
-        let output = running.finish(at.elapsed() + KILL_WAIT * 3)?;
+        let output = running.finish_within(KILL_WAIT * 3)?;
         let took = at.elapsed();
         if output.timed_out || took > KILL_WAIT {
             self.cancel(&name)?;
@@ -217,7 +217,7 @@ impl Round<'_> {
         if fetches {
             whole_store(&store)?;
         }
-        Ok(Some(Killed { victim, phase, name, output, n_tasks, begun }))
+        Ok(Some(Killed { victim, phase, name, output, n_nodes, n_tasks, begun }))
     }
 
     /// Waits for the victim and the moment, and kills. Returns the phase and the time of the kill.
@@ -236,8 +236,6 @@ impl Round<'_> {
             // Payloads before their exec live for a few milliseconds: any moment is as good as another.
             let wait = if victim == Victim::Payload { delay / 200 } else { delay };
             match (found, seen) {
-                (Some(_), None)
-                    if victim != Victim::Payload && n_tasks > 1 && self.marked("begun") < n_tasks => {}
                 (Some(_), None) => seen = Some(Instant::now()),
                 // It has been and gone.
                 (None, Some(_)) => return Ok(None),
@@ -394,7 +392,9 @@ impl Killed {
         let job: Job = site.cluster.job(&self.name, self.output.clone())?;
         let well = self.output.status.success();
         let step = job.step("0")?;
-        for account in [&job.account, step] {
+        // Slurm shows a step as completed that is cancelled while its last tasks end; of the job it tells the truth.
+        let overtaken = !well && self.output.stderr.contains("CANCELLED");
+        for account in [Some(&job.account), Some(step).filter(|_| !overtaken)].into_iter().flatten() {
             if (account.state == "COMPLETED") != well || (account.exit == "0:0") != well {
                 return wrong(format!("accounting says {:?} and {:?}", job.account, job.steps));
             }
@@ -407,13 +407,19 @@ impl Killed {
         };
         let fits = |record: &Outcome| match (well, victim) {
             (true, _) => record.class == "ok",
-            // With the only task of a node goes who would have said how it ended.
+            // With the only task goes who would have said how it ended.
             (false, Victim::Task) if self.n_tasks == 1 => record.class == "incomplete",
-            (false, Victim::Fetcher) => record.class == "engine-fetch-failed",
+            // Those that Slurm was asked to end.
+            (false, _) if self.n_tasks > 1 && record.class == "cancelled" => true,
+            // Killed before there was anything to say of them; another task may have done its work meanwhile.
+            (false, _) if self.n_tasks > 1 && record.class == "incomplete" => {
+                record.exits.iter().all(|exit| *exit == Exit::Code(0))
+            }
             (false, _) => record.class == "engine-server-lost",
         };
-        // One, whether the tasks were in one container or not there yet.
-        if records.len() == 1 && records.iter().all(fits) {
+        // One of each node, whether its tasks were in one container or not there yet.
+        let names: BTreeSet<String> = records.iter().map(|record| record.record["id"].to_string()).collect();
+        if records.iter().all(fits) && names.len() == records.len() && names.len() as u64 <= self.n_nodes {
             Ok(())
         } else {
             wrong(format!("the records say {records:#?}"))

@@ -1,13 +1,19 @@
 //! The cases, by what they are about. Each is a function of its surroundings that returns the story of its
 //! failure; the lists here say in which tier and under which name it runs.
 
+pub mod accounts;
 pub mod attacks;
 pub mod bare;
 pub mod command_line;
+pub mod crowds;
 pub mod ends;
+pub mod events;
+pub mod exhaustion;
 pub mod export;
+pub mod extracted;
 pub mod faults;
 pub mod image_commands;
+pub mod instances;
 pub mod kills;
 pub mod neighbour;
 pub mod no_helpers;
@@ -66,6 +72,7 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("options::fakeroot", options::fakeroot),
     ("options::namespaces", options::namespaces),
     ("options::overlays", options::overlays),
+    ("options::seccomp", options::seccomp),
     ("plan_runs_nothing", command_line::plan_runs_nothing),
     ("runs_are_recorded", command_line::runs_are_recorded),
     ("forbidden_registry", policy::forbidden_registry),
@@ -74,6 +81,15 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("convert_refuses", image_commands::convert_refuses),
     ("unpacked", image_commands::unpacked),
     ("interrupted_pull", image_commands::interrupted_pull),
+    ("instances::life", instances::life),
+    ("instances::start_script", instances::start_script),
+    ("instances::stop", instances::stop),
+    ("instances::stats", instances::stats),
+    ("events::are_as_published", events::are_as_published),
+    ("events::on_a_descriptor", events::on_a_descriptor),
+    ("extracted::as_by_fuse", extracted::as_by_fuse),
+    ("extracted::many_at_once", extracted::many_at_once),
+    ("extracted::used_ones_stay", extracted::used_ones_stay),
 ];
 
 const PRIVILEGED: &[(&str, DeskCase)] = &[
@@ -96,9 +112,20 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::environment_scripts", attacks::environment_scripts),
     ("attacks::device_nodes_and_set_uid_programs", attacks::device_nodes_and_set_uid_programs),
     ("attacks::entering_tasks", attacks::entering_tasks),
+    ("attacks::entering_an_instance", attacks::entering_an_instance),
     ("attacks::a_strangers_step", attacks::a_strangers_step),
     ("attacks::noise_at_the_meeting_point", attacks::noise_at_the_meeting_point),
     ("attacks::another_tenants_view", attacks::another_tenants_view),
+    ("accounts::only_by_name_service", accounts::only_by_name_service),
+    ("accounts::subordinate_ids", accounts::subordinate_ids),
+    ("exhaustion::limits", exhaustion::limits),
+    ("exhaustion::full_places", exhaustion::full_places),
+    ("exhaustion::dead_mounts", exhaustion::dead_mounts),
+    ("extracted::without_a_device", extracted::without_a_device),
+    ("extracted::killed_while_extracting", extracted::killed_while_extracting),
+    ("instances::killed", instances::killed),
+    ("instances::interrupted_start", instances::interrupted_start),
+    ("instances::tampered_state", instances::tampered_state),
     ("killed_pull", kills::killed_pull),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
@@ -188,6 +215,8 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::plugin_on_four_nodes", uses::plugin_on_four_nodes),
     ("uses::kinds_of_images", uses::kinds_of_images),
     ("uses::tasks_share_a_container", uses::tasks_share_a_container),
+    ("instances::ends_with_its_step", instances::ends_with_its_step),
+    ("extracted::tasks_of_a_step", extracted::tasks_of_a_step),
     ("uses::task_prolog", uses::task_prolog),
     ("uses::mpi", uses::mpi),
     ("uses::gpu", uses::gpu),
@@ -195,13 +224,18 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::mounts_and_shm", uses::mounts_and_shm),
     ("uses::record_is_complete", uses::record_is_complete),
     ("uses::keeper_in_the_steps_cgroup", uses::keeper_in_the_steps_cgroup),
+    ("crowds::sharing_switched_off", crowds::sharing_switched_off),
+    ("crowds::ranks_reach_each_other", crowds::ranks_reach_each_other),
+    ("crowds::mpi_copies_directly", crowds::mpi_copies_directly),
     ("ends::codes_and_signals", ends::codes_and_signals),
     ("ends::command_missing", ends::command_missing),
     ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
     ("ends::term_and_kill", ends::term_and_kill),
     ("ends::kill_of_our_processes", ends::kill_of_our_processes),
     ("ends::kill_on_one_of_two_nodes", ends::kill_on_one_of_two_nodes),
+    ("ends::a_record_that_hangs", ends::a_record_that_hangs),
     ("ends::time_limit", ends::time_limit),
+    ("exhaustion::fuse_aborted", exhaustion::fuse_aborted),
     ("faults::missing_image", faults::missing_image),
     ("faults::truncated_image", faults::truncated_image),
     ("faults::wrong_layer", faults::wrong_layer),
@@ -228,6 +262,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("uses::image_from_a_registry", uses::image_from_a_registry),
     ("ends::scancel_while_fetching", ends::scancel_while_fetching),
     ("kills::at_random_moments", kills::at_random_moments),
+    ("crowds::one_of_many_is_killed", crowds::one_of_many_is_killed),
     ("soak::many_steps", soak::many_steps),
 ];
 
@@ -241,6 +276,7 @@ const AT_LAST: &[(&str, SiteCase)] = &[("records::match_the_schema", records::ma
 /// What a case needs beyond what all need.
 fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
     match name {
+        "accounts::only_by_name_service" => accounts::ready(),
         "plan_runs_nothing" => no_helpers::tracer(),
         "no_helper_is_started" => no_helpers::tracer().and_then(|()| privileged::registry_program()),
         "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" => privileged::apptainer_tree(env),
@@ -249,12 +285,14 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "pull_and_exec"
         | "allowed_registry"
         | "wrong_digest"
+        | "exhaustion::full_places"
         | "killed_pull"
         | "faults::wrong_layer_in_a_registry"
         | "uses::image_from_a_registry"
         | "ends::scancel_while_fetching"
         | "kills::at_random_moments" => privileged::registry_program(),
-        "records::match_the_schema" => records::validator(),
+        "crowds::mpi_copies_directly" => crowds::compilers(),
+        "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),
         "slurm_of_sid" => releases::prepared(env, "sid"),
         _ => Ok(()),

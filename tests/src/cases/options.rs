@@ -198,6 +198,12 @@ pub fn namespaces(desk: &Desk) -> Check {
                     }
                 }
             }
+            expect(run(&["--cgroupns", "private"], "cut -d: -f3 /proc/self/cgroup | sort -u")?, "/")?;
+            let own = run(&["--cgroupns", "private"], "readlink /proc/self/ns/cgroup")?.success()?;
+            let shared = run(&["--cgroupns=host"], "readlink /proc/self/ns/cgroup")?.success()?;
+            if own.stdout.trim_end() == host("cgroup")? || shared.stdout.trim_end() != host("cgroup")? {
+                return Err(format!("the control groups are not as asked for\n{own}\n{shared}").into());
+            }
             expect(run(&["--hostname", "box"], "hostname; cat /etc/hostname")?, "box\nbox")?;
             expect(
                 run(&["--uts"], "hostname")?,
@@ -227,6 +233,70 @@ pub fn namespaces(desk: &Desk) -> Check {
                 "echo \"<$EXAMPLE_OUTSIDE>\"",
             ];
             expect(desk.env.as_user(dir.path(), words)?, "<>")?;
+        }
+    }
+    Ok(())
+}
+
+/// A profile decides which system calls are made; one that makes no sense is refused.
+///
+/// # Errors
+/// It does not.
+pub fn seccomp(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("seccomp")?;
+    let good = r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"], "syscalls": [
+        {"names": ["mkdir", "mkdirat", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "includes": {"minKernel": "3.0"}},
+        {"names": ["rmdir", "unlinkat"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_SYS_ADMIN"]}},
+        {"names": ["sync"], "action": "SCMP_ACT_KILL_PROCESS"}]}"#;
+    dir.write("good.json", good)?;
+    for (name, text) in [
+        ("cut.json", "{\"defaultAction\": "),
+        ("unknown.json", r#"{"defaultAction": "SCMP_ACT_GUESS"}"#),
+        ("key.json", r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}"#),
+    ] {
+        dir.write(name, text)?;
+    }
+    for image in images(desk, dir.path())? {
+        for program in PROGRAMS {
+            let run =
+                |options: &[&str], script: &str| inside(desk, dir.path(), program, options, &image, script);
+            let filter = ["--security", "seccomp:good.json"];
+            let script = "mkdir new 2>&1; mkdir -p /tmp && rmdir /tmp/none.$$ 2>&1; grep ^Seccomp: /proc/self/status; sync; echo $?";
+            let output = run(&filter, script)?.success()?;
+            for text in ["Operation not permitted", "Seccomp:\t2", "159"] {
+                if !output.stdout.contains(text) {
+                    return Err(format!("no {text:?} in\n{output}").into());
+                }
+            }
+            if dir.path().join("new").exists() {
+                return Err("the directory was made".into());
+            }
+            if run(&filter, "exec sync")?.status.signal() != Some(31) {
+                return Err("the call did not kill".into());
+            }
+            // What is allowed to root alone is allowed to root inside.
+            run(&[&filter[..], &["--fakeroot"]].concat(), "rmdir /tmp/none.$$")?
+                .expect_code(1)?
+                .expect_text("No such file")?;
+            let failed = if program == "situla" { 125 } else { 255 };
+            for (file, text) in [
+                ("cut.json", "EOF"),
+                ("unknown.json", "SCMP_ACT_GUESS"),
+                ("key.json", "listenerPath"),
+                ("none.json", "No such file"),
+            ] {
+                let option = format!("seccomp:{file}");
+                run(&["--security", &option], "echo ran")?
+                    .expect_code(failed)?
+                    .expect_text(file)?
+                    .expect_text(text)?;
+            }
+            let usage = if program == "situla" { 2 } else { 1 };
+            for option in ["apparmor:profile", "uid:0", "seccomp:", "seccomp"] {
+                run(&["--security", option], "echo ran")?
+                    .expect_code(usage)?
+                    .expect_text("is not supported")?;
+            }
         }
     }
     Ok(())

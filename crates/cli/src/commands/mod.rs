@@ -1,10 +1,13 @@
 //! One module for each command.
 
+pub(crate) mod cache;
 pub(crate) mod convert;
 pub(crate) mod images;
 pub(crate) mod inspect;
+pub(crate) mod instance;
 pub(crate) mod manual;
 pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod runs;
+pub(crate) mod task_killed;
 pub(crate) mod transfer;

@@ -91,7 +91,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
 }
 
 /// Makes this process end, as by SIGTERM, when the one that has started it does, whatever way that takes.
-fn end_with(parent: i32) -> Result<(), CommandError> {
+pub(crate) fn end_with(parent: i32) -> Result<(), CommandError> {
     let failed = |why: &dyn std::error::Error| CommandError::other(why, "setup-failed", None);
     set_parent_process_death_signal(Some(Signal::TERM)).map_err(|errno| failed(&errno))?;
     match getppid().map(|pid| pid.as_raw_nonzero().get()) {

@@ -5,11 +5,14 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
-use situla_engine::{Action, EngineError, PLAN_SCHEMA, Personality, RunRequest, prepare};
+use situla_engine::{Action, EngineError, Listener, PLAN_SCHEMA, Personality, RunRequest, prepare};
 
 use crate::command_error::CommandError;
+use crate::commands::instance;
+use crate::events::{EventOptions, EventWriter};
 use crate::output::{data, note};
 use crate::run_options::{ImageAndArguments, ImageAndCommand, RunOptions};
+use crate::task::in_step;
 use crate::{Context, end_as};
 
 /// What is said of the run itself.
@@ -28,6 +31,8 @@ pub(crate) struct ExecArgs {
     #[command(flatten)]
     saying: Saying,
     #[command(flatten)]
+    events: EventOptions,
+    #[command(flatten)]
     what: ImageAndCommand,
 }
 
@@ -39,6 +44,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     saying: Saying,
     #[command(flatten)]
+    events: EventOptions,
+    #[command(flatten)]
     what: ImageAndArguments,
 }
 
@@ -49,6 +56,8 @@ pub(crate) struct ShellArgs {
     options: RunOptions,
     #[command(flatten)]
     saying: Saying,
+    #[command(flatten)]
+    events: EventOptions,
     /// The shell to use
     #[arg(short, long, value_name = "PATH")]
     shell: Option<OsString>,
@@ -77,11 +86,13 @@ pub(crate) struct RunCommand {
     pub(crate) action: Action,
     /// Whether a fetch shows nothing.
     pub(crate) quiet: bool,
+    /// Whether a program watches the run.
+    pub(crate) events: EventOptions,
 }
 
 impl From<ExecArgs> for RunCommand {
     fn from(arguments: ExecArgs) -> Self {
-        let ExecArgs { options, saying, what } = arguments;
+        let ExecArgs { options, saying, events, what } = arguments;
         let action = Action::Exec(what.command);
         RunCommand {
             personality: Personality::Native,
@@ -89,45 +100,51 @@ impl From<ExecArgs> for RunCommand {
             image: what.image,
             action,
             quiet: saying.quiet,
+            events,
         }
     }
 }
 
 impl From<RunArgs> for RunCommand {
     fn from(arguments: RunArgs) -> Self {
-        let RunArgs { options, saying, what } = arguments;
-        let action = Action::Run(what.arguments);
-        RunCommand {
-            personality: Personality::Native,
-            options,
-            image: what.image,
-            action,
-            quiet: saying.quiet,
-        }
+        let RunArgs { options, saying, events, what } = arguments;
+        let (image, arguments) = what.split();
+        let action = Action::Run(arguments);
+        RunCommand { personality: Personality::Native, options, image, action, quiet: saying.quiet, events }
     }
 }
 
 impl From<ShellArgs> for RunCommand {
     fn from(arguments: ShellArgs) -> Self {
-        let ShellArgs { options, saying, shell, image } = arguments;
+        let ShellArgs { options, saying, events, shell, image } = arguments;
         let action = Action::Shell(shell);
-        RunCommand { personality: Personality::Native, options, image, action, quiet: saying.quiet }
+        RunCommand { personality: Personality::Native, options, image, action, quiet: saying.quiet, events }
     }
 }
 
 impl From<PlanArgs> for RunCommand {
     fn from(arguments: PlanArgs) -> Self {
         let PlanArgs { options, saying, what } = arguments;
-        let ImageAndArguments { image, arguments } = what;
+        let (image, mut arguments) = what.split();
+        if arguments.first().is_some_and(|first| first == "--") {
+            arguments.remove(0);
+        }
         // Without a command it is the image's own that would run.
         let action = if arguments.is_empty() { Action::Run(arguments) } else { Action::Exec(arguments) };
-        RunCommand { personality: Personality::Native, options, image, action, quiet: saying.quiet }
+        RunCommand {
+            personality: Personality::Native,
+            options,
+            image,
+            action,
+            quiet: saying.quiet,
+            events: EventOptions::default(),
+        }
     }
 }
 
 /// The facts about the host, and the request that the options make.
 fn asked(command: RunCommand) -> Result<(Context, RunRequest), CommandError> {
-    let RunCommand { personality, options, image, action, quiet } = command;
+    let RunCommand { personality, options, image, action, quiet, .. } = command;
     let context = Context::gather()
         .inspect_err(|error| error.record_before_host(&image, action.words(), personality))?;
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
@@ -140,12 +157,27 @@ fn asked(command: RunCommand) -> Result<(Context, RunRequest), CommandError> {
 
 /// Runs a command in a container and ends as it does.
 pub(crate) fn run(command: RunCommand) -> Result<ExitCode, CommandError> {
-    let (context, request) = asked(command)?;
-    let prepared = prepare(&request, &context.host, &context.site).map_err(CommandError::engine)?;
-    for warning in prepared.warnings() {
-        note(&format!("warning: {warning}"));
+    let Some(mut writer) = command.events.open()? else { return run_heard(command, None) };
+    // Whoever reads events reads of errors there, and only there.
+    run_heard(RunCommand { quiet: true, ..command }, Some(&mut writer)).or_else(|error| {
+        writer.error(&error);
+        Ok(error.end_told(in_step().as_deref()))
+    })
+}
+
+fn run_heard(command: RunCommand, events: Option<&mut EventWriter>) -> Result<ExitCode, CommandError> {
+    if command.image.starts_with(instance::PREFIX) {
+        return instance::enter(command, events);
     }
-    prepared.run().map(end_as).map_err(CommandError::engine)
+    let (context, request) = asked(command)?;
+    let failed = |error| CommandError::of_run(error, &context.host);
+    let prepared = prepare(&request, &context.host, &context.site).map_err(failed)?;
+    if events.is_none() {
+        for warning in prepared.warnings() {
+            note(&format!("warning: {warning}"));
+        }
+    }
+    prepared.run(events.map(|events| events as &mut dyn Listener)).map(end_as).map_err(failed)
 }
 
 /// Prints the Plan. What the policy denies has none: then its verdict is printed, as the Plan would hold it.

@@ -35,7 +35,7 @@ fn options_and_commands_are_refused_in_one_line() {
         (&["build", "--update"], "--update ", LEAVE_OUT),
         (&["exec", "--frobnicate"], "unknown option --frobnicate", HELP),
         (&["inspect"], "no command inspect ", HELP),
-        (&["instance", "start"], "no command instance ", HELP),
+        (&["instance", "boot"], "no command boot ", HELP),
     ] {
         let words = [words, &["image.sif", "true"]].concat();
         for name in ["apptainer", "singularity"] {

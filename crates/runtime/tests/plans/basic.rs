@@ -353,3 +353,52 @@ fn a_rank_that_comes_again_gets_a_container_of_its_own() {
     assert!(first.0.starts_with("mnt:") && second.0.starts_with("mnt:"), "{first:?} {second:?}");
     assert_ne!(first.0, second.0, "the second run must not see what the first one mounted");
 }
+
+/// The first task fails while it sets the container up, and others wait for it: one of them leads in its place,
+/// and the rest joins that one.
+#[test]
+fn a_first_task_that_fails_in_set_up_is_succeeded() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let bind = |source: &str| json!({"destination": "/real", "source": source, "type": "bind", "options": ["rbind"]});
+        let key = format!("fails/{}/{kind:?}", std::process::id());
+        let plan = |mounts: Vec<Value>| {
+            bench.plan(kind, "readlink /proc/self/ns/mnt; sleep 0.2", |plan| {
+                plan["share"] = json!({"with": "step", "key": key, "local_tasks": 4});
+                plan["spec"]["mounts"].as_array_mut().unwrap().extend(mounts);
+            })
+        };
+        // So many sources are looked up before the one that is missing that the others have time to come.
+        let mut mounts = vec![bind("/"); 4000];
+        mounts.push(bind("/no/such"));
+        let failing = start(&plan(mounts), &[]);
+        let name = format!("@situla/{key}");
+        wait_until("the first task to lead", || {
+            fs::read_to_string("/proc/net/unix").is_ok_and(|sockets| sockets.contains(&name))
+        });
+        let others: Vec<Child> = (0..3).map(|_| start(&plan(Vec::new()), &[])).collect();
+        let output = finish(failing);
+        assert_eq!(output.status.code(), Some(125), "{kind:?}");
+        assert!(text(&output).1.starts_with("error: BindSourceMissing: "), "{kind:?}: {}", text(&output).1);
+        let shown: Vec<(String, String)> = others.into_iter().map(|other| text(&finish(other))).collect();
+        assert!(
+            shown.iter().all(|(out, _)| out.starts_with("mnt:") && *out == shown[0].0),
+            "{kind:?}: {shown:?}"
+        );
+        // The one that failed is still expected: the keeper waits for it, where Slurm would end it with the step.
+        for pid in keepers_by_command_line(&bench.path("plan-").display().to_string()) {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+    }
+}
+
+fn keepers_by_command_line(part: &str) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(part)
+    })
+    .collect()
+}

@@ -11,5 +11,7 @@
 
 mod basic;
 mod bench;
+mod hooks;
 mod options;
 mod refused;
+mod seccomp;

@@ -133,21 +133,21 @@ fn namespaces_are_new_and_work() {
     let Some(bench) = Bench::prepare() else { return };
     let host = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
     for kind in [Kind::Directory, Kind::Image] {
-        let script = "for n in pid ipc uts net; do readlink /proc/self/ns/$n; done; busybox hostname; \
+        let script = "for n in pid ipc uts net cgroup; do readlink /proc/self/ns/$n; done; busybox hostname; \
                       busybox ip -o link show; echo $$; cat /proc/1/comm";
         let output = bench.run(kind, script, |plan| {
-            with_namespaces(plan, &["pid", "ipc", "uts", "network"]);
+            with_namespaces(plan, &["pid", "ipc", "uts", "network", "cgroup"]);
             plan["spec"]["hostname"] = json!("inside.example");
         });
         let (out, err) = text(&output);
         let lines: Vec<&str> = out.lines().collect();
-        assert_eq!(lines.len(), 8, "{kind:?}: {out}{err}");
-        for (line, name) in lines.iter().zip(["pid", "ipc", "uts", "net"]) {
+        assert_eq!(lines.len(), 9, "{kind:?}: {out}{err}");
+        for (line, name) in lines.iter().zip(["pid", "ipc", "uts", "net", "cgroup"]) {
             assert!(line.starts_with(&format!("{name}:")) && **line != host(name), "{kind:?}: {out}");
         }
-        assert_eq!(lines[4], "inside.example", "{kind:?}");
-        assert!(lines[5].contains(" lo: <LOOPBACK,UP,"), "{kind:?}: {}", lines[5]);
-        assert_eq!(&lines[6..], ["2", "situla-init"], "{kind:?}");
+        assert_eq!(lines[5], "inside.example", "{kind:?}");
+        assert!(lines[6].contains(" lo: <LOOPBACK,UP,"), "{kind:?}: {}", lines[6]);
+        assert_eq!(&lines[7..], ["2", "situla-init"], "{kind:?}");
     }
 }
 
@@ -156,13 +156,13 @@ fn tasks_that_share_are_in_all_namespaces_and_alike() {
     let Some(bench) = Bench::prepare() else { return };
     let all = json!(["CAP_CHOWN"]);
     for kind in [Kind::Directory, Kind::Image] {
-        let script = "for n in user mnt ipc uts net; do readlink /proc/self/ns/$n; done; busybox hostname; \
+        let script = "for n in user mnt ipc uts net cgroup; do readlink /proc/self/ns/$n; done; busybox hostname; \
                       busybox ip -o link show; busybox grep ^Cap /proc/self/status; touch /tmp/$1; busybox ls /tmp";
         let overlay = bench.path(&format!("shared-{kind:?}"));
         fs::create_dir(&overlay).unwrap();
         let run = |name: &str| {
             let output = bench.run(kind, script, |plan| {
-                with_namespaces(plan, &["ipc", "uts", "network"]);
+                with_namespaces(plan, &["ipc", "uts", "network", "cgroup"]);
                 let key = format!("alike/{}/{kind:?}", std::process::id());
                 plan["share"] = json!({"with": "step", "key": key, "local_tasks": 2});
                 plan["spec"]["hostname"] = json!("shared");
@@ -249,6 +249,101 @@ fn init_passes_on_reaps_and_holds_nothing() {
     assert!(text(&finish(start(&plan, &[]))).1.contains("cannot be shared"));
     let plan = bench.plan(Kind::Directory, "exit 0", pid);
     assert!(text(&finish(start(&plan, &["exec-only"]))).1.contains("waits for it"));
+}
+
+/// A payload that is killed while it still looks for its program is a lost process of ours: with an init and
+/// without, and nobody says that it had started.
+#[test]
+fn a_payload_that_is_killed_before_its_exec_is_told_as_lost() {
+    let Some(bench) = Bench::prepare() else { return };
+    let kill = |pid: u32| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    };
+    // What everybody may see of it: it has given up all privileges, so next comes the program.
+    let is_ready = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.contains("NoNewPrivs:\t1\n") && status.contains("CapEff:\t0000000000000000\n")
+    };
+    for kind in [Kind::Directory, Kind::Image] {
+        for with_init in [false, true] {
+            let plan = bench.plan(kind, "exit 0", |plan| {
+                if with_init {
+                    with_namespaces(plan, &["pid"]);
+                }
+                // It is looked for long enough to be hit.
+                plan["command_paths"] = json!(vec!["/x"; 1_500_000]);
+            });
+            let mut command = Command::new(runner());
+            command.arg(&plan).env("TELL", "1").stdin(std::process::Stdio::null());
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let runner = child.id();
+            let payload = || {
+                let children = children_of(runner);
+                let of_ours = children.iter().copied().find(|pid| name_of(*pid) != "situla-keeper");
+                if with_init { of_ours.and_then(|init| children_of(init).first().copied()) } else { of_ours }
+            };
+            let mut found = None;
+            wait_until("the payload", || {
+                found = payload().filter(|pid| is_ready(*pid));
+                found.is_some() || child.try_wait().unwrap().is_some()
+            });
+            kill(found.expect("a payload that looks for its program"));
+            let output = finish(child);
+            let err = text(&output).1;
+            assert_eq!(output.status.code(), Some(125), "{kind:?} {with_init}: {:?} {err}", output.status);
+            assert!(err.starts_with("error: ServerLost: "), "{kind:?} {with_init}: {err}");
+        }
+        // One that has started is told, and its death is its own, also if nobody had time to look before.
+        for (script, signal) in [("kill -KILL $$", Some(9)), ("exit 0", None)] {
+            for kinds in [&[][..], &["pid"]] {
+                let plan = bench.plan(kind, script, |plan| {
+                    if !kinds.is_empty() {
+                        with_namespaces(plan, kinds);
+                    }
+                });
+                let output = Command::new(runner()).arg(&plan).env("TELL", "1").output().unwrap();
+                let err = text(&output).1;
+                assert_eq!(
+                    (output.status.signal(), err.as_str()),
+                    (signal, "started\n"),
+                    "{kind:?} {kinds:?}"
+                );
+            }
+        }
+    }
+}
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+fn name_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
+/// Programs that may be executed and not read: they run, but for scripts.
+#[test]
+fn programs_need_not_be_readable() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(bench) = Bench::prepare() else { return };
+    if rustix::process::geteuid().is_root() {
+        // Root reads everything.
+        return;
+    }
+    fs::write(bench.path("root/script"), "#!/bin/sh\nexit 3\n").unwrap();
+    fs::copy(bench.path("root/bin/busybox"), bench.path("root/echo")).unwrap();
+    for name in ["script", "echo"] {
+        fs::set_permissions(bench.path("root").join(name), fs::Permissions::from_mode(0o111)).unwrap();
+    }
+    let run = |program: &str| {
+        let args = json!([program, "said"]);
+        text(&bench.run(Kind::Directory, "", |plan| plan["spec"]["process"]["args"] = args))
+    };
+    assert_eq!(run("/echo"), ("said\n".to_owned(), String::new()));
+    assert!(run("/script").1.starts_with("error: CommandNotExecutable: "), "{}", run("/script").1);
 }
 
 #[test]
@@ -385,6 +480,67 @@ fn limits_and_capabilities_are_those_of_the_plan() {
                 }
             });
             assert!(err.contains(message), "{kind:?} {change}: {err}");
+        }
+    }
+}
+
+#[test]
+fn subordinate_ids_are_mapped_by_the_hosts_programs() {
+    let Some(bench) = Bench::prepare() else { return };
+    if !rustix::process::getuid().is_root() || !std::path::Path::new("/usr/bin/newuidmap").exists() {
+        assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "needs root and Debian's uidmap");
+        println!("skipped: needs root and Debian's uidmap");
+        return;
+    }
+    // Files of one's own over the machine's, in a mount namespace: newuidmap and newgidmap read them.
+    let ranges = bench.path("ranges");
+    fs::write(&ranges, "root:500000:10\nroot:600000:5\n").unwrap();
+    let maps = json!([
+        {"containerID": 0, "hostID": 0, "size": 1},
+        {"containerID": 1, "hostID": 500_000, "size": 10},
+        {"containerID": 11, "hostID": 600_000, "size": 5},
+    ]);
+    let all = json!(["CAP_CHOWN", "CAP_SETUID", "CAP_SETGID"]);
+    for kind in [Kind::Directory, Kind::Image] {
+        for pid in [false, true] {
+            let run = |script: &str, change: &dyn Fn(&mut Value)| {
+                let plan = bench.plan(kind, script, |plan| {
+                    plan["spec"]["linux"]["uidMappings"] = maps.clone();
+                    plan["spec"]["linux"]["gidMappings"] = maps.clone();
+                    plan["spec"]["process"]["user"] = json!({"uid": 0, "gid": 0});
+                    plan["spec"]["process"]["capabilities"] =
+                        json!({"bounding": all, "permitted": all, "effective": all});
+                    let tmp =
+                        json!({"destination": "/tmp", "source": "tmpfs", "type": "tmpfs", "options": []});
+                    plan["spec"]["mounts"].as_array_mut().unwrap().push(tmp);
+                    if pid {
+                        with_namespaces(plan, &["pid"]);
+                    }
+                    change(plan);
+                });
+                let command = "mount --bind \"$1\" /etc/subuid && mount --bind \"$1\" /etc/subgid && exec \"$2\" \"$3\"";
+                let output = Command::new("unshare")
+                    .args(["--mount", "--propagation", "private", "sh", "-c", command, "sh"])
+                    .args([&ranges, &runner(), &plan])
+                    .output()
+                    .unwrap();
+                (output.status.code(), text(&output))
+            };
+            let script = "busybox awk '{print $1, $2, $3}' /proc/self/uid_map /proc/self/gid_map; echo > /tmp/f; \
+                          busybox chown 15:3 /tmp/f && busybox stat -c %u:%g /tmp/f; busybox chown 16 /tmp/f 2>&1";
+            let (code, (out, err)) = run(script, &|_| ());
+            let map = "0 0 1\n1 500000 10\n11 600000 5\n";
+            assert!(out.starts_with(&format!("{map}{map}15:3\n")), "{kind:?} {pid}: {code:?} {out}{err}");
+            assert!(out.contains("Invalid argument"), "{kind:?} {pid}: {out}");
+            // What is not the user's is refused by the programs, and nothing is run.
+            let (code, (out, err)) = run("echo ran", &|plan| {
+                plan["spec"]["linux"]["uidMappings"][1]["size"] = json!(11);
+            });
+            assert_eq!((code, out.as_str()), (Some(125), ""), "{kind:?} {pid}: {err}");
+            assert!(
+                err.contains("error: SubordinateIds: /usr/bin/newuidmap does not map these ids: newuidmap: "),
+                "{kind:?} {pid}: {err}"
+            );
         }
     }
 }

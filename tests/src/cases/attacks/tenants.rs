@@ -195,7 +195,7 @@ while not os.path.exists(sys.argv[1]) and time.monotonic() < end:
     for pid in os.listdir("/proc"):
         if not pid.isdigit() or int(pid) <= os.getpid(): continue
         try:
-            if open("/proc/%s/comm" % pid).read() != "situla\n": continue
+            if not open("/proc/%s/comm" % pid).read().startswith("situla"): continue
             seen.add(pid)
             exe = os.readlink("/proc/%s/exe" % pid)
             # Its own program already: what any payload may see of another.
@@ -237,6 +237,40 @@ pub fn entering_tasks(desk: &Desk) -> Check {
     }
     if watcher.stdout.contains("all of 0") {
         return Err(format!("it has seen no task enter\n{watcher}").into());
+    }
+    all_refused(watcher, 1)
+}
+
+/// The same of an instance, where the attacker is root of the container with all capabilities in it, and those who
+/// enter are processes of his PID namespace.
+///
+/// # Errors
+/// It gets at them.
+pub fn entering_an_instance(desk: &Desk) -> Check {
+    const ENTERING: u32 = 6;
+    let gate = desk.env.work_dir("gate")?;
+    let go = gate.path().join("go").display().to_string();
+    let shown = gate.path().display().to_string();
+    let image = desk.images.path("demo.sqsh");
+    let path = format!("PATH={}/usr/bin", "x:".repeat(20_000));
+    let run = |words: &[&str]| desk.env.user_command(Path::new("/"), [&["situla"], words].concat());
+    let finish = |words: &[&str]| command::run(run(words)?, PATIENCE);
+    finish(&["instance", "start", "--root", "--no-home", "--bind", &shown, &image, "watched"])?.success()?;
+    let watcher = command::start(run(&["instance", "exec", "watched", "python3", "-c", WATCH, &go])?)?;
+    let is_watching = "test -n \"$(ls /proc | xargs -I% grep -l ^python3 /proc/%/comm 2>/dev/null)\"";
+    let began = command::wait_until(PATIENCE, || {
+        finish(&["instance", "exec", "watched", "sh", "-c", is_watching]).is_ok_and(|o| o.status.success())
+    });
+    let entered: Result<Vec<_>, _> =
+        (0..ENTERING).map(|_| finish(&["instance", "exec", "--env", &path, "watched", "true"])).collect();
+    fs::write(&go, "")?;
+    let watcher = watcher.finish(PATIENCE)?;
+    finish(&["instance", "stop", "--force", "watched"])?.success()?;
+    for output in entered? {
+        output.success()?;
+    }
+    if !began || watcher.stdout.contains("all of 0") {
+        return Err(format!("it has seen nobody enter\n{watcher}").into());
     }
     all_refused(watcher, 1)
 }

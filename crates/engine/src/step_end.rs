@@ -1,0 +1,255 @@
+//! Ending a step that has lost a container.
+//!
+//! Where one of our processes is killed, the tasks that share its container end by themselves. Those
+//! of other nodes, and those that have not come yet, do not know of it, and Slurm lets tasks go on
+//! when another one dies. So Slurm is asked to end the step, as `scancel JOB.STEP` does.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use situla_records::{EngineClass, Record, RecordId, TaskRef, load};
+use situla_slurm::Allocation;
+
+use crate::error::EngineError;
+use crate::host::Host;
+use crate::journal;
+
+/// How long the tasks of this node have to say how they ended, before Slurm ends them. Those that share
+/// the lost container need a few milliseconds; those that never come would be waited for in vain.
+const FAREWELLS: Duration = Duration::from_secs(1);
+
+/// How often to look whether they have.
+const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
+/// How long Slurm may take to hear the warning, and to hear both. The client retries for minutes when the
+/// controller is away, and a task must not wait that long to end.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(10));
+
+/// Where Slurm's programs are where `PATH` does not lead to them.
+const USUAL_PLACES: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin"];
+
+/// A step whose other tasks would go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepEnd {
+    step: String,
+    places: Vec<PathBuf>,
+    /// Whether this node is the only one.
+    one_node: bool,
+    /// Where this node's tasks say how they end.
+    record: Option<OwnRecord>,
+}
+
+/// The record of the step on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwnRecord {
+    directory: PathBuf,
+    id: RecordId,
+    pub(crate) task: TaskRef,
+    restarts: u32,
+}
+
+impl OwnRecord {
+    pub(crate) fn of(host: &Host) -> Option<Self> {
+        let allocation = host.allocation.as_ref()?;
+        allocation.node.as_ref()?;
+        let (id, task) = journal::name(host);
+        let directory = host.records.clone()?;
+        Some(OwnRecord { directory, id: id?, task, restarts: allocation.restart_count })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What is recorded of the job as it was started this time; `None` where that cannot be read.
+    pub(crate) fn read(&self) -> Option<Vec<Record>> {
+        let mut records = match load(&self.directory, &self.id) {
+            Ok(loaded) => loaded.records,
+            Err(error) if error.is_absence() => Vec::new(),
+            Err(_) => return None,
+        };
+        // A job that is requeued uses the names of its steps again.
+        let restarts = |record: &Record| record.start.as_ref().map(|start| start.identity.restarts);
+        records.retain(|record| restarts(record).is_none_or(|restarts| restarts == self.restarts));
+        Some(records)
+    }
+
+    /// How many tasks of this node have ended, and how many there are, by what they say.
+    fn farewells(&self) -> Option<(usize, usize)> {
+        let records = self.read()?;
+        let mut tasks: BTreeMap<TaskRef, bool> = BTreeMap::new();
+        let mut expected = None;
+        for record in &records {
+            let known = record.start.as_ref().and_then(|start| start.n_local_tasks);
+            expected = expected.max(known);
+            // One task can have started several containers.
+            for task in &record.tasks {
+                *tasks.entry(task.task).or_insert(true) &= task.exit.is_some();
+            }
+        }
+        let ended = tasks.values().filter(|has_ended| **has_ended).count();
+        Some((ended, usize::try_from(expected?).ok()?))
+    }
+}
+
+/// Slurm could not be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepEndError {
+    /// The program cannot be run.
+    #[error("cannot run scancel")]
+    Run(#[source] std::io::Error),
+    /// It says no.
+    #[error("scancel {step} ended with {status}")]
+    Refused {
+        /// Job and step.
+        step: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+    },
+    /// It has not come back.
+    #[error("scancel {step} did not answer in time")]
+    Silent {
+        /// Job and step.
+        step: String,
+    },
+}
+
+impl StepEnd {
+    /// What is to end when this process loses its container; `None` where nobody else is concerned:
+    /// outside a step of srun, or as its only task.
+    pub fn of(host: &Host) -> Option<Self> {
+        let allocation = host.allocation.as_ref()?;
+        let step = others(allocation)?;
+        let path = host.variable("PATH").unwrap_or_default();
+        let places = std::env::split_paths(path).filter(|place| place.is_absolute());
+        Some(StepEnd {
+            step,
+            places: places.chain(USUAL_PLACES.map(PathBuf::from)).collect(),
+            one_node: allocation.n_nodes() == Some(1) && allocation.het.is_none(),
+            record: OwnRecord::of(host),
+        })
+    }
+
+    /// Asks Slurm to end the step, once the tasks of this node have said how they ended or had the time
+    /// to, and waits until it has heard. Where all tasks have ended by themselves, it is not asked.
+    ///
+    /// # Errors
+    /// There is no `scancel`, or it fails, or it takes longer than ten seconds.
+    pub fn request(&self) -> Result<(), StepEndError> {
+        self.request_without(0)
+    }
+
+    /// The same from outside the tasks, after one of them was killed: that one says nothing any more.
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub fn request_for_killed(&self) -> Result<(), StepEndError> {
+        self.request_without(1)
+    }
+
+    fn request_without(&self, n_silent: usize) -> Result<(), StepEndError> {
+        let all_ended = self.hear_farewells(n_silent);
+        if all_ended && self.one_node {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        // Slurm kills the tasks of a step that is cancelled without a warning. With one, those of ours
+        // have recorded that they were told to end. Without it the step must end as well.
+        let _ = self.scancel(&["--signal=TERM"], PATIENCE.0);
+        self.scancel(&[], PATIENCE.1.saturating_sub(begun.elapsed()))
+    }
+
+    /// Waits until all tasks of this node but so many have said how they ended, or could have.
+    fn hear_farewells(&self, n_silent: usize) -> bool {
+        let begun = Instant::now();
+        let Some(record) = &self.record else { return false };
+        loop {
+            let Some((ended, expected)) = record.farewells() else { return false };
+            if ended + n_silent >= expected {
+                return true;
+            }
+            if begun.elapsed() > FAREWELLS {
+                return false;
+            }
+            let _ = poll(&mut [], Some(&MOMENT));
+        }
+    }
+
+    fn scancel(&self, options: &[&str], patience: Duration) -> Result<(), StepEndError> {
+        let program = self.places.iter().map(|place| place.join("scancel")).find(|path| path.is_file());
+        let mut child = Command::new(program.as_deref().unwrap_or(Path::new("scancel")))
+            .args(options)
+            .arg(&self.step)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(StepEndError::Run)?;
+        let watched = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        let watched = watched.map_err(|errno| StepEndError::Run(errno.into()))?;
+        let patience = Timespec::try_from(patience).unwrap_or_default();
+        let answered = poll(&mut [PollFd::new(&watched, PollFlags::IN)], Some(&patience));
+        if matches!(answered, Ok(0)) {
+            // It may end this moment. One that cannot be killed is not waited for.
+            let _ = child.kill();
+            let _ = poll(&mut [PollFd::new(&watched, PollFlags::IN)], Some(&MOMENT));
+        }
+        match child.try_wait().map_err(StepEndError::Run)? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) if !matches!(answered, Ok(0)) => {
+                Err(StepEndError::Refused { step: self.step.clone(), status })
+            }
+            _ => Err(StepEndError::Silent { step: self.step.clone() }),
+        }
+    }
+}
+
+/// The name of a step that has other tasks.
+fn others(allocation: &Allocation) -> Option<String> {
+    let step = allocation.step.filter(|step| step.is_numeric())?;
+    // Each component of a heterogeneous step counts its own tasks.
+    let alone = allocation.n_tasks() == Some(1) && allocation.het.is_none();
+    (!alone).then(|| format!("{}.{step}", allocation.job))
+}
+
+impl EngineError {
+    /// Whether one of our own processes was killed: then no other task of the step is to go on.
+    pub fn is_loss(&self) -> bool {
+        self.class() == EngineClass::ServerLost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allocation(variables: &[(&str, &str)]) -> Allocation {
+        let lookup =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Allocation::from_env(&lookup).unwrap().unwrap()
+    }
+
+    #[test]
+    fn only_a_step_with_other_tasks_is_to_end() {
+        let of = |step: &str, n_tasks: &str, more: &[(&str, &str)]| {
+            let step = [
+                ("SLURM_JOB_ID", "7"),
+                ("SLURM_STEP_ID", step),
+                ("SLURM_STEP_NUM_TASKS", n_tasks),
+                ("SLURM_STEP_NUM_NODES", "1"),
+                ("SLURM_PROCID", "0"),
+                ("SLURM_LOCALID", "0"),
+            ];
+            others(&allocation(&[&step, more].concat()))
+        };
+        assert_eq!(of("3", "4", &[]), Some("7.3".to_owned()));
+        assert_eq!(of("3", "1", &[]), None);
+        assert_eq!(of("3", "1", &[("SLURM_HET_SIZE", "2")]), Some("7.3".to_owned()));
+        assert_eq!(of("4294967291", "4", &[]), None, "a batch script");
+    }
+}

@@ -1,0 +1,244 @@
+//! A child of slurmstepd that runs a program as the job's owner, for a bounded time.
+//!
+//! The standard library cannot do it: its `spawn` waits until the program is executed, and that takes as
+//! long as the file system of the program lets it; a child that cannot be killed would be waited for.
+//! slurmstepd has threads, so between fork and exec there are async-signal-safe calls alone.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::io;
+use std::time::{Duration, Instant};
+
+unsafe extern "C" {
+    fn syscall(number: c_long, ...) -> c_long;
+    fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
+    fn fork() -> c_int;
+    fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
+    fn kill(pid: c_int, signal: c_int) -> c_int;
+    fn setpgid(pid: c_int, group: c_int) -> c_int;
+    fn setgroups(count: usize, groups: *const c_uint) -> c_int;
+    fn setgid(gid: c_uint) -> c_int;
+    fn setuid(uid: c_uint) -> c_int;
+    fn geteuid() -> c_uint;
+    fn open(path: *const c_char, flags: c_int, ...) -> c_int;
+    fn dup2(from: c_int, to: c_int) -> c_int;
+    fn write(fd: c_int, bytes: *const c_void, length: usize) -> isize;
+    fn chdir(path: *const c_char) -> c_int;
+    fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
+    fn execve(path: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int;
+    fn _exit(status: c_int) -> !;
+}
+
+/// `sigset_t` of the C library: 1024 bits on every architecture of Linux.
+type SignalSet = [c_ulong; 1024 / c_ulong::BITS as usize];
+
+/// `SIG_SETMASK`, `SIGKILL`, `WNOHANG`, `O_RDWR` (on all architectures that Slurm is built for).
+const SET_MASK: c_int = 2;
+const SIGKILL: c_int = 9;
+const NO_HANG: c_int = 1;
+const READ_WRITE: c_int = 2;
+
+/// What a child ends with that could not become the program, as in shells.
+const CANNOT_EXECUTE: c_int = 127;
+
+/// How often to look whether it has ended.
+const MOMENT: Duration = Duration::from_millis(2);
+
+/// How long a killed child is waited for: one that is traced, or waits for a device, may stay.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// A program and who runs it.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    /// The program's path, which is its first argument as well.
+    pub(crate) program: &'a CStr,
+    /// Its other argument.
+    pub(crate) argument: &'a CStr,
+    /// All of its environment, as `NAME=VALUE`.
+    pub(crate) environment: &'a [CString],
+    /// Whose ids it has. It has no supplementary groups.
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Runs a program, without standard streams and in a process group of its own, and gives its exit status;
+/// `None` if it had to be killed, or has died otherwise.
+///
+/// # Errors
+/// There can be no child.
+pub(crate) fn run(job: &Job<'_>, patience: Duration) -> io::Result<Option<i32>> {
+    let argv = [job.program.as_ptr(), job.argument.as_ptr(), std::ptr::null()];
+    let env: Vec<*const c_char> =
+        job.environment.iter().map(|entry| entry.as_ptr()).chain([std::ptr::null()]).collect();
+    // SAFETY: the child makes async-signal-safe calls alone and never returns from `become_program`.
+    let pid = unsafe { fork() };
+    match pid {
+        0 => become_program(job, &argv, &env),
+        pid if pid < 0 => Err(io::Error::last_os_error()),
+        pid => Ok(wait(pid, patience)),
+    }
+}
+
+/// Waits for a child as long as `patience` says, and for a moment after it was killed.
+fn wait(pid: c_int, patience: Duration) -> Option<i32> {
+    let begun = Instant::now();
+    let mut killed = false;
+    loop {
+        let mut status: c_int = 0;
+        // SAFETY: takes the address of an int that lives until the call returns.
+        match unsafe { waitpid(pid, &raw mut status, NO_HANG) } {
+            0 => {}
+            // Exited, as `WIFEXITED` and `WEXITSTATUS` say.
+            ended if ended == pid && status & 0x7f == 0 => return Some((status >> 8) & 0xff),
+            _ => return None,
+        }
+        let elapsed = begun.elapsed();
+        if elapsed > patience + LEAVE {
+            return None;
+        }
+        if elapsed > patience && !killed {
+            killed = true;
+            for target in [-pid, pid] {
+                // SAFETY: takes numbers alone. The child is not waited for, so its id is nobody else's.
+                unsafe { kill(target, SIGKILL) };
+            }
+        }
+        std::thread::sleep(MOMENT);
+    }
+}
+
+/// The child's part.
+fn become_program(job: &Job<'_>, argv: &[*const c_char], env: &[*const c_char]) -> ! {
+    if prepare(job).is_some() {
+        // SAFETY: all strings are terminated, both arrays end with null.
+        unsafe { execve(job.program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    }
+    // SAFETY: ends this process, without handlers that belong to its parent.
+    unsafe { _exit(CANNOT_EXECUTE) }
+}
+
+/// Gives up all that is slurmstepd's, root's ids last. `None` where that fails.
+fn prepare(job: &Job<'_>) -> Option<()> {
+    let done = |result: c_int| (result == 0).then_some(());
+    // SAFETY: takes numbers alone.
+    done(unsafe { setpgid(0, 0) })?;
+    stand_down();
+    // SAFETY: the path is terminated.
+    let null = unsafe { open(c"/dev/null".as_ptr(), READ_WRITE) };
+    for stream in 0..=2 {
+        // SAFETY: takes numbers alone.
+        (unsafe { dup2(null, stream) } == stream).then_some(())?;
+    }
+    close_others_on_exec();
+    // SAFETY: the path is terminated.
+    done(unsafe { chdir(c"/".as_ptr()) })?;
+    let none: SignalSet = [0; _];
+    // SAFETY: the set lives until the call returns; the old one is not asked for.
+    done(unsafe { sigprocmask(SET_MASK, &raw const none, std::ptr::null_mut()) })?;
+    // SAFETY: takes nothing.
+    if unsafe { geteuid() } != 0 {
+        // slurmd may be an ordinary user's, whose jobs are all his own. Ids that are not his cannot be had.
+        // SAFETY: takes a number.
+        return done(unsafe { setuid(job.uid) });
+    }
+    // SAFETY: no groups are read.
+    done(unsafe { setgroups(0, std::ptr::null()) })?;
+    // SAFETY: takes a number.
+    done(unsafe { setgid(job.gid) })?;
+    // SAFETY: takes a number.
+    done(unsafe { setuid(job.uid) })
+}
+
+/// Lets the kernel kill this process when memory is short: slurmstepd is exempt from that.
+fn stand_down() {
+    // SAFETY: the path is terminated.
+    let file = unsafe { open(c"/proc/self/oom_score_adj".as_ptr(), READ_WRITE) };
+    // It is closed with the others by exec. Where there is none there is nothing to give up.
+    // SAFETY: one byte of a static string.
+    unsafe { write(file, c"0".as_ptr().cast(), 1) };
+}
+
+/// Has all descriptors but the standard streams closed by exec(2): slurmstepd's own are not for users.
+/// Async-signal-safe.
+fn close_others_on_exec() {
+    /// `SYS_close_range`, on all architectures; not every C library has the function.
+    const CLOSE_RANGE: c_long = 436;
+    /// `CLOSE_RANGE_CLOEXEC` of `linux/close_range.h`.
+    const CLOSE_ON_EXEC: c_uint = 4;
+    /// `F_SETFD` and `FD_CLOEXEC` of `fcntl.h`.
+    const SET_FLAGS: c_int = 2;
+    const FLAG: c_int = 1;
+    /// slurmd's own limit of open files is far above what a slurmstepd opens.
+    const MOST: c_int = 4096;
+    // SAFETY: takes numbers alone, and closes nothing yet.
+    if unsafe { syscall(CLOSE_RANGE, 3 as c_uint, c_uint::MAX, CLOSE_ON_EXEC) } == 0 {
+        return;
+    }
+    // Before Linux 5.11.
+    for fd in 3..MOST {
+        // SAFETY: sets a flag of a descriptor, or fails where there is none.
+        unsafe { fcntl(fd, SET_FLAGS, FLAG) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ran(program: &CStr, argument: &CStr, patience: Duration) -> Option<i32> {
+        // SAFETY: takes nothing.
+        let uid = unsafe { geteuid() };
+        let environment = [c"STATUS=7".to_owned(), c"PATH=/usr/bin:/bin".to_owned()];
+        run(&Job { program, argument, environment: &environment, uid, gid: uid }, patience).unwrap()
+    }
+
+    #[test]
+    fn a_program_runs_with_its_own_environment_and_without_what_is_open() {
+        let dir = std::env::temp_dir().join(format!("situla-child-{}", std::process::id()));
+        let script = CString::new(dir.to_str().unwrap()).unwrap();
+        let open = std::fs::File::open("/dev/zero").unwrap();
+        std::fs::write(
+            &dir,
+            "[ \"$(pwd)\" = / ] || exit 1\n[ \"$(ls /proc/$$/fd | wc -l)\" -le 5 ] || exit 2\n\
+             [ \"$(readlink /proc/$$/fd/1)\" = /dev/null ] || exit 3\n\
+             [ \"$(cat /proc/$$/oom_score_adj)\" = 0 ] || exit 4\n\
+             [ \"$(cut -d' ' -f5 /proc/$$/stat)\" = $$ ] || exit 5\nexit $STATUS\n",
+        )
+        .unwrap();
+        let status = ran(c"/bin/sh", &script, Duration::from_secs(60));
+        std::fs::remove_file(&dir).unwrap();
+        drop(open);
+        assert_eq!(status, Some(7));
+    }
+
+    #[test]
+    fn what_cannot_be_executed_is_told() {
+        let long = Duration::from_secs(60);
+        assert_eq!(ran(c"/nonexistent", c"", long), Some(CANNOT_EXECUTE));
+        assert_eq!(ran(c"/", c"", long), Some(CANNOT_EXECUTE));
+    }
+
+    #[test]
+    fn one_that_does_not_end_is_killed_with_its_children() {
+        let begun = Instant::now();
+        let script = std::env::temp_dir().join(format!("situla-hang-{}", std::process::id()));
+        let told = script.with_extension("pid");
+        let text = format!("sleep 1000 &\necho $! >{0}.new\nmv {0}.new {0}\nwait\n", told.display());
+        std::fs::write(&script, text).unwrap();
+        let path = CString::new(script.to_str().unwrap()).unwrap();
+        assert_eq!(ran(c"/bin/sh", &path, Duration::from_millis(500)), None);
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        let child = std::fs::read_to_string(&told).unwrap();
+        std::fs::remove_file(&script).unwrap();
+        std::fs::remove_file(&told).unwrap();
+        // It has been killed; nobody need have waited for it yet.
+        let has_gone = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+            let state = stat.rsplit(") ").next().unwrap_or_default().chars().next();
+            matches!(state, None | Some('Z' | 'X'))
+        };
+        while !has_gone() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{child} goes on");
+            std::thread::sleep(MOMENT);
+        }
+    }
+}

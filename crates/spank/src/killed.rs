@@ -1,0 +1,139 @@
+//! A task of ours that has died by KILL.
+//!
+//! The task that slurmstepd waits for is the process of ours that waits for the payload. Where that is
+//! killed on a node with no other task, nobody of ours is left there, and Slurm lets the tasks of other
+//! nodes go on. So the trampoline is started once more, as the user, to find out from the user's own
+//! record what the death means, and to end the step if a container was lost. That happens after a death
+//! by KILL alone, at most once a node and step unless the death was the payload's, and is bounded in time.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::child::{self, Job};
+use crate::ffi::{Handle, TaskEnd};
+
+/// Whether this step is being ended already, or cannot be.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// How long the trampoline may take: it waits a second for other tasks, and gives Slurm ten to answer.
+const PATIENCE: Duration = Duration::from_secs(13);
+
+/// The programs that are ours under any path.
+const OWN_NAMES: [&str; 3] = ["situla", "apptainer", "singularity"];
+
+/// Variables of the job that the trampoline needs: where records are, and which step of which cluster it is.
+const OF_JOB: [&CStr; 8] = [
+    c"HOME",
+    c"XDG_STATE_HOME",
+    c"SLURM_CLUSTER_NAME",
+    c"SLURMD_NODENAME",
+    c"SLURM_STEP_NODELIST",
+    c"SLURM_STEP_NUM_NODES",
+    c"SLURM_STEP_NUM_TASKS",
+    c"SLURM_RESTART_COUNT",
+];
+
+/// Variables by which it finds Slurm. They are slurmstepd's own: with the job's, a user could have any
+/// program run outside the limits of the job.
+const OF_SITE: [&CStr; 2] = [c"PATH", c"SLURM_CONF"];
+
+/// Where components of a heterogeneous job are named. What the job's environment says of ranks there is
+/// not what Slurm tells the plugin, so nothing is concluded.
+const HETEROGENEOUS: &CStr = c"SLURM_HET_SIZE";
+
+/// Tells whether a program is one of ours, by its name.
+pub(crate) fn is_own(program: &CStr, trampoline: &CStr) -> bool {
+    let name = |path: &CStr| Path::new(OsStr::from_bytes(path.to_bytes())).file_name().map(OsStr::to_owned);
+    let found = name(program);
+    found.is_some()
+        && (found == name(trampoline)
+            || OWN_NAMES.iter().any(|own| found.as_deref() == Some(OsStr::new(own))))
+}
+
+/// Starts the trampoline, and waits for it. Gives whether the step is being ended because of this task.
+///
+/// # Errors
+/// It cannot be started, or says that the step could not be ended.
+pub(crate) fn look_into(spank: Handle, task: &TaskEnd, trampoline: &CStr) -> Result<bool, String> {
+    if ENDING.load(Ordering::Relaxed) {
+        return Ok(false);
+    }
+    if spank.variable(HETEROGENEOUS)?.is_some() {
+        return Ok(false);
+    }
+    let environment = environment(spank, task)?;
+    let job = Job {
+        program: trampoline,
+        argument: c"task-killed",
+        environment: &environment,
+        uid: task.uid,
+        gid: task.gid,
+    };
+    let status = child::run(&job, PATIENCE);
+    // Whatever else it says, it is not asked again: what a user owns must not hold slurmstepd up for each task.
+    let is_over = !matches!(status, Ok(Some(NOT_LOST)));
+    ENDING.store(is_over, Ordering::Relaxed);
+    match status {
+        Ok(Some(0)) => Ok(true),
+        Ok(Some(NOT_LOST)) => Ok(false),
+        Ok(_) => {
+            Err("a task was killed with its container, and Slurm cannot be asked to end the step".to_owned())
+        }
+        Err(error) => Err(format!("cannot start a process: {error}")),
+    }
+}
+
+/// What the trampoline says where the payload's death was its own.
+const NOT_LOST: i32 = 1;
+
+/// The trampoline's environment, as `NAME=VALUE`.
+fn environment(spank: Handle, task: &TaskEnd) -> Result<Vec<CString>, String> {
+    let entry = |name: &[u8], value: &[u8]| CString::new([name, b"=", value].concat()).ok();
+    let mut found = Vec::new();
+    for name in OF_JOB {
+        if let Some(value) = spank.variable(name)? {
+            found.extend(entry(name.to_bytes(), value.to_bytes()));
+        }
+    }
+    for name in OF_SITE.map(CStr::to_bytes) {
+        if let Some(value) = std::env::var_os(OsStr::from_bytes(name)) {
+            found.extend(entry(name, value.as_bytes()));
+        }
+    }
+    let (job, step) = spank.job_and_step();
+    let numbers = [
+        ("SLURM_JOB_ID", job),
+        ("SLURM_STEP_ID", step),
+        ("SLURM_NODEID", task.node),
+        ("SLURM_PROCID", task.rank),
+        ("SLURM_LOCALID", task.local_rank),
+    ];
+    found.extend(
+        numbers.iter().filter_map(|(name, number)| entry(name.as_bytes(), number.to_string().as_bytes())),
+    );
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_ours_by_their_names() {
+        for (program, want) in [
+            (c"/opt/bin/apptainer", true),
+            (c"situla", true),
+            (c"singularity", true),
+            (c"/usr/libexec/trampoline", true),
+            (c"trampoline", true),
+            (c"/bin/bash", false),
+            (c"", false),
+            (c"/", false),
+        ] {
+            assert_eq!(is_own(program, c"/opt/situla/trampoline"), want, "{program:?}");
+        }
+    }
+}

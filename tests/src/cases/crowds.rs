@@ -1,0 +1,367 @@
+//! Many tasks of a step on one node: one of them killed at any moment, what they can do to each other in the one
+//! container that they share, and what becomes of that when sharing is switched off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use super::Site;
+use super::ends::KILL_WAIT;
+use crate::cluster::Job;
+use crate::command::{self, Output};
+use crate::environment::PATIENCE;
+use crate::leaks::Snapshot;
+use crate::outcome::{self, Exit};
+use crate::processes::{Kind, Process, Watch, kill_if};
+use crate::random::Random;
+use crate::tier::{self, Check, Skip};
+
+/// Tasks that arrive at once.
+const RANKS: usize = 128;
+
+/// How often, in `make test` and in `make test-full`: Slurm needs three seconds on two cores to start so many.
+const ROUNDS: (usize, usize) = (4, 200);
+
+/// The latest moment of a kill after the first process of ours has come: the last task has come by then.
+const LATEST: Duration = Duration::from_millis(1800);
+
+/// How often a step may be over before the moment came.
+const MISSES: usize = 20;
+
+/// What Slurm needs for the end of so many tasks on two cores, beside what it needs for the end of one.
+const END_OF_MANY: Duration = Duration::from_secs(10);
+
+/// 128 tasks arrive at once on a node, and one of our processes is killed at a random moment: no task hangs,
+/// nothing is left, and the next step works.
+///
+/// # Errors
+/// One of these does not hold, or no step was hit.
+pub fn one_of_many_is_killed(site: &Site) -> Check {
+    let rounds = if site.env().full() { ROUNDS.1 } else { ROUNDS.0 };
+    let mut random = Random::new();
+    let seed = random.seed();
+    killed(site, rounds, &mut random)
+        .map_err(|story| format!("SITULA_TEST_SEED={seed}: {}", story.message().unwrap_or("")).into())
+}
+
+fn killed(site: &Site, rounds: usize, random: &mut Random) -> Check {
+    let mut hits: BTreeMap<(Kind, &'static str), usize> = BTreeMap::new();
+    let mut slowest = Duration::ZERO;
+    let mut n_missed = 0;
+    let mut round = 0;
+    while round < rounds {
+        let delay = Duration::from_micros(random.below(u64::try_from(LATEST.as_micros())?));
+        let hit = killed_once(site, delay, random)
+            .map_err(|story| format!("round {round}, after {delay:?}: {}", story.message().unwrap_or("")))?;
+        let Some((kind, phase, took)) = hit else {
+            n_missed += 1;
+            if n_missed > MISSES {
+                return Err(format!("{n_missed} steps were over before the moment came").into());
+            }
+            continue;
+        };
+        round += 1;
+        *hits.entry((kind, phase)).or_default() += 1;
+        slowest = slowest.max(took);
+    }
+    let mut out = std::io::stdout().lock();
+    for ((kind, phase), n) in &hits {
+        writeln!(out, "  {RANKS} tasks, kill -9 of a {kind:?} {phase}: {n}")?;
+    }
+    writeln!(out, "  the slowest end after a kill: {slowest:?}; seed {}", random.seed())?;
+    Ok(())
+}
+
+/// One step with one kill in it; tells what was hit, when, and how long the step went on. `None` where it was over
+/// before.
+fn killed_once(
+    site: &Site,
+    delay: Duration,
+    random: &mut Random,
+) -> Result<Option<(Kind, &'static str, Duration)>, libtest_mimic::Failed> {
+    let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
+    let dir = site.env().work_dir("crowd")?;
+    let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let node = site.cluster.a_node();
+    let n_ranks = format!("-n{RANKS}");
+    let words = [&n_ranks, "-N1", "-w", node, "--overcommit", &image, "sh", "-c", "sleep 0.5; echo done"];
+    let watch = Watch::begin(site.env().uid()?);
+    let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+    let begun = Instant::now();
+    let mut first: Option<Instant> = None;
+    let hit = loop {
+        if begun.elapsed() > PATIENCE {
+            site.cluster.admin(&["scancel", "--name", &name])?;
+            return Err(format!("nothing could be hit\n{}", running.finish_within(PATIENCE)?).into());
+        }
+        let ours = watch.look();
+        if ours.is_empty() {
+            if first.is_some() {
+                break None;
+            }
+            continue;
+        }
+        if first.get_or_insert_with(Instant::now).elapsed() < delay {
+            continue;
+        }
+        // Payloads run other programs by then: the processes that wait, the keeper, and those on their way.
+        let nth = usize::try_from(random.below(ours.len() as u64))?;
+        // The keeper is one among hundreds.
+        let keeper = ours.iter().find(|one| one.kind == Kind::Keeper).filter(|_| random.below(8) == 0);
+        let Some(victim) = keeper.or_else(|| ours.get(nth)) else { continue };
+        if kill_if(*victim, || true)? {
+            break Some((victim.kind, phase(&ours)));
+        }
+    };
+    let at = Instant::now();
+    let output = running.finish_within(KILL_WAIT * 3)?;
+    let took = at.elapsed();
+    if output.timed_out || took > KILL_WAIT + END_OF_MANY {
+        site.cluster.admin(&["scancel", "--name", &name])?;
+        return Err(format!("after a kill of {hit:?} the step went on for {took:?}\n{output}").into());
+    }
+    let n_done = output.stdout.lines().filter(|line| *line == "done").count();
+    if output.status.success() && n_done != RANKS {
+        return Err(
+            format!("{n_done} tasks came to their end, and all is well, after {hit:?}\n{output}").into()
+        );
+    }
+    site.cluster.settled()?;
+    clean.expect_clean().map_err(|story| format!("after {hit:?}: {story}\n{output}"))?;
+    judge(site, &site.cluster.job(&name, output)?).map_err(|story| format!("after {hit:?}: {story}"))?;
+    Ok(hit.map(|(kind, phase)| (kind, phase, took)))
+}
+
+/// How far the step has come.
+fn phase(ours: &[Process]) -> &'static str {
+    let n_tasks = ours.iter().filter(|one| one.kind == Kind::Task).count();
+    if ours.iter().all(|one| one.kind != Kind::Keeper) {
+        "before there is a keeper"
+    } else if n_tasks < RANKS {
+        "while others come or go"
+    } else {
+        "while all are there"
+    }
+}
+
+/// Accounting says what `srun` said, and a step that has lost somebody has no good record.
+fn judge(site: &Site, job: &Job) -> Result<(), String> {
+    let well = job.output.status.success();
+    if (job.account.state == "COMPLETED") != well {
+        return Err(format!("accounting says {:?}\n{}", job.account, job.output));
+    }
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    let is_whole = |record: &outcome::Outcome| {
+        record.class == "ok"
+            && record.exits.len() == RANKS
+            && record.exits.iter().all(|one| *one == Exit::Code(0))
+    };
+    match well {
+        true if !records.iter().all(is_whole) => Err(format!("the records say {records:#?}\n{}", job.output)),
+        false if records.iter().any(is_whole) => {
+            Err(format!("a record is whole: {records:#?}\n{}", job.output))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `--no-share` gives each task a container of its own; without it there is one.
+///
+/// # Errors
+/// It does not, or the record does not say so.
+pub fn sharing_switched_off(site: &Site) -> Check {
+    let dir = site.env().work_dir("alone")?;
+    let image = site.images.path("tiny.sif");
+    let script = "for n in user mnt; do readlink /proc/self/ns/$n; done; sleep 1";
+    for (options, n_containers) in [(&["--no-share"][..], 4), (&[], 1)] {
+        let words =
+            ["-n4", "-N1", "--overcommit", "apptainer", "exec"].into_iter().chain(options.iter().copied());
+        let job = site.cluster.srun(dir.path(), words.chain([image.as_str(), "sh", "-c", script]))?;
+        let output = job.output.clone().success()?;
+        for kind in ["user:", "mnt:"] {
+            let lines = || output.stdout.lines().filter(|line| line.starts_with(kind));
+            let different: BTreeSet<&str> = lines().collect();
+            if lines().count() != 4 || different.len() != n_containers {
+                return Err(format!("{options:?}: not {n_containers} of {kind}\n{output}").into());
+            }
+        }
+        let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+        // However many containers there were, a step has one record on a node, with all its tasks.
+        if records.len() != 1 || records[0].class != "ok" || records[0].exits.len() != 4 {
+            return Err(format!("{options:?}: the records say {records:#?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Two ranks show what they are, write to shared memory, and the first reads the other's memory.
+const NEIGHBOURS: &str = r#"
+import ctypes, os, time
+rank, here = int(os.environ["SLURM_PROCID"]), os.environ["MEET"]
+def put(name, text):
+    with open(f"{here}/{name}.new", "w") as f: f.write(text)
+    os.rename(f"{here}/{name}.new", f"{here}/{name}")
+def wait(name):
+    for _ in range(3000):
+        if os.path.exists(f"{here}/{name}"): return open(f"{here}/{name}").read()
+        time.sleep(0.01)
+    raise SystemExit(f"waited in vain for {name}")
+status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
+caps = " ".join(status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
+dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+print(f"caps {caps}\ndumpable {dumpable}\nowner {os.stat('/proc/self/status').st_uid == os.getuid()}", flush=True)
+shared = f"/dev/shm/situla-test-{os.environ['SLURM_JOB_ID']}"
+if rank == 1:
+    text = ctypes.create_string_buffer(b"the memory of another rank")
+    open(shared, "w").write("shared memory")
+    put("address", f"{os.getpid()} {ctypes.addressof(text)} {len(text)}")
+    wait("read")
+    os.unlink(shared)
+else:
+    pid, address, length = map(int, wait("address").split())
+    class Part(ctypes.Structure):
+        _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+    mine = ctypes.create_string_buffer(length)
+    call = ctypes.CDLL(None, use_errno=True).process_vm_readv
+    n = call(pid, ctypes.byref(Part(ctypes.addressof(mine), length)), 1, ctypes.byref(Part(address, length)), 1, 0)
+    print("read", mine.value.decode() if n == length else os.strerror(ctypes.get_errno()))
+    print("found", open(shared).read(), flush=True)
+    put("read", "")
+"#;
+
+/// Ranks that share a container can read each other's memory, as MPI does it, have equal capabilities, are dumpable
+/// and share `/dev/shm`: by the plugin and by `apptainer exec`. In containers of their own they cannot.
+///
+/// # Errors
+/// One of these does not hold.
+pub fn ranks_reach_each_other(site: &Site) -> Check {
+    let sif = site.images.path("demo.sif");
+    let option = format!("--container-image={}", site.images.path("demo.sqsh"));
+    for (enter, reads) in [
+        (vec![option.as_str()], true),
+        (vec!["apptainer", "exec", sif.as_str()], true),
+        (vec!["apptainer", "exec", "--no-share", sif.as_str()], false),
+    ] {
+        let dir = site.env().work_dir("reach")?;
+        let here = dir.path().display().to_string();
+        let mounts = format!("--container-mounts={here}");
+        let mut words = vec!["-n2", "-N1"];
+        if enter.len() == 1 {
+            words.push(&mounts);
+        }
+        words.extend(enter.iter().copied());
+        words.extend(["python3", "-c", NEIGHBOURS]);
+        let (name, running) = site.cluster.start_srun_with(dir.path(), &[("MEET", here.as_str())], words)?;
+        let job = site.cluster.job(&name, running.finish(PATIENCE)?)?;
+        let output: Output = job.output.success()?;
+        let read = if reads { "read the memory of another rank" } else { "read Operation not permitted" };
+        let output = output.expect_text(read)?.expect_text("found shared memory")?;
+        let both =
+            |start: &str| output.stdout.lines().filter(|line| line.starts_with(start)).collect::<Vec<_>>();
+        let alike = |start| matches!(both(start)[..], [first, second] if first == second);
+        if !alike("caps ") || both("dumpable 1").len() != 2 || both("owner True").len() != 2 {
+            return Err(format!("the ranks are not alike\n{output}").into());
+        }
+    }
+    Ok(())
+}
+
+/// A way to show that an MPI library hands large messages over by cross-memory attach.
+struct Mpi {
+    compiler: &'static str,
+    /// How Slurm starts its ranks.
+    start: &'static str,
+    /// What makes it say what it does.
+    verbose: &'static [(&'static str, &'static str)],
+    /// What it says where it reads the other rank's memory.
+    says: &'static [&'static str],
+    /// What it says where it must not.
+    complains: &'static str,
+    /// Whether its libraries come from this machine: the image has none.
+    of_the_host: bool,
+}
+
+const OPEN_MPI: Mpi = Mpi {
+    compiler: "mpicc.openmpi",
+    start: "--mpi=pmix",
+    verbose: &[
+        ("OMPI_MCA_pml", "ob1"),
+        ("OMPI_MCA_btl", "vader,self"),
+        // Asked for by name, it is an error where it does not work.
+        ("OMPI_MCA_btl_vader_single_copy_mechanism", "cma"),
+        ("OMPI_MCA_btl_base_verbose", "100"),
+    ],
+    says: &["init of component vader returned success", "Using vader btl for send to"],
+    complains: "cma-different-user-namespace-error",
+    of_the_host: false,
+};
+
+const MPICH: Mpi = Mpi {
+    compiler: "mpicc.mpich",
+    start: "--mpi=pmi2",
+    verbose: &[
+        ("UCX_TLS", "sysv,cma,self"),
+        // Nothing else will do for a large message.
+        ("UCX_RNDV_SCHEME", "get_zcopy"),
+        ("UCX_LOG_LEVEL", "info"),
+    ],
+    says: &["tag(sysv/memory cma/memory)"],
+    complains: "process_vm_readv",
+    of_the_host: true,
+};
+
+/// Needs the compilers of both MPI libraries, of the release that the image is of.
+///
+/// # Errors
+/// One of them is not installed.
+pub(super) fn compilers() -> Result<(), Skip> {
+    for mpi in [OPEN_MPI, MPICH] {
+        tier::succeeds(mpi.compiler, &["-show"])
+            .map_err(|why| Skip(format!("needs {}: {why}", mpi.compiler)))?;
+    }
+    Ok(())
+}
+
+/// Open MPI and MPICH read large messages out of the sender's memory where ranks share a container, and say so; with
+/// `--no-share` they say that they cannot.
+///
+/// # Errors
+/// They do not, or a message arrives damaged.
+pub fn mpi_copies_directly(site: &Site) -> Check {
+    /// MPICH has no deadline for a message that cannot be read.
+    const TRY: Duration = Duration::from_secs(20);
+    let sif = site.images.path("demo.sif");
+    let source = site.env().file("tests/programs/large-messages.c").display().to_string();
+    for mpi in [OPEN_MPI, MPICH] {
+        let dir = site.env().work_dir("cma")?;
+        let here = dir.path().display().to_string();
+        let program = format!("{here}/large-messages");
+        let compile = [mpi.compiler, "-O2", "-Wall", "-o", &program, &source];
+        command::run(command::words(compile), PATIENCE)?.success()?;
+        let libraries = format!("/usr/lib/{}-linux-gnu:/opt/mpi-libs", std::env::consts::ARCH);
+        let of_the_host = ["--bind", &libraries, "--env", "LD_LIBRARY_PATH=/opt/mpi-libs"];
+        for shares in [true, false] {
+            let words =
+                ["-n2", "-N1", "--kill-on-bad-exit=1", mpi.start, "apptainer", "exec", "--bind", &here]
+                    .into_iter();
+            let words = words.chain((!shares).then_some("--no-share"));
+            let words = words.chain(of_the_host.into_iter().filter(|_| mpi.of_the_host));
+            let words = words.chain([sif.as_str(), program.as_str()]);
+            let (name, running) = site.cluster.start_srun_with(dir.path(), mpi.verbose, words)?;
+            let limit = if shares { PATIENCE } else { TRY };
+            let output = running.finish_within(limit)?;
+            if shares {
+                let output = output.success()?.expect_text("large messages ok, 2 ranks")?;
+                mpi.says.iter().try_fold(output, |output, words| output.expect_text(words))?;
+            } else {
+                if output.timed_out {
+                    site.cluster.admin(&["scancel", "--name", &name])?;
+                } else if output.status.success() {
+                    return Err(format!("{}: they have reached each other\n{output}", mpi.compiler).into());
+                }
+                output.expect_text(mpi.complains)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! What a run meets when something is used up or has died under it: open files, processes, room on a disk, the
+//! connection to its image, the server of a mount. It says which, ends, and leaves nothing.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::ends::KILL_WAIT;
+use super::kills::no_partial_file;
+use super::privileged::registry;
+use super::{Desk, Site};
+use crate::command::{self, Output, wait_until};
+use crate::environment::PATIENCE;
+use crate::outcome;
+use crate::tier::Check;
+
+/// At every limit of open files, and of processes, a program runs or one reason is given: the limit.
+///
+/// # Errors
+/// Another reason, none, or a limit that changes nothing.
+pub fn limits(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("limits")?;
+    let image = desk.images.path("tiny.sqsh");
+    let at = |option: &str| {
+        let words = ["prlimit", option, "situla", "exec", &image, "echo", "the program ran"];
+        desk.env.as_user(dir.path(), words)
+    };
+    let judge = |output: Output, names: &str| -> Result<bool, String> {
+        if output.status.success() {
+            return output.expect_text("the program ran").map(|_| true);
+        }
+        let one = output.stderr.lines().filter(|line| line.starts_with("error:")).count() == 1;
+        let output = output.expect_code(125)?.expect_text(names)?;
+        if one { Ok(false) } else { Err(format!("not one error\n{output}")) }
+    };
+    let mut ran = Vec::new();
+    for limit in 3..=40 {
+        ran.push(judge(at(&format!("--nofile={limit}:{limit}"))?, "ulimit -n")?);
+    }
+    if ran.first() != Some(&false) || ran.last() != Some(&true) {
+        return Err(format!("limits of open files change nothing: {ran:?}").into());
+    }
+    // Processes and threads of the user that are there already count as well.
+    let uid = desk.env.uid()?.to_string();
+    let threads = command::run(command::words(["ps", "-L", "--no-headers", "-U", &uid]), PATIENCE)?;
+    let base = threads.stdout.lines().count();
+    let mut ran = Vec::new();
+    for more in 1..=10 {
+        ran.push(judge(at(&format!("--nproc={0}:{0}", base + more))?, "ulimit -u")?);
+    }
+    if ran.first() != Some(&false) || ran.last() != Some(&true) {
+        return Err(format!("limits of processes change nothing: {ran:?}").into());
+    }
+    Ok(())
+}
+
+/// A mount that ends with the case.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(point: PathBuf, script: &str) -> Result<Self, String> {
+        fs::create_dir(&point).map_err(|e| format!("{}: {e}", point.display()))?;
+        let mut mount = Command::new("sh");
+        mount.args(["-c", script, "sh"]).arg(&point);
+        // From here on it is taken away, also where the rest of the script fails.
+        let mounted = Self(point);
+        command::run(mount, PATIENCE)?.success()?;
+        Ok(mounted)
+    }
+
+    /// A file system without room, not even for one more name.
+    fn full(point: PathBuf) -> Result<Self, String> {
+        Self::new(
+            point,
+            "mount -t tmpfs -o size=64k,nr_inodes=20,mode=1777 situla-full \"$1\" && cd \"$1\" && \
+             { dd if=/dev/zero of=room bs=4k; n=0; while touch name$n; do n=$((n + 1)); done; } 2>/dev/null; true",
+        )
+    }
+
+    /// One whose server has died.
+    fn dead(point: PathBuf) -> Result<Self, String> {
+        Self::new(
+            point,
+            "exec 9<>/dev/fuse && mount -i -t fuse \
+             -o fd=9,rootmode=40000,user_id=0,group_id=0,allow_other situla-dead \"$1\"",
+        )
+    }
+
+    fn text(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // What stays mounted is found by the look for leaks.
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// One error of ours, which names these.
+fn one_error(output: Output, names: &[&str]) -> Result<(), String> {
+    let output = output.expect_code(125)?;
+    if output.stderr.lines().filter(|line| line.starts_with("error:")).count() != 1 {
+        return Err(format!("not one error\n{output}"));
+    }
+    names.iter().try_fold(output, |output, name| output.expect_text(name)).map(drop)
+}
+
+/// A full disk costs the record alone where records are kept; where images are kept, where a new one is to be
+/// written, and where an overlay writes, it is named and nothing partial stays.
+///
+/// # Errors
+/// It is not.
+pub fn full_places(desk: &Desk) -> Check {
+    const FULL: &str = "No space left on device";
+    let dir = desk.env.work_dir("full")?;
+    let image = desk.images.path("tiny.sqsh");
+    let full = Mounted::full(dir.path().join("full"))?;
+    let place = full.text();
+    let run = |words: &[&str]| desk.env.as_user(dir.path(), words);
+    let state = format!("XDG_STATE_HOME={place}");
+    let again = |room: bool| -> Check {
+        run(&["env", &state, "situla", "exec", "--record", &image, "echo", "ran"])?
+            .success()?
+            .expect_text("ran")?;
+        let address = registry(desk, "up")?.stdout.trim().to_owned();
+        registry(desk, "push")?;
+        let (cache, source) = (format!("XDG_CACHE_HOME={place}"), format!("docker://{address}/tiny:1"));
+        one_error(run(&["env", &cache, "situla", "exec", &source, "true"])?, &[&place, FULL])?;
+        no_partial_file(&full.0.join("situla"))?;
+        let target = format!("{place}/out.sif");
+        one_error(run(&["situla", "convert", &image, &target])?, &[&target, FULL])?;
+        if full.0.join("out.sif").exists() {
+            return Err("there is half an image".into());
+        }
+        if !room {
+            one_error(run(&["situla", "exec", "--overlay", &place, &image, "true"])?, &[&place, FULL])?;
+        }
+        Ok(())
+    };
+    again(false)?;
+    // The same with room for names and none for what is in them.
+    for n in 0..12 {
+        fs::remove_file(full.0.join(format!("name{n}")))?;
+    }
+    again(true)?;
+    one_error(run(&["situla", "exec", "--overlay", &place, &image, "true"])?, &[&place, FULL])?;
+    // What the payload writes above its image is its own affair, and it hears of it.
+    for n in 12..20 {
+        // As many as there were.
+        let _ = fs::remove_file(full.0.join(format!("name{n}")));
+    }
+    let script = "echo x >/written || echo 'the payload was told'";
+    let words = ["situla", "exec", "--overlay", &place, &image, "sh", "-c", script];
+    run(&words)?.success()?.expect_text("the payload was told")?;
+    Ok(())
+}
+
+/// A mount whose server has died is named wherever it is asked for, and is no obstacle where it is not; a directory
+/// that was removed under the user's feet is none either.
+///
+/// # Errors
+/// It is not.
+pub fn dead_mounts(desk: &Desk) -> Check {
+    const DEAD: [&str; 2] = ["Transport endpoint is not connected", "mount it again"];
+    let dir = desk.env.work_dir("dead")?;
+    let image = desk.images.path("tiny.sqsh");
+    let dead = Mounted::dead(dir.path().join("dead"))?;
+    let place = dead.text();
+    let names = |of: &'static str| -> [&str; 3] { [of, DEAD[0], DEAD[1]] };
+    for option in ["--bind", "--overlay"] {
+        let output = desk.env.as_user(dir.path(), ["situla", "exec", option, &place, &image, "true"])?;
+        one_error(output.expect_text(&place)?, &names("cannot be looked at"))?;
+    }
+    let there = format!("{place}/image.sqsh");
+    let output = desk.env.as_user(dir.path(), ["situla", "exec", &there, "true"])?;
+    one_error(output.expect_text(&there)?, &names("cannot open image"))?;
+    for variable in ["HOME", "XDG_STATE_HOME", "TMPDIR"] {
+        let set = format!("{variable}={place}");
+        let words = ["env", &set, "situla", "exec", "--record", &image, "echo", "ran"];
+        desk.env.as_user(dir.path(), words)?.success()?.expect_text("ran")?;
+    }
+    let script = format!("mkdir gone && cd gone && rmdir ../gone && exec situla exec {image} echo ran");
+    desk.env.as_user(dir.path(), ["sh", "-c", &script])?.success()?.expect_text("ran")?;
+    Ok(())
+}
+
+/// The kernel aborts the connection to the image of a running step: its tasks end, and the record says that the
+/// image was lost. By the plugin and by `apptainer exec`, of one task and of two.
+///
+/// # Errors
+/// They go on, or it is called something else.
+pub fn fuse_aborted(site: &Site) -> Check {
+    let dir = site.env().work_dir("abort")?;
+    let control = Mounted::new(dir.path().join("control"), "mount -t fusectl situla-control \"$1\"")?;
+    let sif = site.images.path("tiny.sif");
+    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let here = dir.path().display().to_string();
+    let mounts = format!("--container-mounts={here}");
+    for (n_tasks, enter, code) in [
+        ("-n1", vec![option.as_str(), &mounts], 125),
+        ("-n2", vec![option.as_str(), &mounts], 125),
+        ("-n1", vec!["apptainer", "exec", sif.as_str()], 255),
+    ] {
+        let go = dir.path().join("device");
+        // The root's device number, of which the minor part names the connection.
+        let script = format!(
+            "while read id parent device root point rest; do [ $point = / ] && d=$device; done </proc/self/mountinfo; \
+             echo $d >{here}/device.$SLURM_PROCID; mv {here}/device.$SLURM_PROCID {here}/device; exec sleep 1000"
+        );
+        let words = [n_tasks, "-N1"].into_iter().chain(enter).chain(["sh", "-c", &script]);
+        let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+        let id = site.cluster.wait_running(&name)?;
+        let began = wait_until(PATIENCE, || go.exists());
+        let device = fs::read_to_string(&go).unwrap_or_default();
+        let connection = device.trim().split_once(':').map(|(_, minor)| control.0.join(minor).join("abort"));
+        let aborted = connection.as_ref().is_some_and(|abort| fs::write(abort, "1").is_ok());
+        if !began || !aborted {
+            site.cluster.admin(&["scancel", &id])?;
+            let output = running.finish_within(PATIENCE)?;
+            return Err(format!("no connection to abort: {connection:?}\n{output}").into());
+        }
+        let output = running.finish_within(KILL_WAIT)?;
+        if output.timed_out {
+            site.cluster.admin(&["scancel", &id])?;
+        }
+        let output = output.expect_code(code)?.expect_text("the process that serves the image has ended")?;
+        let job = site.cluster.job(&name, output)?;
+        let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+        if records.len() != 1 || records[0].class != "engine-server-lost" || job.account.state != "FAILED" {
+            return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
+        }
+        fs::remove_file(&go)?;
+        site.cluster.settled()?;
+    }
+    Ok(())
+}
