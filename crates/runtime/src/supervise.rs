@@ -107,7 +107,8 @@ impl Supervised<'_> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let Supervised { pid, report, ended, signals, mut keeper, is_instance } = self;
         let mut report = Some(File::from(report));
-        let mut init = ended.filter(|_| !is_instance).map(Init::new);
+        // The init of an instance says nothing that matters here, but lives only while somebody could hear it.
+        let (mut init, _heard) = if is_instance { (None, ended) } else { (ended.map(Init::new), None) };
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(setup("cannot watch the payload"))?;
         let mut failure = None;
         loop {
