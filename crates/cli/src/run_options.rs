@@ -100,8 +100,8 @@ pub(crate) struct RunOptions {
     /// Give every task a container of its own
     #[arg(long)]
     no_share: bool,
-    /// How an image file becomes the root: fuse, extract (once on each node), or auto (extract where there is no
-    /// /dev/fuse)
+    /// How an image file becomes the root: mount (by the kernel where root may, else by FUSE), kernel, fuse,
+    /// extract (once on each node), or auto (mount, or extract where there is no /dev/fuse)
     #[arg(long, value_name = "WAY")]
     rootfs: Option<String>,
     /// Record this run also outside of Slurm
@@ -322,7 +322,10 @@ impl Environment<'_> {
 
 fn rootfs_way(text: &str) -> Result<RootfsWay, CommandError> {
     RootfsWay::parse(text).ok_or_else(|| {
-        CommandError::usage(format!("{text:?} is no way to a root"), "use --rootfs fuse, extract or auto")
+        CommandError::usage(
+            format!("{text:?} is no way to a root"),
+            "use --rootfs mount, kernel, fuse, extract or auto",
+        )
     })
 }
 

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use situla_oci::ReferenceError;
 use situla_policy::{PolicyError, Verdict};
 use situla_records::EngineClass;
-use situla_runtime::{Failure, FailureClass};
+use situla_runtime::{Exit, Failure, FailureClass};
 
 use crate::image_view::ViewError;
 
@@ -95,6 +95,16 @@ pub enum EngineError {
         /// What it said can be done.
         remedy: Option<String>,
     },
+    /// An image is not mounted by the kernel, and by no other way.
+    #[error("{image} cannot be mounted by the kernel: {why}")]
+    KernelMount {
+        /// The image.
+        image: String,
+        /// The reason, as the end of a sentence.
+        why: String,
+        /// What can be done instead.
+        remedy: &'static str,
+    },
     /// The extracted trees of this node cannot be used.
     #[error("cannot use the extracted images of this node")]
     Trees {
@@ -155,9 +165,24 @@ pub enum EngineError {
     /// A passwd or group file cannot be made.
     #[error("cannot make the container's account files")]
     Accounts(#[from] situla_plan::AccountError),
+    /// The image was changed under a payload, which then failed.
+    #[error("image {path} was changed while it was used, and the program ended with {}", ending(.exit))]
+    ImageChanged {
+        /// The path.
+        path: String,
+        /// How the payload ended.
+        exit: Exit,
+    },
     /// The container could not be started, or was lost.
     #[error("{0}")]
     Runtime(Failure),
+}
+
+fn ending(exit: &Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("status {code}"),
+        Exit::Signal(signal) => format!("signal {signal}"),
+    }
 }
 
 fn reasons(verdict: &Verdict) -> String {
@@ -184,6 +209,7 @@ impl EngineError {
             | EngineError::Squashfs { .. }
             | EngineError::LookInto { .. } => EngineClass::ImageCorrupt,
             EngineError::Reference { .. } | EngineError::BadOption { .. } => EngineClass::BadOption,
+            EngineError::ImageChanged { .. } => EngineClass::ImageChanged,
             EngineError::Fetch { class, .. } | EngineError::Extract { class, .. } => class.clone(),
             EngineError::BindSourceMissing { .. } => EngineClass::BindSourceMissing,
             EngineError::Unreachable { .. } => EngineClass::SetupFailed,
@@ -191,6 +217,7 @@ impl EngineError {
             EngineError::ReadPolicy { .. }
             | EngineError::Policy(_)
             | EngineError::Settings { .. }
+            | EngineError::KernelMount { .. }
             | EngineError::Trees { .. }
             | EngineError::Accounts(_) => EngineClass::SetupFailed,
             EngineError::Runtime(failure) => match failure.class() {
@@ -231,6 +258,7 @@ impl EngineError {
                 "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
             }
             EngineError::Fetch { remedy, .. } | EngineError::Extract { remedy, .. } => return remedy.clone(),
+            EngineError::KernelMount { remedy, .. } => (*remedy).to_owned(),
             EngineError::Trees { .. } => {
                 "remove the directory if it is yours, or ask the administrator for another place (rootfs.cache)"
                     .to_owned()
@@ -244,6 +272,10 @@ impl EngineError {
             EngineError::Denied(_) => return None,
             EngineError::ReadPolicy { .. } | EngineError::Policy(_) | EngineError::Settings { .. } => {
                 "the administrator must mend the file".to_owned()
+            }
+            EngineError::ImageChanged { .. } => {
+                "run it again; put a new image in the place of an old one by `mv`, which leaves running jobs the old one"
+                    .to_owned()
             }
             EngineError::Accounts(_) => "report the account's entry to the administrator".to_owned(),
             EngineError::Runtime(failure) => return runtime_remedy(failure).map(str::to_owned),

@@ -12,6 +12,7 @@ mod events;
 mod host;
 mod identity;
 mod image_view;
+mod image_watch;
 mod instance;
 mod journal;
 mod killed_task;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use situla_bindings::{BindRequest, BindSource, Origin};
 use situla_image::TreeLease;
 use situla_oci::Reference;
-use situla_plan::{NamespaceKind, Plan, Rung};
+use situla_plan::{NamespaceKind, Plan};
 use situla_policy::{
     BindUse, Decision, Image as PolicyImage, Request as PolicyRequest, RequestedOption, Subject, Verdict,
     decide,
@@ -19,13 +19,14 @@ use crate::error::EngineError;
 use crate::events::{Heard, Listener};
 use crate::host::Host;
 use crate::image_view::ImageView;
+use crate::image_watch::ImageWatch;
 use crate::journal::{Phases, Recorder};
 use crate::overlay::plan_layers;
 use crate::request::{Personality, RunRequest};
 use crate::resolve::{self, Resolved};
 use crate::site::Site;
 use crate::status::FailureKind;
-use crate::way;
+use crate::way::{self, Acts, Rooted};
 
 /// A run that is ready: the Plan is frozen, the image open, nothing done yet.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct Prepared {
     stop_signal: Option<String>,
     /// Keeps the extracted tree that is the root, as long as this process lives.
     lease: Option<TreeLease>,
+    /// The image that is served.
+    watch: Option<ImageWatch>,
     recorder: Recorder,
     rank: u32,
     /// Warnings of the policy, for the user.
@@ -57,12 +60,12 @@ pub fn plan(request: &RunRequest, host: &Host, site: &Site) -> Result<Plan, Engi
 pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepared, EngineError> {
     let mut phases = Phases::begin();
     match decided(request, host, site, &mut phases, Acts::Yes) {
-        Ok(Planned { plan, image, stop_signal, lease, warnings }) => {
+        Ok(Planned { plan, image, stop_signal, lease, watch, warnings }) => {
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
             recorder.describe(host, &plan);
             let task = host.allocation.as_ref().and_then(|allocation| allocation.task);
             let rank = task.map_or(0, |task| task.local_rank.0);
-            Ok(Prepared { plan, image, stop_signal, lease, recorder, rank, warnings })
+            Ok(Prepared { plan, image, stop_signal, lease, watch, recorder, rank, warnings })
         }
         Err(error) => {
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
@@ -145,14 +148,8 @@ struct Planned {
     image: Option<OpenImage>,
     stop_signal: Option<String>,
     lease: Option<TreeLease>,
+    watch: Option<ImageWatch>,
     warnings: Vec<String>,
-}
-
-/// Whether an image is extracted where it has to be.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Acts {
-    No,
-    Yes,
 }
 
 fn decided(
@@ -168,30 +165,23 @@ fn decided(
     // Before anything is fetched: what is forbidden is not downloaded either.
     let verdict = admit(request, &binds, &layers.directories, host, site, &named)?;
     phases.end("admit");
-    let image = resolve::open(&named, &request.image, request.progress)?;
+    let opened = resolve::open(&named, &request.image, request.progress)?;
     phases.end("resolve");
-    let extracts = image.descriptor.and_then(|_| way::reason_to_extract(request, site));
-    let (image, lease) = match &extracts {
-        Some(_) if acts == Acts::Yes => {
-            let extracted = way::extract(image, request, (host, site))?;
-            phases.end("extract");
-            extracted
-        }
-        _ => (image, None),
-    };
+    let Rooted { image, lease, rung } = way::to_root(opened, request, (host, site), phases, acts)?;
     let warnings = warnings(&verdict);
     let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
-    if let Some(reason) = extracts {
-        (plan.rootfs.rung, plan.rootfs.reason) = (Rung::Extracted, reason);
+    if let Some((rung, reason)) = rung {
+        (plan.rootfs.rung, plan.rootfs.reason) = (rung, reason);
     }
     phases.end("plan");
-    let Resolved { view, descriptor, config, .. } = image;
+    let Resolved { view, descriptor, config, path, .. } = image;
     let stop_signal = config.map(|config| config.stop_signal).filter(|signal| !signal.is_empty());
     let open = match (view, descriptor) {
         (ImageView::Squashfs(image), Some(descriptor)) => Some(OpenImage { image: *image, descriptor }),
         _ => None,
     };
-    Ok(Planned { plan, image: open, stop_signal, lease, warnings })
+    let watch = open.as_ref().and_then(|open| ImageWatch::begin(open.descriptor, &path));
+    Ok(Planned { plan, image: open, stop_signal, lease, watch, warnings })
 }
 
 /// Asks the policy.
@@ -294,7 +284,7 @@ impl Prepared {
     /// calls this knows how the program ends.
     pub fn run(self, listener: Option<&mut dyn Listener>) -> Result<Exit, EngineError> {
         // A tree stays as long as somebody waits who has its lease: until this returns.
-        let Prepared { plan, image, lease, recorder, rank, warnings, .. } = self;
+        let Prepared { plan, image, lease, watch, recorder, rank, warnings, .. } = self;
         let alone = matches!(plan.share, situla_plan::Share::Nobody { .. }) && lease.is_none();
         let alone = alone && !plan.spec.linux.has(NamespaceKind::Pid) && plan.spec.hooks.is_none();
         if image.is_none() && alone && !recorder.is_wanted() && listener.is_none() {
@@ -305,6 +295,12 @@ impl Prepared {
         heard.planned(&plan, &warnings);
         match situla_runtime::run(&plan, image, rank, &run, &mut heard) {
             Ok(exit) => {
+                let changed = watch.as_ref().filter(|_| exit != Exit::Code(0)).and_then(ImageWatch::changed);
+                if let Some(path) = changed {
+                    let error = EngineError::ImageChanged { path: path.display().to_string(), exit };
+                    heard.error(&error);
+                    return Err(error);
+                }
                 heard.exit(exit);
                 Ok(exit)
             }

@@ -27,6 +27,9 @@ const MAX_DOCUMENT: usize = 4 << 20;
 
 /// First bytes of a SquashFS image.
 const SQUASHFS_MAGIC: &[u8] = b"hsqs";
+/// Magic of an EROFS image (`EROFS_SUPER_MAGIC_V1`, little-endian), and where it lies.
+const EROFS_MAGIC: &[u8] = &[0xe2, 0xe1, 0xf5, 0xe0];
+const EROFS_MAGIC_OFFSET: u64 = 1024;
 /// Magic of a SIF image, and where it lies.
 const SIF_MAGIC: &[u8] = b"SIF_MAGIC";
 const SIF_MAGIC_OFFSET: usize = 32;
@@ -38,6 +41,24 @@ pub(crate) enum Named {
     Path(PathBuf),
     /// An image in a registry.
     Registry(Reference),
+}
+
+/// What an image name leads to.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// An image that we can read.
+    Readable(Box<Resolved>),
+    /// One that the kernel alone can read.
+    Erofs(ErofsFile),
+}
+
+/// An open image of the kernel's format EROFS.
+#[derive(Debug)]
+pub(crate) struct ErofsFile {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+    requested: String,
+    state: FileState,
 }
 
 /// An image, open and looked into.
@@ -122,15 +143,21 @@ pub(crate) fn for_policy(named: &Named) -> PolicyImage {
 
 /// Opens what `named` means; a reference is fetched into the store first, with or without `progress`
 /// on standard error.
-pub(crate) fn open(named: &Named, requested: &str, progress: bool) -> Result<Resolved, EngineError> {
+pub(crate) fn open(named: &Named, requested: &str, progress: bool) -> Result<Opened, EngineError> {
+    let readable = |resolved| Opened::Readable(Box::new(resolved));
     match named {
-        Named::Path(path) => open_path(path, requested),
+        Named::Path(path) => match open_path(path, requested) {
+            Err(unknown @ EngineError::UnknownFormat { .. }) => {
+                erofs(path, requested)?.map(Opened::Erofs).ok_or(unknown)
+            }
+            other => other.map(readable),
+        },
         Named::Registry(reference) => {
             let fetched = fetch(reference, progress)?;
             let mut resolved = open_path(&fetched.path, requested)?;
             resolved.identity.manifest_digest = Some(fetched.manifest_digest);
             resolved.identity.rootfs = RootfsIdentity::Verified(fetched.rootfs_digest);
-            Ok(resolved)
+            Ok(readable(resolved))
         }
     }
 }
@@ -147,7 +174,25 @@ pub(crate) fn open_as(opened: &Path, path: &Path, requested: &str) -> Result<Res
     Ok(resolved)
 }
 
-/// Opens the tree that was extracted from `image`, in its place.
+/// Opens a file of a format that is not ours, if it is an EROFS image.
+fn erofs(path: &Path, requested: &str) -> Result<Option<ErofsFile>, EngineError> {
+    let unreadable = |source| EngineError::OpenImage { path: path.display().to_string(), source };
+    let file = File::open(path).map_err(unreadable)?;
+    let mut magic = [0; EROFS_MAGIC.len()];
+    if file.read_exact_at(&mut magic, EROFS_MAGIC_OFFSET).is_err() || magic != EROFS_MAGIC {
+        return Ok(None);
+    }
+    let state = state(&file.metadata().map_err(unreadable)?);
+    Ok(Some(ErofsFile { file, path: path.to_owned(), requested: requested.to_owned(), state }))
+}
+
+/// Opens the tree at `place`, where `image` is mounted.
+pub(crate) fn open_mounted(place: &Path, image: ErofsFile) -> Result<Resolved, EngineError> {
+    let opened = open_path(place, &image.requested)?;
+    Ok(Resolved { path: image.path, state: image.state, ..opened })
+}
+
+/// Opens the tree that was extracted from `image`, or that it is mounted as, in its place.
 pub(crate) fn open_tree(tree: &Path, image: Resolved) -> Result<Resolved, EngineError> {
     let opened = open_path(tree, &image.identity.requested)?;
     let Resolved { source, view, descriptor, .. } = opened;

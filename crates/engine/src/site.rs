@@ -39,7 +39,7 @@ pub struct RootfsSettings {
 impl Default for RootfsSettings {
     fn default() -> Self {
         RootfsSettings {
-            way: RootfsWay::Fuse,
+            way: RootfsWay::Mount,
             // On the node itself, and not in memory.
             cache: PathBuf::from("/var/tmp"),
             cache_gigabytes: None,

@@ -35,6 +35,8 @@ pub enum Rung {
     Directory,
     /// The same of a tree that was extracted from an image.
     Extracted,
+    /// A mount by the kernel, which root has made of a file that only root can write.
+    Kernel,
 }
 
 /// What a [`Patch`] puts into the rootfs.

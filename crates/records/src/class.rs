@@ -14,6 +14,8 @@ pub enum EngineClass {
     ImageMissing,
     /// The image is cut off or malformed.
     ImageCorrupt,
+    /// The image was changed while it was used.
+    ImageChanged,
     /// Bytes do not match their digest.
     DigestMismatch,
     /// The image could not be fetched.
@@ -41,6 +43,7 @@ pub enum EngineClass {
 const ENGINE_NAMES: &[(&str, EngineClass)] = &[
     ("image-missing", EngineClass::ImageMissing),
     ("image-corrupt", EngineClass::ImageCorrupt),
+    ("image-changed", EngineClass::ImageChanged),
     ("digest-mismatch", EngineClass::DigestMismatch),
     ("fetch-failed", EngineClass::FetchFailed),
     ("bad-option", EngineClass::BadOption),

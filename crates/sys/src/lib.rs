@@ -5,6 +5,7 @@
 //! ([`Errno`]); callers know what they mean where.
 
 mod background;
+mod block_file;
 mod descriptor;
 mod exec;
 mod fork;
@@ -15,6 +16,7 @@ mod seccomp;
 mod signal;
 
 pub use background::{become_background, become_init, become_resident};
+pub use block_file::{LoopDevice, has_writers};
 pub use descriptor::{close_on_exec_from, with_inherited};
 pub use exec::{ExecStrings, execute, execute_open};
 pub use fork::{

@@ -203,16 +203,20 @@ pub fn fuse_aborted(site: &Site) -> Check {
         ("-n2", vec![option.as_str(), &mounts], 125),
         ("-n1", vec!["apptainer", "exec", sif.as_str()], 255),
     ] {
+        // A task that comes when all is over leads anew, and is ended with its step.
         let go = dir.path().join("device");
+        let n_begun = || (0..2).filter(|rank| dir.path().join(format!("begun.{rank}")).exists()).count();
+        let n_wanted = if n_tasks == "-n2" { 2 } else { 1 };
         // The root's device number, of which the minor part names the connection.
         let script = format!(
             "while read id parent device root point rest; do [ $point = / ] && d=$device; done </proc/self/mountinfo; \
-             echo $d >{here}/device.$SLURM_PROCID; mv {here}/device.$SLURM_PROCID {here}/device; exec sleep 1000"
+             echo $d >{here}/device.$SLURM_PROCID; mv {here}/device.$SLURM_PROCID {here}/device; \
+             echo >{here}/begun.$SLURM_PROCID; exec sleep 1000"
         );
         let words = [n_tasks, "-N1"].into_iter().chain(enter).chain(["sh", "-c", &script]);
         let (name, running) = site.cluster.start_srun(dir.path(), words)?;
         let id = site.cluster.wait_running(&name)?;
-        let began = wait_until(PATIENCE, || go.exists());
+        let began = wait_until(PATIENCE, || n_begun() == n_wanted);
         let device = fs::read_to_string(&go).unwrap_or_default();
         let connection = device.trim().split_once(':').map(|(_, minor)| control.0.join(minor).join("abort"));
         let aborted = connection.as_ref().is_some_and(|abort| fs::write(abort, "1").is_ok());
@@ -232,6 +236,9 @@ pub fn fuse_aborted(site: &Site) -> Check {
             return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
         }
         fs::remove_file(&go)?;
+        for rank in 0..n_wanted {
+            fs::remove_file(dir.path().join(format!("begun.{rank}")))?;
+        }
         site.cluster.settled()?;
     }
     Ok(())

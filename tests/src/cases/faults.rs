@@ -9,7 +9,7 @@ use super::Site;
 use super::bare::expect_account;
 use super::privileged::with_bad_layer;
 use crate::cluster::{Job, Variant};
-use crate::command::{Output, Running};
+use crate::command::{Output, Running, wait_until};
 use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
 use crate::outcome::{self, Exit, Outcome};
@@ -177,6 +177,83 @@ pub fn truncated_image(site: &Site) -> Check {
         let names = format!("half-{name}");
         let fault = Fault { names: &names, remedy: DAMAGED, class: "engine-image-corrupt" };
         both(site, &half.display().to_string(), (&[], &[]), &[], fault)?;
+    }
+    Ok(())
+}
+
+/// An image that is cut short or overwritten while a step runs from it: reads fail, nobody is killed, and the step says
+/// that the image was changed. One that is replaced by another file of its name is no fault: the step goes on with
+/// the old one. By the plugin and by `apptainer exec`.
+///
+/// # Errors
+/// It is called something else.
+pub fn image_changes_under_a_job(site: &Site) -> Check {
+    let dir = site.env().work_dir("changed")?;
+    let here = dir.path().display().to_string();
+    let path = |name: &str| dir.path().join(name);
+    let script = "touch began-$0; until [ -e go-$0 ]; do sleep 0.1; done
+        tar cf - /usr/lib 2>said-$0 | tail -c 1 >/dev/null; grep -q . said-$0 && exit 7; exit 0";
+    let changes: [(&str, &dyn Fn(&Path) -> std::io::Result<()>); 3] = [
+        ("truncated", &|image| fs::OpenOptions::new().write(true).open(image)?.set_len(1 << 20)),
+        ("overwritten", &|image| {
+            let length = usize::try_from(fs::metadata(image)?.len()).unwrap_or(0);
+            let mut file = fs::OpenOptions::new().write(true).open(image)?;
+            std::io::Write::write_all(&mut file, &vec![0xa5; length])
+        }),
+        ("replaced", &|image| {
+            let new = image.with_extension("new");
+            fs::write(&new, b"not an image")?;
+            fs::rename(new, image)
+        }),
+    ];
+    let mounts = format!("--container-mounts={here}");
+    let workdir = format!("--container-workdir={here}");
+    let mut started = Vec::new();
+    for (name, _) in &changes {
+        for plugin in [true, false] {
+            let tag = format!("{name}-{plugin}");
+            let image = path(&format!("{tag}.sqsh"));
+            fs::copy(site.images.path("demo.sqsh"), &image)?;
+            let (image, option) =
+                (image.display().to_string(), format!("--container-image={}", image.display()));
+            let line: Vec<&str> = if plugin {
+                vec!["-n1", &option, &mounts, &workdir]
+            } else {
+                vec!["-n1", "apptainer", "exec", &image]
+            };
+            let line = line.into_iter().chain(["sh", "-c", script, &tag]);
+            started.push((*name, plugin, tag.clone(), site.cluster.start_srun(dir.path(), line)?));
+        }
+    }
+    let all_began = || started.iter().all(|(_, _, tag, _)| path(&format!("began-{tag}")).exists());
+    if !wait_until(PATIENCE, all_began) {
+        return Err("not all began".into());
+    }
+    for (name, change) in &changes {
+        for plugin in [true, false] {
+            let tag = format!("{name}-{plugin}");
+            change(&path(&format!("{tag}.sqsh")))?;
+            fs::write(path(&format!("go-{tag}")), b"")?;
+        }
+    }
+    for (name, plugin, tag, (job_name, running)) in started {
+        let job = finish(site, &job_name, running)?;
+        let said = fs::read_to_string(path(&format!("said-{tag}"))).unwrap_or_default();
+        if name == "replaced" {
+            job.output.clone().success().map_err(|story| format!("{story}\n{said}"))?;
+            let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+            if records.len() != 1 || records[0].class != "ok" {
+                return Err(format!("{tag}: {records:#?}").into());
+            }
+            continue;
+        }
+        if !said.contains("Input/output error") {
+            return Err(format!("{tag}: the payload was not told of an error\n{said}\n{}", job.output).into());
+        }
+        let image = format!("{tag}.sqsh was changed while it was used, and the program ended with status 7");
+        let fault =
+            Fault { names: &image, remedy: "leaves running jobs the old one", class: "engine-image-changed" };
+        failed(site, &job, if plugin { NATIVE } else { APPTAINER }, fault)?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ pub mod extracted;
 pub mod faults;
 pub mod image_commands;
 pub mod instances;
+pub mod kernel_mounts;
 pub mod kills;
 pub mod neighbour;
 pub mod no_helpers;
@@ -126,6 +127,10 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("instances::killed", instances::killed),
     ("instances::interrupted_start", instances::interrupted_start),
     ("instances::tampered_state", instances::tampered_state),
+    ("kernel_mounts::by_root", kernel_mounts::by_root),
+    ("kernel_mounts::flags_are_locked", kernel_mounts::flags_are_locked),
+    ("kernel_mounts::of_others", kernel_mounts::of_others),
+    ("kernel_mounts::many_at_once", kernel_mounts::many_at_once),
     ("killed_pull", kills::killed_pull),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
@@ -215,8 +220,6 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::plugin_on_four_nodes", uses::plugin_on_four_nodes),
     ("uses::kinds_of_images", uses::kinds_of_images),
     ("uses::tasks_share_a_container", uses::tasks_share_a_container),
-    ("instances::ends_with_its_step", instances::ends_with_its_step),
-    ("extracted::tasks_of_a_step", extracted::tasks_of_a_step),
     ("uses::task_prolog", uses::task_prolog),
     ("uses::mpi", uses::mpi),
     ("uses::gpu", uses::gpu),
@@ -224,18 +227,13 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::mounts_and_shm", uses::mounts_and_shm),
     ("uses::record_is_complete", uses::record_is_complete),
     ("uses::keeper_in_the_steps_cgroup", uses::keeper_in_the_steps_cgroup),
-    ("crowds::sharing_switched_off", crowds::sharing_switched_off),
-    ("crowds::ranks_reach_each_other", crowds::ranks_reach_each_other),
-    ("crowds::mpi_copies_directly", crowds::mpi_copies_directly),
     ("ends::codes_and_signals", ends::codes_and_signals),
     ("ends::command_missing", ends::command_missing),
     ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
     ("ends::term_and_kill", ends::term_and_kill),
     ("ends::kill_of_our_processes", ends::kill_of_our_processes),
     ("ends::kill_on_one_of_two_nodes", ends::kill_on_one_of_two_nodes),
-    ("ends::a_record_that_hangs", ends::a_record_that_hangs),
     ("ends::time_limit", ends::time_limit),
-    ("exhaustion::fuse_aborted", exhaustion::fuse_aborted),
     ("faults::missing_image", faults::missing_image),
     ("faults::truncated_image", faults::truncated_image),
     ("faults::wrong_layer", faults::wrong_layer),
@@ -250,15 +248,24 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::inherited_options", faults::inherited_options),
     ("faults::submission_without_plugin", faults::submission_without_plugin),
     ("records::one_per_step_and_node", records::one_per_step_and_node),
+];
+
+/// Cases that need nodes on the machine's own network, whose loopback address isolated ones do not reach; and those
+/// for which it makes no difference what the nodes have of their own.
+const ON_LOOPBACK: &[(&str, SiteCase)] = &[
+    ("instances::ends_with_its_step", instances::ends_with_its_step),
+    ("extracted::tasks_of_a_step", extracted::tasks_of_a_step),
+    ("crowds::sharing_switched_off", crowds::sharing_switched_off),
+    ("crowds::ranks_reach_each_other", crowds::ranks_reach_each_other),
+    ("crowds::mpi_copies_directly", crowds::mpi_copies_directly),
+    ("ends::a_record_that_hangs", ends::a_record_that_hangs),
+    ("exhaustion::fuse_aborted", exhaustion::fuse_aborted),
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
     ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
     ("export::keeps_the_container", export::keeps_the_container),
     ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
-];
-
-/// Cases that need nodes on the machine's own network: isolated ones do not reach its loopback address.
-const ON_LOOPBACK: &[(&str, SiteCase)] = &[
+    ("faults::image_changes_under_a_job", faults::image_changes_under_a_job),
     ("uses::image_from_a_registry", uses::image_from_a_registry),
     ("ends::scancel_while_fetching", ends::scancel_while_fetching),
     ("kills::at_random_moments", kills::at_random_moments),
@@ -291,6 +298,9 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "uses::image_from_a_registry"
         | "ends::scancel_while_fetching"
         | "kills::at_random_moments" => privileged::registry_program(),
+        "kernel_mounts::by_root" | "kernel_mounts::of_others" | "kernel_mounts::many_at_once" => {
+            kernel_mounts::erofs_maker()
+        }
         "crowds::mpi_copies_directly" => crowds::compilers(),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),

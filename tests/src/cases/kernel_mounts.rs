@@ -1,0 +1,312 @@
+//! Images that the kernel mounts: for root alone, of files that only root can write, with flags that stay.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::Desk;
+use crate::command::{self, Output, Running, wait_until};
+use crate::environment::PATIENCE;
+use crate::images::WITNESS;
+use crate::leaks::process_ids;
+use crate::tier::{self, Check, Skip};
+
+/// Needs a program that makes EROFS images.
+///
+/// # Errors
+/// It is not installed.
+pub(super) fn erofs_maker() -> Result<(), Skip> {
+    tier::succeeds("mkfs.erofs", &["--help"]).map_err(|why| Skip(format!("needs mkfs.erofs: {why}")))
+}
+
+/// A directory that only root can change, with images that only root can write.
+struct Vault {
+    dir: PathBuf,
+}
+
+impl Vault {
+    fn new(desk: &Desk) -> Result<Self, String> {
+        let dir = PathBuf::from(format!("/var/lib/situla-test-vault-{}", std::process::id()));
+        let vault = Vault { dir };
+        fs::create_dir(&vault.dir).map_err(|e| format!("{}: {e}", vault.dir.display()))?;
+        for name in ["tiny.sqsh", "tiny.sif", "demo.sqsh"] {
+            let path = vault.path(name);
+            fs::copy(desk.images.path(name), &path)
+                .and_then(|_| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)))
+                .map_err(|e| format!("{path}: {e}"))?;
+        }
+        let tree = desk.env.image_tree("tiny").display().to_string();
+        command::run(command::words(["mkfs.erofs", "-zlz4", &vault.path("tiny.erofs"), &tree]), PATIENCE)?
+            .success()?;
+        Ok(vault)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    /// A command of root's.
+    fn command(&self, desk: &Desk, words: &[&str]) -> Command {
+        let mut command = Command::new("env");
+        command.args(words).current_dir(&self.dir).env_clear();
+        command.env("PATH", desk.env.search_path()).env("HOME", &self.dir).env("USER", "root");
+        // Home is what the password file says.
+        command.env("XDG_STATE_HOME", self.dir.join("state"));
+        command
+    }
+
+    fn run(&self, desk: &Desk, words: &[&str]) -> Result<Output, String> {
+        command::run(self.command(desk, words), PATIENCE)
+    }
+
+    fn start(&self, desk: &Desk, words: &[&str]) -> Result<Running, String> {
+        command::start(self.command(desk, words))
+    }
+
+    /// How a Plan says that its root is made, and why.
+    fn rung(&self, desk: &Desk, image: &str, options: &[&str]) -> Result<(String, String), String> {
+        let words: Vec<&str> =
+            ["situla", "plan"].into_iter().chain(options.iter().copied()).chain([image, "true"]).collect();
+        let plan = self.run(desk, &words)?.success()?;
+        let plan: Value = serde_json::from_str(&plan.stdout).map_err(|e| format!("{e}\n{plan}"))?;
+        let text = |key: &str| plan["rootfs"][key].as_str().unwrap_or_default().to_owned();
+        Ok((text("rung"), text("reason")))
+    }
+}
+
+impl Drop for Vault {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The files behind the loop devices of this machine.
+fn looped() -> Vec<String> {
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let file = |path: PathBuf| fs::read_to_string(path.join("loop/backing_file")).ok();
+    devices.filter_map(|device| file(device.path())).map(|text| text.trim().to_owned()).collect()
+}
+
+/// No loop device is left of an image of the vault, after a moment.
+fn no_device_left(vault: &Vault) -> Result<(), String> {
+    let place = vault.dir.display().to_string();
+    let left = || looped().into_iter().filter(|file| file.starts_with(&place)).collect::<Vec<_>>();
+    if wait_until(PATIENCE, || left().is_empty()) { Ok(()) } else { Err(format!("left: {:?}", left())) }
+}
+
+/// Root's container of each kind of image is a mount by the kernel, read-only, without set-uid and devices; it shows
+/// what FUSE shows; Plan and record say so; exec-only and supervised. On the host nothing is mounted.
+///
+/// # Errors
+/// It is not.
+pub fn by_root(desk: &Desk) -> Check {
+    let vault = Vault::new(desk)?;
+    let look = format!(
+        "cat {WITNESS}; ls -lan /bin /usr | sed 's/ [0-9][0-9]*:[0-9][0-9] / /'; grep root: /etc/passwd"
+    );
+    let by_fuse = vault
+        .run(desk, &["situla", "exec", "--rootfs", "fuse", "tiny.sqsh", "sh", "-c", &look])?
+        .success()?;
+    for (image, kind) in [("tiny.sqsh", "squashfs"), ("tiny.sif", "squashfs"), ("tiny.erofs", "erofs")] {
+        let (rung, reason) = vault.rung(desk, image, &[])?;
+        if (rung.as_str(), reason.contains("only root can write")) != ("kernel", true) {
+            return Err(format!("{image}: the plan says {rung}: {reason}").into());
+        }
+        for options in [&[][..], &["--record"]] {
+            let words = |script| -> Vec<&str> {
+                let start = ["situla", "exec"].into_iter().chain(options.iter().copied());
+                start.chain([image, "sh", "-c", script]).collect()
+            };
+            let mounts = vault.run(desk, &words("cat /proc/self/mountinfo"))?.success()?;
+            let root =
+                mounts.stdout.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or_default();
+            let fields: Vec<&str> = root.split(' ').collect();
+            let flags: Vec<&str> = fields.get(5).unwrap_or(&"").split(',').collect();
+            let of_kind = root.contains(&format!(" - {kind} "));
+            if !of_kind || !["ro", "nosuid", "nodev"].iter().all(|flag| flags.contains(flag)) {
+                return Err(format!("{image}: the root is {root:?}").into());
+            }
+            let seen = vault.run(desk, &words(&look))?.success()?.expect_text("situla tiny image")?;
+            let lines = |output: &Output| -> Vec<String> {
+                // Directories have sizes of their own in each file system.
+                let plain = output.stdout.lines().filter(|line| !line.starts_with(['d', 't']));
+                plain.map(str::to_owned).collect()
+            };
+            if lines(&seen) != lines(&by_fuse) {
+                return Err(format!("{image}: not the same as by FUSE\n{seen}\n{by_fuse}").into());
+            }
+        }
+        let shown = vault.run(desk, &["situla", "runs", "--json"])?.success()?;
+        if !shown.stdout.contains(image) {
+            return Err(format!("{image} is not among the runs\n{shown}").into());
+        }
+    }
+    let records = vault.dir.join("state/situla/records");
+    let journals = command::run(
+        command::words(["grep", "-rl", "\"rung\":\"kernel\"", &records.display().to_string()]),
+        PATIENCE,
+    )?;
+    if journals.success()?.stdout.lines().count() < 3 {
+        return Err("records do not say that the kernel has mounted their images".into());
+    }
+    no_device_left(&vault)?;
+    Ok(())
+}
+
+/// Root inside, with all capabilities over the container, cannot make its root writable or honour devices and
+/// set-uid bits: neither by remounting nor by changing attributes, nor from a namespace below.
+///
+/// # Errors
+/// He can.
+pub fn flags_are_locked(desk: &Desk) -> Check {
+    let vault = Vault::new(desk)?;
+    // A tree with a device that everybody may read, and a set-uid program.
+    let tree = vault.dir.join("tree");
+    let copy = [Path::new("cp"), Path::new("-a"), &desk.env.image_tree("tiny"), &tree];
+    command::run(command::words(copy.map(|word| word.as_os_str().to_owned())), PATIENCE)?.success()?;
+    let place = tree.display().to_string();
+    let script = format!(
+        "mknod -m 666 {place}/zero c 1 5 && cp {place}/bin/busybox {place}/id && chmod 4755 {place}/id"
+    );
+    command::run(command::words(["sh", "-c", &script]), PATIENCE)?.success()?;
+    let image = vault.path("node.sqsh");
+    let made = ["mksquashfs", &place, &image, "-noappend", "-quiet", "-no-progress"];
+    command::run(command::words(made), PATIENCE)?.success()?;
+    let script = "grep -q ' / ro,nosuid,nodev' /proc/self/mountinfo || exit 9
+        for flags in rw suid dev; do mount -o remount,bind,$flags / 2>/dev/null && exit 10; done
+        head -c 1 /zero 2>/dev/null && exit 11
+        touch /x 2>/dev/null && exit 12
+        unshare -m sh -c 'mount -o remount,bind,dev / || head -c 1 /zero' 2>/dev/null && exit 13
+        grep -q CapEff:.*0000000000000000 /proc/self/status && exit 14
+        echo kept";
+    for options in [&["--root"][..], &["--root", "--writable-tmpfs", "--pid"]] {
+        let script =
+            if options.len() > 1 { "head -c 1 /zero 2>/dev/null && exit 11; echo kept" } else { script };
+        let words: Vec<&str> = ["situla", "exec"]
+            .into_iter()
+            .chain(options.iter().copied())
+            .chain(["node.sqsh", "sh", "-c", script])
+            .collect();
+        vault.run(desk, &words)?.success()?.expect_text("kept")?;
+    }
+    // The newer call, by which attributes are cleared one by one: 442 is mount_setattr, 4 is MOUNT_ATTR_NODEV.
+    let python = "import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for name, bit in ('ro', 1), ('nosuid', 2), ('nodev', 4):
+    attr = (ctypes.c_uint64 * 4)(0, bit, 0, 0)
+    done = libc.syscall(442, -100, b'/', 0, attr, ctypes.sizeof(attr))
+    print(name, done, os.strerror(ctypes.get_errno()))";
+    let output =
+        vault.run(desk, &["situla", "exec", "--root", "demo.sqsh", "python3", "-c", python])?.success()?;
+    for name in ["ro", "nosuid", "nodev"] {
+        let refused = format!("{name} -1 Operation not permitted");
+        output.clone().expect_text(&refused)?;
+    }
+    no_device_left(&vault)?;
+    Ok(())
+}
+
+/// What others than root can write, or could while it is open, is served by FUSE, with the reason in the Plan; and
+/// `--rootfs kernel` is refused with the reason. An ordinary user never mounts, and EROFS has no other way.
+///
+/// # Errors
+/// It is mounted, or the reason is another.
+pub fn of_others(desk: &Desk) -> Check {
+    let vault = Vault::new(desk)?;
+    let served = |image: &str, why: &str| -> Check {
+        let (rung, reason) = vault.rung(desk, image, &[])?;
+        if rung != "fuse" || !reason.contains(why) {
+            return Err(format!("{image}: the plan says {rung}: {reason}").into());
+        }
+        vault
+            .run(desk, &["situla", "exec", image, "cat", WITNESS])?
+            .success()?
+            .expect_text("situla tiny image")?;
+        let refused =
+            vault.run(desk, &["situla", "exec", "--rootfs", "kernel", image, "true"])?.expect_code(125)?;
+        refused
+            .expect_text("cannot be mounted by the kernel")?
+            .expect_text(why)?
+            .expect_text("hint: let root own")?;
+        Ok(())
+    };
+    let image = vault.path("tiny.sqsh");
+    chown(&image, Some(desk.env.uid()?), None)?;
+    served("tiny.sqsh", "others than root can write it")?;
+    chown(&image, Some(0), None)?;
+    for mode in [0o664, 0o646] {
+        fs::set_permissions(&image, fs::Permissions::from_mode(mode))?;
+        served("tiny.sqsh", "others than root can write it")?;
+    }
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o644))?;
+    {
+        let _writer = fs::OpenOptions::new().append(true).open(&image)?;
+        served("tiny.sqsh", "somebody has it open for writing")?;
+    }
+    let (rung, _) = vault.rung(desk, "tiny.sqsh", &[])?;
+    if rung != "kernel" {
+        return Err(format!("it is {rung} when all is well again").into());
+    }
+    // Asked for another way.
+    for (way, want) in [("fuse", "fuse"), ("extract", "extracted"), ("auto", "kernel"), ("mount", "kernel")] {
+        let (rung, _) = vault.rung(desk, "tiny.sqsh", &["--rootfs", way])?;
+        if rung != want {
+            return Err(format!("--rootfs {way}: {rung}").into());
+        }
+    }
+    fs::set_permissions(&vault.dir, fs::Permissions::from_mode(0o755))?;
+    let home = desk.env.home()?.to_path_buf();
+    let as_user = |words: &[&str]| desk.env.as_user(&home, words);
+    let erofs = vault.path("tiny.erofs");
+    as_user(&["situla", "exec", "--rootfs", "kernel", &image, "true"])?
+        .expect_code(125)?
+        .expect_text("you are not root")?;
+    as_user(&["situla", "exec", &erofs, "true"])?
+        .expect_code(125)?
+        .expect_text("only root can run")?
+        .expect_text("situla convert")?;
+    let refused =
+        vault.run(desk, &["situla", "exec", "--rootfs", "fuse", "tiny.erofs", "true"])?.expect_code(125)?;
+    refused.expect_text("no other way")?;
+    Ok(())
+}
+
+/// Many at once, and one that is killed with the process that waits for it: all run, and no device stays.
+///
+/// # Errors
+/// One fails, or something stays.
+pub fn many_at_once(desk: &Desk) -> Check {
+    const MANY: usize = 32;
+    let vault = Vault::new(desk)?;
+    for image in ["tiny.sqsh", "tiny.erofs"] {
+        let words = ["situla", "exec", "--rootfs", "kernel", "--record", image, "cat", WITNESS];
+        let running: Vec<Running> = (0..MANY).map(|_| vault.start(desk, &words)).collect::<Result<_, _>>()?;
+        for one in running {
+            one.finish(PATIENCE)?.success()?.expect_text("situla tiny image")?;
+        }
+        no_device_left(&vault)?;
+        let words = ["situla", "exec", "--rootfs", "kernel", "--record", image, "sleep", "4217"];
+        let running = vault.start(desk, &words)?;
+        let payload = || {
+            process_ids().into_iter().find(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                line == b"sleep\x004217\x00"
+            })
+        };
+        if !wait_until(PATIENCE, || payload().is_some()) {
+            return Err(format!("{image}: no payload\n{}", running.finish(PATIENCE)?).into());
+        }
+        let pid = i32::try_from(running.pid()).ok().and_then(Pid::from_raw).ok_or("no pid")?;
+        kill_process(pid, Signal::KILL)?;
+        running.finish(PATIENCE)?.expect_code(128 + 9)?;
+        if !wait_until(PATIENCE, || payload().is_none()) {
+            return Err(format!("{image}: the payload goes on").into());
+        }
+        no_device_left(&vault)?;
+    }
+    Ok(())
+}
