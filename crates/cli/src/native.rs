@@ -1,6 +1,7 @@
 //! Our own command line.
 
 use std::ffi::OsString;
+use std::mem::ManuallyDrop;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -62,8 +63,10 @@ enum Command {
 /// to build than a container's Plan. `None` where they are wrong or ask for help: the whole command
 /// line knows better what to say then.
 fn parse_alone<T: clap::Args>(name: &'static str, arguments: &[OsString]) -> Option<T> {
-    let command = T::augment_args(clap::Command::new(name)).no_binary_name(true);
-    let matches = command.try_get_matches_from(arguments).ok()?;
+    // Taking the description apart takes a third as long as making it, and this process ends or becomes another
+    // program soon.
+    let mut command = ManuallyDrop::new(T::augment_args(clap::Command::new(name)).no_binary_name(true));
+    let matches = ManuallyDrop::new(command.try_get_matches_from_mut(arguments).ok()?);
     T::from_arg_matches(&matches).ok()
 }
 
