@@ -181,6 +181,9 @@ pub fn truncated_image(site: &Site) -> Check {
     Ok(())
 }
 
+/// Something done to an image.
+type Change<'a> = &'a dyn Fn(&Path) -> std::io::Result<()>;
+
 /// An image that is cut short or overwritten while a step runs from it: reads fail, nobody is killed, and the step says
 /// that the image was changed. One that is replaced by another file of its name is no fault: the step goes on with
 /// the old one. By the plugin and by `apptainer exec`.
@@ -193,7 +196,7 @@ pub fn image_changes_under_a_job(site: &Site) -> Check {
     let path = |name: &str| dir.path().join(name);
     let script = "touch began-$0; until [ -e go-$0 ]; do sleep 0.1; done
         tar cf - /usr/lib 2>said-$0 | tail -c 1 >/dev/null; grep -q . said-$0 && exit 7; exit 0";
-    let changes: [(&str, &dyn Fn(&Path) -> std::io::Result<()>); 3] = [
+    let changes: [(&str, Change<'_>); 3] = [
         ("truncated", &|image| fs::OpenOptions::new().write(true).open(image)?.set_len(1 << 20)),
         ("overwritten", &|image| {
             let length = usize::try_from(fs::metadata(image)?.len()).unwrap_or(0);
