@@ -15,6 +15,15 @@ pub(super) enum Table {
     Aarch64,
 }
 
+/// What an argument of a call is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Width {
+    /// The lower half of what a filter is shown.
+    Bits32,
+    /// All of it.
+    Bits64,
+}
+
 /// A call of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Call {
@@ -45,6 +54,14 @@ impl Table {
             Table::X86_64 => 0xc000_003e,
             Table::Arm => 0x4000_0028,
             Table::Aarch64 => 0xc000_00b7,
+        }
+    }
+
+    /// How wide its arguments are.
+    pub(super) fn width(self) -> Width {
+        match self {
+            Table::X86 | Table::Arm => Width::Bits32,
+            Table::X86_64 | Table::Aarch64 => Width::Bits64,
         }
     }
 
