@@ -107,7 +107,9 @@ impl Supervised<'_> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let Supervised { pid, report, ended, signals, mut keeper, is_instance } = self;
         let mut report = Some(File::from(report));
-        let mut init = ended.filter(|_| !is_instance).map(Init::new);
+        // The init of an instance says nothing, but ends where this end of the pipe has gone before it looks.
+        let (said, _kept) = if is_instance { (None, ended) } else { (ended, None) };
+        let mut init = said.map(Init::new);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(setup("cannot watch the payload"))?;
         let mut failure = None;
         loop {
