@@ -36,6 +36,7 @@ mod supervise;
 mod warm_up;
 
 pub use failure::{Failure, FailureClass};
+pub use init::ask_to_end;
 pub use inside::{Links, open_inside};
 pub use instance::{Channel, Instance, detach};
 pub use run::{Observer, OpenImage, duplicate, is_inherited, replace, run};

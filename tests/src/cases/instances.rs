@@ -96,6 +96,12 @@ pub fn life(desk: &Desk) -> Check {
         run(desk, dir.path(), &["situla", "instance", "exec", "life", "/no/such"])?.expect_code(127)?;
         run(desk, dir.path(), &["apptainer", "shell", "--shell", "/bin/true", "instance://life"])?
             .success()?;
+        // What informs does not end it, whichever of its processes has it.
+        for (process, signal) in [("pid", Signal::WINCH), ("holder_pid", Signal::CONT), ("pid", Signal::USR1)]
+        {
+            kill(number(&state, process)?, signal)?;
+            run(desk, dir.path(), &["situla", "instance", "exec", "life", "true"])?.success()?;
+        }
         let killed =
             run(desk, dir.path(), &["situla", "instance", "exec", "life", "sh", "-c", "kill -USR1 $$"])?;
         if killed.code() != 138 {
