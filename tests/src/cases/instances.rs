@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -169,13 +170,15 @@ pub fn stop(desk: &Desk) -> Check {
     fs::create_dir_all(Path::new(&image).join(".situla"))?;
     let config = r#"{"architecture":"amd64","os":"linux","config":{"StopSignal":"SIGUSR1"},"rootfs":{"type":"layers","diff_ids":[]}}"#;
     fs::write(Path::new(&image).join(".situla/config.json"), config)?;
-    for (words, told, slow) in [
-        (&["--signal", "SIGTERM"][..], "up\ntold\n", false),
-        (&["-s", "10"], "up\nusr1\n", false),
+    // What is asked ends by itself, long before it would be killed; what is not asked is not waited for.
+    let long = &["--timeout", "3600"][..];
+    for (words, told, waits) in [
+        ([&["--signal", "SIGTERM"], long].concat(), "up\ntold\n", None),
+        ([&["-s", "10"], long].concat(), "up\nusr1\n", None),
         // What the image's configuration names.
-        (&[], "up\nusr1\n", false),
-        (&["--signal", "INT", "--timeout", "1"], "up\n", true),
-        (&["--force"], "up\n", false),
+        (long.to_vec(), "up\nusr1\n", None),
+        (vec!["--signal", "INT", "--timeout", "1"], "up\n", Some(Duration::from_secs(1))),
+        ([&["--force"], long].concat(), "up\n", None),
     ] {
         run(desk, dir.path(), &["situla", "instance", "start", &image, "stubborn"])?.success()?;
         let state = listed(desk, dir.path(), "stubborn")?.ok_or("it is not listed")?;
@@ -184,10 +187,11 @@ pub fn stop(desk: &Desk) -> Check {
             return Err("its script does not run".into());
         }
         let command =
-            ["situla", "instance", "stop", "stubborn"].iter().chain(words).copied().collect::<Vec<_>>();
+            ["situla", "instance", "stop", "stubborn"].into_iter().chain(words.clone()).collect::<Vec<_>>();
         let output = run(desk, dir.path(), &command)?.success()?;
         let text = fs::read_to_string(&log)?;
-        if text != told || slow != (output.took.as_millis() > 900) || runs(number(&state, "pid")?) {
+        let early = waits.is_some_and(|limit| output.took < limit);
+        if text != told || early || runs(number(&state, "pid")?) {
             return Err(format!("{words:?}: the log holds {text:?}\n{output}").into());
         }
         fs::remove_file(&log)?;
@@ -265,29 +269,42 @@ fn child_of(parent: i32, name: &str) -> Option<i32> {
 /// # Errors
 /// It leaves something.
 pub fn interrupted_start(desk: &Desk) -> Check {
-    const TRIES: u64 = 12;
+    const TRIES: u64 = 24;
     let dir = desk.env.work_dir("interrupted")?;
     let image = desk.images.path("tiny.sqsh");
-    let mut n_complete = 0;
+    let words = ["situla", "instance", "start", &image, "interrupted"];
+    run(desk, dir.path(), &words)?.success()?;
+    let state = listed(desk, dir.path(), "interrupted")?.ok_or("it is not listed")?;
+    let log = Path::new(state["log_out"].as_str().unwrap_or_default()).to_owned();
+    run(desk, dir.path(), &["situla", "instance", "stop", "interrupted"])?.success()?;
+    let mut n_interrupted = 0;
     for attempt in 0..TRIES {
-        let words = ["situla", "instance", "start", &image, "interrupted"];
+        if !wait_until(PATIENCE, || !log.exists()) {
+            return Err(format!("{} is left", log.display()).into());
+        }
         let started = command::start(desk.env.user_command(dir.path(), words)?)?;
+        // Some at once, others when their log is there: then the container is about to be made, which is what is
+        // to be interrupted. A wait that sleeps could miss it.
+        let begun = Instant::now();
+        while attempt % 4 != 0 && !log.exists() && begun.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
         // At another moment each time: this is what is tried, not a wait for something.
-        std::thread::sleep(std::time::Duration::from_millis(attempt * 4));
+        std::thread::sleep(Duration::from_millis(attempt % 8));
+        let is_begun = log.exists();
         // as-user becomes the program, so that this reaches it, as Ctrl-C would.
         let _ = kill(i32::try_from(started.pid())?, Signal::INT);
         let output = started.finish(PATIENCE)?;
         match listed(desk, dir.path(), "interrupted")? {
             // It was complete already.
             Some(_) if output.code() == 0 || output.code() == 130 => {
-                n_complete += 1;
                 run(desk, dir.path(), &["situla", "instance", "stop", "interrupted"])?.success()?;
             }
-            None if output.code() != 0 => {}
+            None if output.code() != 0 => n_interrupted += u64::from(is_begun && output.code() == 130),
             other => return Err(format!("listed: {other:?}\n{output}").into()),
         }
     }
-    if n_complete == TRIES { Err("no start was interrupted".into()) } else { Ok(()) }
+    if n_interrupted == 0 { Err("no container was interrupted while it was made".into()) } else { Ok(()) }
 }
 
 /// What is counted is what the instance does, and says where it comes from.
