@@ -340,6 +340,42 @@ pub fn stats(desk: &Desk) -> Check {
     if seen { Ok(()) } else { Err(format!("{last:?}").into()) }
 }
 
+/// The filter that an instance was started with holds for its command, and for whoever enters: as it was read then,
+/// unless he has one of his own.
+///
+/// # Errors
+/// It does not.
+pub fn filters(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("filters")?;
+    let image = desk.images.path("tiny.sqsh");
+    let forbid = |names: &str| {
+        let rule = format!(r#"{{"names": [{names}], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}}"#);
+        format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{rule}]}}"#)
+    };
+    dir.write("mkdir.json", &forbid(r#""mkdir", "mkdirat""#))?;
+    dir.write("symlink.json", &forbid(r#""symlink", "symlinkat""#))?;
+    let start = ["situla", "instance", "start", "--security", "seccomp:mkdir.json", &image, "filtered"];
+    run(desk, dir.path(), &start)?.success()?;
+    fs::remove_file(dir.path().join("mkdir.json"))?;
+    // Judged from inside: by what the calls do, and by what the kernel says of the process.
+    let look = "grep Seccomp: /proc/self/status; mkdir made 2>/dev/null || echo no directory; \
+                ln -s x linked 2>/dev/null || echo no link; rm -rf made linked";
+    let own =
+        ["situla", "exec", "--security", "seccomp:symlink.json", "instance://filtered", "sh", "-c", look];
+    for (words, seen) in [
+        (&["situla", "instance", "exec", "filtered", "sh", "-c", look][..], "no directory"),
+        (&["apptainer", "exec", "instance://filtered", "sh", "-c", look], "no directory"),
+        (&own, "no link"),
+    ] {
+        let output = run(desk, dir.path(), words)?.success()?;
+        if output.stdout != format!("Seccomp:\t2\n{seen}\n") {
+            return Err(output.to_string().into());
+        }
+    }
+    run(desk, dir.path(), &["situla", "instance", "stop", "filtered"])?.success()?;
+    Ok(())
+}
+
 /// State that somebody has tampered with leads nowhere: not to a process with the same number, not to the
 /// instance of another name, and not out of the directory.
 ///

@@ -12,8 +12,9 @@ use super::error::InstanceError;
 use super::name::InstanceName;
 use super::state::{InstanceState, SCHEMA};
 
-/// The largest file that is read.
-const MAX_STATE: u64 = 64 * 1024;
+/// The largest file that is read or written: a filter of system calls, which is part of it, may have been 1 MiB
+/// when it was read, and its form here has a few more letters.
+const MAX_STATE: u64 = 4 << 20;
 
 /// The most instances that are looked at.
 const MAX_INSTANCES: usize = 10_000;
@@ -168,6 +169,9 @@ impl Instances {
         let path = self.path(&state.name, "json");
         let pending = self.directory.join(format!(".{}.{}", state.name, std::process::id()));
         let bytes = serde_json::to_vec(state).map_err(io::Error::other).map_err(failed("write", &path))?;
+        if u64::try_from(bytes.len()).unwrap_or(u64::MAX) >= MAX_STATE {
+            return Err(failed("write", &path)(io::ErrorKind::FileTooLarge.into()));
+        }
         let written = open_options()
             .write(true)
             .create(true)
@@ -260,6 +264,7 @@ mod tests {
             init: own,
             image: "a.sif".to_owned(),
             image_path: "/a.sif".into(),
+            tree: None,
             started: 0,
             step: None,
             log_out: "/nonexistent".into(),
@@ -269,6 +274,7 @@ mod tests {
             contain: false,
             home: None,
             no_home: false,
+            seccomp: None,
         }
     }
 
@@ -339,7 +345,7 @@ mod tests {
         instances.publish(&state("good")).unwrap();
         let inside = |name: &str| instances.directory.join(name);
         fs::write(inside("text.json"), "{").unwrap();
-        fs::write(inside("long.json"), vec![b' '; 1 << 20]).unwrap();
+        fs::write(inside("long.json"), vec![b' '; 1 << 23]).unwrap();
         let newer = serde_json::to_string(&InstanceState { schema: 2, ..state("newer") }).unwrap();
         fs::write(inside("newer.json"), newer).unwrap();
         fs::copy(inside("good.json"), inside("renamed.json")).unwrap();

@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use situla_plan::RootfsSource;
+use situla_plan::{RootfsSource, Rung};
 use situla_records::EngineClass;
 use situla_runtime::{Channel, Observer, SignalInfo, detach};
 
@@ -84,7 +84,12 @@ pub fn start(
     let input = std::fs::File::open(null).map_err(failed("open", null))?;
     let stop_signal = prepared.stop_signal().filter(|signal| parse_signal(signal).is_ok()).map(str::to_owned);
     let described = describe(&request, name, key, host, [log_out.clone(), log_err.clone()]);
-    let state = InstanceState { stop_signal, ..described };
+    let plan = prepared.plan();
+    let (RootfsSource::Squashfs { path, .. } | RootfsSource::Directory { path }) = &plan.rootfs.source;
+    let tree = (plan.rootfs.rung == Rung::Extracted).then(|| path.as_os_str().into());
+    let image_path = prepared.image_path().to_owned();
+    let seccomp = plan.spec.linux.seccomp.clone();
+    let state = InstanceState { stop_signal, image_path, tree, seccomp, ..described };
     let keep = prepared.descriptors();
     let streams = [input.as_fd(), out.as_fd(), err.as_fd()];
     let holding = instances.clone();
@@ -139,6 +144,7 @@ fn describe(
         init: none,
         image: request.image.clone(),
         image_path: PathBuf::new(),
+        tree: None,
         started: since_1970().as_secs(),
         step,
         log_out,
@@ -148,6 +154,7 @@ fn describe(
         contain: request.defaults.contain,
         home,
         no_home: request.defaults.no_home,
+        seccomp: None,
     }
 }
 
@@ -176,10 +183,8 @@ fn agree(channel: &Channel, name: &InstanceName) -> Result<(), InstanceError> {
 }
 
 /// The holder's part: its result is its exit status, which nobody reads.
-fn hold(prepared: Prepared, instances: &Instances, mut state: InstanceState, channel: &Channel) -> i32 {
+fn hold(prepared: Prepared, instances: &Instances, state: InstanceState, channel: &Channel) -> i32 {
     let PreparedParts { plan, image, lease, recorder, rank } = prepared.into_parts();
-    let (RootfsSource::Squashfs { path, .. } | RootfsSource::Directory { path }) = &plan.rootfs.source;
-    state.image_path = path.as_os_str().into();
     let run = recorder.run().to_owned();
     let mut holding = Holding { recorder, instances, state, channel, is_published: false };
     let outcome = situla_runtime::run(&plan, image, rank, &run, &mut holding);
