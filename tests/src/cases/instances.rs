@@ -417,8 +417,17 @@ pub fn tampered_state(desk: &Desk) -> Check {
     fs::remove_file(&forged_path)?;
     // A file of root's is nobody's instance.
     fs::write(&forged_path, text.replace("honest", "forged"))?;
-    run(desk, dir.path(), &["situla", "exec", "instance://forged", "true"])?.expect_code(125)?;
+    run(desk, dir.path(), &["situla", "exec", "instance://forged", "true"])?
+        .expect_code(125)?
+        .expect_text("forged.json")?;
     fs::remove_file(&forged_path)?;
+    // One that says nothing is nobody's either, and the name is free.
+    write(&forged_path, &Value::Null)?;
+    run(desk, dir.path(), &["situla", "instance", "stop", "forged"])?
+        .expect_code(125)?
+        .expect_text("forged.json")?;
+    run(desk, dir.path(), &["situla", "instance", "start", &image, "forged"])?.success()?;
+    run(desk, dir.path(), &["situla", "instance", "stop", "forged"])?.success()?;
     // Root is another user.
     let words =
         [desk.env.situla().display().to_string(), "exec".into(), "instance://honest".into(), "true".into()];

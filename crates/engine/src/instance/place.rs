@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
+use serde::Deserialize;
 
-use super::error::InstanceError;
+use super::error::{InstanceError, InstanceFlaw};
 use super::name::InstanceName;
 use super::state::{InstanceState, SCHEMA};
 
@@ -97,7 +98,7 @@ impl Instances {
         Ok((file.map_err(failed("open", &path))?, path))
     }
 
-    /// Reads the file of one instance; `None` where there is none of this version that is ours.
+    /// Reads the file of one instance; `None` where there is none.
     fn read(&self, name: &str) -> Result<Option<InstanceState>, InstanceError> {
         let path = self.path(name, "json");
         let file = match open_options().read(true).open(&path) {
@@ -107,13 +108,25 @@ impl Instances {
             other => other.map_err(failed("open", &path))?,
         };
         let metadata = file.metadata().map_err(failed("read", &path))?;
+        let unusable = |flaw| Err(InstanceError::Unusable { path: path.clone(), flaw });
         if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
-            return Ok(None);
+            return unusable(InstanceFlaw::Owner);
         }
         let mut bytes = Vec::new();
         file.take(MAX_STATE).read_to_end(&mut bytes).map_err(failed("read", &path))?;
-        let state = serde_json::from_slice::<InstanceState>(&bytes).ok();
-        Ok(state.filter(|state| state.schema == SCHEMA && state.name == name))
+        /// What every version has.
+        #[derive(Deserialize)]
+        struct Head {
+            schema: u32,
+        }
+        match serde_json::from_slice::<Head>(&bytes) {
+            Ok(Head { schema }) if schema != SCHEMA => return unusable(InstanceFlaw::Version(schema)),
+            _ => {}
+        }
+        match serde_json::from_slice::<InstanceState>(&bytes) {
+            Ok(state) if state.name == name => Ok(Some(state)),
+            _ => unusable(InstanceFlaw::Content),
+        }
     }
 
     /// Looks for one instance.
@@ -138,7 +151,7 @@ impl Instances {
             let name = entry.map_err(failed("read", &self.directory))?.file_name();
             let name =
                 name.to_str().and_then(|name| name.strip_suffix(".json")).and_then(InstanceName::parse);
-            // What cannot be read is not ours, and no reason to show none of the others.
+            // What cannot be used is no reason to show none of the others.
             if let Some(name) = name
                 && let Ok(Some(state)) = self.read(name.as_str())
             {
@@ -198,13 +211,27 @@ impl Instances {
     /// Removes the file of `state`, unless it is another instance's by now, and its logs where nothing was
     /// written to them. To be called by the holder itself, or under the lock.
     pub(crate) fn remove(&self, state: &InstanceState) {
-        let current = self.read(&state.name);
-        if current.is_ok_and(|current| current.is_some_and(|current| current.key != state.key)) {
-            return;
+        match self.read(&state.name) {
+            Ok(Some(current)) if current.key != state.key => return,
+            Err(InstanceError::Unusable { flaw: InstanceFlaw::Version(_) | InstanceFlaw::Owner, .. }) => {
+                return;
+            }
+            _ => {}
         }
         let _ = fs::remove_file(self.path(&state.name, "json"));
         for log in [&state.log_out, &state.log_err] {
             remove_empty(log);
+        }
+    }
+
+    /// Removes a file of ours of that name that says nothing, so that it is in nobody's way. To be called under the
+    /// lock: whoever publishes a file holds it.
+    pub(crate) fn remove_unusable(&self, name: &InstanceName) -> Result<(), InstanceError> {
+        match self.read(name.as_str()) {
+            Err(InstanceError::Unusable { path, flaw: InstanceFlaw::Content }) => {
+                fs::remove_file(&path).map_err(failed("remove", &path))
+            }
+            other => other.map(drop),
         }
     }
 
@@ -337,6 +364,39 @@ mod tests {
         assert!(instances.read("a").unwrap().is_some());
         instances.remove(&new);
         assert!(instances.read("a").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_name_whose_file_says_nothing_is_free() {
+        let (_directory, instances) = place();
+        let name = InstanceName::parse("a").unwrap();
+        let path = instances.path("a", "json");
+        let other = serde_json::to_string(&state("other")).unwrap();
+        for content in ["", "{", "{\"schema\":1}", &other] {
+            fs::write(&path, content).unwrap();
+            let error = instances.get(&name).unwrap_err();
+            assert!(
+                matches!(error, InstanceError::Unusable { flaw: InstanceFlaw::Content, .. }),
+                "{content}: {error}"
+            );
+            assert!(error.to_string().contains("a.json") && error.remedy().is_some(), "{error}");
+            instances.remove_unusable(&name).unwrap();
+            instances.publish(&state("a")).unwrap();
+            assert_eq!(instances.get(&name).unwrap().unwrap().condition, Condition::Running);
+            instances.remove_unusable(&name).unwrap();
+            instances.remove(&state("a"));
+            assert!(!path.exists());
+        }
+        // One of another version may be of an instance that runs.
+        fs::write(&path, "{\"schema\":2,\"what\":\"ever\"}").unwrap();
+        let error = instances.remove_unusable(&name).unwrap_err();
+        assert!(matches!(error, InstanceError::Unusable { flaw: InstanceFlaw::Version(2), .. }), "{error}");
+        instances.remove(&state("a"));
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = instances.remove_unusable(&name).unwrap_err();
+        assert!(matches!(error, InstanceError::Unusable { flaw: InstanceFlaw::Owner, .. }), "{error}");
     }
 
     #[test]

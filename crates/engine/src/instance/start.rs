@@ -17,7 +17,7 @@ use situla_plan::{RootfsSource, Rung};
 use situla_records::EngineClass;
 use situla_runtime::{Channel, Observer, SignalInfo, detach};
 
-use super::error::InstanceError;
+use super::error::{InstanceError, InstanceFlaw};
 use super::name::InstanceName;
 use super::place::{Condition, Instances, failed, open_options, remove_empty};
 use super::process::{ProcessRef, realm};
@@ -60,8 +60,11 @@ pub fn start(
     warn: &mut dyn FnMut(&str),
 ) -> Result<InstanceState, InstanceError> {
     let instances = Instances::new(host.instances.clone().ok_or(InstanceError::NoPlace)?);
-    // Before anything is fetched.
-    expect_free(&instances, name)?;
+    // Before anything is fetched. A file that says nothing is replaced, under the lock.
+    match expect_free(&instances, name) {
+        Ok(_) | Err(InstanceError::Unusable { flaw: InstanceFlaw::Content, .. }) => {}
+        Err(error) => return Err(error),
+    }
     let key = format!("{}/instance/{}-{}", host.user.uid, std::process::id(), since_1970().as_nanos());
     request.instance = Some(InstanceUse { name: name.to_string(), key: key.clone(), enters: false });
     request.isolation.pid = true;
@@ -69,6 +72,7 @@ pub fn start(
     prepared.warnings().iter().for_each(|warning| warn(warning));
     instances.create()?;
     let _lock = instances.lock()?;
+    instances.remove_unusable(name)?;
     if let Some(ended) = expect_free(&instances, name)? {
         instances.remove(&ended);
     }
