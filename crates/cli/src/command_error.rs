@@ -118,6 +118,22 @@ impl CommandError {
         }
     }
 
+    /// Several failures as one, which tells all of them; `None` where there is none. Its kind and class are those of
+    /// the first.
+    pub(crate) fn all(errors: Vec<CommandError>) -> Option<Self> {
+        let mut errors = errors.into_iter();
+        let mut all = errors.next()?;
+        for error in errors {
+            all.message = format!("{}; {}", all.message_with_causes(), error.message_with_causes());
+            all.causes.clear();
+            let mut remedies: Vec<String> = all.remedy.into_iter().collect();
+            remedies.extend(error.remedy.filter(|remedy| !remedies.contains(remedy)));
+            all.remedy = Some(remedies.join("; ")).filter(|remedy| !remedy.is_empty());
+            all.ends = all.ends.or(error.ends);
+        }
+        Some(all)
+    }
+
     /// Everything in one line: for tasks of Slurm, whose output is mixed with that of others.
     fn one_line(&self) -> String {
         let mut line = self.message.clone();
@@ -248,5 +264,30 @@ mod tests {
         let error = EngineError::OpenImage { path: "a.sif".to_owned(), source };
         let line = CommandError::engine(error).one_line();
         assert_eq!(line, "cannot open image a.sif: disk on fire; check the file's permissions");
+    }
+
+    #[test]
+    fn several_failures_are_all_told() {
+        assert!(CommandError::all(Vec::new()).is_none());
+        let stays = |name: &str| {
+            let limit = std::time::Duration::from_secs(1);
+            CommandError::instance(InstanceError::Stays { name: name.to_owned(), limit })
+        };
+        assert_eq!(CommandError::all(vec![stays("a")]).unwrap().one_line(), stays("a").one_line());
+        let file = InstanceError::File {
+            doing: "lock",
+            path: "/state/.lock".into(),
+            source: std::io::Error::other("disk on fire"),
+        };
+        let all = CommandError::all(vec![CommandError::instance(file), stays("b"), stays("c")]).unwrap();
+        let line = all.one_line();
+        for part in [
+            "/state/.lock: disk on fire; instance b has",
+            "instance c has",
+            "stop --force b",
+            "stop --force c",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
     }
 }

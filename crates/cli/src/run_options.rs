@@ -236,24 +236,61 @@ impl RunOptions {
 
     /// An option that was given and says how a container is made: useless for one that stands already.
     pub(crate) fn only_for_new(&self) -> Option<&'static str> {
+        // Taken apart, so that a new option is decided about here.
+        let RunOptions {
+            bind,
+            mount,
+            home,
+            no_home,
+            no_mount,
+            overlay,
+            writable_tmpfs,
+            contain,
+            containall,
+            fakeroot,
+            subids,
+            pid,
+            ipc,
+            uts,
+            hostname,
+            net,
+            network,
+            cgroupns,
+            sharens,
+            no_share,
+            rootfs,
+            // What counts for the command.
+            cwd: _,
+            security: _,
+            cleanenv: _,
+            env: _,
+            no_eval: _,
+            record: _,
+            // Always so.
+            userns: _,
+        } = self;
         let given = [
-            ("bind", !self.bind.is_empty()),
-            ("mount", !self.mount.is_empty()),
-            ("home", self.home.is_some()),
-            ("no-home", self.no_home),
-            ("no-mount", !self.no_mount.is_empty()),
-            ("overlay", !self.overlay.is_empty()),
-            ("writable-tmpfs", self.writable_tmpfs),
-            ("contain", self.contain),
-            ("containall", self.containall),
-            ("fakeroot", self.fakeroot),
-            ("pid", self.pid),
-            ("ipc", self.ipc),
-            ("uts", self.uts),
-            ("hostname", self.hostname.is_some()),
-            ("net", self.net),
-            ("network", self.network.is_some()),
-            ("rootfs", self.rootfs.is_some()),
+            ("bind", !bind.is_empty()),
+            ("mount", !mount.is_empty()),
+            ("home", home.is_some()),
+            ("no-home", *no_home),
+            ("no-mount", !no_mount.is_empty()),
+            ("overlay", !overlay.is_empty()),
+            ("writable-tmpfs", *writable_tmpfs),
+            ("contain", *contain),
+            ("containall", *containall),
+            ("fakeroot", *fakeroot),
+            ("subids", *subids),
+            ("pid", *pid),
+            ("ipc", *ipc),
+            ("uts", *uts),
+            ("hostname", hostname.is_some()),
+            ("net", *net),
+            ("network", network.is_some()),
+            ("cgroupns", cgroupns.is_some()),
+            ("sharens", *sharens),
+            ("no-share", *no_share),
+            ("rootfs", rootfs.is_some()),
         ];
         given.iter().find(|(_, given)| *given).map(|(name, _)| *name)
     }
@@ -439,6 +476,29 @@ mod tests {
             (&"x".repeat(65), false),
         ] {
             assert_eq!(is_hostname(text), good, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_instance_is_not_made_anew_by_who_enters() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: RunOptions,
+        }
+        for (words, refused) in [
+            (&["--cgroupns", "host"][..], Some("cgroupns")),
+            (&["--cgroupns", "private"], Some("cgroupns")),
+            (&["--no-share"], Some("no-share")),
+            (&["--sharens"], Some("sharens")),
+            (&["--subids"], Some("subids")),
+            (&["--rootfs", "auto"], Some("rootfs")),
+            (&["--bind", "/a"], Some("bind")),
+            (&["--cwd", "/", "-e", "--env", "A=1", "--no-eval", "--record", "--userns"], None),
+            (&["--security", "seccomp:f"], None),
+        ] {
+            let line: Line = clap::Parser::parse_from(["x"].iter().chain(words));
+            assert_eq!(line.options.only_for_new(), refused, "{words:?}");
         }
     }
 

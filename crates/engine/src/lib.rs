@@ -30,8 +30,8 @@ pub use error::EngineError;
 pub use events::{EVENT_SCHEMA, EventLine, Listener, RunEvent};
 pub use host::{Host, HostError};
 pub use instance::{
-    Condition, Entering, InstanceError, InstanceName, InstanceState, Instances, Listed, Stop, Usage,
-    UsageSource, find, parse_signal, start, stop, usage,
+    Condition, Entering, InstanceError, InstanceFlaw, InstanceName, InstanceState, Instances, Listed, Stop,
+    Usage, UsageSource, find, parse_signal, start, stop, usage,
 };
 pub use killed_task::{Killed, judge_killed};
 pub use prepare::{Prepared, Refusal, admit_reference, plan, prepare, record_refusal};

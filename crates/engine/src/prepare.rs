@@ -33,6 +33,8 @@ use crate::way::{self, Acts, Rooted};
 pub struct Prepared {
     plan: Plan,
     image: Option<OpenImage>,
+    /// The file or directory that the image's name meant, whatever the root is.
+    image_path: PathBuf,
     /// The signal by which the image wants to be ended.
     stop_signal: Option<String>,
     /// Keeps the extracted tree that is the root, as long as this process lives.
@@ -60,12 +62,12 @@ pub fn plan(request: &RunRequest, host: &Host, site: &Site) -> Result<Plan, Engi
 pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepared, EngineError> {
     let mut phases = Phases::begin();
     match decided(request, host, site, &mut phases, Acts::Yes) {
-        Ok(Planned { plan, image, stop_signal, lease, watch, warnings }) => {
+        Ok(Planned { plan, image, image_path, stop_signal, lease, watch, warnings }) => {
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
             recorder.describe(host, &plan);
             let task = host.allocation.as_ref().and_then(|allocation| allocation.task);
             let rank = task.map_or(0, |task| task.local_rank.0);
-            Ok(Prepared { plan, image, stop_signal, lease, watch, recorder, rank, warnings })
+            Ok(Prepared { plan, image, image_path, stop_signal, lease, watch, recorder, rank, warnings })
         }
         Err(error) => {
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
@@ -146,6 +148,7 @@ pub(crate) struct PreparedParts {
 struct Planned {
     plan: Plan,
     image: Option<OpenImage>,
+    image_path: PathBuf,
     stop_signal: Option<String>,
     lease: Option<TreeLease>,
     watch: Option<ImageWatch>,
@@ -174,14 +177,14 @@ fn decided(
         (plan.rootfs.rung, plan.rootfs.reason) = (rung, reason);
     }
     phases.end("plan");
-    let Resolved { view, descriptor, config, path, .. } = image;
+    let Resolved { view, descriptor, config, path: image_path, .. } = image;
     let stop_signal = config.map(|config| config.stop_signal).filter(|signal| !signal.is_empty());
     let open = match (view, descriptor) {
         (ImageView::Squashfs(image), Some(descriptor)) => Some(OpenImage { image: *image, descriptor }),
         _ => None,
     };
-    let watch = open.as_ref().and_then(|open| ImageWatch::begin(open.descriptor, &path));
-    Ok(Planned { plan, image: open, stop_signal, lease, watch, warnings })
+    let watch = open.as_ref().and_then(|open| ImageWatch::begin(open.descriptor, &image_path));
+    Ok(Planned { plan, image: open, image_path, stop_signal, lease, watch, warnings })
 }
 
 /// Asks the policy.
@@ -263,6 +266,16 @@ impl Prepared {
     pub(crate) fn descriptors(&self) -> Vec<i32> {
         let image = self.image.as_ref().map(|image| image.descriptor);
         image.into_iter().chain(way::lease_descriptor(self.lease.as_ref())).collect()
+    }
+
+    /// The Plan.
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The file or directory that the image's name meant.
+    pub(crate) fn image_path(&self) -> &Path {
+        &self.image_path
     }
 
     /// The signal by which the image wants to be ended, as it writes it.

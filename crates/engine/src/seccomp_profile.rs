@@ -22,6 +22,8 @@ const MAX_FILE: u64 = 1 << 20;
 struct Profile {
     default_action: SeccompAction,
     default_errno_ret: Option<u32>,
+    /// Its name, as Podman has it.
+    default_errno: Option<String>,
     #[serde(default)]
     architectures: Vec<SeccompArch>,
     #[serde(default)]
@@ -49,9 +51,8 @@ struct Rule {
     name: Option<String>,
     action: SeccompAction,
     errno_ret: Option<u32>,
-    /// Its name in words, which says nothing that `errnoRet` does not.
-    #[serde(default, rename = "errno")]
-    _errno: Option<String>,
+    /// Its name, as Podman has it.
+    errno: Option<String>,
     #[serde(default)]
     args: Option<Vec<SeccompArg>>,
     #[serde(default)]
@@ -124,15 +125,58 @@ fn parse(text: &[u8], machine: &Machine<'_>) -> Result<Seccomp, String> {
         }
         let names = rule.names.into_iter().chain(rule.name).collect();
         let args = rule.args.unwrap_or_default();
-        syscalls.push(SeccompRule { names, action: rule.action, errno_ret: rule.errno_ret, args });
+        let errno_ret = errno(rule.errno_ret, rule.errno.as_deref())?;
+        syscalls.push(SeccompRule { names, action: rule.action, errno_ret, args });
     }
     Ok(Seccomp {
         default_action: profile.default_action,
-        default_errno_ret: profile.default_errno_ret,
+        default_errno_ret: errno(profile.default_errno_ret, profile.default_errno.as_deref())?,
         architectures,
         flags: profile.flags,
         syscalls,
     })
+}
+
+/// Errors that profiles name; linux/errno.h, the same on x86 and Arm.
+const ERRNOS: [(&str, u32); 24] = [
+    ("EPERM", 1),
+    ("ENOENT", 2),
+    ("ESRCH", 3),
+    ("EINTR", 4),
+    ("EIO", 5),
+    ("ENXIO", 6),
+    ("EBADF", 9),
+    ("EAGAIN", 11),
+    ("ENOMEM", 12),
+    ("EACCES", 13),
+    ("EFAULT", 14),
+    ("EBUSY", 16),
+    ("EEXIST", 17),
+    ("ENODEV", 19),
+    ("EINVAL", 22),
+    ("ENFILE", 23),
+    ("EMFILE", 24),
+    ("ENOSPC", 28),
+    ("EROFS", 30),
+    ("ENOSYS", 38),
+    ("EPROTONOSUPPORT", 93),
+    ("ENOTSUP", 95),
+    ("EOPNOTSUPP", 95),
+    ("EAFNOSUPPORT", 97),
+];
+
+/// The errno of an action, which a profile may give as a number, by its name, or both. An empty name is none.
+fn errno(number: Option<u32>, name: Option<&str>) -> Result<Option<u32>, String> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(number) };
+    let named = ERRNOS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number);
+    match (number, named) {
+        (None, None) => Err(format!("the errno {name:?} is not known; give its number")),
+        (Some(number), Some(named)) if number != named => {
+            Err(format!("the errno {name} is {named}, and not {number}"))
+        }
+        // Which the number says as well.
+        (number, named) => Ok(number.or(named)),
+    }
 }
 
 /// Whether a rule is meant for this machine and payload.
@@ -214,6 +258,92 @@ mod tests {
         }
         let filter = parse(text.as_bytes(), &Machine { capabilities: &[], kernel: (6, 0) }).unwrap();
         assert_eq!(filter.architectures.len(), if cfg!(target_arch = "aarch64") { 2 } else { 3 });
+    }
+
+    /// What the profiles that come with Docker and Podman are made of, each kind of entry once.
+    #[test]
+    fn profiles_of_other_engines_are_understood() {
+        let docker = r#"{
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "defaultErrnoRet": 1,
+            "archMap": [
+                {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
+                {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
+                {"architecture": "SCMP_ARCH_RISCV64", "subArchitectures": null}
+            ],
+            "syscalls": [
+                {"names": ["read", "newfstatat", "set_tls"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["ptrace"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "4.8"}},
+                {
+                    "names": ["personality"], "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]
+                },
+                {
+                    "names": ["clone"], "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": 0, "value": 2114060288, "op": "SCMP_CMP_MASKED_EQ"}],
+                    "excludes": {"caps": ["CAP_SYS_ADMIN"], "arches": ["s390", "s390x"]}
+                },
+                {
+                    "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38,
+                    "excludes": {"caps": ["CAP_SYS_ADMIN"]}
+                },
+                {"names": ["breakpoint"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["arm"]}}
+            ]
+        }"#;
+        let podman = r#"{
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "defaultErrnoRet": 38,
+            "defaultErrno": "ENOSYS",
+            "archMap": [
+                {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
+                {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]}
+            ],
+            "syscalls": [
+                {
+                    "names": ["bdflush"], "action": "SCMP_ACT_ERRNO", "args": [], "comment": "",
+                    "includes": {}, "excludes": {}, "errnoRet": 1, "errno": "EPERM"
+                },
+                {
+                    "names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [], "comment": "", "includes": {},
+                    "excludes": {}
+                },
+                {
+                    "names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 22, "errno": "EINVAL", "comment": "",
+                    "args": [
+                        {"index": 0, "value": 16, "valueTwo": 0, "op": "SCMP_CMP_EQ"},
+                        {"index": 2, "value": 9, "valueTwo": 0, "op": "SCMP_CMP_EQ"}
+                    ],
+                    "includes": {}, "excludes": {"caps": ["CAP_AUDIT_WRITE"]}
+                }
+            ]
+        }"#;
+        let machine = Machine { capabilities: &[], kernel: (6, 1) };
+        for (text, default, errnos) in [
+            (docker, 1, [None, None, None, None, Some(38)].as_slice()),
+            (podman, 38, &[Some(1), None, Some(22)]),
+        ] {
+            let filter = parse(text.as_bytes(), &machine).unwrap();
+            assert_eq!(filter.default_errno_ret, Some(default));
+            assert_eq!(filter.syscalls.iter().map(|rule| rule.errno_ret).collect::<Vec<_>>(), errnos);
+            situla_runtime::check_filter(&filter).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_errno_has_a_number_a_name_or_both() {
+        for (number, name, want) in [
+            (None, None, Some(None)),
+            (Some(38), None, Some(Some(38))),
+            (None, Some("ENOSYS"), Some(Some(38))),
+            (Some(38), Some("ENOSYS"), Some(Some(38))),
+            (Some(5), Some(""), Some(Some(5))),
+            (Some(133), Some("EHWPOISON"), Some(Some(133))),
+            (Some(1), Some("ENOSYS"), None),
+            (None, Some("EHWPOISON"), None),
+            (None, Some("38"), None),
+        ] {
+            assert_eq!(errno(number, name).ok(), want, "{number:?} {name:?}");
+        }
     }
 
     #[test]

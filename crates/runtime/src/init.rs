@@ -5,14 +5,14 @@
 //! waits for it, has no privileges, and nothing open but what it needs for this. The first process of an
 //! instance stays when its payload ends.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    DumpableBehavior, Pid, Signal, WaitOptions, set_dumpable_behavior, set_parent_process_death_signal, wait,
-    waitpid,
+    DumpableBehavior, Pid, Signal, WaitOptions, pidfd_send_signal, set_dumpable_behavior,
+    set_parent_process_death_signal, wait, waitpid,
 };
 use situla_sys::{Forked, SignalFd, SignalMask};
 
@@ -60,7 +60,7 @@ pub(crate) fn run(ended: &OwnedFd, payload: impl FnOnce() -> Failure) -> Failure
 }
 
 /// The same for an instance, which may have no payload, and goes on when it has ended: until a signal
-/// comes from outside and nobody is left whom it has reached.
+/// comes from outside that means the end, and nobody is left whom it has reached.
 pub(crate) fn run_instance(ended: &OwnedFd, payload: Option<impl FnOnce() -> Failure>) -> Failure {
     let signals = match watch() {
         Ok(signals) => signals,
@@ -112,7 +112,34 @@ fn become_init(ended: &OwnedFd, signals: &SignalFd, kept: &[RawFd], main: impl F
     situla_sys::become_init(c"situla-init", &keep, main)
 }
 
-/// Reaps, and passes signals on to everybody. Once one has come, ends when nobody is left.
+/// Signals that mean the end of an instance whoever sends them. All others inform.
+const ENDING: [Signal; 5] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::XCPU];
+
+/// From whoever ends an instance by another signal, which is sent first: that was to be the end. The init of a
+/// machine understands it likewise. It is not passed on.
+const END: Signal = Signal::POWER;
+
+/// Sends everybody in an instance, whose first process is `init`, a signal that is to be their end.
+///
+/// # Errors
+/// It has gone, or is somebody else's.
+pub fn ask_to_end(init: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno> {
+    pidfd_send_signal(init, signal)?;
+    if ENDING.contains(&signal) { Ok(()) } else { pidfd_send_signal(init, END) }
+}
+
+/// What the init of an instance does about a signal from outside: whether it passes it on, and whether it ends
+/// once nobody is left.
+fn meaning(signal: i32) -> (bool, bool) {
+    match Signal::from_named_raw(signal) {
+        Some(Signal::CHILD) => (false, false),
+        Some(END) => (false, true),
+        Some(signal) => (true, ENDING.contains(&signal)),
+        None => (true, false),
+    }
+}
+
+/// Reaps, and passes signals on to everybody. Once one has come that means the end, ends when nobody is left.
 fn attend_instance(signals: &SignalFd) -> i32 {
     /// How often to look whether those have gone that entered: their end is told to others.
     const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -127,8 +154,9 @@ fn attend_instance(signals: &SignalFd) -> i32 {
             return 1;
         }
         while let Ok(Some(info)) = signals.next() {
-            if info.signal != CHILD {
-                is_ending = true;
+            let (passed_on, ends) = meaning(info.signal);
+            is_ending |= ends;
+            if passed_on {
                 // Nobody there, or nobody who may be told: then the look says whether to go.
                 let _ = situla_sys::signal_everybody(info.signal);
             }
@@ -179,5 +207,20 @@ fn attend(payload: Pid, signals: &SignalFd, before_exec: OwnedFd, ended: &OwnedF
             }
             return status.exit_status().unwrap_or(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_signals_end_an_instance() {
+        for signal in (1..=64).filter(|signal| forwarded().contains(*signal)) {
+            // HUP INT QUIT TERM XCPU, and PWR, which is for the init alone.
+            let ends = [1, 2, 3, 15, 24, 30].contains(&signal);
+            assert_eq!(meaning(signal), (signal != 30, ends), "{signal}");
+        }
+        assert_eq!(meaning(CHILD), (false, false));
     }
 }

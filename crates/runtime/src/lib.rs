@@ -37,6 +37,7 @@ mod supervise;
 mod warm_up;
 
 pub use failure::{Failure, FailureClass};
+pub use init::ask_to_end;
 pub use inside::{Links, open_inside};
 pub use instance::{Channel, Instance, detach};
 pub use kernel_mount::{KernelFormat, MountableFile, mount_by_kernel};

@@ -14,7 +14,9 @@ use rustix::net::{
 
 /// The longest message: a failure with its text.
 pub(crate) const MAX_MESSAGE: usize = 4096;
-/// The most descriptors in one message: a FUSE device, or one per namespace type.
+/// The most descriptors in one message: a FUSE device, or one for each namespace that a container can have of its
+/// own (user, mount, PID, IPC, UTS, network, control group), and the image behind them. Seven and one: with an
+/// eighth type of namespace this grows.
 const MAX_DESCRIPTORS: usize = 8;
 
 /// What was received.

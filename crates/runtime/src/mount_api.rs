@@ -61,7 +61,7 @@ impl MountApi {
             open_tree(CWD, c"", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).map(drop),
             move_mount(CWD, c"", CWD, c"", MoveMountFlags::empty()),
             set_mount_attributes(CWD, nothing, false),
-            fsopen(c"", FsOpenFlags::FSOPEN_CLOEXEC).map(drop),
+            probe_fsopen(),
             fsconfig_set_flag(CWD, c"ro"),
             fsmount(CWD, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(drop),
         ];
@@ -154,6 +154,12 @@ impl MountApi {
             MountApi::Paths(slots) => slots.create(kind, settings, mount_flags(attributes)),
         }
     }
+}
+
+/// Calls fsopen(2) with flags that it refuses: it looks at them before the name. A name that it does not know
+/// would let it start modprobe(8).
+fn probe_fsopen() -> Result<(), Errno> {
+    fsopen(c"tmpfs", FsOpenFlags::from_bits_retain(u32::MAX)).map(drop)
 }
 
 fn mount_flags(attributes: MountAttributes) -> MountFlags {
@@ -310,4 +316,27 @@ pub(crate) fn staging_place() -> Result<(&'static str, OwnedFd), Errno> {
         }
     }
     Err(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_probe_of_fsopen_asks_for_no_file_system() {
+        const SELF: &str = "mount_api::tests::the_probe_of_fsopen_asks_for_no_file_system";
+        if probe_fsopen() == Err(Errno::PERM) {
+            // Not allowed to mount: once more where it is.
+            let mut command = Command::new("unshare");
+            command.args(["--user", "--map-root-user", "--mount"]);
+            let output = command.arg(std::env::current_exe().unwrap()).args(["--exact", SELF]).output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            return;
+        }
+        // ENODEV is what a name gets that was looked for.
+        assert!(matches!(probe_fsopen(), Err(Errno::INVAL | Errno::NOSYS)), "{:?}", probe_fsopen());
+    }
 }

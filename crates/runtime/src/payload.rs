@@ -1,7 +1,8 @@
 //! The last steps before the payload runs: give up privileges, close, exec.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Access, OFlags, access};
@@ -85,53 +86,51 @@ impl Command {
         paths.filter(|path| path.starts_with(b"/")).collect()
     }
 
-    /// Executes one program, if it is not this one, once `last` has been done.
-    fn try_one(
-        &self,
-        path: &CStr,
-        arguments: &ExecStrings,
-        last: &mut dyn FnMut() -> Result<(), Failure>,
-    ) -> Result<Errno, Failure> {
-        match self.guards_own_program.then(|| own_program::expect_another(path.to_bytes())) {
-            Some(Err(errno)) => Ok(errno),
-            Some(Ok(Another::Unreadable(program))) => {
-                last()?;
-                Ok(match situla_sys::execute_open(program.as_fd(), arguments, &self.environment) {
-                    // A script; it cannot be read.
-                    Errno::NOENT => Errno::ACCESS,
-                    errno => errno,
-                })
-            }
-            _ => {
-                last()?;
-                Ok(situla_sys::execute(path, arguments, &self.environment))
-            }
+    /// Executes the command; returns only with the reason why that failed.
+    fn execute(&self) -> Failure {
+        let looked_at = self.candidates.iter().map(|path| self.look_at(path));
+        let Some(filter) = &self.filter else {
+            return self.try_all(looked_at, || self.look_at(SHELL));
+        };
+        // A filter may forbid everything but the exec. So it is known before what is to be tried, and paths that
+        // do not exist are left out: from the filter on nothing is done but that.
+        let looked_at: Vec<Program<'_>> = looked_at.filter(Program::exists).collect();
+        let shell = self.look_at(SHELL);
+        match filter.install() {
+            Ok(()) => self.try_all(looked_at.into_iter(), || shell),
+            Err(failure) => failure,
         }
     }
 
-    /// Executes the command; returns only with the reason why that failed.
-    fn execute(&self) -> Failure {
-        self.try_all().unwrap_or_else(|failure| failure)
+    /// Looks at a program: where this one must not be executed, that it is another.
+    fn look_at<'a>(&self, path: &'a CStr) -> Program<'a> {
+        match self.guards_own_program.then(|| own_program::expect_another(path.to_bytes())) {
+            Some(Err(errno)) => Program::Refused(errno),
+            Some(Ok(Another::Unreadable(file))) => Program::Open(ManuallyDrop::new(file)),
+            Some(Ok(Another::ByPath)) | None => Program::At(path),
+        }
     }
 
-    /// A filter of system calls may forbid everything but the exec. So it is installed after all else, once,
-    /// and paths that do not exist are left out before.
-    fn try_all(&self) -> Result<Failure, Failure> {
-        let mut filter = self.filter.as_ref();
-        let filtered = filter.is_some();
-        let exists = |path: &CStr| !matches!(access(path, Access::EXISTS), Err(Errno::NOENT | Errno::NOTDIR));
-        let mut install = || filter.take().map_or(Ok(()), Filter::install);
-        let mut denied = None;
-        for candidate in self.candidates.iter().filter(|path| !filtered || exists(path)) {
-            match self.try_one(candidate, &self.arguments, &mut install)? {
+    /// Tries one after the other, as execvp(3) does. A file that has no format which the kernel knows is a script
+    /// for `shell`.
+    fn try_all<'a>(
+        &self,
+        programs: impl Iterator<Item = Program<'a>>,
+        shell: impl FnOnce() -> Program<'a>,
+    ) -> Failure {
+        let (mut denied, mut shell) = (None, Some(shell));
+        for program in programs {
+            match program.execute(&self.arguments, &self.environment) {
                 Errno::NOENT | Errno::NOTDIR => {}
+                // A shell that could not be executed once need not be tried again.
                 Errno::NOEXEC => {
-                    denied = Some(self.try_one(c"/bin/sh", &self.shell_arguments, &mut install)?)
+                    let shell = shell.take().map(|shell| shell());
+                    denied = shell.map(|it| it.execute(&self.shell_arguments, &self.environment)).or(denied);
                 }
                 errno => denied = denied.or(Some(errno)),
             }
         }
-        Ok(match denied {
+        match denied {
             Some(errno) => Failure::of_call(
                 FailureClass::CommandNotExecutable,
                 format!("cannot execute {}", self.name),
@@ -142,7 +141,46 @@ impl Command {
                 format!("{} is not in the container", self.name),
                 Errno::NOENT,
             ),
-        })
+        }
+    }
+}
+
+/// What runs scripts without an interpreter line.
+const SHELL: &CStr = c"/bin/sh";
+
+/// A program that may be executed.
+#[derive(Debug)]
+enum Program<'a> {
+    /// What is at this path.
+    At(&'a CStr),
+    /// What is open here. A filter may forbid to close it: exec does that, or the end of this process.
+    Open(ManuallyDrop<OwnedFd>),
+    /// Nothing, because of this.
+    Refused(Errno),
+}
+
+impl Program<'_> {
+    /// Whether there is anything.
+    fn exists(&self) -> bool {
+        let result = match self {
+            Program::At(path) => access(*path, Access::EXISTS),
+            Program::Open(_) => Ok(()),
+            Program::Refused(errno) => Err(*errno),
+        };
+        !matches!(result, Err(Errno::NOENT | Errno::NOTDIR))
+    }
+
+    /// Becomes it; returns with the reason why that failed.
+    fn execute(&self, arguments: &ExecStrings, environment: &ExecStrings) -> Errno {
+        match self {
+            Program::At(path) => situla_sys::execute(path, arguments, environment),
+            Program::Open(file) => match situla_sys::execute_open(file.as_fd(), arguments, environment) {
+                // A script; it cannot be read.
+                Errno::NOENT => Errno::ACCESS,
+                errno => errno,
+            },
+            Program::Refused(errno) => *errno,
+        }
     }
 }
 

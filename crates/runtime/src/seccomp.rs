@@ -18,7 +18,7 @@ mod numbers;
 #[cfg(test)]
 mod tests;
 
-use self::numbers::{Call, Table};
+use self::numbers::{Call, Table, Width};
 
 /// `BPF_MAXINSNS`, linux/bpf_common.h.
 const MAX_INSTRUCTIONS: usize = 4096;
@@ -180,7 +180,7 @@ fn instructions(document: &Seccomp, tables: Vec<Table>) -> Result<Vec<Instructio
             block.push(give(KILL_PROCESS));
         }
         let choices = choices(document, table)?;
-        search(&segments(&choices), default, &mut block)?;
+        search(&segments(&choices), (table.width(), default), &mut block)?;
         program.push(jump(Compare::Equal, table.audit(), 1, 0));
         program.push(skip(block.len())?);
         program.extend(block);
@@ -227,26 +227,31 @@ fn segments(choices: &BTreeMap<u32, Vec<Choice>>) -> Vec<(u32, &[Choice])> {
 /// Searches the number, which is loaded, among `segments`, of which there is at least one.
 fn search(
     segments: &[(u32, &[Choice])],
-    default: u32,
+    (width, default): (Width, u32),
     program: &mut Vec<Instruction>,
 ) -> Result<(), Failure> {
     if let [(_, choices)] = segments {
-        return decide(choices, default, program);
+        return decide(choices, (width, default), program);
     }
     let (lower, upper) = segments.split_at(segments.len() / 2);
     let mut block = Vec::new();
-    search(lower, default, &mut block)?;
+    search(lower, (width, default), &mut block)?;
     let Some((start, _)) = upper.first() else { return Ok(()) };
     program.push(jump(Compare::AtLeast, *start, 0, 1));
     program.push(skip(block.len())?);
     program.extend(block);
-    search(upper, default, program)
+    search(upper, (width, default), program)
 }
 
 /// Tries the choices, in their order.
-fn decide(choices: &[Choice], default: u32, program: &mut Vec<Instruction>) -> Result<(), Failure> {
+fn decide(
+    choices: &[Choice],
+    (width, default): (Width, u32),
+    program: &mut Vec<Instruction>,
+) -> Result<(), Failure> {
     for choice in choices {
-        let parts: Vec<Vec<Step>> = choice.conditions.iter().map(steps).collect();
+        let parts: Vec<Vec<Step>> =
+            choice.conditions.iter().map(|condition| steps(condition, width)).collect();
         // What is left of the choice behind a condition, its result included.
         let mut left: usize = parts.iter().map(Vec::len).sum::<usize>() + 1;
         for part in parts {
@@ -300,7 +305,7 @@ enum Step {
 }
 
 /// The instructions that test a condition: the kernel compares words of 32 bits, the upper one comes first.
-fn steps(condition: &Condition) -> Vec<Step> {
+fn steps(condition: &Condition, width: Width) -> Vec<Step> {
     use Compare::{AtLeast, Equal, More};
     use Step::{And, Jump, Load};
     use Target::{Fails, Holds, Next};
@@ -308,34 +313,34 @@ fn steps(condition: &Condition) -> Vec<Step> {
     let low = ARGUMENTS + 8 * condition.index;
     let (low, high) = (Load(low), Load(low + 4));
     let (v_high, v_low) = halves(condition.value);
-    match condition.operator {
+    let (two_high, two_low) = halves(condition.value_two);
+    let (upper, lower) = match condition.operator {
         SeccompOperator::Equal => {
-            vec![high, Jump(Equal, v_high, Next, Fails), low, Jump(Equal, v_low, Next, Fails)]
+            (vec![high, Jump(Equal, v_high, Next, Fails)], vec![low, Jump(Equal, v_low, Next, Fails)])
         }
         SeccompOperator::NotEqual => {
-            vec![high, Jump(Equal, v_high, Next, Holds), low, Jump(Equal, v_low, Fails, Next)]
+            (vec![high, Jump(Equal, v_high, Next, Holds)], vec![low, Jump(Equal, v_low, Fails, Next)])
         }
         SeccompOperator::Greater | SeccompOperator::GreaterOrEqual => {
             let compare = if condition.operator == SeccompOperator::Greater { More } else { AtLeast };
-            let upper = [high, Jump(More, v_high, Holds, Next), Jump(Equal, v_high, Next, Fails)];
-            [&upper[..], &[low, Jump(compare, v_low, Next, Fails)]].concat()
+            let upper = vec![high, Jump(More, v_high, Holds, Next), Jump(Equal, v_high, Next, Fails)];
+            (upper, vec![low, Jump(compare, v_low, Next, Fails)])
         }
         SeccompOperator::Less | SeccompOperator::LessOrEqual => {
             let compare = if condition.operator == SeccompOperator::Less { AtLeast } else { More };
-            let upper = [high, Jump(More, v_high, Fails, Next), Jump(Equal, v_high, Next, Holds)];
-            [&upper[..], &[low, Jump(compare, v_low, Fails, Next)]].concat()
+            let upper = vec![high, Jump(More, v_high, Fails, Next), Jump(Equal, v_high, Next, Holds)];
+            (upper, vec![low, Jump(compare, v_low, Fails, Next)])
         }
-        SeccompOperator::MaskedEqual => {
-            let (two_high, two_low) = halves(condition.value_two);
-            vec![
-                high,
-                And(v_high),
-                Jump(Equal, two_high, Next, Fails),
-                low,
-                And(v_low),
-                Jump(Equal, two_low, Next, Fails),
-            ]
-        }
+        SeccompOperator::MaskedEqual => (
+            vec![high, And(v_high), Jump(Equal, two_high, Next, Fails)],
+            vec![low, And(v_low), Jump(Equal, two_low, Next, Fails)],
+        ),
+    };
+    match width {
+        // As libseccomp does. A program of 64 bits that makes such a call has the upper words as it likes, and
+        // the call does not see them: they must not decide.
+        Width::Bits32 => lower,
+        Width::Bits64 => [upper, lower].concat(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -96,6 +97,12 @@ pub fn life(desk: &Desk) -> Check {
         run(desk, dir.path(), &["situla", "instance", "exec", "life", "/no/such"])?.expect_code(127)?;
         run(desk, dir.path(), &["apptainer", "shell", "--shell", "/bin/true", "instance://life"])?
             .success()?;
+        // What informs does not end it, whichever of its processes has it.
+        for (process, signal) in [("pid", Signal::WINCH), ("holder_pid", Signal::CONT), ("pid", Signal::USR1)]
+        {
+            kill(number(&state, process)?, signal)?;
+            run(desk, dir.path(), &["situla", "instance", "exec", "life", "true"])?.success()?;
+        }
         let killed =
             run(desk, dir.path(), &["situla", "instance", "exec", "life", "sh", "-c", "kill -USR1 $$"])?;
         if killed.code() != 138 {
@@ -163,13 +170,15 @@ pub fn stop(desk: &Desk) -> Check {
     fs::create_dir_all(Path::new(&image).join(".situla"))?;
     let config = r#"{"architecture":"amd64","os":"linux","config":{"StopSignal":"SIGUSR1"},"rootfs":{"type":"layers","diff_ids":[]}}"#;
     fs::write(Path::new(&image).join(".situla/config.json"), config)?;
-    for (words, told, slow) in [
-        (&["--signal", "SIGTERM"][..], "up\ntold\n", false),
-        (&["-s", "10"], "up\nusr1\n", false),
+    // What is asked ends by itself, long before it would be killed; what is not asked is not waited for.
+    let long = &["--timeout", "3600"][..];
+    for (words, told, waits) in [
+        ([&["--signal", "SIGTERM"], long].concat(), "up\ntold\n", None),
+        ([&["-s", "10"], long].concat(), "up\nusr1\n", None),
         // What the image's configuration names.
-        (&[], "up\nusr1\n", false),
-        (&["--signal", "INT", "--timeout", "1"], "up\n", true),
-        (&["--force"], "up\n", false),
+        (long.to_vec(), "up\nusr1\n", None),
+        (vec!["--signal", "INT", "--timeout", "1"], "up\n", Some(Duration::from_secs(1))),
+        ([&["--force"], long].concat(), "up\n", None),
     ] {
         run(desk, dir.path(), &["situla", "instance", "start", &image, "stubborn"])?.success()?;
         let state = listed(desk, dir.path(), "stubborn")?.ok_or("it is not listed")?;
@@ -178,10 +187,11 @@ pub fn stop(desk: &Desk) -> Check {
             return Err("its script does not run".into());
         }
         let command =
-            ["situla", "instance", "stop", "stubborn"].iter().chain(words).copied().collect::<Vec<_>>();
+            ["situla", "instance", "stop", "stubborn"].into_iter().chain(words.clone()).collect::<Vec<_>>();
         let output = run(desk, dir.path(), &command)?.success()?;
         let text = fs::read_to_string(&log)?;
-        if text != told || slow != (output.took.as_millis() > 900) || runs(number(&state, "pid")?) {
+        let early = waits.is_some_and(|limit| output.took < limit);
+        if text != told || early || runs(number(&state, "pid")?) {
             return Err(format!("{words:?}: the log holds {text:?}\n{output}").into());
         }
         fs::remove_file(&log)?;
@@ -259,29 +269,42 @@ fn child_of(parent: i32, name: &str) -> Option<i32> {
 /// # Errors
 /// It leaves something.
 pub fn interrupted_start(desk: &Desk) -> Check {
-    const TRIES: u64 = 12;
+    const TRIES: u64 = 24;
     let dir = desk.env.work_dir("interrupted")?;
     let image = desk.images.path("tiny.sqsh");
-    let mut n_complete = 0;
+    let words = ["situla", "instance", "start", &image, "interrupted"];
+    run(desk, dir.path(), &words)?.success()?;
+    let state = listed(desk, dir.path(), "interrupted")?.ok_or("it is not listed")?;
+    let log = Path::new(state["log_out"].as_str().unwrap_or_default()).to_owned();
+    run(desk, dir.path(), &["situla", "instance", "stop", "interrupted"])?.success()?;
+    let mut n_interrupted = 0;
     for attempt in 0..TRIES {
-        let words = ["situla", "instance", "start", &image, "interrupted"];
+        if !wait_until(PATIENCE, || !log.exists()) {
+            return Err(format!("{} is left", log.display()).into());
+        }
         let started = command::start(desk.env.user_command(dir.path(), words)?)?;
+        // Some at once, others when their log is there: then the container is about to be made, which is what is
+        // to be interrupted. A wait that sleeps could miss it.
+        let begun = Instant::now();
+        while attempt % 4 != 0 && !log.exists() && begun.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
         // At another moment each time: this is what is tried, not a wait for something.
-        std::thread::sleep(std::time::Duration::from_millis(attempt * 4));
+        std::thread::sleep(Duration::from_millis(attempt % 8));
+        let is_begun = log.exists();
         // as-user becomes the program, so that this reaches it, as Ctrl-C would.
         let _ = kill(i32::try_from(started.pid())?, Signal::INT);
         let output = started.finish(PATIENCE)?;
         match listed(desk, dir.path(), "interrupted")? {
             // It was complete already.
             Some(_) if output.code() == 0 || output.code() == 130 => {
-                n_complete += 1;
                 run(desk, dir.path(), &["situla", "instance", "stop", "interrupted"])?.success()?;
             }
-            None if output.code() != 0 => {}
+            None if output.code() != 0 => n_interrupted += u64::from(is_begun && output.code() == 130),
             other => return Err(format!("listed: {other:?}\n{output}").into()),
         }
     }
-    if n_complete == TRIES { Err("no start was interrupted".into()) } else { Ok(()) }
+    if n_interrupted == 0 { Err("no container was interrupted while it was made".into()) } else { Ok(()) }
 }
 
 /// What is counted is what the instance does, and says where it comes from.
@@ -315,6 +338,42 @@ pub fn stats(desk: &Desk) -> Check {
         .expect_text("INSTANCE NAME")?;
     run(desk, dir.path(), &["situla", "instance", "stop", "--force", "busy"])?.success()?;
     if seen { Ok(()) } else { Err(format!("{last:?}").into()) }
+}
+
+/// The filter that an instance was started with holds for its command, and for whoever enters: as it was read then,
+/// unless he has one of his own.
+///
+/// # Errors
+/// It does not.
+pub fn filters(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("filters")?;
+    let image = desk.images.path("tiny.sqsh");
+    let forbid = |names: &str| {
+        let rule = format!(r#"{{"names": [{names}], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}}"#);
+        format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{rule}]}}"#)
+    };
+    dir.write("mkdir.json", &forbid(r#""mkdir", "mkdirat""#))?;
+    dir.write("symlink.json", &forbid(r#""symlink", "symlinkat""#))?;
+    let start = ["situla", "instance", "start", "--security", "seccomp:mkdir.json", &image, "filtered"];
+    run(desk, dir.path(), &start)?.success()?;
+    fs::remove_file(dir.path().join("mkdir.json"))?;
+    // Judged from inside: by what the calls do, and by what the kernel says of the process.
+    let look = "grep Seccomp: /proc/self/status; mkdir made 2>/dev/null || echo no directory; \
+                ln -s x linked 2>/dev/null || echo no link; rm -rf made linked";
+    let own =
+        ["situla", "exec", "--security", "seccomp:symlink.json", "instance://filtered", "sh", "-c", look];
+    for (words, seen) in [
+        (&["situla", "instance", "exec", "filtered", "sh", "-c", look][..], "no directory"),
+        (&["apptainer", "exec", "instance://filtered", "sh", "-c", look], "no directory"),
+        (&own, "no link"),
+    ] {
+        let output = run(desk, dir.path(), words)?.success()?;
+        if output.stdout != format!("Seccomp:\t2\n{seen}\n") {
+            return Err(output.to_string().into());
+        }
+    }
+    run(desk, dir.path(), &["situla", "instance", "stop", "filtered"])?.success()?;
+    Ok(())
 }
 
 /// State that somebody has tampered with leads nowhere: not to a process with the same number, not to the
@@ -358,8 +417,17 @@ pub fn tampered_state(desk: &Desk) -> Check {
     fs::remove_file(&forged_path)?;
     // A file of root's is nobody's instance.
     fs::write(&forged_path, text.replace("honest", "forged"))?;
-    run(desk, dir.path(), &["situla", "exec", "instance://forged", "true"])?.expect_code(125)?;
+    run(desk, dir.path(), &["situla", "exec", "instance://forged", "true"])?
+        .expect_code(125)?
+        .expect_text("forged.json")?;
     fs::remove_file(&forged_path)?;
+    // One that says nothing is nobody's either, and the name is free.
+    write(&forged_path, &Value::Null)?;
+    run(desk, dir.path(), &["situla", "instance", "stop", "forged"])?
+        .expect_code(125)?
+        .expect_text("forged.json")?;
+    run(desk, dir.path(), &["situla", "instance", "start", &image, "forged"])?.success()?;
+    run(desk, dir.path(), &["situla", "instance", "stop", "forged"])?.success()?;
     // Root is another user.
     let words =
         [desk.env.situla().display().to_string(), "exec".into(), "instance://honest".into(), "true".into()];

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use super::Desk;
 use super::privileged::registry;
-use crate::command::Output;
-use crate::environment::WorkDir;
+use crate::command::{self, Output};
+use crate::environment::{PATIENCE, WorkDir};
 use crate::images::WITNESS;
 use crate::tier::Check;
 
@@ -173,6 +173,39 @@ pub fn verdict_in_the_plan(desk: &Desk) -> Check {
             if keys.iter().any(|key| shown.stderr.contains(key) != (mode == "warn")) {
                 return Err(shown.to_string().into());
             }
+        }
+    }
+    Ok(())
+}
+
+/// Who enters an instance is judged by its image, also where the root is a tree that was extracted from it; and that
+/// is the image that is listed.
+///
+/// # Errors
+/// He is judged by something else.
+pub fn entered_instances(desk: &Desk) -> Check {
+    let site = Installation::make(desk)?;
+    let image = desk.images.path("tiny.sqsh");
+    let images = Path::new(&image).parent().ok_or("the image has no directory")?.display().to_string();
+    let trees = site.path().join("trees").display().to_string();
+    site.dir.write("etc/situla/site.toml", &format!("[rootfs]\ncache = \"{trees}\"\n"))?;
+    command::run(command::words(["install", "-d", "-m", "1777", &trees].map(String::from)), PATIENCE)?
+        .success()?;
+    let (allowed, denied) =
+        (format!("[files]\nallow = [\"{images}\"]\n"), format!("[files]\nallow = [\"{trees}\"]\n"));
+    for way in ["fuse", "extract"] {
+        site.set(&allowed)?;
+        site.situla(&["instance", "start", "--rootfs", way, &image, "judged"])?.success()?;
+        let listed = site.situla(&["instance", "list", "--json"])?.success()?;
+        let value: Value = serde_json::from_str(&listed.stdout).map_err(|e| format!("{e}\n{listed}"))?;
+        let entered = site.situla(&["instance", "exec", "judged", "cat", WITNESS])?;
+        site.set(&denied)?;
+        let refused = site.situla(&["instance", "exec", "judged", "cat", WITNESS])?;
+        site.situla(&["instance", "stop", "judged"])?.success()?;
+        entered.success()?.expect_text("situla tiny image")?;
+        refused.expect_code(125)?.expect_text("files.allow")?;
+        if value["instances"][0]["image_path"] != image {
+            return Err(format!("{way}: {value}").into());
         }
     }
     Ok(())

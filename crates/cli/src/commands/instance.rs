@@ -399,19 +399,16 @@ fn stop_some(arguments: &StopArgs, personality: Personality, quiet: bool) -> Res
         let message = format!("there is no instance whose name matches {pattern}");
         return Err(CommandError::refused("bad-option", message, "see `situla instance list`"));
     }
-    let mut outcome = Ok(ExitCode::SUCCESS);
+    let mut errors = Vec::new();
     for state in states {
         if !quiet && personality == Personality::Apptainer {
             let image = state.image_path.display();
             note(&format!("INFO:    Stopping {} instance of {image} (PID={})", state.name, state.pid()));
         }
         // The others are ended all the same.
-        let stopped = how(&state).and_then(|how| stop(&instances, &state, &how).map_err(failed));
-        if let Err(error) = stopped {
-            outcome = Err(error);
-        }
+        errors.extend(how(&state).and_then(|how| stop(&instances, &state, &how).map_err(failed)).err());
     }
-    outcome
+    CommandError::all(errors).map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
 /// Time between two looks.

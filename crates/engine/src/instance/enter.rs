@@ -82,11 +82,14 @@ impl Entering {
             Some(InstanceUse { name: state.name.clone(), key: state.key.clone(), enters: true });
         // The file may be another by now, or gone; the instance has it open.
         let opened = visit.image().map(|image| PathBuf::from(format!("/proc/self/fd/{}", image.as_raw_fd())));
-        let opened = opened.as_ref().unwrap_or(&state.image_path);
+        let opened = opened.as_ref().or(state.tree.as_ref()).unwrap_or(&state.image_path);
         let planned = plan_inside(&request, host, site, (opened, &state.image_path), &mut phases);
         let mut recorder = Recorder::open(host, request.record, request.personality, phases);
         match planned {
-            Ok((plan, warnings)) => {
+            Ok((mut plan, warnings)) => {
+                // Who has none of his own gets the instance's: the way in is no way around it.
+                let filter = &mut plan.spec.linux.seccomp;
+                *filter = filter.take().or(state.seccomp);
                 recorder.describe(host, &plan);
                 Ok(Entering { plan, visit, recorder, warnings })
             }

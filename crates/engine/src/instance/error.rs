@@ -55,6 +55,14 @@ pub enum InstanceError {
         #[source]
         source: std::io::Error,
     },
+    /// A file of the state does not say what it should.
+    #[error("cannot use {path} as the state of an instance: {}", flaw.text())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        flaw: InstanceFlaw,
+    },
     /// A signal that cannot be sent.
     #[error("{text:?} is no signal that an instance can be sent")]
     Signal {
@@ -90,6 +98,27 @@ pub enum InstanceError {
     Engine(#[from] EngineError),
 }
 
+/// What is wrong with a file of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstanceFlaw {
+    /// It holds no state of an instance of its name: the machine went down before its content was on the disk, say.
+    Content,
+    /// It has another version than this program knows.
+    Version(u32),
+    /// It is no file, or somebody else's.
+    Owner,
+}
+
+impl InstanceFlaw {
+    fn text(self) -> String {
+        match self {
+            InstanceFlaw::Content => "it does not hold one".to_owned(),
+            InstanceFlaw::Version(version) => format!("it has version {version}, which is not known here"),
+            InstanceFlaw::Owner => "it is no file of yours".to_owned(),
+        }
+    }
+}
+
 impl InstanceError {
     /// The class under which it is known.
     pub fn class(&self) -> EngineClass {
@@ -99,9 +128,10 @@ impl InstanceError {
             | InstanceError::Missing { .. }
             | InstanceError::Signal { .. } => EngineClass::BadOption,
             InstanceError::Silent { .. } | InstanceError::HolderLost { .. } => EngineClass::ServerLost,
-            InstanceError::NoPlace | InstanceError::File { .. } | InstanceError::Stays { .. } => {
-                EngineClass::SetupFailed
-            }
+            InstanceError::NoPlace
+            | InstanceError::File { .. }
+            | InstanceError::Unusable { .. }
+            | InstanceError::Stays { .. } => EngineClass::SetupFailed,
             InstanceError::Refused { class, .. } => class.clone(),
             InstanceError::Engine(error) => error.class(),
         }
@@ -128,6 +158,16 @@ impl InstanceError {
             InstanceError::NoPlace => "set XDG_STATE_HOME to a directory of your own".to_owned(),
             InstanceError::File { .. } => {
                 "check the directory's permissions and space, or set XDG_STATE_HOME to another one".to_owned()
+            }
+            InstanceError::Unusable { flaw: InstanceFlaw::Content, .. } => {
+                "start an instance of that name, which replaces it, or remove it".to_owned()
+            }
+            InstanceError::Unusable { flaw: InstanceFlaw::Version(_), .. } => {
+                "use the version of situla that has started it, or remove it if that instance has ended"
+                    .to_owned()
+            }
+            InstanceError::Unusable { flaw: InstanceFlaw::Owner, .. } => {
+                "remove it, or choose another name".to_owned()
             }
             InstanceError::Signal { .. } => "use a name such as TERM, INT or KILL, or a number".to_owned(),
             InstanceError::Stays { name, .. } => {

@@ -17,7 +17,7 @@ mod stop;
 mod usage;
 
 pub use enter::{Entering, find};
-pub use error::InstanceError;
+pub use error::{InstanceError, InstanceFlaw};
 pub use name::InstanceName;
 pub use place::{Condition, Instances, Listed};
 pub use start::start;

@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
+use serde::Deserialize;
 
-use super::error::InstanceError;
+use super::error::{InstanceError, InstanceFlaw};
 use super::name::InstanceName;
 use super::state::{InstanceState, SCHEMA};
 
-/// The largest file that is read.
-const MAX_STATE: u64 = 64 * 1024;
+/// The largest file that is read or written: a filter of system calls, which is part of it, may have been 1 MiB
+/// when it was read, and its form here has a few more letters.
+const MAX_STATE: u64 = 4 << 20;
 
 /// The most instances that are looked at.
 const MAX_INSTANCES: usize = 10_000;
@@ -96,7 +98,7 @@ impl Instances {
         Ok((file.map_err(failed("open", &path))?, path))
     }
 
-    /// Reads the file of one instance; `None` where there is none of this version that is ours.
+    /// Reads the file of one instance; `None` where there is none.
     fn read(&self, name: &str) -> Result<Option<InstanceState>, InstanceError> {
         let path = self.path(name, "json");
         let file = match open_options().read(true).open(&path) {
@@ -106,13 +108,25 @@ impl Instances {
             other => other.map_err(failed("open", &path))?,
         };
         let metadata = file.metadata().map_err(failed("read", &path))?;
+        let unusable = |flaw| Err(InstanceError::Unusable { path: path.clone(), flaw });
         if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
-            return Ok(None);
+            return unusable(InstanceFlaw::Owner);
         }
         let mut bytes = Vec::new();
         file.take(MAX_STATE).read_to_end(&mut bytes).map_err(failed("read", &path))?;
-        let state = serde_json::from_slice::<InstanceState>(&bytes).ok();
-        Ok(state.filter(|state| state.schema == SCHEMA && state.name == name))
+        /// What every version has.
+        #[derive(Deserialize)]
+        struct Head {
+            schema: u32,
+        }
+        match serde_json::from_slice::<Head>(&bytes) {
+            Ok(Head { schema }) if schema != SCHEMA => return unusable(InstanceFlaw::Version(schema)),
+            _ => {}
+        }
+        match serde_json::from_slice::<InstanceState>(&bytes) {
+            Ok(state) if state.name == name => Ok(Some(state)),
+            _ => unusable(InstanceFlaw::Content),
+        }
     }
 
     /// Looks for one instance.
@@ -137,7 +151,7 @@ impl Instances {
             let name = entry.map_err(failed("read", &self.directory))?.file_name();
             let name =
                 name.to_str().and_then(|name| name.strip_suffix(".json")).and_then(InstanceName::parse);
-            // What cannot be read is not ours, and no reason to show none of the others.
+            // What cannot be used is no reason to show none of the others.
             if let Some(name) = name
                 && let Ok(Some(state)) = self.read(name.as_str())
             {
@@ -168,6 +182,9 @@ impl Instances {
         let path = self.path(&state.name, "json");
         let pending = self.directory.join(format!(".{}.{}", state.name, std::process::id()));
         let bytes = serde_json::to_vec(state).map_err(io::Error::other).map_err(failed("write", &path))?;
+        if u64::try_from(bytes.len()).unwrap_or(u64::MAX) >= MAX_STATE {
+            return Err(failed("write", &path)(io::ErrorKind::FileTooLarge.into()));
+        }
         let written = open_options()
             .write(true)
             .create(true)
@@ -194,13 +211,27 @@ impl Instances {
     /// Removes the file of `state`, unless it is another instance's by now, and its logs where nothing was
     /// written to them. To be called by the holder itself, or under the lock.
     pub(crate) fn remove(&self, state: &InstanceState) {
-        let current = self.read(&state.name);
-        if current.is_ok_and(|current| current.is_some_and(|current| current.key != state.key)) {
-            return;
+        match self.read(&state.name) {
+            Ok(Some(current)) if current.key != state.key => return,
+            Err(InstanceError::Unusable { flaw: InstanceFlaw::Version(_) | InstanceFlaw::Owner, .. }) => {
+                return;
+            }
+            _ => {}
         }
         let _ = fs::remove_file(self.path(&state.name, "json"));
         for log in [&state.log_out, &state.log_err] {
             remove_empty(log);
+        }
+    }
+
+    /// Removes a file of ours of that name that says nothing, so that it is in nobody's way. To be called under the
+    /// lock: whoever publishes a file holds it.
+    pub(crate) fn remove_unusable(&self, name: &InstanceName) -> Result<(), InstanceError> {
+        match self.read(name.as_str()) {
+            Err(InstanceError::Unusable { path, flaw: InstanceFlaw::Content }) => {
+                fs::remove_file(&path).map_err(failed("remove", &path))
+            }
+            other => other.map(drop),
         }
     }
 
@@ -260,6 +291,7 @@ mod tests {
             init: own,
             image: "a.sif".to_owned(),
             image_path: "/a.sif".into(),
+            tree: None,
             started: 0,
             step: None,
             log_out: "/nonexistent".into(),
@@ -269,6 +301,7 @@ mod tests {
             contain: false,
             home: None,
             no_home: false,
+            seccomp: None,
         }
     }
 
@@ -334,12 +367,45 @@ mod tests {
     }
 
     #[test]
+    fn a_name_whose_file_says_nothing_is_free() {
+        let (_directory, instances) = place();
+        let name = InstanceName::parse("a").unwrap();
+        let path = instances.path("a", "json");
+        let other = serde_json::to_string(&state("other")).unwrap();
+        for content in ["", "{", "{\"schema\":1}", &other] {
+            fs::write(&path, content).unwrap();
+            let error = instances.get(&name).unwrap_err();
+            assert!(
+                matches!(error, InstanceError::Unusable { flaw: InstanceFlaw::Content, .. }),
+                "{content}: {error}"
+            );
+            assert!(error.to_string().contains("a.json") && error.remedy().is_some(), "{error}");
+            instances.remove_unusable(&name).unwrap();
+            instances.publish(&state("a")).unwrap();
+            assert_eq!(instances.get(&name).unwrap().unwrap().condition, Condition::Running);
+            instances.remove_unusable(&name).unwrap();
+            instances.remove(&state("a"));
+            assert!(!path.exists());
+        }
+        // One of another version may be of an instance that runs.
+        fs::write(&path, "{\"schema\":2,\"what\":\"ever\"}").unwrap();
+        let error = instances.remove_unusable(&name).unwrap_err();
+        assert!(matches!(error, InstanceError::Unusable { flaw: InstanceFlaw::Version(2), .. }), "{error}");
+        instances.remove(&state("a"));
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = instances.remove_unusable(&name).unwrap_err();
+        assert!(matches!(error, InstanceError::Unusable { flaw: InstanceFlaw::Owner, .. }), "{error}");
+    }
+
+    #[test]
     fn what_is_no_state_is_passed_over() {
         let (directory, instances) = place();
         instances.publish(&state("good")).unwrap();
         let inside = |name: &str| instances.directory.join(name);
         fs::write(inside("text.json"), "{").unwrap();
-        fs::write(inside("long.json"), vec![b' '; 1 << 20]).unwrap();
+        fs::write(inside("long.json"), vec![b' '; 1 << 23]).unwrap();
         let newer = serde_json::to_string(&InstanceState { schema: 2, ..state("newer") }).unwrap();
         fs::write(inside("newer.json"), newer).unwrap();
         fs::copy(inside("good.json"), inside("renamed.json")).unwrap();

@@ -13,11 +13,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use situla_plan::RootfsSource;
+use situla_plan::{RootfsSource, Rung};
 use situla_records::EngineClass;
 use situla_runtime::{Channel, Observer, SignalInfo, detach};
 
-use super::error::InstanceError;
+use super::error::{InstanceError, InstanceFlaw};
 use super::name::InstanceName;
 use super::place::{Condition, Instances, failed, open_options, remove_empty};
 use super::process::{ProcessRef, realm};
@@ -60,8 +60,11 @@ pub fn start(
     warn: &mut dyn FnMut(&str),
 ) -> Result<InstanceState, InstanceError> {
     let instances = Instances::new(host.instances.clone().ok_or(InstanceError::NoPlace)?);
-    // Before anything is fetched.
-    expect_free(&instances, name)?;
+    // Before anything is fetched. A file that says nothing is replaced, under the lock.
+    match expect_free(&instances, name) {
+        Ok(_) | Err(InstanceError::Unusable { flaw: InstanceFlaw::Content, .. }) => {}
+        Err(error) => return Err(error),
+    }
     let key = format!("{}/instance/{}-{}", host.user.uid, std::process::id(), since_1970().as_nanos());
     request.instance = Some(InstanceUse { name: name.to_string(), key: key.clone(), enters: false });
     request.isolation.pid = true;
@@ -69,6 +72,7 @@ pub fn start(
     prepared.warnings().iter().for_each(|warning| warn(warning));
     instances.create()?;
     let _lock = instances.lock()?;
+    instances.remove_unusable(name)?;
     if let Some(ended) = expect_free(&instances, name)? {
         instances.remove(&ended);
     }
@@ -84,7 +88,12 @@ pub fn start(
     let input = std::fs::File::open(null).map_err(failed("open", null))?;
     let stop_signal = prepared.stop_signal().filter(|signal| parse_signal(signal).is_ok()).map(str::to_owned);
     let described = describe(&request, name, key, host, [log_out.clone(), log_err.clone()]);
-    let state = InstanceState { stop_signal, ..described };
+    let plan = prepared.plan();
+    let (RootfsSource::Squashfs { path, .. } | RootfsSource::Directory { path }) = &plan.rootfs.source;
+    let tree = (plan.rootfs.rung == Rung::Extracted).then(|| path.as_os_str().into());
+    let image_path = prepared.image_path().to_owned();
+    let seccomp = plan.spec.linux.seccomp.clone();
+    let state = InstanceState { stop_signal, image_path, tree, seccomp, ..described };
     let keep = prepared.descriptors();
     let streams = [input.as_fd(), out.as_fd(), err.as_fd()];
     let holding = instances.clone();
@@ -139,6 +148,7 @@ fn describe(
         init: none,
         image: request.image.clone(),
         image_path: PathBuf::new(),
+        tree: None,
         started: since_1970().as_secs(),
         step,
         log_out,
@@ -148,6 +158,7 @@ fn describe(
         contain: request.defaults.contain,
         home,
         no_home: request.defaults.no_home,
+        seccomp: None,
     }
 }
 
@@ -176,10 +187,8 @@ fn agree(channel: &Channel, name: &InstanceName) -> Result<(), InstanceError> {
 }
 
 /// The holder's part: its result is its exit status, which nobody reads.
-fn hold(prepared: Prepared, instances: &Instances, mut state: InstanceState, channel: &Channel) -> i32 {
+fn hold(prepared: Prepared, instances: &Instances, state: InstanceState, channel: &Channel) -> i32 {
     let PreparedParts { plan, image, lease, recorder, rank } = prepared.into_parts();
-    let (RootfsSource::Squashfs { path, .. } | RootfsSource::Directory { path }) = &plan.rootfs.source;
-    state.image_path = path.as_os_str().into();
     let run = recorder.run().to_owned();
     let mut holding = Holding { recorder, instances, state, channel, is_published: false };
     let outcome = situla_runtime::run(&plan, image, rank, &run, &mut holding);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use situla_plan::Seccomp;
 
 use super::process::{ProcessRef, realm};
 
@@ -28,6 +29,9 @@ pub struct InstanceState {
     pub image: String,
     /// The file or directory that this meant.
     pub image_path: PathBuf,
+    /// The tree that was extracted from it, where that is the root.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) tree: Option<PathBuf>,
     /// When it was started, in seconds since 1970.
     pub started: u64,
     /// Job and step of Slurm that it lives in.
@@ -52,6 +56,9 @@ pub struct InstanceState {
     /// Whether the user has no home inside.
     #[serde(default)]
     pub(crate) no_home: bool,
+    /// The filter of system calls that holds for everybody inside.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) seccomp: Option<Seccomp>,
 }
 
 impl InstanceState {

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::process::{Signal, pidfd_send_signal};
+use situla_runtime::ask_to_end;
 
 use super::error::InstanceError;
 use super::place::Instances;
@@ -64,7 +65,7 @@ pub fn stop(instances: &Instances, state: &InstanceState, how: &Stop) -> Result<
         let send = |signal| {
             // An init that has gone needs no signal.
             if let Some(init) = state.init.open() {
-                let _ = pidfd_send_signal(init.as_fd(), signal);
+                let _ = ask_to_end(init.as_fd(), signal);
             }
         };
         send(how.signal);

@@ -15,6 +15,15 @@ pub(super) enum Table {
     Aarch64,
 }
 
+/// What an argument of a call is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Width {
+    /// The lower half of what a filter is shown.
+    Bits32,
+    /// All of it.
+    Bits64,
+}
+
 /// A call of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Call {
@@ -48,6 +57,14 @@ impl Table {
         }
     }
 
+    /// How wide its arguments are.
+    pub(super) fn width(self) -> Width {
+        match self {
+            Table::X86 | Table::Arm => Width::Bits32,
+            Table::X86_64 | Table::Aarch64 => Width::Bits64,
+        }
+    }
+
     /// All calls of that name: none where the architecture does not have it.
     pub(super) fn calls(self, name: &str) -> Vec<Call> {
         let number = match self {
@@ -56,10 +73,28 @@ impl Table {
             Table::Arm => syscalls::arm::Sysno::from_str(name).ok().map(|call| call.id()),
             Table::Aarch64 => syscalls::aarch64::Sysno::from_str(name).ok().map(|call| call.id()),
         };
-        let own = number.and_then(|number| u32::try_from(number).ok());
+        let own = number.and_then(|number| u32::try_from(number).ok()).or_else(|| self.missing(name));
         let own = own.map(|number| Call { number, selector: None });
         let shared = (self == Table::X86).then(|| multiplexed(name)).flatten();
         own.into_iter().chain(shared).collect()
+    }
+
+    /// Calls that the kernel and profiles have by these names, and the tables of crate `syscalls` do not.
+    fn missing(self, name: &str) -> Option<u32> {
+        match (self, name) {
+            // asm-generic/unistd.h: `__NR_newfstatat`; the table has `fstatat`.
+            (Table::Aarch64, "newfstatat") => Some(79),
+            // asm/unistd.h of arm: `__NR_sync_file_range2` is `__NR_arm_sync_file_range`.
+            (Table::Arm, "sync_file_range2") => Some(341),
+            // The same: `__ARM_NR_BASE`, 0x0f0000, and more. No program of 32 bits gets by without `set_tls`.
+            (Table::Arm, "breakpoint") => Some(0x000f_0001),
+            (Table::Arm, "cacheflush") => Some(0x000f_0002),
+            (Table::Arm, "usr26") => Some(0x000f_0003),
+            (Table::Arm, "usr32") => Some(0x000f_0004),
+            (Table::Arm, "set_tls") => Some(0x000f_0005),
+            (Table::Arm, "get_tls") => Some(0x000f_0006),
+            _ => None,
+        }
     }
 }
 
@@ -114,4 +149,44 @@ fn multiplexed(name: &str) -> Option<Call> {
     }
     let (_, code) = OF_IPC.iter().find(|(ipc, _)| *ipc == name)?;
     Some(Call { number: IPC, selector: masked(0xffff, *code) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers as the kernel's headers have them, not as a table of ours does.
+    #[test]
+    fn names_have_the_kernels_numbers() {
+        for (table, name, number) in [
+            (Table::X86_64, "read", 0),
+            (Table::X86_64, "newfstatat", 262),
+            (Table::X86_64, "fchmodat2", 452),
+            (Table::X86, "fstatat64", 300),
+            (Table::X86, "clone3", 435),
+            (Table::Aarch64, "newfstatat", 79),
+            (Table::Aarch64, "fstat", 80),
+            (Table::Aarch64, "openat", 56),
+            (Table::Aarch64, "fadvise64", 223),
+            (Table::Aarch64, "mmap", 222),
+            (Table::Arm, "fstatat64", 327),
+            (Table::Arm, "arm_fadvise64_64", 270),
+            (Table::Arm, "arm_sync_file_range", 341),
+            (Table::Arm, "sync_file_range2", 341),
+            (Table::Arm, "breakpoint", 983_041),
+            (Table::Arm, "cacheflush", 983_042),
+            (Table::Arm, "set_tls", 983_045),
+        ] {
+            assert_eq!(table.calls(name), [Call { number, selector: None }], "{table:?} {name}");
+        }
+        for (table, name) in [
+            (Table::X86_64, "set_tls"),
+            (Table::Aarch64, "set_tls"),
+            (Table::Aarch64, "stat"),
+            (Table::Arm, "newfstatat"),
+            (Table::X86, "no_such_call"),
+        ] {
+            assert_eq!(table.calls(name), [], "{table:?} {name}");
+        }
+    }
 }

@@ -34,8 +34,7 @@ impl Bench {
                 .find(|(path, _)| OpenOptions::new().read(true).open(path).is_err())
                 .map(|(_, why)| why);
         if let Some(why) = missing {
-            assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "{why}");
-            println!("skipped: {why}");
+            skip(why);
             return None;
         }
         let directory = tempfile::tempdir().unwrap();
@@ -102,6 +101,12 @@ impl Bench {
     pub(crate) fn run(&self, kind: Kind, script: &str, change: impl FnOnce(&mut Value)) -> Output {
         finish(start(&self.plan(kind, script, change), &[]))
     }
+}
+
+/// Says why a test does not run, or fails it where all must.
+pub(crate) fn skip(why: &str) {
+    assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "{why}");
+    println!("skipped: {why}");
 }
 
 /// Writes the same tree as an image.

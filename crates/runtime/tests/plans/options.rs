@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Kind, finish, runner, start, text, wait_until};
+use crate::bench::{Bench, Kind, finish, runner, skip, start, text, wait_until};
 
 #[test]
 fn what_is_written_above_a_root_goes_to_memory_or_to_a_directory() {
@@ -329,10 +329,7 @@ fn name_of(pid: u32) -> String {
 fn programs_need_not_be_readable() {
     use std::os::unix::fs::PermissionsExt;
     let Some(bench) = Bench::prepare() else { return };
-    if rustix::process::geteuid().is_root() {
-        // Root reads everything.
-        return;
-    }
+    // This holds for root as well, who has no capabilities by then.
     fs::write(bench.path("root/script"), "#!/bin/sh\nexit 3\n").unwrap();
     fs::copy(bench.path("root/bin/busybox"), bench.path("root/echo")).unwrap();
     for name in ["script", "echo"] {
@@ -344,6 +341,48 @@ fn programs_need_not_be_readable() {
     };
     assert_eq!(run("/echo"), ("said\n".to_owned(), String::new()));
     assert!(run("/script").1.starts_with("error: CommandNotExecutable: "), "{}", run("/script").1);
+}
+
+/// Whether holder or init is faster: an instance comes up, stays when it is informed of something, and ends when
+/// it is told to.
+#[test]
+fn instances_come_up_and_stay_until_they_are_told_to_end() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let Some(bench) = Bench::prepare() else { return };
+    for attempt in 0..20 {
+        for kind in [Kind::Directory, Kind::Image] {
+            let up = bench.path("up");
+            let script =
+                "trap 'echo > /real/told; exit' USR1; echo > /real/up; while :; do busybox sleep 0.01; done";
+            let plan = bench.plan(kind, script, |plan| {
+                let key = format!("instance/{}/{kind:?}/{attempt}", std::process::id());
+                plan["share"] = json!({"with": "instance", "key": key});
+                plan["spec"]["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "pid"}));
+                let bind = json!({
+                    "destination": "/real", "source": bench.path(""), "type": "bind", "options": ["rbind"]
+                });
+                plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
+            });
+            let mut holder = start(&plan, &[]);
+            wait_until("the instance", || up.exists() || holder.try_wait().unwrap().is_some());
+            let pid = Pid::from_child(&holder);
+            for signal in [Signal::WINCH, Signal::CONT, Signal::USR1] {
+                // One that has ended already shows below.
+                let _ = kill_process(pid, signal);
+            }
+            wait_until("the last of them", || {
+                bench.path("told").exists() || holder.try_wait().unwrap().is_some()
+            });
+            // By now its command has ended. Another start takes longer than its own end would.
+            assert_eq!(bench.run(kind, "exit 0", |_| {}).status.code(), Some(0));
+            let status = holder.try_wait().unwrap();
+            assert!(status.is_none(), "{kind:?} {attempt}: {}", text(&finish(holder)).1);
+            kill_process(pid, Signal::TERM).unwrap();
+            assert_eq!(finish(holder).status.code(), Some(0), "{kind:?} {attempt}");
+            fs::remove_file(up).unwrap();
+            fs::remove_file(bench.path("told")).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -488,8 +527,7 @@ fn limits_and_capabilities_are_those_of_the_plan() {
 fn subordinate_ids_are_mapped_by_the_hosts_programs() {
     let Some(bench) = Bench::prepare() else { return };
     if !rustix::process::getuid().is_root() || !std::path::Path::new("/usr/bin/newuidmap").exists() {
-        assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "needs root and Debian's uidmap");
-        println!("skipped: needs root and Debian's uidmap");
+        skip("needs root and Debian's uidmap");
         return;
     }
     // Files of one's own over the machine's, in a mount namespace: newuidmap and newgidmap read them.

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::bench::{Bench, Kind, finish, runner, start, text, wait_until};
+use crate::bench::{Bench, Kind, finish, runner, skip, start, text, wait_until};
 
 /// Refused calls as `REFUSE` has them: ENOSYS is 38, EPERM 1, EINVAL 22.
 const NEW_MOUNT_CALLS: &str = "open_tree,move_mount,mount_setattr,fsopen";
@@ -113,7 +113,7 @@ fn what_is_refused_late_is_not_tried_again() {
         Command::new("chattr").arg(set).arg(&host).output().is_ok_and(|output| output.status.success())
     };
     if !immutable("+i") {
-        println!("skipped: no directory can be made immutable here");
+        skip("needs root and a file system with immutable directories");
         return;
     }
     let plan = bench.plan(Kind::Directory, "exit 0", |plan| {
