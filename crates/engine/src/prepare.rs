@@ -272,7 +272,7 @@ impl Prepared {
     /// The descriptors that whoever runs it must have open.
     pub(crate) fn descriptors(&self) -> Vec<i32> {
         let image = self.image.as_ref().map(|image| image.descriptor);
-        image.into_iter().chain(way::lease_descriptor(self.lease.as_ref())).collect()
+        image.into_iter().chain(way::lease_descriptors(self.lease.as_ref())).collect()
     }
 
     /// The signal by which the image wants to be ended, as it writes it.

@@ -1,7 +1,7 @@
 //! By which way an image file becomes a root, and the extracted trees of one of them.
 
 use std::io::Read;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -175,8 +175,8 @@ fn fill(
     Err(fail(class, message, field("remedy")))
 }
 
-/// The descriptor that keeps a lease.
-pub(crate) fn lease_descriptor(lease: Option<&TreeLease>) -> Option<i32> {
-    use std::os::fd::{AsFd, AsRawFd};
-    lease.map(|lease| BorrowedFd::as_raw_fd(&lease.as_fd()))
+/// The descriptors that keep a lease.
+pub(crate) fn lease_descriptors(lease: Option<&TreeLease>) -> Vec<i32> {
+    use std::os::fd::AsRawFd;
+    lease.into_iter().flat_map(TreeLease::descriptors).map(|descriptor| descriptor.as_raw_fd()).collect()
 }
