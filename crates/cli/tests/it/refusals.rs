@@ -1,8 +1,5 @@
 //! What the Apptainer command line does not have: one line that names it and says what to do.
 
-use std::path::Path;
-use std::process::Command;
-
 use crate::installation::{Installation, text};
 
 #[test]
@@ -55,22 +52,5 @@ fn harmless_options_are_taken() {
         let words = [&["exec"], words, &["image.sqsh", "/bin/true"]].concat();
         let output = site.command("apptainer", &words).output().expect("it starts");
         assert!(output.status.success(), "{words:?}: {output:?}");
-    }
-}
-
-#[test]
-fn an_installation_has_all_names() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let (dist, prefix) = (dir.path().join("dist"), dir.path().join("prefix"));
-    std::fs::create_dir(&dist).expect("writable");
-    for file in ["situla", "spank_situla.so"] {
-        std::fs::write(dist.join(file), "").expect("writable");
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/install-dist");
-    let status = Command::new(script).arg(&dist).arg(&prefix).status().expect("it starts");
-    assert!(status.success());
-    for name in ["apptainer", "singularity", "run-singularity"] {
-        let link = prefix.join("bin").join(name);
-        assert_eq!(std::fs::read_link(&link).expect(name), Path::new("situla"));
     }
 }
