@@ -54,3 +54,28 @@ fn harmless_options_are_taken() {
         assert!(output.status.success(), "{words:?}: {output:?}");
     }
 }
+
+/// A program that reads events reads nothing else, also where a line for a task of Slurm would be written.
+#[test]
+fn what_cannot_be_understood_is_an_event_in_a_step_as_well() {
+    let site = Installation::new();
+    for words in [
+        &["exec", "--json", "--frobnicate", "image.sqsh", "true"][..],
+        &["exec", "--json", "--rootfs=sideways", "image.sqsh", "true"],
+        &["instance", "exec", "--json", "--frobnicate", "name", "true"],
+    ] {
+        for in_step in [false, true] {
+            let mut command = site.command("situla", words);
+            if in_step {
+                command.env("SLURM_JOB_ID", "7").env("SLURM_STEP_ID", "0");
+            }
+            let output = command.output().expect("it starts");
+            let told = text(&output.stderr);
+            let events: Vec<serde_json::Value> =
+                told.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+            assert_eq!(events.len(), 1, "{words:?}: {told}");
+            assert_eq!((&events[0]["event"], &events[0]["status"]), (&"error".into(), &2.into()), "{told}");
+            assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()), "{words:?}");
+        }
+    }
+}
