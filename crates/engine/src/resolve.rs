@@ -1,12 +1,9 @@
 //! From the name of an image to an open root file system.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use situla_oci::{Digest, ExecConfig, ImageConfig, Reference};
 use situla_plan::{ImageIdentity, RootfsIdentity, RootfsSource, Text};
@@ -17,7 +14,8 @@ use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::error::EngineError;
 use crate::image_view::ImageView;
-use crate::request::{Personality, TASK_VARIABLES};
+use crate::own_process::{self, Work, WorkFailure};
+use crate::request::Personality;
 
 /// Where converted images keep the manifest and configuration that they were made from.
 const MANIFEST_PATH: &str = "/.situla/manifest.json";
@@ -219,9 +217,6 @@ fn text(path: &Path) -> Text {
     path.as_os_str().to_owned().into()
 }
 
-/// Nobody but the kernel and who wants to end a process at any price sends this.
-const SIGKILL: i32 = 9;
-
 /// What a fetch gives.
 struct Fetched {
     path: PathBuf,
@@ -229,51 +224,27 @@ struct Fetched {
     rootfs_digest: String,
 }
 
-/// Fetches an image in a process of its own: fetching takes threads, and a process with threads can
-/// make no user namespace. The answer is one JSON object on its standard output.
+/// Fetches an image in a process of its own.
 fn fetch(reference: &Reference, progress: bool) -> Result<Fetched, EngineError> {
-    let fail = |class, message: String, remedy| EngineError::Fetch {
+    let mut command = own_process::own_command();
+    command
+        .args(["pull", "--json", "--store-only", "--for-process", &std::process::id().to_string()])
+        .args((!progress).then_some("--quiet"))
+        .arg(format!("docker://{reference}"));
+    let work = Work { name: "fetching", unsaid: EngineClass::FetchFailed };
+    let fetched = own_process::ask(&mut command, work, |answer| {
+        Some(Fetched {
+            path: answer.text("path")?.into(),
+            manifest_digest: answer.text("manifest_digest")?,
+            rootfs_digest: answer.text("rootfs_digest")?,
+        })
+    });
+    fetched.map_err(|WorkFailure { class, message, remedy }| EngineError::Fetch {
         reference: reference.to_string(),
         message,
         class,
         remedy,
-    };
-    let mut command = Command::new("/proc/self/exe");
-    // With these it would take itself for the task, resolve the image, and start a fetch of its own.
-    for name in TASK_VARIABLES {
-        command.env_remove(name);
-    }
-    let mut child = command
-        .args(["pull", "--json", "--store-only", "--for-process", &std::process::id().to_string()])
-        .args((!progress).then_some("--quiet"))
-        .arg(format!("docker://{reference}"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| {
-            fail(EngineClass::SetupFailed, format!("cannot start the fetching process: {error}"), None)
-        })?;
-    let mut output = Vec::new();
-    if let Some(mut stdout) = child.stdout.take() {
-        // A broken pipe shows as a missing answer below.
-        let _ = stdout.read_to_end(&mut output);
-    }
-    let status = child.wait();
-    let answer: serde_json::Value = serde_json::from_slice(&output).unwrap_or_default();
-    let field = |name: &str| answer.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
-    if let (Some(path), Some(manifest_digest), Some(rootfs_digest)) =
-        (field("path"), field("manifest_digest"), field("rootfs_digest"))
-    {
-        return Ok(Fetched { path: path.into(), manifest_digest, rootfs_digest });
-    }
-    let was_killed = status.as_ref().is_ok_and(|status| status.signal() == Some(SIGKILL));
-    let unsaid = if was_killed { EngineClass::ServerLost } else { EngineClass::FetchFailed };
-    let class = field("class").map_or(unsaid, EngineClass::from);
-    let message = field("message").unwrap_or_else(|| match status {
-        Ok(status) => format!("the fetching process ended with {status}"),
-        Err(error) => format!("the fetching process cannot be waited for: {error}"),
-    });
-    Err(fail(class, message, field("remedy")))
+    })
 }
 
 #[cfg(test)]
