@@ -8,6 +8,7 @@
 mod apparmor;
 mod construct;
 mod covers;
+mod ending;
 mod failure;
 mod hooks;
 mod id_maps;
@@ -35,6 +36,7 @@ mod seccomp;
 mod supervise;
 mod warm_up;
 
+pub use ending::ends_within;
 pub use failure::{Failure, FailureClass};
 pub use inside::{Links, open_inside};
 pub use instance::{Channel, Instance, detach};
