@@ -7,7 +7,7 @@ TOOLS := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/tools
 DENY_VERSION := 0.20.2
 DIST := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/dist
 
-.PHONY: help dist demo demo-down test test-full bench check fmt-check clippy doc tidy deny
+.PHONY: help dist demo demo-down test test-full bench check fmt-check clippy fuzz-check doc tidy deny
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -30,13 +30,18 @@ test-full: ## the same, with the long cases
 bench: dist ## compare starting times with other engines
 	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench
 
-check: fmt-check clippy doc tidy ## formatting, lints, documentation, dependency rules
+check: fmt-check clippy fuzz-check doc tidy ## formatting, lints, fuzz targets, documentation, dependency rules
 
 fmt-check:
 	cargo fmt --all --check
 
 clippy:
 	cargo clippy --workspace --all-targets -- -D warnings
+
+# The targets are no members of the workspace and take modules of it in by path. Fuzzing needs nightly Rust and a C++
+# compiler; seeing that they build needs neither.
+fuzz-check:
+	cargo check --locked --quiet --manifest-path fuzz/Cargo.toml --no-default-features
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet

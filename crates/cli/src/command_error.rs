@@ -194,9 +194,10 @@ impl CommandError {
         }
     }
 
-    /// Ends as a failure does that was told already, as an event.
-    pub(crate) fn end_told(&self, in_step: Option<&str>) -> ExitCode {
-        self.end_step(in_step);
+    /// Ends as a failure does that was told already, as an event: that is the last word, so a step that cannot be
+    /// ended is not told.
+    pub(crate) fn end_told(&self) -> ExitCode {
+        let _ = self.ends.as_ref().map(|ends| ends.request());
         ExitCode::from(self.kind.status(Personality::Native))
     }
 

@@ -2,12 +2,13 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::AsFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use situla_engine::{EventLine, Listener};
 
 use crate::command_error::CommandError;
@@ -24,7 +25,10 @@ pub(crate) struct EventOptions {
 }
 
 /// How long a reader that does not keep up may hold a run up, in all: then it gets no more.
-const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bytes that a pipe which is ready takes without waiting: `PIPE_BUF` of `linux/limits.h`, see pipe(7).
+const PIECE: usize = 4096;
 
 /// The option, as it stands in a command line that could not be understood.
 const OPTION: &str = "--json";
@@ -72,7 +76,7 @@ impl EventOptions {
             let message = format!("events cannot go to descriptor {number}: {errno}");
             CommandError::usage(message, "open it for writing, as in --json-fd 3 3>events.jsonl")
         })?;
-        Ok(Some(EventWriter { out: Some(own.into()) }))
+        Ok(Some(EventWriter::to(own)))
     }
 }
 
@@ -80,9 +84,15 @@ impl EventOptions {
 #[derive(Debug)]
 pub(crate) struct EventWriter {
     out: Option<File>,
+    /// How long it has waited for the reader.
+    waited: Duration,
 }
 
 impl EventWriter {
+    fn to(out: OwnedFd) -> Self {
+        EventWriter { out: Some(out.into()), waited: Duration::ZERO }
+    }
+
     /// Tells a failure.
     pub(crate) fn error(&mut self, error: &CommandError) {
         self.hear(&EventLine::early(error.event()));
@@ -94,18 +104,42 @@ impl Listener for EventWriter {
         let Some(out) = &mut self.out else { return };
         let Ok(mut bytes) = serde_json::to_vec(line) else { return };
         bytes.push(b'\n');
-        // A pipe that is ready takes a line of usual length at once; one that is not must not stop the run.
-        let ready = poll(&mut [PollFd::from_borrowed_fd(out.as_fd(), PollFlags::OUT)], Some(&PATIENCE));
-        if !matches!(ready, Ok(1)) || out.write_all(&bytes).is_err() {
+        if write_in_time(out, &bytes, &mut self.waited).is_err() {
             self.out = None;
         }
     }
 }
 
+/// Writes all of it, unless that lets `waited` grow beyond [`PATIENCE`]. The descriptor stays as it is: a
+/// change of its flags would be seen by all who share it.
+fn write_in_time(mut out: &File, mut bytes: &[u8], waited: &mut Duration) -> io::Result<()> {
+    // A file has room, and takes a line as a whole: other tasks may write to it as well.
+    let piece = if out.metadata()?.is_file() { bytes.len() } else { PIECE };
+    while !bytes.is_empty() {
+        let left = Timespec::try_from(PATIENCE.saturating_sub(*waited)).unwrap_or_default();
+        let begun = Instant::now();
+        let ready = poll(&mut [PollFd::from_borrowed_fd(out.as_fd(), PollFlags::OUT)], Some(&left));
+        *waited += begun.elapsed();
+        match ready {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        match out.write(&bytes[..bytes.len().min(piece)]) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Somebody else has made it so, and may have been faster.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::os::fd::OwnedFd;
 
     use situla_engine::RunEvent;
 
@@ -131,10 +165,42 @@ mod tests {
         }
     }
 
+    /// A line with a long command, into a pipe with room for one page.
+    #[test]
+    fn a_long_line_waits_for_its_reader_and_not_for_ever() {
+        let small = || {
+            let (reader, writer) = std::io::pipe().unwrap();
+            rustix::pipe::fcntl_setpipe_size(&writer, PIECE).unwrap();
+            (reader, EventWriter::to(writer.into()))
+        };
+        let message = "x".repeat(100 * PIECE);
+        let error = || RunEvent::Error {
+            class: "bad-option".to_owned(),
+            message: message.clone(),
+            remedy: None,
+            status: 2,
+        };
+        let (reader, mut events) = small();
+        let begun = Instant::now();
+        events.hear(&EventLine::early(error()));
+        assert!(events.out.is_none(), "nobody has read it");
+        assert!(begun.elapsed() < PATIENCE * 10);
+        drop(reader);
+        let (mut reader, mut events) = small();
+        let read = std::thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).map(|_| text)
+        });
+        events.hear(&EventLine::early(error()));
+        drop(events);
+        let value: serde_json::Value = serde_json::from_str(&read.join().unwrap().unwrap()).unwrap();
+        assert_eq!(value["message"].as_str(), Some(message.as_str()));
+    }
+
     #[test]
     fn a_reader_that_does_not_keep_up_or_goes_is_left() {
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let mut events = EventWriter { out: Some(OwnedFd::from(writer).into()) };
+        let mut events = EventWriter::to(writer.into());
         events.hear(&EventLine::early(RunEvent::Started { pid: 1 }));
         let mut seen = vec![0; 4096];
         let n_read = reader.read(&mut seen).unwrap();
@@ -147,7 +213,7 @@ mod tests {
         assert!(events.out.is_none());
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut events = EventWriter { out: Some(OwnedFd::from(writer).into()) };
+        let mut events = EventWriter::to(writer.into());
         events.hear(&EventLine::early(RunEvent::Started { pid: 1 }));
         assert!(events.out.is_none());
     }

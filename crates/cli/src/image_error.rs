@@ -217,6 +217,12 @@ fn of_trees(error: &TreeError) -> Judgement {
         TreeError::Changed { .. } => {
             (EngineClass::SetupFailed, Some("run it again when the image is complete"))
         }
+        TreeError::NoPlace { .. } => (
+            EngineClass::SetupFailed,
+            Some(
+                "ask the administrator to make it, with mode 1777, or to name another one in site.toml (rootfs.cache)",
+            ),
+        ),
         TreeError::NotOwn { .. } => (
             EngineClass::SetupFailed,
             Some("remove it if it is yours, or ask the administrator for another place (rootfs.cache)"),

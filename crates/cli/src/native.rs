@@ -106,19 +106,24 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
                 Some(ContextValue::String(name)) if error.kind() == ErrorKind::UnknownArgument => Some(name),
                 _ => None,
             };
-            if let (Some(name), Some(step)) = (unknown, in_step()) {
+            let unknown = unknown.filter(|_| in_step().is_some()).map(|name| {
                 let refused = CommandError::usage(format!("unknown option {name}"), "see situla --help");
                 refused.record_early(Personality::Native);
-                return refused.report(Some(&step));
-            }
+                refused
+            });
             if error.use_stderr()
                 && let Ok(Some(mut events)) = EventOptions::of_unparsed(&words).open()
             {
-                let told = error.to_string();
-                let told = told.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-                let refused = CommandError::usage(told, "see situla --help");
+                let refused = unknown.unwrap_or_else(|| {
+                    let told = error.to_string();
+                    let told = told.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                    CommandError::usage(told, "see situla --help")
+                });
                 events.error(&refused);
-                return refused.end_told(in_step().as_deref());
+                return refused.end_told();
+            }
+            if let (Some(refused), Some(step)) = (unknown, in_step()) {
+                return refused.report(Some(&step));
             }
             // Help and version are data; everything else goes to standard error with status 2.
             let code = error.exit_code();

@@ -17,6 +17,7 @@ mod instance;
 mod journal;
 mod killed_task;
 mod overlay;
+mod own_process;
 mod prepare;
 mod request;
 mod resolve;

@@ -121,8 +121,9 @@ pub(crate) fn plan_inside(
     let layers = plan_layers(request, host)?;
     let verdict = admit(request, &[], &layers.directories, host, site, &named)?;
     phases.end("admit");
-    let image = resolve::open_as(opened, path, &request.image)?;
+    let opened = resolve::open_as(opened, path, &request.image)?;
     phases.end("resolve");
+    let image = way::look_into(opened, phases)?;
     let warnings = warnings(&verdict);
     let binds = Vec::new();
     let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
@@ -265,7 +266,7 @@ impl Prepared {
     /// The descriptors that whoever runs it must have open.
     pub(crate) fn descriptors(&self) -> Vec<i32> {
         let image = self.image.as_ref().map(|image| image.descriptor);
-        image.into_iter().chain(way::lease_descriptor(self.lease.as_ref())).collect()
+        image.into_iter().chain(way::lease_descriptors(self.lease.as_ref())).collect()
     }
 
     /// The Plan.

@@ -1,12 +1,9 @@
 //! From the name of an image to an open root file system.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use situla_oci::{Digest, ExecConfig, ImageConfig, Reference};
 use situla_plan::{ImageIdentity, RootfsIdentity, RootfsSource, Text};
@@ -17,7 +14,8 @@ use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::error::EngineError;
 use crate::image_view::ImageView;
-use crate::request::{Personality, TASK_VARIABLES};
+use crate::own_process::{self, Work, WorkFailure};
+use crate::request::Personality;
 
 /// Where converted images keep the manifest and configuration that they were made from.
 const MANIFEST_PATH: &str = "/.situla/manifest.json";
@@ -144,34 +142,40 @@ pub(crate) fn for_policy(named: &Named) -> PolicyImage {
 /// Opens what `named` means; a reference is fetched into the store first, with or without `progress`
 /// on standard error.
 pub(crate) fn open(named: &Named, requested: &str, progress: bool) -> Result<Opened, EngineError> {
-    let readable = |resolved| Opened::Readable(Box::new(resolved));
     match named {
-        Named::Path(path) => match open_path(path, requested) {
-            Err(unknown @ EngineError::UnknownFormat { .. }) => {
-                erofs(path, requested)?.map(Opened::Erofs).ok_or(unknown)
-            }
-            other => other.map(readable),
-        },
+        Named::Path(path) => open_any(path, requested),
         Named::Registry(reference) => {
             let fetched = fetch(reference, progress)?;
             let mut resolved = open_path(&fetched.path, requested)?;
             resolved.identity.manifest_digest = Some(fetched.manifest_digest);
             resolved.identity.rootfs = RootfsIdentity::Verified(fetched.rootfs_digest);
-            Ok(readable(resolved))
+            Ok(Opened::Readable(Box::new(resolved)))
         }
     }
 }
 
 /// Opens the image at `opened`, which is `path` for whoever asks.
-pub(crate) fn open_as(opened: &Path, path: &Path, requested: &str) -> Result<Resolved, EngineError> {
-    let mut resolved = open_path(opened, requested)?;
-    match &mut resolved.source {
-        RootfsSource::Squashfs { path: shown, .. } | RootfsSource::Directory { path: shown } => {
+pub(crate) fn open_as(opened: &Path, path: &Path, requested: &str) -> Result<Opened, EngineError> {
+    let mut opened = open_any(opened, requested)?;
+    match &mut opened {
+        Opened::Readable(resolved) => {
+            let (RootfsSource::Squashfs { path: shown, .. } | RootfsSource::Directory { path: shown }) =
+                &mut resolved.source;
             *shown = text(path);
+            path.clone_into(&mut resolved.path);
         }
+        Opened::Erofs(file) => path.clone_into(&mut file.path),
     }
-    path.clone_into(&mut resolved.path);
-    Ok(resolved)
+    Ok(opened)
+}
+
+fn open_any(path: &Path, requested: &str) -> Result<Opened, EngineError> {
+    match open_path(path, requested) {
+        Err(unknown @ EngineError::UnknownFormat { .. }) => {
+            erofs(path, requested)?.map(Opened::Erofs).ok_or(unknown)
+        }
+        other => other.map(|resolved| Opened::Readable(Box::new(resolved))),
+    }
 }
 
 /// Opens a file of a format that is not ours, if it is an EROFS image.
@@ -264,9 +268,6 @@ fn text(path: &Path) -> Text {
     path.as_os_str().to_owned().into()
 }
 
-/// Nobody but the kernel and who wants to end a process at any price sends this.
-const SIGKILL: i32 = 9;
-
 /// What a fetch gives.
 struct Fetched {
     path: PathBuf,
@@ -274,51 +275,27 @@ struct Fetched {
     rootfs_digest: String,
 }
 
-/// Fetches an image in a process of its own: fetching takes threads, and a process with threads can
-/// make no user namespace. The answer is one JSON object on its standard output.
+/// Fetches an image in a process of its own.
 fn fetch(reference: &Reference, progress: bool) -> Result<Fetched, EngineError> {
-    let fail = |class, message: String, remedy| EngineError::Fetch {
+    let mut command = own_process::own_command();
+    command
+        .args(["pull", "--json", "--store-only", "--for-process", &std::process::id().to_string()])
+        .args((!progress).then_some("--quiet"))
+        .arg(format!("docker://{reference}"));
+    let work = Work { name: "fetching", unsaid: EngineClass::FetchFailed };
+    let fetched = own_process::ask(&mut command, work, |answer| {
+        Some(Fetched {
+            path: answer.text("path")?.into(),
+            manifest_digest: answer.text("manifest_digest")?,
+            rootfs_digest: answer.text("rootfs_digest")?,
+        })
+    });
+    fetched.map_err(|WorkFailure { class, message, remedy }| EngineError::Fetch {
         reference: reference.to_string(),
         message,
         class,
         remedy,
-    };
-    let mut command = Command::new("/proc/self/exe");
-    // With these it would take itself for the task, resolve the image, and start a fetch of its own.
-    for name in TASK_VARIABLES {
-        command.env_remove(name);
-    }
-    let mut child = command
-        .args(["pull", "--json", "--store-only", "--for-process", &std::process::id().to_string()])
-        .args((!progress).then_some("--quiet"))
-        .arg(format!("docker://{reference}"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| {
-            fail(EngineClass::SetupFailed, format!("cannot start the fetching process: {error}"), None)
-        })?;
-    let mut output = Vec::new();
-    if let Some(mut stdout) = child.stdout.take() {
-        // A broken pipe shows as a missing answer below.
-        let _ = stdout.read_to_end(&mut output);
-    }
-    let status = child.wait();
-    let answer: serde_json::Value = serde_json::from_slice(&output).unwrap_or_default();
-    let field = |name: &str| answer.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
-    if let (Some(path), Some(manifest_digest), Some(rootfs_digest)) =
-        (field("path"), field("manifest_digest"), field("rootfs_digest"))
-    {
-        return Ok(Fetched { path: path.into(), manifest_digest, rootfs_digest });
-    }
-    let was_killed = status.as_ref().is_ok_and(|status| status.signal() == Some(SIGKILL));
-    let unsaid = if was_killed { EngineClass::ServerLost } else { EngineClass::FetchFailed };
-    let class = field("class").map_or(unsaid, EngineClass::from);
-    let message = field("message").unwrap_or_else(|| match status {
-        Ok(status) => format!("the fetching process ended with {status}"),
-        Err(error) => format!("the fetching process cannot be waited for: {error}"),
-    });
-    Err(fail(class, message, field("remedy")))
+    })
 }
 
 #[cfg(test)]

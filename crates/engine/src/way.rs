@@ -1,11 +1,9 @@
 //! By which way an image file becomes a root: served, mounted by the kernel, or extracted.
 
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde::Deserialize;
 use situla_image::{FileIdentity, TreeCache, TreeLease};
@@ -17,7 +15,8 @@ use situla_runtime::{Failure, KernelFormat, MountableFile, mount_by_kernel};
 use crate::error::EngineError;
 use crate::host::Host;
 use crate::journal::Phases;
-use crate::request::{RunRequest, TASK_VARIABLES};
+use crate::own_process::{self, Work, WorkFailure};
+use crate::request::RunRequest;
 use crate::resolve::{self, ErofsFile, Opened, Resolved};
 use crate::site::Site;
 
@@ -202,6 +201,14 @@ fn mount_erofs(image: ErofsFile, way: RootfsWay, phases: &mut Phases) -> Result<
     Ok(Rooted { image, lease: None, rung: Some((Rung::Kernel, BY_KERNEL.to_owned())) })
 }
 
+/// Opens the tree of an image that is a container's root already, to look into it.
+pub(crate) fn look_into(opened: Opened, phases: &mut Phases) -> Result<Resolved, EngineError> {
+    match opened {
+        Opened::Readable(image) => Ok(*image),
+        Opened::Erofs(image) => mount_erofs(image, RootfsWay::Kernel, phases).map(|rooted| rooted.image),
+    }
+}
+
 /// The directory of the user's extracted trees on this node.
 pub fn tree_directory(site: &Site, host: &Host) -> PathBuf {
     site.rootfs.cache.join(format!("situla-{}", host.user.uid))
@@ -279,63 +286,38 @@ fn extract(
     })
 }
 
-/// Makes a tree in a process of its own: that takes threads, and a process with threads can make no user
-/// namespace. The image is its standard input, so that it reads what was opened here.
+/// Makes a tree in a process of its own. The image is its standard input, so that it reads what was opened here.
 fn fill(
     file: &File,
     (offset, length): (u64, u64),
     (directory, shown, known): (&Path, &Path, Option<&Digest>),
     progress: bool,
 ) -> Result<Digest, EngineError> {
-    let fail = |class, message: String, remedy| EngineError::Extract {
+    let fail = |WorkFailure { class, message, remedy }| EngineError::Extract {
         image: shown.display().to_string(),
         message,
         class,
         remedy,
     };
-    let setup =
-        |what: &str, error: std::io::Error| fail(EngineClass::SetupFailed, format!("{what}: {error}"), None);
-    let input = file.try_clone().map_err(|error| setup("cannot pass the image on", error))?;
-    let mut command = Command::new("/proc/self/exe");
-    for name in TASK_VARIABLES {
-        command.env_remove(name);
-    }
-    let mut child = command
-        // Apptainer's names have no such command.
-        .arg0("situla")
+    let input = file.try_clone().map_err(|error| {
+        let message = format!("cannot pass the image on: {error}");
+        fail(WorkFailure { class: EngineClass::SetupFailed, message, remedy: None })
+    })?;
+    let mut command = own_process::own_command();
+    command
         .args(["cache", "fill", "--for-process", &std::process::id().to_string()])
         .args(["--offset", &offset.to_string(), "--length", &length.to_string()])
         .args(known.map(|digest| format!("--digest={digest}")))
         .args((!progress).then_some("--quiet"))
         .arg("--")
         .args([directory, shown])
-        .stdin(Stdio::from(OwnedFd::from(input)))
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| setup("cannot start the extracting process", error))?;
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        /// More than an answer needs.
-        const MAX_ANSWER: u64 = 1 << 20;
-        // A broken pipe shows as a missing answer below.
-        let _ = stdout.take(MAX_ANSWER).read_to_end(&mut output);
-    }
-    let status = child.wait();
-    let answer: serde_json::Value = serde_json::from_slice(&output).unwrap_or_default();
-    let field = |name: &str| answer.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
-    if let Some(digest) = field("digest").and_then(|digest| digest.parse().ok()) {
-        return Ok(digest);
-    }
-    let class = field("class").map_or(EngineClass::SetupFailed, EngineClass::from);
-    let message = field("message").unwrap_or_else(|| match status {
-        Ok(status) => format!("the extracting process ended with {status}"),
-        Err(error) => format!("the extracting process cannot be waited for: {error}"),
-    });
-    Err(fail(class, message, field("remedy")))
+        .stdin(Stdio::from(OwnedFd::from(input)));
+    let work = Work { name: "extracting", unsaid: EngineClass::SetupFailed };
+    own_process::ask(&mut command, work, |answer| answer.text("digest")?.parse().ok()).map_err(fail)
 }
 
-/// The descriptor that keeps a lease.
-pub(crate) fn lease_descriptor(lease: Option<&TreeLease>) -> Option<i32> {
-    use std::os::fd::{AsFd, AsRawFd};
-    lease.map(|lease| BorrowedFd::as_raw_fd(&lease.as_fd()))
+/// The descriptors that keep a lease.
+pub(crate) fn lease_descriptors(lease: Option<&TreeLease>) -> Vec<i32> {
+    use std::os::fd::AsRawFd;
+    lease.into_iter().flat_map(TreeLease::descriptors).map(|descriptor| descriptor.as_raw_fd()).collect()
 }

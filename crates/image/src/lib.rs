@@ -17,6 +17,7 @@ mod image_parts;
 mod inspect;
 mod layer;
 mod output;
+mod process_identity;
 mod progress;
 mod pull;
 mod sink;
@@ -48,6 +49,7 @@ pub(crate) use layer::printable as layer_name;
 pub use layer::{
     Compression, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
 };
+pub use process_identity::{realm, start_time};
 pub use progress::{Event, Progress};
 pub use pull::{PullError, PulledImage, pull, pull_from};
 pub use sink::{FileSink, MemorySink};

@@ -22,6 +22,8 @@ pub enum Event {
         /// Who holds the lease, as written there.
         holder: String,
     },
+    /// A tree is being extracted, here and by nobody else.
+    Extracting,
     /// Compressed bytes of a layer arrived.
     Fetched {
         /// Layer, 0 being the lowest.

@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -135,7 +136,7 @@ impl Journal {
                 .create(parent)
                 .map_err(|source| JournalError::CreateDir { path: parent.to_owned(), source })?;
         }
-        match OpenOptions::new().append(true).create(true).mode(0o600).open(&path) {
+        match open_regular(OpenOptions::new().append(true).create(true).mode(0o600), &path) {
             Ok(file) => Ok(Self { file }),
             Err(source) => Err(JournalError::Open { path, source }),
         }
@@ -189,7 +190,7 @@ pub struct Loaded {
 /// The journal cannot be opened or read, or a part of it has a newer schema than [`SCHEMA`].
 pub fn load(dir: &Path, id: &RecordId) -> Result<Loaded, JournalError> {
     let path = dir.join(id.relative_path());
-    let file = match File::open(&path) {
+    let file = match open_regular(OpenOptions::new().read(true), &path) {
         Ok(file) => file,
         Err(source) => return Err(JournalError::Open { path, source }),
     };
@@ -207,6 +208,14 @@ pub fn load(dir: &Path, id: &RecordId) -> Result<Loaded, JournalError> {
         unreadable: unreadable + u64::from(cut),
         unknown,
     })
+}
+
+/// Opens a file that is one: a FIFO in its place would be waited for, in a process that must not wait.
+fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
+    let file = options.custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 /// Reads the events of a journal's bytes; gives them and the number of lines that are none.

@@ -156,6 +156,22 @@ fn failures_are_told_and_harmless() {
     assert!(matches!(Journal::open(&blocked, &id), Err(JournalError::CreateDir { .. })));
 }
 
+/// Whoever reads or writes a record of a user's must not wait for what he has put there.
+#[test]
+fn a_fifo_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let id: RecordId = "7.0.node".parse().unwrap();
+    let path = dir.path().join(id.relative_path());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(matches!(load(dir.path(), &id), Err(JournalError::Open { .. })));
+    assert!(matches!(Journal::open(dir.path(), &id), Err(JournalError::Open { .. })));
+    // With somebody at its other end as well.
+    let _both = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    assert!(matches!(load(dir.path(), &id), Err(JournalError::Open { .. })));
+    assert!(matches!(Journal::open(dir.path(), &id), Err(JournalError::Open { .. })));
+}
+
 #[test]
 fn journals_are_private_and_listed() {
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -49,6 +49,23 @@ fn read(path: &Path) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// What is shipped, what is told and what is documented are about the same files.
+    #[test]
+    fn the_profile_is_for_the_documented_places() {
+        let profile = include_str!("../../../packaging/apparmor/situla");
+        let manual = include_str!("../../../docs/administrators/install.md");
+        let installed = format!("apparmor/situla {PROFILE}\n");
+        assert!(manual.contains(&format!("share/situla/{installed}")), "{installed}");
+        assert!(profile.contains(&format!("packaging/{installed}")), "{installed}");
+        let line = profile.lines().find_map(|line| line.strip_prefix("@{situla_program} = ")).unwrap();
+        let paths: Vec<&str> = line.split(' ').collect();
+        assert!(paths.contains(&"/opt/situla/bin/situla"), "where the manual has it installed");
+        for path in paths {
+            assert!(manual.contains(&format!("`{path}`")), "{path}");
+        }
+        assert!(profile.contains("profile situla @{situla_program} ") && profile.contains("\n  userns,\n"));
+    }
+
     #[test]
     fn the_restriction_is_named_where_it_is_the_reason() {
         let directory = tempfile::tempdir().unwrap();

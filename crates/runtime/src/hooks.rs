@@ -16,9 +16,8 @@
 
 use std::ffi::{CString, NulError};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
@@ -29,6 +28,7 @@ use situla_plan::{Hook, Hooks, Plan, RootfsSource, Share, Text};
 use situla_sys::{ExecStrings, Forked, SignalInfo, SignalMask};
 
 use crate::Observer;
+use crate::ending::ends_within;
 use crate::failure::{Context, Failure, FailureClass};
 
 /// How long a hook may take that names no limit: longer than any does, shorter than a node's time-outs.
@@ -277,7 +277,8 @@ fn run_one(stage: &str, hook: &Hook, state: &str) -> Result<(), Failure> {
     let program = Program::of(hook).map_err(|_| failed("has a NUL byte".to_owned()))?;
     let pid = program.start(state).map_err(cannot)?;
     let limit = hook.timeout.map_or(LONGEST, |seconds| Duration::from_secs(seconds.into()));
-    let ended = ends_within(pid, limit);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty());
+    let ended = pidfd.and_then(|pidfd| ends_within(pidfd.as_fd(), limit));
     if !matches!(ended, Ok(true)) {
         // It leads a process group, in which nobody is but what it has started.
         let _ = kill_process_group(pid, Signal::KILL);
@@ -357,25 +358,6 @@ impl Program {
         match prepared {
             Ok(()) => situla_sys::execute(&self.path, &self.arguments, &self.environment),
             Err(errno) => errno,
-        }
-    }
-}
-
-/// Waits for the end of a child, without taking its status.
-fn ends_within(child: Pid, limit: Duration) -> Result<bool, Errno> {
-    let pidfd = pidfd_open(child, PidfdFlags::empty())?;
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        match poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
         }
     }
 }

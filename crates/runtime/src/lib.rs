@@ -8,6 +8,7 @@
 mod apparmor;
 mod construct;
 mod covers;
+mod ending;
 mod failure;
 mod hooks;
 mod id_maps;
@@ -36,6 +37,7 @@ mod seccomp;
 mod supervise;
 mod warm_up;
 
+pub use ending::ends_within;
 pub use failure::{Failure, FailureClass};
 pub use init::ask_to_end;
 pub use inside::{Links, open_inside};

@@ -4,22 +4,54 @@
 //! killed on a node with no other task, nobody of ours is left there, and Slurm lets the tasks of other
 //! nodes go on. So the trampoline is started once more, as the user, to find out from the user's own
 //! record what the death means, and to end the step if a container was lost. That happens after a death
-//! by KILL alone, at most once a node and step unless the death was the payload's, and is bounded in time.
+//! by KILL alone, and at most once a node and step unless the death was the payload's. All of it together is
+//! bounded in time: slurmstepd must not be held up for each task of hundreds.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::child::{self, Job};
 use crate::ffi::{Handle, TaskEnd};
 
-/// Whether this step is being ended already, or cannot be.
-static ENDING: AtomicBool = AtomicBool::new(false);
+/// What is left of the time that this step may take on this node.
+static LEFT: Budget = Budget::new(PATIENCE);
 
-/// How long the trampoline may take: it waits a second for other tasks, and gives Slurm ten to answer.
+/// How long the trampoline may take: it waits a second for other tasks, and gives Slurm ten to answer. So long
+/// may it take for all tasks together, too, before nothing begins any more.
 const PATIENCE: Duration = Duration::from_secs(13);
+
+/// Time that is used up, by several threads if need be.
+#[derive(Debug)]
+struct Budget {
+    milliseconds: AtomicU64,
+}
+
+impl Budget {
+    const fn new(all: Duration) -> Self {
+        // Seconds alone, which a const function can convert.
+        Budget { milliseconds: AtomicU64::new(all.as_secs() * 1000) }
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.milliseconds.load(Ordering::Relaxed) == 0
+    }
+
+    /// Uses up so much, and gives whether that was the last of it.
+    fn take(&self, used: Duration) -> bool {
+        // What takes no time at all cannot go on for ever either.
+        let used = u64::try_from(used.as_millis()).unwrap_or(u64::MAX).max(1);
+        let less = |left: u64| Some(left.saturating_sub(used));
+        let before = self.milliseconds.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        before.is_ok_and(|before| before > 0 && before <= used)
+    }
+
+    fn end(&self) {
+        self.milliseconds.store(0, Ordering::Relaxed);
+    }
+}
 
 /// The programs that are ours under any path.
 const OWN_NAMES: [&str; 3] = ["situla", "apptainer", "singularity"];
@@ -58,7 +90,8 @@ pub(crate) fn is_own(program: &CStr, trampoline: &CStr) -> bool {
 /// # Errors
 /// It cannot be started, or says that the step could not be ended.
 pub(crate) fn look_into(spank: Handle, task: &TaskEnd, trampoline: &CStr) -> Result<bool, String> {
-    if ENDING.load(Ordering::Relaxed) {
+    // It is being ended already, or cannot be, or has had its time.
+    if LEFT.is_used_up() {
         return Ok(false);
     }
     if spank.variable(HETEROGENEOUS)?.is_some() {
@@ -72,12 +105,18 @@ pub(crate) fn look_into(spank: Handle, task: &TaskEnd, trampoline: &CStr) -> Res
         uid: task.uid,
         gid: task.gid,
     };
+    let begun = Instant::now();
     let status = child::run(&job, PATIENCE);
-    // Whatever else it says, it is not asked again: what a user owns must not hold slurmstepd up for each task.
-    let is_over = !matches!(status, Ok(Some(NOT_LOST)));
-    ENDING.store(is_over, Ordering::Relaxed);
+    let was_last = LEFT.take(begun.elapsed());
+    if !matches!(status, Ok(Some(NOT_LOST))) {
+        // Whatever else it says, it is not asked again.
+        LEFT.end();
+    }
     match status {
         Ok(Some(0)) => Ok(true),
+        Ok(Some(NOT_LOST)) if was_last => {
+            Err("so many tasks were killed that no more of them are looked into on this node".to_owned())
+        }
         Ok(Some(NOT_LOST)) => Ok(false),
         Ok(_) => {
             Err("a task was killed with its container, and Slurm cannot be asked to end the step".to_owned())
@@ -120,6 +159,29 @@ fn environment(spank: Handle, task: &TaskEnd) -> Result<Vec<CString>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_tasks_of_a_step_together_have_one_budget() {
+        let left = Budget::new(PATIENCE);
+        let one = Duration::from_millis(700);
+        let mut looked = Duration::ZERO;
+        let mut told = 0;
+        // As look_into does for each task of a large node.
+        for _ in 0..1000 {
+            if !left.is_used_up() {
+                looked += one;
+                told += usize::from(left.take(one));
+            }
+        }
+        assert!(looked > PATIENCE - one && looked < PATIENCE + one, "{looked:?}");
+        assert_eq!(told, 1, "it is said once that nobody looks any more");
+        let left = Budget::new(PATIENCE);
+        assert!(!left.take(Duration::ZERO) && !left.is_used_up());
+        assert!(left.take(PATIENCE * 2) && left.is_used_up() && !left.take(one));
+        let left = Budget::new(PATIENCE);
+        left.end();
+        assert!(left.is_used_up());
+    }
 
     #[test]
     fn programs_are_ours_by_their_names() {

@@ -12,6 +12,9 @@ use crate::command::{self, Output, wait_until};
 use crate::environment::PATIENCE;
 use crate::tier::Check;
 
+/// The instance that is entered.
+const NAME: &str = "events";
+
 /// Debian's Python, for which Debian has the validator.
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -29,7 +32,8 @@ fn kinds(events: &[Value]) -> Vec<String> {
 /// What a run must tell, beside its phases.
 const RAN: [&str; 5] = ["phase", "planned", "phase", "started", "exit"];
 
-/// Ordinary ends, signals and every kind of error, each judged by an independent validator.
+/// Ordinary ends of all commands that tell events, signals, and every kind of error, each judged by an independent
+/// validator.
 ///
 /// # Errors
 /// An event is wrong, missing, or where it does not belong.
@@ -37,6 +41,8 @@ pub fn are_as_published(desk: &Desk) -> Check {
     let dir = desk.env.work_dir("events")?;
     let image = desk.images.path("tiny.sqsh");
     let tree = desk.env.image_tree("tiny").display().to_string();
+    let start = ["situla", "instance", "start", &image, NAME];
+    desk.env.as_user(dir.path(), start)?.success()?;
     let mut all = String::new();
     let mut told = |output: &Output| -> Result<Vec<Value>, String> {
         all.push_str(&output.stderr);
@@ -51,8 +57,14 @@ pub fn are_as_published(desk: &Desk) -> Check {
             137,
             serde_json::json!({ "signal": 9 }),
         ),
+        (&["run", "--json", &tree, "-c", "echo data; exit 4"], 4, serde_json::json!({ "code": 4 })),
+        (&["shell", "--json", &image], 5, serde_json::json!({ "code": 5 })),
+        (&["instance", "exec", "--json", NAME, "echo", "data"], 0, serde_json::json!({ "code": 0 })),
     ] {
-        let words: Vec<&str> = ["situla"].iter().chain(words).copied().collect();
+        // A shell reads what it is to do.
+        let piped = ["sh", "-c", "echo 'echo data; exit 5' | situla \"$@\"", "situla"];
+        let program = if words[0] == "shell" { &piped[..] } else { &["situla"] };
+        let words: Vec<&str> = program.iter().chain(words).copied().collect();
         let output = desk.env.as_user(dir.path(), &words)?.expect_code(code)?;
         let events = told(&output)?;
         let end = &events[events.len() - 1];
@@ -64,6 +76,7 @@ pub fn are_as_published(desk: &Desk) -> Check {
             return Err(format!("not one run\n{output}").into());
         }
     }
+    desk.env.as_user(dir.path(), ["situla", "instance", "stop", NAME])?.success()?;
     for (words, status, class) in [
         (&["exec", "--json", "./none.sqsh", "true"][..], 125, "image-missing"),
         (&["exec", "--json", &image, "/no/such"], 127, "command-missing"),

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::fs::inotify;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -165,7 +166,7 @@ pub fn tasks_of_a_step(site: &Site) -> Check {
     empty(&desk, dir.path())
 }
 
-/// Of many that start at once one extracts, and all run from the same tree.
+/// Of many that start at once one extracts, the others wait or find it done, and all run from the same tree.
 ///
 /// # Errors
 /// They do not.
@@ -173,6 +174,11 @@ pub fn many_at_once(desk: &Desk) -> Check {
     const STARTS: usize = 8;
     let dir = desk.env.work_dir("at-once")?;
     let image = desk.images.path("tiny.sqsh");
+    // Another image, so that there is a place to watch.
+    let other = desk.images.path("tiny.sif");
+    run(desk, dir.path(), &["situla", "exec", "--rootfs", "extract", &other, "true"])?.success()?;
+    let begun = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&begun, place(desk)?.join("building"), inotify::WatchFlags::CREATE)?;
     let look = "sed -n 's,.* \\(/[^ ]*trees/[^ ]*\\) / .*,\\1,p' /proc/self/mountinfo; stat -c %i /";
     let words = ["situla", "exec", "--rootfs", "extract", &image, "sh", "-c", look];
     let started = (0..STARTS).map(|_| command::start(desk.env.user_command(dir.path(), words)?));
@@ -184,6 +190,16 @@ pub fn many_at_once(desk: &Desk) -> Check {
     {
         let all: Vec<String> = outputs.iter().map(ToString::to_string).collect();
         return Err(format!("not from one tree\n{}", all.join("\n")).into());
+    }
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(&begun, &mut buffer);
+    let mut made = Vec::new();
+    // Until there is nothing more to read.
+    while let Ok(event) = reader.next() {
+        made.extend(event.file_name().map(|name| name.to_string_lossy().into_owned()));
+    }
+    if made.len() != 1 {
+        return Err(format!("extracted {} times: {made:?}", made.len()).into());
     }
     empty(desk, dir.path())
 }

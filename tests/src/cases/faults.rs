@@ -211,8 +211,8 @@ pub fn image_changes_under_a_job(site: &Site) -> Check {
     ];
     let mounts = format!("--container-mounts={here}");
     let workdir = format!("--container-workdir={here}");
-    let mut started = Vec::new();
-    for (name, _) in &changes {
+    for (name, change) in changes {
+        let mut started = Vec::new();
         for plugin in [true, false] {
             let tag = format!("{name}-{plugin}");
             let image = path(&format!("{tag}.sqsh"));
@@ -225,38 +225,37 @@ pub fn image_changes_under_a_job(site: &Site) -> Check {
                 vec!["-n1", "apptainer", "exec", &image]
             };
             let line = line.into_iter().chain(["sh", "-c", script, &tag]);
-            started.push((*name, plugin, tag.clone(), site.cluster.start_srun(dir.path(), line)?));
+            started.push((plugin, tag.clone(), site.cluster.start_srun(dir.path(), line)?));
         }
-    }
-    let all_began = || started.iter().all(|(_, _, tag, _)| path(&format!("began-{tag}")).exists());
-    if !wait_until(PATIENCE, all_began) {
-        return Err("not all began".into());
-    }
-    for (name, change) in &changes {
-        for plugin in [true, false] {
-            let tag = format!("{name}-{plugin}");
+        let all_began = || started.iter().all(|(_, tag, _)| path(&format!("began-{tag}")).exists());
+        let began = wait_until(PATIENCE, all_began);
+        for (_, tag, _) in &started {
             change(&path(&format!("{tag}.sqsh")))?;
             fs::write(path(&format!("go-{tag}")), b"")?;
         }
-    }
-    for (name, plugin, tag, (job_name, running)) in started {
-        let job = finish(site, &job_name, running)?;
-        let said = fs::read_to_string(path(&format!("said-{tag}"))).unwrap_or_default();
-        if name == "replaced" {
-            job.output.clone().success().map_err(|story| format!("{story}\n{said}"))?;
-            let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-            if records.len() != 1 || records[0].class != "ok" {
-                return Err(format!("{tag}: {records:#?}").into());
+        for (plugin, tag, (job_name, running)) in started {
+            let job = finish(site, &job_name, running)?;
+            if !began {
+                return Err(format!("not all began\n{}", job.output).into());
             }
-            continue;
+            let said = fs::read_to_string(path(&format!("said-{tag}"))).unwrap_or_default();
+            if name == "replaced" {
+                job.output.clone().success().map_err(|story| format!("{story}\n{said}"))?;
+                let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+                if records.len() != 1 || records[0].class != "ok" {
+                    return Err(format!("{tag}: {records:#?}").into());
+                }
+                continue;
+            }
+            if !said.contains("Input/output error") {
+                return Err(format!("{tag}: no error was told to the payload\n{said}\n{}", job.output).into());
+            }
+            let names =
+                format!("{tag}.sqsh was changed while it was used, and the program ended with status 7");
+            let remedy = "leaves running jobs the old one";
+            let fault = Fault { names: &names, remedy, class: "engine-image-changed" };
+            failed(site, &job, if plugin { NATIVE } else { APPTAINER }, fault)?;
         }
-        if !said.contains("Input/output error") {
-            return Err(format!("{tag}: the payload was not told of an error\n{said}\n{}", job.output).into());
-        }
-        let image = format!("{tag}.sqsh was changed while it was used, and the program ended with status 7");
-        let fault =
-            Fault { names: &image, remedy: "leaves running jobs the old one", class: "engine-image-changed" };
-        failed(site, &job, if plugin { NATIVE } else { APPTAINER }, fault)?;
     }
     Ok(())
 }

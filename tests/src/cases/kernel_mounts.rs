@@ -140,6 +140,11 @@ pub fn by_root(desk: &Desk) -> Check {
                 return Err(format!("{image}: not the same as by FUSE\n{seen}\n{by_fuse}").into());
             }
         }
+        // An instance stays mounted for whoever enters it.
+        vault.run(desk, &["situla", "instance", "start", image, "kept"])?.success()?;
+        let entered = vault.run(desk, &["situla", "exec", "instance://kept", "cat", WITNESS]);
+        vault.run(desk, &["situla", "instance", "stop", "kept"])?.success()?;
+        entered?.success()?.expect_text("situla tiny image")?;
         let shown = vault.run(desk, &["situla", "runs", "--json"])?.success()?;
         if !shown.stdout.contains(image) {
             return Err(format!("{image} is not among the runs\n{shown}").into());

@@ -12,7 +12,6 @@ use crate::commands::instance;
 use crate::events::{EventOptions, EventWriter};
 use crate::output::{data, note};
 use crate::run_options::{ImageAndArguments, ImageAndCommand, RunOptions};
-use crate::task::in_step;
 use crate::{Context, end_as};
 
 /// What is said of the run itself.
@@ -161,7 +160,7 @@ pub(crate) fn run(command: RunCommand) -> Result<ExitCode, CommandError> {
     // Whoever reads events reads of errors there, and only there.
     run_heard(RunCommand { quiet: true, ..command }, Some(&mut writer)).or_else(|error| {
         writer.error(&error);
-        Ok(error.end_told(in_step().as_deref()))
+        Ok(error.end_told())
     })
 }
 

@@ -6,4 +6,5 @@ mod installation;
 mod keeper;
 mod newer_records;
 mod refusals;
+mod shipped;
 mod stalling;

@@ -1,8 +1,5 @@
 //! What the Apptainer command line does not have: one line that names it and says what to do.
 
-use std::path::Path;
-use std::process::Command;
-
 use crate::installation::{Installation, text};
 
 #[test]
@@ -58,19 +55,27 @@ fn harmless_options_are_taken() {
     }
 }
 
+/// A program that reads events reads nothing else, also where a line for a task of Slurm would be written.
 #[test]
-fn an_installation_has_all_names() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let (dist, prefix) = (dir.path().join("dist"), dir.path().join("prefix"));
-    std::fs::create_dir(&dist).expect("writable");
-    for file in ["situla", "spank_situla.so"] {
-        std::fs::write(dist.join(file), "").expect("writable");
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/install-dist");
-    let status = Command::new(script).arg(&dist).arg(&prefix).status().expect("it starts");
-    assert!(status.success());
-    for name in ["apptainer", "singularity", "run-singularity"] {
-        let link = prefix.join("bin").join(name);
-        assert_eq!(std::fs::read_link(&link).expect(name), Path::new("situla"));
+fn what_cannot_be_understood_is_an_event_in_a_step_as_well() {
+    let site = Installation::new();
+    for words in [
+        &["exec", "--json", "--frobnicate", "image.sqsh", "true"][..],
+        &["exec", "--json", "--rootfs=sideways", "image.sqsh", "true"],
+        &["instance", "exec", "--json", "--frobnicate", "name", "true"],
+    ] {
+        for in_step in [false, true] {
+            let mut command = site.command("situla", words);
+            if in_step {
+                command.env("SLURM_JOB_ID", "7").env("SLURM_STEP_ID", "0");
+            }
+            let output = command.output().expect("it starts");
+            let told = text(&output.stderr);
+            let events: Vec<serde_json::Value> =
+                told.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+            assert_eq!(events.len(), 1, "{words:?}: {told}");
+            assert_eq!((&events[0]["event"], &events[0]["status"]), (&"error".into(), &2.into()), "{told}");
+            assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()), "{words:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use situla_oci::Digest;
 
 use super::{Acquired, Store, StoreError, read_record};
 use crate::file_error::FileError;
+use crate::process_identity::{self, start_time};
 use crate::progress::{Event, Progress};
 use crate::traces::Trace;
 
@@ -190,23 +191,11 @@ fn this_process() -> Holder {
 
 /// Names the set of processes among which ids are unique; empty if that cannot be told.
 fn realm() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    if boot.is_empty() || namespace.as_os_str().is_empty() {
-        return String::new();
-    }
-    format!("{} {}", boot.trim(), namespace.display())
+    let (boot, namespace) = process_identity::realm();
+    if boot.is_empty() || namespace.is_empty() { String::new() } else { format!("{boot} {namespace}") }
 }
 
 /// Tells whether a holder is known to be gone; of other machines nothing is known.
 fn is_dead(holder: &Holder) -> bool {
     !holder.realm.is_empty() && holder.realm == realm() && start_time(holder.pid) != Some(holder.started)
-}
-
-/// Reads field 22 of `/proc/PID/stat`; `None` if there is no such process.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name may hold anything; fields are counted from its closing bracket.
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }

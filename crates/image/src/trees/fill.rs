@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -12,7 +13,8 @@ use situla_oci::{Algorithm, Digest, Hasher};
 use situla_squashfs::{Image, ReadOptions, Window};
 
 use super::{
-    FileIdentity, IdentityRecord, Locking, MAX_TRIES, RECORD_VERSION, TreeCache, TreeError, TreeRecord, names,
+    FileIdentity, IdentityRecord, Locking, MAX_TRIES, RECORD_VERSION, TreeCache, TreeError, TreeRecord,
+    is_named, names, whole,
 };
 use crate::convert::ConvertError;
 use crate::file_error::FileError;
@@ -22,6 +24,9 @@ use crate::unpack::unpack;
 
 /// Bytes that are hashed at once.
 const CHUNK: usize = 1 << 20;
+
+/// Whom somebody waits for.
+const ANOTHER: &str = "another process on this node";
 
 impl TreeCache {
     /// Makes sure that the tree of an image is there, and gives its digest. `part` is where the SquashFS lies in
@@ -47,8 +52,13 @@ impl TreeCache {
         };
         let name = digest.file_stem();
         let tree = self.tree(&name);
-        let Some(_lock) = self.lock_to_make(&name, progress, || tree.is_dir())? else { return Ok(digest) };
+        let is_made = || self.is_whole(&name);
+        let Some(_lock) = self.lock_to_make(&name, progress, is_made)? else { return Ok(digest) };
         self.remove_abandoned();
+        // It has lost something: another one takes its place.
+        self.set_aside(&name)?;
+        self.remove_begun();
+        progress.event(Event::Extracting);
         let place = Building::create(self, &name)?;
         let opened = image.try_clone().map_err(FileError::read(shown))?;
         let window = Window::new(opened, part.0, part.1);
@@ -61,14 +71,16 @@ impl TreeCache {
         if state().map_err(FileError::read(shown))? != before {
             return Err(TreeError::Changed { path: shown.to_owned() });
         }
+        fs::rename(&made, &tree).map_err(FileError::write(&tree))?;
         let record = TreeRecord {
             version: RECORD_VERSION,
             name: shown.display().to_string(),
             bytes: unpacked.bytes,
             entries: unpacked.n_entries,
+            marks: whole::marks(&tree)?,
         };
+        // Without it the tree is no good: whoever finds it so makes it anew.
         write_json(&self.record_path(&name), &record)?;
-        fs::rename(&made, &tree).map_err(FileError::write(&tree))?;
         Ok(digest)
     }
 
@@ -87,12 +99,18 @@ impl TreeCache {
                 return Ok((!is_made()).then_some(lock));
             }
             if attempt == 0 && !is_made() {
-                progress.event(Event::Waiting { holder: "another process on this node".to_owned() });
+                progress.event(Event::Waiting { holder: ANOTHER.to_owned() });
             }
             let waited = self.try_lock(name, Locking::SharedWaiting)?;
             if waited.is_some() && is_made() {
                 return Ok(None);
             }
+            // Damaged, and in use: those who use it keep it by its own lock, and nobody waits for their end.
+            if waited.is_some_and(|lock| self.tree(name).is_dir() && is_named(&lock, &self.lock_path(name))) {
+                let _ = fs::remove_file(self.lock_path(name));
+            }
+            // Its maker has failed. Of those who waited one can go on, if they do not all look all the time.
+            std::thread::sleep(Duration::from_millis(u64::from(attempt.min(10))));
         }
         Err(TreeError::Lock { path: self.lock_path(name) })
     }
@@ -106,9 +124,15 @@ impl TreeCache {
         progress: &dyn Progress,
     ) -> Result<Digest, TreeError> {
         let name = format!("identity-{}", identity.key().hex());
-        let found = || self.find_digest(identity);
-        let lock = self.lock_to_make(&name, progress, || found().is_some())?;
-        if let Some(digest) = found() {
+        // Nobody has it for longer than he computes. A recent change is not remembered: then each computes.
+        let lock = match self.try_lock(&name, Locking::Exclusive)? {
+            Some(lock) => Some(lock),
+            None => {
+                progress.event(Event::Waiting { holder: ANOTHER.to_owned() });
+                self.try_lock(&name, Locking::ExclusiveWaiting)?
+            }
+        };
+        if let Some(digest) = self.find_digest(identity) {
             return Ok(digest);
         }
         let mut hasher = Hasher::new(Algorithm::Sha256);

@@ -3,16 +3,19 @@
 //! | path | content |
 //! |---|---|
 //! | `trees/<alg>-<hex>` | the file tree; complete, since it gets its name by rename |
-//! | `records/<alg>-<hex>.json` | its size, and how it was called |
+//! | `records/<alg>-<hex>.json` | its size, how it was called, and by what it is known to be whole |
 //! | `locks/<alg>-<hex>` | flock(2): shared by whoever runs from the tree, exclusive to make or remove it; its time is that of the last use |
 //! | `identities/<hex>.json` | the digest of a file in a state, so that it is computed once |
 //! | `building/` | trees being made, each in a directory that its maker has locked |
 //!
 //! Locks are the kernel's: those of a killed process have gone. Nothing here is ever changed, so that whoever has a
-//! lease has what he asked for; nothing is removed while somebody has one, or a process has it mounted.
+//! lease has what he asked for; nothing is removed while somebody has one, or a process has it mounted. A lease is
+//! a lock of the tree's directory as well: that keeps systemd-tmpfiles away (tmpfiles.d(5)), and stays with a tree
+//! that was found damaged and has made room for a new one.
 
 mod fill;
 mod prune;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -52,6 +55,12 @@ pub enum TreeError {
     /// The directory is not the user's alone.
     #[error("'{}' is not a directory that only you can write to", path.display())]
     NotOwn {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// What the users' directories lie in is missing.
+    #[error("there is no directory '{}' for extracted images on this node", path.display())]
+    NoPlace {
         /// The directory.
         path: PathBuf,
     },
@@ -125,6 +134,9 @@ struct TreeRecord {
     /// Bytes of regular files.
     bytes: u64,
     entries: u64,
+    /// Directories by which damage is noticed.
+    #[serde(default)]
+    marks: Vec<whole::Mark>,
 }
 
 /// A cache of extracted images in a directory.
@@ -138,6 +150,7 @@ pub struct TreeCache {
 pub struct TreeLease {
     path: PathBuf,
     lock: File,
+    directory: File,
 }
 
 impl TreeLease {
@@ -146,11 +159,11 @@ impl TreeLease {
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
 
-impl AsFd for TreeLease {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
+    /// What keeps it: whoever has these open has the lease.
+    #[must_use]
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.lock.as_fd(), self.directory.as_fd()]
     }
 }
 
@@ -178,13 +191,20 @@ impl TreeCache {
         TreeCache { directory }
     }
 
-    /// Makes the directories, for the owner alone.
+    /// Makes the directories, for the owner alone. What they lie in must be there: made here it would be the
+    /// first user's, and closed to all others.
     ///
     /// # Errors
     /// They cannot be made, or are somebody else's: the place may be one where everybody may write.
     pub fn create(&self) -> Result<(), TreeError> {
-        let make = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
-        make(&self.directory).map_err(FileError::write(&self.directory))?;
+        let make = |path: &Path| match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        };
+        make(&self.directory).map_err(|error| match (error.kind(), self.directory.parent()) {
+            (io::ErrorKind::NotFound, Some(parent)) => TreeError::NoPlace { path: parent.to_owned() },
+            _ => FileError::write(&self.directory)(error).into(),
+        })?;
         self.expect_own()?;
         for name in ["trees", "records", "locks", "identities", "building"] {
             let path = self.directory.join(name);
@@ -232,7 +252,7 @@ impl TreeCache {
         (record.version == RECORD_VERSION).then_some(record.digest)
     }
 
-    /// Takes a lease of a tree; `None` where it is not there, or is being made or removed.
+    /// Takes a lease of a tree; `None` where it is not there, is being made or removed, or has lost something.
     ///
     /// # Errors
     /// The cache cannot be used.
@@ -248,12 +268,36 @@ impl TreeCache {
             return Ok(None);
         }
         let Some(lock) = self.try_lock(&name, Locking::Shared)? else { return Ok(None) };
-        if !path.is_dir() {
+        let Some(directory) = self.lock_tree(&name, FlockOperation::LockShared)? else { return Ok(None) };
+        // Nobody who respects locks can take something away any more.
+        if !self.is_whole(&name) {
             return Ok(None);
         }
         // The order of removal suffers where it cannot be set, and nothing else.
         let _ = lock.set_modified(SystemTime::now());
-        Ok(Some(TreeLease { path, lock }))
+        Ok(Some(TreeLease { path, lock, directory }))
+    }
+
+    /// Locks the directory of a tree itself; `None` where it is not there, or is locked and not waited for. A
+    /// shared lock is waited for: whoever cleans up by age has it for as long as he works on this tree.
+    fn lock_tree(&self, name: &str, operation: FlockOperation) -> Result<Option<File>, TreeError> {
+        let path = self.tree(name);
+        let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
+        let flags = i32::try_from(flags.bits()).unwrap_or_default();
+        let directory = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(FileError::read(&path)(error).into()),
+        };
+        loop {
+            match flock(&directory, operation) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(FileError::read(&path)(errno.into()).into()),
+            }
+        }
+        Ok(is_named(&directory, &path).then_some(directory))
     }
 
     /// Takes a lock at once, or not.
@@ -273,6 +317,7 @@ impl TreeCache {
                 Locking::Shared => FlockOperation::NonBlockingLockShared,
                 Locking::Exclusive => FlockOperation::NonBlockingLockExclusive,
                 Locking::SharedWaiting => FlockOperation::LockShared,
+                Locking::ExclusiveWaiting => FlockOperation::LockExclusive,
             };
             match flock(&file, operation) {
                 Ok(()) => {}
@@ -281,10 +326,7 @@ impl TreeCache {
                 Err(errno) => return Err(FileError::write(&path)(errno.into()).into()),
             }
             // Whoever removes a tree removes its lock: one that has no name any more protects nothing.
-            let (held, named) = (file.metadata(), fs::symlink_metadata(&path));
-            if let (Ok(held), Ok(named)) = (held, named)
-                && (held.dev(), held.ino()) == (named.dev(), named.ino())
-            {
+            if is_named(&file, &path) {
                 return Ok(Some(file));
             }
         }
@@ -323,7 +365,8 @@ impl TreeCache {
 
     fn is_leased(&self, name: &str) -> Result<bool, TreeError> {
         // For the moment of looking somebody who wants to run from it finds it locked, and waits.
-        Ok(self.try_lock(name, Locking::Exclusive)?.is_none())
+        Ok(self.try_lock(name, Locking::Exclusive)?.is_none()
+            || self.lock_tree(name, FlockOperation::NonBlockingLockExclusive)?.is_none())
     }
 }
 
@@ -334,6 +377,14 @@ enum Locking {
     Exclusive,
     /// As soon as nobody has it for himself alone.
     SharedWaiting,
+    /// As soon as nobody has it.
+    ExclusiveWaiting,
+}
+
+/// Whether an open file still has this name.
+fn is_named(file: &File, path: &Path) -> bool {
+    let (Ok(held), Ok(named)) = (file.metadata(), fs::symlink_metadata(path)) else { return false };
+    (held.dev(), held.ino()) == (named.dev(), named.ino())
 }
 
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {

@@ -3,10 +3,18 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use super::{CachedTree, Locking, TreeCache, TreeError, names};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::{CachedTree, Locking, MAX_TRIES, TreeCache, TreeError, names};
 use crate::file_error::FileError;
+
+/// How the names of trees begin that are no longer at their place.
+const REMOVED: &str = ".removed.";
 
 /// What may stay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,25 +77,60 @@ impl TreeCache {
     fn remove(&self, tree: &CachedTree) -> Result<bool, TreeError> {
         let name = tree.digest.file_stem();
         let Some(_lock) = self.try_lock(&name, Locking::Exclusive)? else { return Ok(false) };
+        // Those who have found it damaged have given its lock up, and its users have this one still.
+        let own = self.lock_tree(&name, FlockOperation::NonBlockingLockExclusive)?;
+        if own.is_none() && tree.path.is_dir() {
+            return Ok(false);
+        }
         // Processes that have outlived the one with the lease; nobody can come anew while it is locked.
         if mounted_trees().contains(&name) {
             return Ok(false);
         }
-        let away = self.directory.join("trees").join(format!(".removed.{name}.{}", std::process::id()));
-        fs::rename(&tree.path, &away).map_err(FileError::write(&tree.path))?;
-        let _ = fs::remove_file(self.record_path(&name));
+        let away = self.set_aside(&name)?;
         let _ = fs::remove_file(self.lock_path(&name));
-        fs::remove_dir_all(&away).map_err(FileError::write(&away))?;
+        if let Some(away) = away {
+            fs::remove_dir_all(&away).map_err(FileError::write(&away))?;
+        }
         Ok(true)
     }
 
-    /// Goes on where somebody was killed while he removed a tree.
-    fn remove_begun(&self) {
-        let trees = self.directory.join("trees");
-        for entry in fs::read_dir(&trees).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(".removed.") {
-                // Whoever removes it at the same time does the same.
-                let _ = fs::remove_dir_all(entry.path());
+    /// Takes a tree out of its place, with its record, for whoever has its lock; gives where it is then.
+    pub(super) fn set_aside(&self, name: &str) -> Result<Option<PathBuf>, TreeError> {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let tree = self.tree(name);
+        for _ in 0..MAX_TRIES {
+            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+            let away = format!("{REMOVED}{name}.{}.{serial}", std::process::id());
+            let away = self.directory.join("trees").join(away);
+            match rustix::fs::rename(&tree, &away) {
+                Ok(()) => {
+                    let _ = fs::remove_file(self.record_path(name));
+                    return Ok(Some(away));
+                }
+                Err(Errno::NOENT) => return Ok(None),
+                // Of a process of this number that was killed.
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                Err(errno) => return Err(FileError::write(&tree)(errno.into()).into()),
+            }
+        }
+        Err(TreeError::Lock { path: tree })
+    }
+
+    /// Removes trees that have lost their place, once nobody uses them: damaged ones, and those of whoever was
+    /// killed while he removed one.
+    pub(super) fn remove_begun(&self) {
+        let entries = fs::read_dir(self.directory.join("trees")).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let names: Vec<String> = names.filter(|name| name.starts_with(REMOVED)).collect();
+        if names.is_empty() {
+            return;
+        }
+        let mounted = mounted_trees();
+        for name in names {
+            // Whoever removes it at the same time does the same.
+            let lock = self.lock_tree(&name, FlockOperation::NonBlockingLockExclusive);
+            if matches!(lock, Ok(Some(_))) && !mounted.contains(&name) {
+                let _ = fs::remove_dir_all(self.tree(&name));
             }
         }
     }
@@ -149,10 +192,11 @@ pub(super) fn mounted_trees() -> BTreeSet<String> {
 
 /// The names of trees in `/proc/PID/mountinfo`: its fourth field is what of a file system is mounted.
 fn trees_in(table: &str) -> impl Iterator<Item = &str> {
-    table.lines().filter_map(|line| {
-        let (_, rest) = line.split(' ').nth(3)?.split_once("/trees/")?;
-        Some(rest.split('/').next().unwrap_or(rest))
-    })
+    let sources = table.lines().filter_map(|line| line.split(' ').nth(3));
+    // The cache may lie below a directory of this name, and an image may have one.
+    sources
+        .flat_map(|source| source.split("/trees/").skip(1))
+        .map(|rest| rest.split('/').next().unwrap_or(rest))
 }
 
 #[cfg(test)]
@@ -164,7 +208,9 @@ mod tests {
         let table = "22 28 0:21 / /sys rw,nosuid - sysfs sysfs rw\n\
                      30 28 8:1 /var/tmp/situla-1/trees/sha256-aa / ro - ext4 /dev/sda1 rw\n\
                      31 30 8:1 /situla-1/trees/sha256-bb/etc /etc ro - ext4 /dev/sda1 rw\n\
+                     32 30 8:1 /data/trees/oak/situla-1/trees/sha256-cc/trees/x / ro - ext4 /dev/sda1 rw\n\
                      short\n";
-        assert_eq!(trees_in(table).collect::<Vec<_>>(), ["sha256-aa", "sha256-bb"]);
+        let found: Vec<_> = trees_in(table).collect();
+        assert_eq!(found, ["sha256-aa", "sha256-bb", "oak", "sha256-cc", "x"]);
     }
 }

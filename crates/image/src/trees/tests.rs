@@ -40,6 +40,19 @@ impl Scene {
         self.cache.list().unwrap().into_iter().map(|tree| tree.digest).collect()
     }
 
+    /// Waits until a change has another time than all before it: clocks of file systems have steps.
+    fn let_time_pass(&self) {
+        let probe = self.directory.path().join("probe");
+        let changed = || {
+            fs::write(&probe, "").unwrap();
+            fs::set_permissions(&probe, fs::Permissions::from_mode(0o600)).unwrap();
+            let metadata = fs::metadata(&probe).unwrap();
+            (metadata.ctime(), metadata.ctime_nsec())
+        };
+        let first = changed();
+        while changed() == first {}
+    }
+
     /// Lets a tree look as if it had not been used for so long.
     fn age(&self, digest: &Digest, seconds: u64) {
         let lock = File::options().write(true).open(self.cache.lock_path(&digest.file_stem())).unwrap();
@@ -93,20 +106,27 @@ fn a_digest_is_remembered_once_a_change_would_show() {
 
 #[test]
 fn of_many_that_come_at_once_one_works() {
-    struct Count(AtomicUsize);
-    impl Progress for Count {
+    #[derive(Default)]
+    struct Seen {
+        extracted: AtomicUsize,
+        waited: AtomicUsize,
+    }
+    impl Progress for Seen {
         fn event(&self, event: Event) {
-            if matches!(event, Event::Waiting { .. }) {
-                self.0.fetch_add(1, Ordering::Relaxed);
-            }
+            let count = match event {
+                Event::Waiting { .. } => &self.waited,
+                Event::Extracting => &self.extracted,
+                _ => return,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
         }
     }
     let scene = Scene::new();
     let path = scene.image("one", &"text ".repeat(200_000));
-    let waited = Count(AtomicUsize::new(0));
+    let seen = Seen::default();
     let leases: Vec<(Digest, PathBuf, u64)> = std::thread::scope(|scope| {
         let one = || {
-            let digest = scene.fill(&path, &waited).unwrap();
+            let digest = scene.fill(&path, &seen).unwrap();
             let lease = scene.cache.lease(&digest).unwrap().unwrap();
             let inode = fs::metadata(lease.path()).unwrap().ino();
             (digest, lease.path().to_owned(), inode)
@@ -115,6 +135,37 @@ fn of_many_that_come_at_once_one_works() {
         all.into_iter().map(|one| one.join().unwrap()).collect()
     });
     assert!(leases.iter().all(|lease| *lease == leases[0]), "{leases:?}");
+    let [extracted, waited] = [&seen.extracted, &seen.waited].map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(extracted, 1, "{waited} have waited");
+}
+
+#[test]
+fn a_tree_that_has_lost_files_is_made_anew() {
+    let scene = Scene::new();
+    let path = scene.image("one", "text");
+    let digest = scene.fill(&path, &()).unwrap();
+    let name = digest.file_stem();
+    let etc = scene.cache.tree(&name).join("etc");
+    let is_there = || scene.cache.lease(&digest).unwrap().is_some();
+    let damages: [(&str, &dyn Fn()); 4] = [
+        ("a file", &|| fs::remove_file(etc.join("text")).unwrap()),
+        ("a directory", &|| fs::remove_dir_all(&etc).unwrap()),
+        ("the record", &|| fs::remove_file(scene.cache.record_path(&name)).unwrap()),
+        ("everything below the root", &|| {
+            fs::remove_dir_all(scene.cache.tree(&name)).unwrap();
+            fs::create_dir(scene.cache.tree(&name)).unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        assert!(is_there(), "before {what}");
+        scene.let_time_pass();
+        damage();
+        assert!(!is_there(), "{what}");
+        assert_eq!(scene.fill(&path, &()).unwrap(), digest);
+        assert_eq!(fs::read(etc.join("text")).unwrap(), b"text", "{what}");
+        assert_eq!(names(&scene.cache.directory.join("trees")).unwrap().len(), 1);
+        assert_eq!(fs::read_dir(scene.cache.directory.join("trees")).unwrap().count(), 1, "{what}");
+    }
 }
 
 #[test]
@@ -167,6 +218,37 @@ fn what_killed_processes_have_left_is_removed() {
 }
 
 #[test]
+fn a_damaged_tree_stays_for_those_who_use_it() {
+    let scene = Scene::new();
+    let path = scene.image("one", "text");
+    let digest = scene.fill(&path, &()).unwrap();
+    let used = scene.cache.lease(&digest).unwrap().unwrap();
+    let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+    let old = inode(used.path());
+    scene.let_time_pass();
+    fs::remove_file(used.path().join("etc/text")).unwrap();
+    // Nobody waits for the end of whoever uses it.
+    assert_eq!(scene.fill(&path, &()).unwrap(), digest);
+    let anew = scene.cache.lease(&digest).unwrap().unwrap();
+    assert_eq!(fs::read(anew.path().join("etc/text")).unwrap(), b"text");
+    assert_ne!(inode(anew.path()), old);
+    let aside = || {
+        let entries = fs::read_dir(scene.cache.directory.join("trees")).unwrap().flatten();
+        let mut entries = entries.map(|entry| entry.path());
+        entries.find(|path| path.to_string_lossy().contains(".removed.")).map(|path| inode(&path))
+    };
+    let all = TreeLimits { bytes: Some(0), age: None };
+    assert_eq!(scene.cache.prune(&all).unwrap().used.len(), 1);
+    assert_eq!(aside(), Some(old), "it is used");
+    drop(used);
+    assert_eq!(scene.cache.prune(&all).unwrap().used.len(), 1);
+    assert_eq!(aside(), None);
+    drop(anew);
+    assert_eq!(scene.cache.prune(&all).unwrap().removed.len(), 1);
+    assert!(!scene.cache.directory.exists());
+}
+
+#[test]
 fn a_directory_of_others_is_not_used() {
     let scene = Scene::new();
     let path = scene.image("one", "text");
@@ -180,6 +262,19 @@ fn a_directory_of_others_is_not_used() {
     assert!(matches!(scene.fill(&path, &()), Err(TreeError::NotOwn { .. })));
     assert!(matches!(scene.cache.list(), Err(TreeError::NotOwn { .. })));
     assert!(fs::read_dir(&elsewhere).unwrap().next().is_none());
+}
+
+#[test]
+fn what_all_users_share_is_not_made_for_one_of_them() {
+    let mut scene = Scene::new();
+    let path = scene.image("one", "text");
+    let parent = scene.directory.path().join("scratch/trees");
+    scene.cache = TreeCache::new(parent.join("situla-7"));
+    assert!(matches!(scene.fill(&path, &()), Err(TreeError::NoPlace { path }) if path == parent));
+    assert!(!scene.directory.path().join("scratch").exists());
+    fs::create_dir_all(&parent).unwrap();
+    let digest = scene.fill(&path, &()).unwrap();
+    assert!(scene.cache.lease(&digest).unwrap().is_some());
 }
 
 #[test]

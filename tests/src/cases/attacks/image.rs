@@ -128,28 +128,29 @@ pub fn swapped_directories(desk: &Desk) -> Check {
 /// # Errors
 /// He does not, or it hangs.
 pub fn account_files(desk: &Desk) -> Check {
-    type Change = fn(&Hostile<'_>) -> Result<(), String>;
+    type Change = fn(&Hostile<'_>, &str) -> Result<(), String>;
     let uid = desk.env.uid()?;
     let changes: [(&str, Change); 7] = [
-        ("empty", |image| image.write("etc/passwd", "")),
-        ("everybody is root", |image| {
+        ("empty", |image, file| image.write(file, "")),
+        ("everybody is root", |image, file| {
             let user = image.desk.env.user();
-            image.write("etc/passwd", &format!("{user}:x:0:0::/:/bin/sh\nroot::0:0::/:/bin/sh\n+::::::\n"))
+            image.write(file, &format!("{user}:x:0:0::/:/bin/sh\nroot::0:0::/:/bin/sh\n+::::::\n"))
         }),
-        ("no text", |image| image.write("etc/passwd", "\0\u{1b}[2J:::::\r\n\u{202e}:x:0\n%n%s$(id)`id`\n")),
-        ("too long", |image| image.write("etc/passwd", &"a:x:1:1::/:/\n".repeat(400_000))),
-        ("a directory", |image| {
-            image.link("x", "etc/passwd")?;
-            fs::remove_file(image.path("etc/passwd"))
-                .and_then(|()| fs::create_dir(image.path("etc/passwd")))
+        ("no text", |image, file| image.write(file, "\0\u{1b}[2J:::::\r\n\u{202e}:x:0\n%n%s$(id)`id`\n")),
+        ("too long", |image, file| image.write(file, &"a:x:1:1::/:/\n".repeat(400_000))),
+        ("a directory", |image, file| {
+            image.link("x", file)?;
+            fs::remove_file(image.path(file))
+                .and_then(|()| fs::create_dir(image.path(file)))
                 .map_err(|e| e.to_string())
         }),
-        ("a fifo", |image| node(image, "etc/passwd", FileType::Fifo, 0)),
-        ("a device", |image| node(image, "etc/passwd", FileType::CharacterDevice, rustix::fs::makedev(1, 5))),
+        ("a fifo", |image, file| node(image, file, FileType::Fifo, 0)),
+        ("a device", |image, file| node(image, file, FileType::CharacterDevice, rustix::fs::makedev(1, 5))),
     ];
-    for (name, change) in changes {
+    let each = changes.iter().flat_map(|change| ["etc/passwd", "etc/group"].map(|file| (file, change)));
+    for (file, (name, change)) in each {
         let hostile = Hostile::new(desk, "accounts")?;
-        change(&hostile)?;
+        change(&hostile, file)?;
         hostile
             .each_kind(|image| {
                 // A program that reads none of them: it would wait for the FIFO itself.
@@ -159,7 +160,7 @@ pub fn account_files(desk: &Desk) -> Check {
                 }
                 Ok(())
             })
-            .map_err(|e| super::story(name, &e))?;
+            .map_err(|e| super::story(&format!("{file}: {name}"), &e))?;
         hostile.untouched()?;
     }
     Ok(())
