@@ -84,7 +84,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Request<'_>> {
         // struct fuse_getxattr_in: size u32, padding u32; then the name
         opcode::GETXATTR => Operation::GetXattr { size: u32_at(body, 0)?, name: terminated(body.get(8..)?)? },
         opcode::LISTXATTR => Operation::ListXattr { size: u32_at(body, 0)? },
-        opcode::RELEASE | opcode::RELEASEDIR | opcode::FLUSH => Operation::Close,
+        // Not FLUSH: where it is not supported the kernel stops asking at each close(2).
+        opcode::RELEASE | opcode::RELEASEDIR => Operation::Close,
         opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => Operation::Silent,
         opcode::DESTROY => Operation::Destroy,
         _ => Operation::Unsupported,

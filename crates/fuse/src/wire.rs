@@ -18,8 +18,8 @@ pub(crate) const ENTRY_OUT_LEN: usize = 40 + ATTR_LEN;
 /// `FUSE_MIN_READ_BUFFER`: a smaller buffer makes read(2) fail with EINVAL.
 pub(crate) const MIN_READ_BUFFER: usize = 8192;
 
-/// `FUSE_*` opcodes; see `enum fuse_opcode`. OPEN (14) and OPENDIR (27) are missing on purpose:
-/// what is not listed is answered with ENOSYS.
+/// `FUSE_*` opcodes; see `enum fuse_opcode`. OPEN (14), FLUSH (25) and OPENDIR (27) are missing on
+/// purpose: what is not listed is answered with ENOSYS, and the kernel does not ask again.
 pub(crate) mod opcode {
     pub(crate) const LOOKUP: u32 = 1;
     pub(crate) const FORGET: u32 = 2;
@@ -30,7 +30,6 @@ pub(crate) mod opcode {
     pub(crate) const RELEASE: u32 = 18;
     pub(crate) const GETXATTR: u32 = 22;
     pub(crate) const LISTXATTR: u32 = 23;
-    pub(crate) const FLUSH: u32 = 25;
     pub(crate) const INIT: u32 = 26;
     pub(crate) const READDIR: u32 = 28;
     pub(crate) const RELEASEDIR: u32 = 29;

@@ -24,7 +24,8 @@ fn is_keeper_of(pid: &str, parent: u32) -> bool {
 fn it_may_open_more_files_than_the_payload() {
     let Some(site) = Installation::with_image() else { return };
     let script = "ulimit -Sn; ulimit -Hn; echo up; read x";
-    let command = site.command("situla", &["exec", "--rootfs", "fuse", "image.sqsh", "/bin/sh", "-c", script]);
+    let command =
+        site.command("situla", &["exec", "--rootfs", "fuse", "image.sqsh", "/bin/sh", "-c", script]);
     let mut limited = std::process::Command::new("/bin/sh");
     limited.env_clear();
     limited
