@@ -265,6 +265,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
     ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
+    ("attacks::outside_the_step", attacks::outside_the_step),
     ("export::keeps_the_container", export::keeps_the_container),
     ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
     ("faults::image_changes_under_a_job", faults::image_changes_under_a_job),
@@ -314,8 +315,10 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
 /// What a case needs of the cluster.
 fn abilities(cluster: &Cluster, name: &str) -> Result<(), Skip> {
     match name {
-        "gpu" | "uses::gpu" | "uses::keeper_in_the_steps_cgroup" if !cluster.constrains_devices() => {
-            Err(Skip("Slurm has no control groups on this machine: it keeps no step to its devices".into()))
+        "gpu" | "uses::gpu" | "uses::keeper_in_the_steps_cgroup" | "attacks::outside_the_step"
+            if !cluster.constrains_devices() =>
+        {
+            Err(Skip("Slurm has no control groups on this machine: it keeps no step apart".into()))
         }
         _ => Ok(()),
     }
