@@ -265,6 +265,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
     ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
+    ("slurm_lines::own_death_in_a_component", slurm_lines::own_death_in_a_component),
     ("attacks::outside_the_step", attacks::outside_the_step),
     ("export::keeps_the_container", export::keeps_the_container),
     ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
