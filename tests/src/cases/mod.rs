@@ -267,6 +267,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
     ("slurm_lines::own_death_in_a_component", slurm_lines::own_death_in_a_component),
     ("attacks::outside_the_step", attacks::outside_the_step),
+    ("uses::background_runs_stay_apart", uses::background_runs_stay_apart),
     ("ends::kill_without_a_record", ends::kill_without_a_record),
     ("export::keeps_the_container", export::keeps_the_container),
     ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
