@@ -262,6 +262,8 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("crowds::mpi_copies_directly", crowds::mpi_copies_directly),
     ("ends::a_record_that_hangs", ends::a_record_that_hangs),
     ("exhaustion::fuse_aborted", exhaustion::fuse_aborted),
+    ("exhaustion::in_a_step", exhaustion::in_a_step),
+    ("exhaustion::server_of_a_bind_dies", exhaustion::server_of_a_bind_dies),
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
     ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
