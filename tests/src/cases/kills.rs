@@ -59,7 +59,7 @@ const VICTIMS: [Victim; 8] = [
 ];
 
 /// How many kills, in `make test` and in `make test-full`.
-const KILLS: (usize, usize) = (24, 200);
+const KILLS: (usize, usize) = (24, 240);
 
 /// How often a round may be too late for its victim before the case gives up.
 const TRIES: usize = 40;
