@@ -22,6 +22,12 @@ pub enum Kind {
     Child,
     /// It fetches an image.
     Fetcher,
+    /// It extracts an image.
+    Extractor,
+    /// The first process of a PID namespace, which waits for a payload in it.
+    Init,
+    /// It waits for an instance.
+    Holder,
 }
 
 /// One process.
@@ -64,7 +70,8 @@ struct Raw {
     pid: u32,
     parent: u32,
     name: String,
-    fetches: bool,
+    /// What it was started for, by its command line.
+    work: Option<Kind>,
 }
 
 impl Raw {
@@ -84,23 +91,28 @@ impl Raw {
             return None;
         }
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let work = if words.contains(&&b"pull"[..]) {
+            Some(Kind::Fetcher)
+        } else {
+            words.windows(2).any(|two| two == [&b"cache"[..], b"fill"]).then_some(Kind::Extractor)
+        };
         Some(Self {
             pid,
             parent: fields.next()?.parse().ok()?,
             name: head.split_once('(')?.1.to_owned(),
-            fetches: line.split(|byte| *byte == 0).any(|word| word == b"pull"),
+            work,
         })
     }
 
     fn known_among(&self, all: &[Raw]) -> Process {
-        let kind = if self.name == "situla-keeper" {
-            Kind::Keeper
-        } else if self.fetches {
-            Kind::Fetcher
-        } else if all.iter().any(|other| other.pid == self.parent) {
-            Kind::Child
-        } else {
-            Kind::Task
+        let kind = match (self.name.as_str(), self.work) {
+            ("situla-keeper", _) => Kind::Keeper,
+            ("situla-init", _) => Kind::Init,
+            ("situla-instance", _) => Kind::Holder,
+            (_, Some(work)) => work,
+            _ if all.iter().any(|other| other.pid == self.parent) => Kind::Child,
+            _ => Kind::Task,
         };
         Process { pid: self.pid, parent: self.parent, kind }
     }

@@ -81,12 +81,52 @@ fn what_changes_the_container_changes_with_whom_it_is_shared() {
         ("--contain", Box::new(|request| request.defaults.contain = true)),
         ("--writable-tmpfs", Box::new(|request| request.writable_tmpfs = true)),
         ("--pid", Box::new(isolated(Isolation { pid: true, ..none }))),
+        ("switched off", Box::new(|request| request.share = false)),
     ];
     for (option, change) in private {
         let share = plan(&image, change.as_ref())["share"].clone();
         assert_eq!(share["with"], "nobody", "{share}");
         assert!(share["reason"].to_string().contains(option), "{share}");
     }
+}
+
+#[test]
+fn what_belongs_to_each_rank_does_not_change_with_whom_it_shares() {
+    // Below a default bind: a working directory that has to be bound makes another container.
+    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    let image = directory.path().join("image");
+    for name in ["image/bin", "image/etc", "image/dev", "image/tmp", "here", "there"] {
+        std::fs::create_dir_all(directory.path().join(name)).unwrap();
+    }
+    let rank = |number: &str, change: &dyn Fn(&mut RunRequest)| {
+        let mut host = host();
+        for (name, value) in &mut host.env {
+            if name == "SLURM_PROCID" || name == "SLURM_LOCALID" {
+                *value = number.into();
+            }
+        }
+        let of_rank =
+            [("OMP_PLACES", number), ("CUDA_VISIBLE_DEVICES", number), ("APPTAINERENV_RANK", number)];
+        host.env.extend(of_rank.map(|(name, value)| (name.into(), value.into())));
+        let mut host = Host::gather(host.env).unwrap();
+        host.cwd = directory.path().join(if number == "0" { "here" } else { "there" });
+        let words = vec!["/bin/echo".into(), format!("rank {number}").into()];
+        let mut request =
+            RunRequest::new(Personality::Apptainer, image.display().to_string(), Action::Exec(words));
+        request.env = vec![("RANK".to_owned(), number.to_owned())];
+        change(&mut request);
+        serde_json::to_value(situla_engine::plan(&request, &host, &Site::default()).unwrap()).unwrap()
+    };
+    let (first, second) = (rank("0", &|_| {}), rank("1", &|_| {}));
+    for part in ["args", "env", "cwd"] {
+        let of = |plan: &Value| plan["spec"]["process"][part].clone();
+        assert_ne!(of(&first), of(&second), "the ranks shall differ in {part}");
+    }
+    assert_eq!(first["share"]["with"], "step", "{}", first["share"]);
+    assert_eq!(first["share"], second["share"]);
+    let elsewhere = rank("1", &|request| request.workdir = Some("/etc".to_owned()));
+    assert_ne!(elsewhere["spec"]["process"]["cwd"], second["spec"]["process"]["cwd"]);
+    assert_eq!(first["share"], elsewhere["share"]);
 }
 
 #[test]

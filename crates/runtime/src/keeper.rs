@@ -449,10 +449,11 @@ impl Meeting<'_> {
         else {
             return;
         };
+        // Whoever is not of the step has not come: the rank that he has named is still expected.
+        let is_of_step = is_of_step(task.as_fd(), self.cgroup.as_deref());
         // A rank that has come before starts its next container: what this one shows may be out of
         // date by now, a replaced image or a directory made anew.
-        let expected = self.is_instance || self.come.insert(rank);
-        if !is_of_step(task.as_fd(), self.cgroup.as_deref()) || !expected {
+        if !is_of_step || !(self.is_instance || self.come.insert(rank)) {
             let _ = send(task.as_fd(), &[ANSWER_REFUSED], &[]);
             return;
         }

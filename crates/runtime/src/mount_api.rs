@@ -142,6 +142,10 @@ impl MountApi {
                         None => fsconfig_set_flag(context.as_fd(), *key)?,
                     }
                 }
+                if attributes.contains(MountAttributes::READ_ONLY) {
+                    // As mount(2) does: the file system itself, not this mount of it alone.
+                    fsconfig_set_flag(context.as_fd(), c"ro")?;
+                }
                 fsconfig_create(context.as_fd())?;
                 let mut flags = MountAttrFlags::empty();
                 flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, attributes.contains(MountAttributes::READ_ONLY));

@@ -126,8 +126,12 @@ fn mount_fuse(api: &MountApi, plan: &Plan, serve: &mut Serve<'_>) -> Result<Deta
         ("allow_other", None),
         ("default_permissions", None),
     ];
+    // Read-only as a whole: else the kernel takes each reading for a change of the time of access, and asks for the
+    // attributes anew (`fuse_invalidate_atime`, fs/fuse/dir.c).
+    let attributes =
+        MountAttributes::NO_DEV.union(MountAttributes::NO_SUID).union(MountAttributes::READ_ONLY);
     let mount = api
-        .create("fuse", &settings, MountAttributes::NO_DEV.union(MountAttributes::NO_SUID))
+        .create("fuse", &settings, attributes)
         .map_err(|errno| Failure::of_call(FailureClass::NoFuse, "cannot mount a FUSE file system", errno))?;
     serve(device.as_fd())?;
     Ok(mount)

@@ -72,8 +72,9 @@ const OF_JOB: [&CStr; 8] = [
 /// program run outside the limits of the job.
 const OF_SITE: [&CStr; 2] = [c"PATH", c"SLURM_CONF"];
 
-/// Where components of a heterogeneous job are named. What the job's environment says of ranks there is
-/// not what Slurm tells the plugin, so nothing is concluded.
+/// Where components of a heterogeneous job are named. Each has a job's number of its own, which Slurm tells the
+/// plugin, while its tasks are told that of the first; so their record is not found, and nothing is concluded. A step
+/// of several components in one ordinary job has one number.
 const HETEROGENEOUS: &CStr = c"SLURM_HET_SIZE";
 
 /// Tells whether a program is one of ours, by its name.
@@ -143,11 +144,12 @@ fn environment(spank: Handle, task: &TaskEnd) -> Result<Vec<CString>, String> {
         }
     }
     let (job, step) = spank.job_and_step();
+    let rank = rank_in_step(task.rank, spank.variable(c"SLURM_PROCID")?.as_deref());
     let numbers = [
         ("SLURM_JOB_ID", job),
         ("SLURM_STEP_ID", step),
         ("SLURM_NODEID", task.node),
-        ("SLURM_PROCID", task.rank),
+        ("SLURM_PROCID", rank),
         ("SLURM_LOCALID", task.local_rank),
     ];
     found.extend(
@@ -156,9 +158,32 @@ fn environment(spank: Handle, task: &TaskEnd) -> Result<Vec<CString>, String> {
     Ok(found)
 }
 
+/// The rank as the task itself knows it, and its record. Slurm tells a plugin the rank in the component of a
+/// heterogeneous step, and a task the one in the whole step: that one it has `told` the job's environment just before
+/// (`_wait_for_any_task` of slurmstepd).
+fn rank_in_step(in_component: u32, told: Option<&CStr>) -> u32 {
+    let told = told.and_then(|rank| rank.to_str().ok()?.parse().ok());
+    // A component's ranks come after those of the components before it.
+    told.filter(|rank| *rank >= in_component).unwrap_or(in_component)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rank_is_that_of_the_whole_step() {
+        for (in_component, told, rank) in [
+            (0, Some(c"3"), 3),
+            (3, Some(c"3"), 3),
+            (3, Some(c"0"), 3),
+            (3, Some(c""), 3),
+            (3, Some(c"many"), 3),
+            (3, None, 3),
+        ] {
+            assert_eq!(rank_in_step(in_component, told), rank, "{told:?}");
+        }
+    }
 
     #[test]
     fn all_tasks_of_a_step_together_have_one_budget() {

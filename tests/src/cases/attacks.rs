@@ -25,6 +25,7 @@ pub use image::{
 pub use inside::{descriptors_and_variables, own_binary, processes_and_mounts, working_directory};
 pub use tenants::{
     a_strangers_step, another_tenants_view, entering_an_instance, entering_tasks, noise_at_the_meeting_point,
+    outside_the_step,
 };
 
 /// Programs of a hostile image.
@@ -197,7 +198,8 @@ mod tests {
                 assert!(source.contains(&format!("fn {function}()")), "{word}");
             }
         }
-        let registered = super::super::PRIVILEGED.iter().map(|(name, _)| *name);
+        let in_steps = super::super::ON_LOOPBACK.iter().map(|(name, _)| *name);
+        let registered = super::super::PRIVILEGED.iter().map(|(name, _)| *name).chain(in_steps);
         let registered: BTreeSet<&str> = registered.filter(|name| name.starts_with("attacks::")).collect();
         assert_eq!(named, registered);
     }

@@ -403,6 +403,48 @@ pub fn a_record_that_hangs(site: &Site) -> Check {
     Ok(())
 }
 
+/// Where no record can be read or written, the plugin cannot tell a task process that was killed from a program that has
+/// killed itself: the step goes on, as with such a program, and `srun` tells of the kill.
+///
+/// # Errors
+/// The other node's task is ended, or the kill does not show.
+pub fn kill_without_a_record(site: &Site) -> Check {
+    /// Longer than the plugin takes to find out, and Slurm to end a step.
+    const AFTERWARDS: Duration = Duration::from_secs(4);
+    let dir = site.env().work_dir("norecord")?;
+    let here = dir.path().display().to_string();
+    let watch = Watch::begin(site.env().uid()?);
+    let options = [
+        format!("--container-image={}", site.images.path("tiny.sqsh")),
+        format!("--container-mounts={here}"),
+        format!("--container-workdir={here}"),
+    ];
+    let script = "touch go$SLURM_JOB_ID.$SLURM_PROCID; while [ ! -e end ]; do usleep 100000; done; touch came-to-its-end";
+    let args = ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=1"].into_iter();
+    let args = args.chain(options.iter().map(String::as_str)).chain(["sh", "-c", script]);
+    // No directory can be made there, by anybody.
+    let nowhere = [("XDG_STATE_HOME", "/proc/situla-has-no-records")];
+    let (name, running) = site.cluster.start_srun_with(dir.path(), &nowhere, args)?;
+    let id = site.cluster.wait_running(&name)?;
+    let hit = hit_on_first_node(&watch, dir.path(), &id, Kind::Task, 1);
+    if hit.is_ok() {
+        // Not a wait for anything: nothing is to happen in that time.
+        std::thread::sleep(AFTERWARDS);
+    }
+    dir.write("end", "")?;
+    let output = running.finish(PATIENCE)?;
+    hit.map_err(|why| format!("{why}\n{output}"))?;
+    let came = dir.path().join("came-to-its-end").exists();
+    let job = site.cluster.job(&name, output.expect_code(128 + 9)?)?;
+    if !came || job.account.state != "FAILED" {
+        return Err(format!("to its end: {came}, accounting says {:?}\n{}", job.account, job.output).into());
+    }
+    match outcome::records(&site.cluster, &format!("{id}.0")) {
+        Err(story) if story.contains("there is no record") => Ok(()),
+        other => Err(format!("a record where none can be: {other:#?}").into()),
+    }
+}
+
 /// Kills the first `victim` of the first node, once all payloads have begun.
 fn hit_on_first_node(
     watch: &Watch,

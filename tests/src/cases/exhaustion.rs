@@ -5,6 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::ends::KILL_WAIT;
 use super::kills::no_partial_file;
 use super::privileged::registry;
@@ -241,5 +243,116 @@ pub fn fuse_aborted(site: &Site) -> Check {
         }
         site.cluster.settled()?;
     }
+    Ok(())
+}
+
+/// In a step: a full disk where records are kept costs the record alone, and a limit that is too low ends the task with
+/// one reason, in accounting too.
+///
+/// # Errors
+/// It is otherwise.
+pub fn in_a_step(site: &Site) -> Check {
+    let dir = site.env().work_dir("step")?;
+    let image = site.images.path("tiny.sqsh");
+    let full = Mounted::full(dir.path().join("full"))?;
+    let (place, option) = (full.text(), format!("--container-image={image}"));
+    let words = ["-n2", "-N1", &option, "echo", "ran"];
+    let (name, running) = site.cluster.start_srun_with(dir.path(), &[("XDG_STATE_HOME", &place)], words)?;
+    let unrecorded = (name, running.finish(PATIENCE)?);
+    let script = format!("ulimit -n 6; exec situla exec {image} true");
+    let (name, running) = site.cluster.start_srun(dir.path(), ["-n1", "sh", "-c", &script])?;
+    let limited = (name, running.finish(PATIENCE)?);
+    drop(full);
+
+    let job = site.cluster.job(&unrecorded.0, unrecorded.1.success()?)?;
+    let n_ran = job.output.stdout.lines().filter(|line| *line == "ran").count();
+    let recorded = outcome::records(&site.cluster, &format!("{}.0", job.id));
+    let has_none = recorded.as_ref().is_err_and(|story| story.contains("there is no record"));
+    if n_ran != 2 || job.account.state != "COMPLETED" || !has_none {
+        return Err(format!("{:?}, the records say {recorded:#?}\n{}", job.account, job.output).into());
+    }
+
+    let output = limited.1.expect_code(125)?.expect_text("ulimit -n")?;
+    let job = site.cluster.job(&limited.0, output)?;
+    let n_errors =
+        job.output.stderr.lines().filter(|line| line.contains("error:") && !line.starts_with("srun")).count();
+    let records = match outcome::records(&site.cluster, &format!("{}.0", job.id)) {
+        // There may have been no descriptor for it.
+        Err(story) if story.contains("there is no record") => Vec::new(),
+        other => other?,
+    };
+    let is_ours = |record: &outcome::Outcome| {
+        record.class.starts_with("engine-") && record.class != "engine-server-lost"
+    };
+    if n_errors != 1 || job.account.exit != "125:0" || !records.iter().all(is_ours) {
+        return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
+    }
+    Ok(())
+}
+
+/// A file system that says what its root is, and leaves whoever looks into it waiting, after a note in a file.
+const SILENT_SERVER: &str = r#"
+import os, struct, sys
+note = sys.argv[1]
+def reply(unique, body, error=0): os.write(9, struct.pack("=IiQ", 16 + len(body), -error, unique) + body)
+root = struct.pack("=6Q10I", 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o40755, 2, 0, 0, 0, 4096, 0)
+while True:
+    request = os.read(9, 1 << 17)
+    length, opcode, unique, node = struct.unpack_from("=IIQQ", request)
+    if opcode == 26: reply(unique, struct.pack("=IIIIHHI", 7, 31, 0, 0, 12, 9, 4096) + bytes(40))
+    elif opcode == 3: reply(unique, struct.pack("=QII", 3600, 0, 0) + root)
+    elif opcode == 1: open(note, "w").close()
+    elif opcode not in (2, 36, 42): reply(unique, b"", 38)
+"#;
+
+/// The server of a bind's source dies while a program waits for it: the program gets an error, and then another one
+/// at once; the container goes on, and nothing is left.
+///
+/// # Errors
+/// The step hangs, or ends, or says that it has lost its container.
+pub fn server_of_a_bind_dies(site: &Site) -> Check {
+    let dir = site.env().work_dir("server")?;
+    let here = dir.path().display().to_string();
+    let point = dir.path().join("served");
+    fs::create_dir(&point)?;
+    let script = "exec 9<>/dev/fuse && mount -i -t fuse \
+                  -o fd=9,rootmode=40000,user_id=0,group_id=0,allow_other situla-served \"$1\" && exec python3 -c \"$2\" \"$3\"";
+    let mut server = Command::new("sh");
+    server.args(["-c", script, "sh"]).arg(&point).arg(SILENT_SERVER).arg(dir.path().join("asked"));
+    let server = command::start(server)?;
+    let served = Mounted(point);
+    let is_mounted = || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        mounts.lines().any(|line| line.contains(&served.text()))
+    };
+    let mounted = wait_until(PATIENCE, is_mounted);
+    let options = [
+        format!("--container-image={}", site.images.path("tiny.sqsh")),
+        format!("--container-mounts={here},{}:/served", served.text()),
+    ];
+    let script =
+        "cat /served/file; echo first $?; cat /served/file; echo second $?; cat /etc/situla-image-witness";
+    let words = ["-n1"].into_iter().chain(options.iter().map(String::as_str)).chain(["sh", "-c", script]);
+    let started = site.cluster.start_srun(dir.path(), words);
+    let asked = mounted && started.is_ok() && wait_until(PATIENCE, || dir.path().join("asked").exists());
+    let pid = i32::try_from(server.pid()).ok().and_then(Pid::from_raw).ok_or("no process")?;
+    // Whatever else has happened: without it nobody waits for anything any more.
+    let killed = kill_process(pid, Signal::KILL);
+    let server = server.finish(PATIENCE)?;
+    let (name, running) = started?;
+    let output = running.finish_within(KILL_WAIT)?;
+    if output.timed_out {
+        site.cluster.admin(&["scancel", "--name", &name])?;
+    }
+    if !asked || killed.is_err() {
+        return Err(format!("mounted: {mounted}, asked: {asked}\n{server}\n{output}").into());
+    }
+    let output = output.success()?.expect_text("first 1")?.expect_text("second 1")?;
+    let job = site.cluster.job(&name, output.expect_text("situla tiny image")?)?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    if job.account.state != "COMPLETED" || records.len() != 1 || records[0].class != "ok" {
+        return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
+    }
+    site.cluster.settled()?;
     Ok(())
 }

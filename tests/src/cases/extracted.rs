@@ -25,7 +25,7 @@ fn place(desk: &Desk) -> Result<PathBuf, String> {
 }
 
 /// The trees, and what is being made.
-fn found(desk: &Desk) -> Result<(Vec<PathBuf>, usize), String> {
+pub(super) fn found(desk: &Desk) -> Result<(Vec<PathBuf>, usize), String> {
     let entries = |name: &str| -> Result<Vec<PathBuf>, String> {
         let entries = fs::read_dir(place(desk)?.join(name)).into_iter().flatten().flatten();
         Ok(entries.map(|entry| entry.path()).collect())
@@ -33,7 +33,7 @@ fn found(desk: &Desk) -> Result<(Vec<PathBuf>, usize), String> {
     Ok((entries("trees")?, entries("building")?.len()))
 }
 
-fn empty(desk: &Desk, cwd: &Path) -> Check {
+pub(super) fn empty(desk: &Desk, cwd: &Path) -> Check {
     run(desk, cwd, &["situla", "cache", "prune", "--all"])?.success()?;
     if place(desk)?.exists() { Err(format!("{:?} is left", found(desk)?).into()) } else { Ok(()) }
 }

@@ -19,7 +19,7 @@ fn run(desk: &Desk, cwd: &Path, words: &[&str]) -> Result<Output, String> {
 }
 
 /// What `situla instance list --json` says of one.
-fn listed(desk: &Desk, cwd: &Path, name: &str) -> Result<Option<Value>, String> {
+pub(super) fn listed(desk: &Desk, cwd: &Path, name: &str) -> Result<Option<Value>, String> {
     let output = run(desk, cwd, &["situla", "instance", "list", "--json"])?.success()?;
     let value: Value = serde_json::from_str(&output.stdout).map_err(|e| format!("{e}\n{output}"))?;
     let all = value["instances"].as_array().cloned().unwrap_or_default();

@@ -1,5 +1,6 @@
-//! `kill -9` of our processes at random moments: of the tasks, the keeper, a payload that is not one yet, and
-//! of those that fetch an image, in a step and for a user.
+//! `kill -9` of our processes at random moments: of the tasks, the keeper, a payload that is not one yet, the first
+//! process of a PID namespace, those that fetch or extract an image, in a step and for a user, and those of an
+//! instance.
 //!
 //! After each kill the step must end in time and badly, nothing may be left, and the next step and the next
 //! pull must work. The moments are random; the seed is printed when something fails, and taken from
@@ -38,12 +39,27 @@ enum Victim {
     Fetcher,
     /// `situla pull` of a user.
     Pull,
+    /// The first process of a PID namespace (`--pid`).
+    Init,
+    /// The process that extracts the image of a step.
+    Extractor,
+    /// The holder, the init or the keeper of a user's instance.
+    Instance,
 }
 
-const VICTIMS: [Victim; 5] = [Victim::Task, Victim::Keeper, Victim::Payload, Victim::Fetcher, Victim::Pull];
+const VICTIMS: [Victim; 8] = [
+    Victim::Task,
+    Victim::Keeper,
+    Victim::Payload,
+    Victim::Fetcher,
+    Victim::Pull,
+    Victim::Init,
+    Victim::Extractor,
+    Victim::Instance,
+];
 
 /// How many kills, in `make test` and in `make test-full`.
-const KILLS: (usize, usize) = (20, 200);
+const KILLS: (usize, usize) = (24, 240);
 
 /// How often a round may be too late for its victim before the case gives up.
 const TRIES: usize = 40;
@@ -133,6 +149,7 @@ impl Round<'_> {
             let delay = random.moment(LONGEST);
             let phase = match victim {
                 Victim::Pull => self.user_pull(delay, random)?,
+                Victim::Instance => self.user_instance(delay, random)?,
                 _ => self.step(victim, delay, random)?.map(|one| {
                     let phase = one.phase;
                     killed.push(one);
@@ -154,7 +171,13 @@ impl Round<'_> {
         random: &mut Random,
     ) -> Result<Option<Killed>, libtest_mimic::Failed> {
         let fetches = victim == Victim::Fetcher || (victim == Victim::Task && random.below(3) == 0);
-        let image = if fetches { self.source.to_owned() } else { self.site.images.path("tiny.sqsh") };
+        let extracts = victim == Victim::Extractor;
+        // The small one is extracted too soon.
+        let (image, text, nap) = match extracts {
+            true => (self.site.images.path("demo.sqsh"), "situla demo image", "sleep 0.2"),
+            false if fetches => (self.source.to_owned(), "situla tiny image", "usleep 200000"),
+            false => (self.site.images.path("tiny.sqsh"), "situla tiny image", "usleep 200000"),
+        };
         // One or two tasks on each of one or two nodes.
         let (n_nodes, tasks_per_node) = (1 + random.below(2), 1 + random.below(2));
         let n_tasks = n_nodes * tasks_per_node;
@@ -166,23 +189,29 @@ impl Round<'_> {
         for name in self.marks() {
             fs::remove_file(name)?;
         }
+        if extracts {
+            super::extracted::empty(&self.site.desk(), self.dir)?;
+        }
         let script = format!(
-            "echo >begun$SLURM_PROCID; {} echo >done$SLURM_PROCID",
-            if short { "usleep 200000;" } else { "sleep 1000;" }
+            "echo >begun$SLURM_PROCID; {}; echo >done$SLURM_PROCID",
+            if short { nap } else { "sleep 1000" }
         );
         let here = self.dir.display().to_string();
-        let args = [
-            format!("-N{n_nodes}"),
-            format!("--ntasks-per-node={tasks_per_node}"),
-            format!("--container-image={image}"),
-            format!("--container-mounts={here}"),
-            format!("--container-workdir={here}"),
-        ];
+        let enter: Vec<String> = match victim {
+            // The plugin has no options for these.
+            Victim::Init => ["situla", "exec", "--pid", &image].map(str::to_owned).into(),
+            Victim::Extractor => ["situla", "exec", "--rootfs", "extract", &image].map(str::to_owned).into(),
+            _ => vec![
+                format!("--container-image={image}"),
+                format!("--container-mounts={here}"),
+                format!("--container-workdir={here}"),
+            ],
+        };
+        let size = [format!("-N{n_nodes}"), format!("--ntasks-per-node={tasks_per_node}")];
+        let args = size.iter().chain(&enter);
         let watch = Watch::begin(self.site.env().uid()?);
-        let (name, running) = self
-            .site
-            .cluster
-            .start_srun(self.dir, args.iter().map(String::as_str).chain(["sh", "-c", &script]))?;
+        let (name, running) =
+            self.site.cluster.start_srun(self.dir, args.map(String::as_str).chain(["sh", "-c", &script]))?;
         let phase = self.strike(&watch, victim, delay, n_tasks);
         self.proxy.pace(UNLIMITED);
         if phase.is_err() {
@@ -190,7 +219,8 @@ impl Round<'_> {
         }
         let phase = phase?;
         let Some((phase, at)) = phase else {
-            return self.missed(&name, running).map(|()| None);
+            self.missed(&name, running, extracts)?;
+            return Ok(None);
         };
         let output = running.finish_within(KILL_WAIT * 3)?;
         let took = at.elapsed();
@@ -207,13 +237,24 @@ impl Round<'_> {
             );
         }
         let begun = self.marked("begun");
-        self.nothing_left(&output)?;
+        if !extracts {
+            self.nothing_left(&output)?;
+        }
         let store = self.site.env().home()?.join(".cache/situla");
         no_partial_file(&store)?;
-        // The same image once more, also where it has to be fetched.
-        let option = format!("--container-image={image}");
-        let (_, next) = self.site.cluster.start_srun(self.dir, ["-n1", &option, "cat", WITNESS])?;
-        next.finish(PATIENCE)?.success()?.expect_text("situla tiny image")?;
+        // The same image once more, also where it has to be fetched or extracted.
+        let again = ["-n1"].into_iter().chain(enter.iter().map(String::as_str)).chain(["cat", WITNESS]);
+        let (_, next) = self.site.cluster.start_srun(self.dir, again)?;
+        next.finish(PATIENCE)?.success()?.expect_text(text)?;
+        if extracts {
+            // Who extracts next takes away what is left of a dead one's tree.
+            let (trees, building) = super::extracted::found(&self.site.desk())?;
+            if trees.len() != 1 || building != 0 {
+                return Err(format!("there are {trees:?}, and {building} begun\n{output}").into());
+            }
+            super::extracted::empty(&self.site.desk(), self.dir)?;
+            self.nothing_left(&output)?;
+        }
         if fetches {
             whole_store(&store)?;
         }
@@ -242,7 +283,8 @@ impl Round<'_> {
                 _ => {}
             }
             let over = ours.is_empty() && self.marked("done") > 0;
-            if found.is_none() && (over || (victim == Victim::Payload && self.marked("begun") == n_tasks)) {
+            let is_early = matches!(victim, Victim::Payload | Victim::Extractor);
+            if found.is_none() && (over || (is_early && self.marked("begun") == n_tasks)) {
                 return Ok(None);
             }
             let Some(one) = found.filter(|_| seen.is_some_and(|since| since.elapsed() >= wait)) else {
@@ -261,6 +303,7 @@ impl Round<'_> {
             Victim::Payload if namespace(one.pid) == namespace(one.parent) => "before it has namespaces",
             Victim::Payload => "in its namespaces, before exec",
             _ if ours.iter().any(|other| other.kind == Kind::Fetcher) => "while fetching",
+            _ if ours.iter().any(|other| other.kind == Kind::Extractor) => "while extracting",
             _ if self.marked("done") == n_tasks => "after the payload's end",
             _ if self.marked("begun") == n_tasks => "while the payload runs",
             _ => "while setting up",
@@ -268,11 +311,15 @@ impl Round<'_> {
     }
 
     /// Ends a step that came away unhurt, or sees that it ended well by itself.
-    fn missed(&self, name: &str, running: Running) -> Check {
+    fn missed(&self, name: &str, running: Running, extracts: bool) -> Check {
         self.cancel(name)?;
         let output = running.finish(PATIENCE)?;
         if output.timed_out {
             return Err(format!("a step that nobody hurt does not end\n{output}").into());
+        }
+        if extracts {
+            self.site.cluster.settled()?;
+            super::extracted::empty(&self.site.desk(), self.dir)?;
         }
         self.nothing_left(&output)
     }
@@ -372,6 +419,65 @@ impl Round<'_> {
     }
 }
 
+impl Round<'_> {
+    /// A user's instance with a kill of one of its processes, and one after it; `None` if that one had gone.
+    fn user_instance(
+        &self,
+        delay: Duration,
+        random: &mut Random,
+    ) -> Result<Option<&'static str>, libtest_mimic::Failed> {
+        const PARTS: [(Kind, [&str; 2]); 3] = [
+            (Kind::Holder, ["(holder) while it starts", "(holder) while it runs"]),
+            (Kind::Init, ["(init) while it starts", "(init) while it runs"]),
+            (Kind::Keeper, ["(keeper) while it starts", "(keeper) while it runs"]),
+        ];
+        let (env, desk) = (self.site.env(), self.site.desk());
+        let image = self.site.images.path("tiny.sqsh");
+        let run = |words: &[&str]| env.as_user(self.dir, [&["situla", "instance"], words].concat());
+        let (kind, phases) = PARTS[usize::try_from(random.below(3))?];
+        // A start takes some ten milliseconds.
+        let delay = if random.below(2) == 0 { delay / 10 } else { delay };
+        let watch = Watch::begin(env.uid()?);
+        let starter =
+            command::start(env.user_command(self.dir, ["situla", "instance", "start", &image, "victim"])?)?;
+        let mut seen: Option<Instant> = None;
+        let mut hit = None;
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            let ours = watch.look();
+            match (ours.iter().find(|one| one.kind == kind), seen) {
+                (Some(_), None) => seen = Some(Instant::now()),
+                (None, Some(_)) => break,
+                (Some(one), Some(since)) if since.elapsed() >= delay => {
+                    let starts = ours.iter().any(|other| other.kind == Kind::Task);
+                    hit = kill_if(*one, || true)?.then_some(phases[usize::from(!starts)]);
+                    break;
+                }
+                _ => {}
+            }
+        }
+        let output = starter.finish(PATIENCE)?;
+        if hit.is_none() {
+            run(&["stop", "--force", "victim"])?;
+        }
+        if !wait_until(PATIENCE, || watch.look().is_empty()) {
+            return Err(format!("killed: {hit:?}, and these go on: {:?}\n{output}", watch.look()).into());
+        }
+        // One whose holder was killed is seen once.
+        let seen = super::instances::listed(&desk, self.dir, "victim")?.map(|state| state["state"].clone());
+        let again = super::instances::listed(&desk, self.dir, "victim")?;
+        if seen.as_ref().is_some_and(|state| *state != "killed") || again.is_some() {
+            return Err(format!("killed: {hit:?}, and the list says {seen:?}, {again:?}\n{output}").into());
+        }
+        run(&["start", &image, "victim"])?.success()?;
+        let inside = run(&["exec", "victim", "cat", WITNESS]);
+        run(&["stop", "victim"])?.success()?;
+        inside?.success()?.expect_text("situla tiny image")?;
+        self.clean.expect_clean().map_err(|story| format!("{story}\n{output}"))?;
+        Ok(hit)
+    }
+}
+
 /// Whether a process is one that a round looks for.
 fn is_victim(victim: Victim, one: &Process, all: &[Process]) -> bool {
     match victim {
@@ -380,7 +486,9 @@ fn is_victim(victim: Victim, one: &Process, all: &[Process]) -> bool {
         Victim::Fetcher => one.kind == Kind::Fetcher,
         // The keeper is forked first; until it has a name the two cannot be told apart.
         Victim::Payload => one.kind == Kind::Child && all.iter().any(|other| other.kind == Kind::Keeper),
-        Victim::Pull => false,
+        Victim::Init => one.kind == Kind::Init,
+        Victim::Extractor => one.kind == Kind::Extractor,
+        Victim::Pull | Victim::Instance => false,
     }
 }
 

@@ -262,9 +262,15 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("crowds::mpi_copies_directly", crowds::mpi_copies_directly),
     ("ends::a_record_that_hangs", ends::a_record_that_hangs),
     ("exhaustion::fuse_aborted", exhaustion::fuse_aborted),
+    ("exhaustion::in_a_step", exhaustion::in_a_step),
+    ("exhaustion::server_of_a_bind_dies", exhaustion::server_of_a_bind_dies),
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
     ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
+    ("slurm_lines::own_death_in_a_component", slurm_lines::own_death_in_a_component),
+    ("attacks::outside_the_step", attacks::outside_the_step),
+    ("uses::background_runs_stay_apart", uses::background_runs_stay_apart),
+    ("ends::kill_without_a_record", ends::kill_without_a_record),
     ("export::keeps_the_container", export::keeps_the_container),
     ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
     ("faults::image_changes_under_a_job", faults::image_changes_under_a_job),
@@ -314,8 +320,10 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
 /// What a case needs of the cluster.
 fn abilities(cluster: &Cluster, name: &str) -> Result<(), Skip> {
     match name {
-        "gpu" | "uses::gpu" | "uses::keeper_in_the_steps_cgroup" if !cluster.constrains_devices() => {
-            Err(Skip("Slurm has no control groups on this machine: it keeps no step to its devices".into()))
+        "gpu" | "uses::gpu" | "uses::keeper_in_the_steps_cgroup" | "attacks::outside_the_step"
+            if !cluster.constrains_devices() =>
+        {
+            Err(Skip("Slurm has no control groups on this machine: it keeps no step apart".into()))
         }
         _ => Ok(()),
     }

@@ -4,12 +4,15 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::Desk;
-use crate::command::{self, Output};
+use super::ends::KILL_WAIT;
+use crate::command::{self, Output, wait_until};
 use crate::environment::{PATIENCE, TestEnv};
 use crate::foreign::Foreign;
 use crate::images::WITNESS;
+use crate::processes::{Kind, Watch, kill_if};
 use crate::tier::{Check, Skip};
 
 /// Where `scripts/test --full` puts the plugins that it builds for other releases.
@@ -124,7 +127,12 @@ fn uses(desk: &Desk, suite: &str) -> Check {
         return Err(format!("mounts without an image\n{refused}").into());
     }
     run(&["srun", "--export=NONE", image, "cat", WITNESS])?.success()?.expect_text("situla demo image")?;
+    lost_keeper(desk, &slurm, here)?;
+    run(&["srun", "-n2", "--overcommit", image, "cat", WITNESS])?
+        .success()?
+        .expect_text("situla demo image")?;
     let records = run(&["situla", "runs", "--json", "--limit", "1000"])?.success()?;
+    records.clone().expect_text("\"engine-server-lost\"")?;
     if !records.stdout.contains("\"cluster\": \"foreign\"") {
         return Err(format!("no record of this cluster\n{records}").into());
     }
@@ -133,8 +141,42 @@ fn uses(desk: &Desk, suite: &str) -> Check {
     Ok(())
 }
 
+/// `kill -9` of the process that serves the image ends a step of two tasks in time, with a bad status, and nobody of
+/// ours is left.
+fn lost_keeper(desk: &Desk, slurm: &Foreign, here: &Path) -> Check {
+    let cwd = here.display();
+    let watch = Watch::begin(desk.env.uid()?);
+    let (mounts, workdir) = (format!("--container-mounts={cwd}"), format!("--container-workdir={cwd}"));
+    let script = "touch go.$SLURM_PROCID; exec sleep 1000";
+    let words = ["srun", "-n2", "--overcommit", "--container-image=./image.sqsh", &mounts, &workdir];
+    let words: Vec<&str> = words.into_iter().chain(["sh", "-c", script]).collect();
+    let running = command::start(user_command(desk, slurm, here, &words)?)?;
+    let begun = || (0..2).all(|rank| here.join(format!("go.{rank}")).exists());
+    let hit = wait_until(PATIENCE, begun)
+        && match watch.look().into_iter().find(|one| one.kind == Kind::Keeper) {
+            Some(keeper) => kill_if(keeper, || true)?,
+            None => false,
+        };
+    if !hit {
+        as_user(desk, slurm, here, &["scancel", "--user", desk.env.user()])?;
+    }
+    let output = running.finish_within(KILL_WAIT)?;
+    if !hit || output.timed_out || output.status.success() {
+        as_user(desk, slurm, here, &["scancel", "--user", desk.env.user()])?;
+        return Err(format!("hit: {hit}\n{output}").into());
+    }
+    if !wait_until(PATIENCE, || watch.look().is_empty()) {
+        return Err(format!("these go on: {:?}\n{output}", watch.look()).into());
+    }
+    Ok(())
+}
+
 /// A command as the user, on the machine of that Slurm.
 fn as_user(desk: &Desk, slurm: &Foreign, dir: &Path, words: &[&str]) -> Result<Output, String> {
+    command::run(user_command(desk, slurm, dir, words)?, PATIENCE)
+}
+
+fn user_command(desk: &Desk, slurm: &Foreign, dir: &Path, words: &[&str]) -> Result<Command, String> {
     let (uid, home) = (desk.env.uid()?.to_string(), desk.env.home()?.display().to_string());
     // nsenter leaves the working directory behind.
     let around = ["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups", "env", "-i", "-C"];
@@ -150,5 +192,5 @@ fn as_user(desk: &Desk, slurm: &Foreign, dir: &Path, words: &[&str]) -> Result<O
         .chain([here.as_str()])
         .chain(variables.iter().map(String::as_str))
         .chain(words.iter().copied());
-    command::run(slurm.command(words), PATIENCE)
+    Ok(slurm.command(words))
 }

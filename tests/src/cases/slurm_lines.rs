@@ -105,3 +105,32 @@ pub fn heterogeneous(site: &Site) -> Check {
     }
     Ok(())
 }
+
+/// In a step of several components a program that kills itself ends alone, as it does without a container: it is not
+/// taken for a process of ours that was killed.
+///
+/// # Errors
+/// The other component is ended as well.
+pub fn own_death_in_a_component(site: &Site) -> Check {
+    let dir = site.env().work_dir("component")?;
+    let here = dir.path().display().to_string();
+    let tiny = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let in_container = format!("{tiny} --container-mounts={here} --container-workdir={here}");
+    // The plugin has looked at the death long before the other one's end.
+    let goes_on = "while [ ! -e dead ]; do usleep 100000; done; sleep 4; touch came-to-its-end";
+    let dies = "touch dead; kill -KILL $$";
+    let component = |script: &str| format!("-N1 -n1 --kill-on-bad-exit=0 {in_container} sh -c '{script}'");
+    for (first, second) in [(goes_on, dies), (dies, goes_on)] {
+        let step = format!("srun {} : {}", component(first), component(second));
+        let words = ["salloc", "--quiet", "-N2", "-n2", "sh", "-c", &step];
+        let output = crate::command::run(site.cluster.user_command(dir.path(), words)?, PATIENCE)?;
+        let marks = ["dead", "came-to-its-end"].map(|name| dir.path().join(name));
+        if output.status.success() || !marks.iter().all(|mark| mark.exists()) {
+            return Err(format!("one shall die, the other come to its end\n{output}").into());
+        }
+        for mark in marks {
+            std::fs::remove_file(mark)?;
+        }
+    }
+    Ok(())
+}

@@ -46,6 +46,32 @@ pub fn sbatch_apptainer(site: &Site) -> Check {
     step_ok(site, &job, "batch", 1)
 }
 
+/// What a batch script starts in the background without `srun` stays apart: each run has a container of its own.
+///
+/// # Errors
+/// They share one, or do not run at the same time.
+pub fn background_runs_stay_apart(site: &Site) -> Check {
+    let dir = site.env().work_dir("background")?;
+    let image = site.images.path("tiny.sif");
+    // Both are there at once, or the second could get the number of the first's namespace.
+    let script = format!(
+        "#!/bin/bash\n\
+         for n in 0 1; do\n\
+         apptainer exec {image} sh -c 'touch up.$0; n=0; \
+         while [ ! -e up.$((1 - $0)) ] && [ $n -lt 300 ]; do usleep 100000; n=$((n + 1)); done; \
+         [ -e up.$((1 - $0)) ] && echo apart $(readlink /proc/self/ns/user) $(readlink /proc/self/ns/mnt)' $n &\n\
+         done\n\
+         wait\n"
+    );
+    let job = site.cluster.sbatch(dir.path(), &["-N1", "-n2"], &dir.write("job.sh", &script)?)?;
+    let lines = job.output.stdout.lines().filter(|line| line.starts_with("apart user:"));
+    let lines: Vec<Vec<&str>> = lines.map(|line| line.split(' ').collect()).collect();
+    match &lines[..] {
+        [first, second] if first[1] != second[1] && first[2] != second[2] => Ok(()),
+        _ => Err(format!("not two containers\n{}", job.output).into()),
+    }
+}
+
 /// `srun -N4 --container-image=./image.sqsh --container-mounts=$PWD --container-workdir=$PWD python3 train.py`.
 ///
 /// # Errors

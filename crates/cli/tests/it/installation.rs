@@ -24,6 +24,11 @@ impl Installation {
 
     /// The same, with `work/image.sqsh` that can be run; or says why there can be none here.
     pub(crate) fn with_image() -> Option<Self> {
+        Self::with_image_of(|_| {})
+    }
+
+    /// The same, of a tree to which `more` has added what a test needs.
+    pub(crate) fn with_image_of(more: impl FnOnce(&Path)) -> Option<Self> {
         let missing =
             [("/bin/busybox", "busybox-static is not installed"), ("/dev/fuse", "no usable /dev/fuse")]
                 .into_iter()
@@ -43,6 +48,7 @@ impl Installation {
         for name in ["sh", "true", "cat"] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("writable");
         }
+        more(&root);
         let root = root.to_str().expect("a plain path");
         let output = site.situla(&["convert", "--quiet", root, "image.sqsh"]);
         assert!(output.status.success(), "{output:?}");

@@ -354,6 +354,42 @@ fn a_rank_that_comes_again_gets_a_container_of_its_own() {
     assert_ne!(first.0, second.0, "the second run must not see what the first one mounted");
 }
 
+#[test]
+fn a_task_that_is_not_in_the_cgroup_of_the_step_is_refused() {
+    let Some(bench) = Bench::prepare() else { return };
+    for kind in [Kind::Directory, Kind::Image] {
+        let key = format!("outside/{}/{kind:?}", std::process::id());
+        let gate = bench.path(&format!("outside-{kind:?}"));
+        fs::create_dir(&gate).unwrap();
+        let task = |script: &str| {
+            start(
+                &bench.plan(kind, script, |plan| {
+                    plan["share"] =
+                        json!({"with": "step", "key": key, "local_tasks": 2, "cgroup": "/no/such/step_0"});
+                    let bind =
+                        json!({"destination": "/real", "source": gate, "type": "bind", "options": ["rbind"]});
+                    plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
+                }),
+                &[],
+            )
+        };
+        let show = "readlink /proc/self/ns/mnt";
+        let held = task(&format!("{show}; touch /real/here; while ! test -e /real/go; do sleep 0.01; done"));
+        wait_until("the first task", || gate.join("here").exists());
+        let keepers = keepers_of(held.id());
+        let other = text(&finish(task(show)));
+        File::create(gate.join("go")).unwrap();
+        let first = text(&finish(held));
+        // Nobody of the step comes, which it waits for.
+        for pid in keepers {
+            let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+        assert!(first.0.starts_with("mnt:") && other.0.starts_with("mnt:"), "{first:?} {other:?}");
+        assert_ne!(first.0, other.0, "{kind:?}");
+    }
+}
+
 /// The first task fails while it sets the container up, and others wait for it: one of them leads in its place,
 /// and the rest joins that one.
 #[test]

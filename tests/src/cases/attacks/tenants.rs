@@ -9,6 +9,7 @@ use std::process::Command;
 use rustix::fs::{CWD, FileType, Mode};
 
 use super::{Desk, Hostile, all_refused};
+use crate::cases::Site;
 use crate::command::{self, Running};
 use crate::environment::PATIENCE;
 use crate::tier::Check;
@@ -183,6 +184,57 @@ pub fn a_strangers_step(desk: &Desk) -> Check {
         }
         Ok(())
     })
+}
+
+/// Names a rank at a meeting point, and says whether namespaces come back.
+const OUTSIDER: &str = r#"
+import socket, struct, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.settimeout(20)
+s.connect(b"\0" + sys.argv[1].encode())
+s.send(struct.pack("=I", 1))
+data, ancillary, flags, _ = s.recvmsg(4096, socket.CMSG_SPACE(64))
+print("done: namespaces" if ancillary else "refused: no namespaces", data)
+"#;
+
+/// A process of the same user outside the step, which knows where its tasks meet and names the rank that has not come
+/// yet, is refused; and the task of that rank joins afterwards as if nobody had been there.
+///
+/// # Errors
+/// It gets the namespaces, or the task has to do without.
+pub fn outside_the_step(site: &Site) -> Check {
+    let (env, desk) = (site.env(), site.desk());
+    let dir = env.work_dir("outside")?;
+    let image = site.images.path("tiny.sqsh");
+    let show = "readlink /proc/self/ns/mnt; touch up.$SLURM_PROCID; while [ ! -e go ]; do usleep 50000; done";
+    // The second task comes when it is told to.
+    let script = format!(
+        "while [ $SLURM_PROCID = 1 ] && [ ! -e come ]; do sleep 0.05; done; exec apptainer exec {image} sh -c '{show}'"
+    );
+    let words = ["-N1", "-n2", "-w", site.cluster.a_node(), "sh", "-c", &script];
+    let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+    let id = site.cluster.wait_running(&name)?;
+    let up = |rank: u32| command::wait_until(PATIENCE, || dir.path().join(format!("up.{rank}")).exists());
+    let visit = || -> Result<crate::command::Output, String> {
+        if !up(0) {
+            return Err("the first task did not start".to_owned());
+        }
+        let point = meeting_point(env.uid()?, id.parse().map_err(|_| format!("job {id}"))?)?;
+        let demo = desk.images.path("demo.sqsh");
+        env.as_user(dir.path(), ["situla", "exec", &demo, "python3", "-c", OUTSIDER, &point])
+    };
+    let visit = visit();
+    dir.write("come", "")?;
+    let came = up(1);
+    dir.write("go", "")?;
+    let output = running.finish(PATIENCE)?;
+    all_refused(visit.map_err(|why| format!("{why}\n{output}"))?, 1)?;
+    let output = output.success()?;
+    let places: Vec<&str> = output.stdout.lines().filter(|line| line.starts_with("mnt:")).collect();
+    match places[..] {
+        [first, second] if first == second && came => Ok(()),
+        _ => Err(format!("the tasks do not share a container\n{output}").into()),
+    }
 }
 
 /// Looks at every process that is newer than itself, until it is told to end.
