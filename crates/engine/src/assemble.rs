@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use situla_bindings::{
-    BindRequest, BindSource, DefaultOptions, HostFacts, NoMount, Openable, Origin, PmiFacts, Propagation,
-    plan_default_binds, plan_devices, plan_pmi,
+    BindRequest, BindSource, DefaultOptions, HostFacts, KeepFd, NoMount, Openable, Origin, PmiFacts,
+    Propagation, plan_default_binds, plan_devices, plan_pmi,
 };
 use situla_oci::Digest;
 use situla_plan::{
@@ -20,6 +20,7 @@ use situla_plan::{
 use situla_policy::Verdict;
 use situla_slurm::StepId;
 
+use crate::descriptors::plan_descriptors;
 use crate::environment::{self, Circumstances};
 use crate::error::EngineError;
 use crate::host::Host;
@@ -41,7 +42,7 @@ const DIRECTORY_VARIABLES: [&str; 1] = ["OMPI_MCA_btl_vader_backing_directory"];
 pub(crate) fn plan_binds(
     request: &RunRequest,
     host: &Host,
-) -> (Vec<BindRequest>, Option<PathBuf>, Vec<(i32, String)>) {
+) -> (Vec<BindRequest>, Option<PathBuf>, Vec<KeepFd>) {
     let mut options: DefaultOptions = request.defaults.clone();
     if request.personality == Personality::Task {
         options.no_home = true;
@@ -69,10 +70,7 @@ pub(crate) fn plan_binds(
     user.sort_by(|a, b| a.destination.cmp(&b.destination));
     binds.extend(user);
     binds.extend(cwd);
-    // The variable outlives the descriptor where a launcher in between has closed it.
-    let inherited = pmi.keep_fds.into_iter().filter(|keep| situla_runtime::is_inherited(keep.fd));
-    let fds = inherited.map(|keep| (keep.fd, keep.reason)).collect();
-    (binds, defaults.home, fds)
+    (binds, defaults.home, pmi.keep_fds)
 }
 
 fn host_bind(path: PathBuf, reason: String) -> BindRequest {
@@ -143,12 +141,14 @@ pub(crate) struct Parts<'a> {
     pub(crate) binds: Vec<BindRequest>,
     pub(crate) layers: Layers,
     pub(crate) home: Option<PathBuf>,
-    pub(crate) keep_fds: Vec<(i32, String)>,
+    /// Those that MPI needs.
+    pub(crate) pmi_fds: Vec<KeepFd>,
 }
 
 /// Freezes the Plan.
 pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
-    let Parts { request, host, image, verdict, binds, layers, home, keep_fds } = parts;
+    let Parts { request, host, image, verdict, binds, layers, home, pmi_fds } = parts;
+    let descriptors = plan_descriptors(request, host, pmi_fds, situla_runtime::is_inherited)?;
     let shown = image.path.display().to_string();
     let mut layout = Layout::new(&image.view, host, &shown);
     for bind in binds {
@@ -207,7 +207,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         source: path.display().to_string(),
         reason: format!("--overlay: {}", if *read_only { "shown" } else { "takes what is written" }),
     }));
-    bindings.extend(keep_fds.iter().map(|(fd, reason)| Binding {
+    bindings.extend(descriptors.keep.iter().map(|KeepFd { fd, reason }| Binding {
         destination: format!("fd:{fd}"),
         source: format!("fd:{fd}"),
         reason: reason.clone(),
@@ -255,7 +255,6 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         overlay: layers.overlay,
     };
     let share = share(request, host, &rootfs, &spec, (image.state, &identities));
-    let is_start = request.instance.as_ref().is_some_and(|instance| !instance.enters);
     Ok(Plan {
         schema: SCHEMA,
         image: image.identity.clone(),
@@ -264,10 +263,8 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         rootfs,
         share,
         bindings,
-        keep_fds: keep_fds.into_iter().map(|(fd, _)| fd).filter(|_| !is_start).collect(),
-        // A task of Slurm has descriptors of slurmstepd's; elsewhere the caller means what he passes.
-        // What stays when the caller has gone must not keep anything of his open.
-        inherit_fds: request.personality != Personality::Task && !is_start,
+        keep_fds: descriptors.keep.iter().map(|keep| keep.fd).collect(),
+        inherit_fds: descriptors.inherit,
         command_paths,
         cwd_fallbacks,
         spec,

@@ -5,6 +5,7 @@
 //! ends the process.
 
 mod assemble;
+mod descriptors;
 mod env_script;
 mod environment;
 mod error;

@@ -117,7 +117,7 @@ pub(crate) fn plan_inside(
         resolve::Named::Path(_) => resolve::Named::Path(path.to_owned()),
         named => named,
     };
-    let (_, home, keep_fds) = plan_binds(request, host);
+    let (_, home, pmi_fds) = plan_binds(request, host);
     let layers = plan_layers(request, host)?;
     let verdict = admit(request, &[], &layers.directories, host, site, &named)?;
     phases.end("admit");
@@ -126,7 +126,7 @@ pub(crate) fn plan_inside(
     let image = way::look_into(opened, phases)?;
     let warnings = warnings(&verdict);
     let binds = Vec::new();
-    let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
+    let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, pmi_fds })?;
     // These are the container's, whatever they are.
     plan.rootfs.patches.clear();
     plan.spec.mounts.clear();
@@ -164,7 +164,7 @@ fn decided(
     acts: Acts,
 ) -> Result<Planned, EngineError> {
     let named = resolve::name(&request.image, &host.cwd, request.personality)?;
-    let (binds, home, keep_fds) = plan_binds(request, host);
+    let (binds, home, pmi_fds) = plan_binds(request, host);
     let layers = plan_layers(request, host)?;
     // Before anything is fetched: what is forbidden is not downloaded either.
     let verdict = admit(request, &binds, &layers.directories, host, site, &named)?;
@@ -173,7 +173,7 @@ fn decided(
     phases.end("resolve");
     let Rooted { image, lease, rung } = way::to_root(opened, request, (host, site), phases, acts)?;
     let warnings = warnings(&verdict);
-    let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
+    let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, pmi_fds })?;
     if let Some((rung, reason)) = rung {
         (plan.rootfs.rung, plan.rootfs.reason) = (rung, reason);
     }

@@ -90,7 +90,8 @@ pub fn working_directory(desk: &Desk) -> Check {
 /// Lists what a shell has open beyond the three that everybody has.
 const OPEN: &str = "for f in /proc/$$/fd/*; do case $f in */fd/[0-2]) ;; *) [ -e $f ] && echo fd ${f##*/} $(readlink $f);; esac; done; true";
 
-/// What a payload has: of descriptors the three that everybody has, of variables none that the plugin and the
+/// What a payload has: of descriptors the three that everybody has
+/// and those that are named, of variables none that the plugin and the
 /// trampoline talk through; privileges none.
 ///
 /// # Errors
@@ -117,9 +118,42 @@ pub fn descriptors_and_variables(desk: &Desk) -> Check {
         if ran.stdout != format!("{passed_on}{expected}") {
             return Err(format!("it has more, or less\n{ran}").into());
         }
-        Ok(())
+        in_a_step(desk, image, &host, expected)
     })?;
     hostile.untouched()
+}
+
+/// Under either command line a payload in a step has what is named of that which whoever started it had open.
+fn in_a_step(desk: &Desk, image: &str, host: &str, expected: &str) -> Check {
+    let variables = super::tenants::step_variables(super::tenants::job(), 0, 1).join(" ");
+    let own = format!("{OPEN}; grep -E '^(Cap(Inh|Prm|Eff|Amb)|NoNewPrivs)' /proc/self/status; echo end");
+    let wanted = desk.env.image_tree("tiny").join("bin").display().to_string();
+    for (options, named, kept) in [
+        ("", "nothing", &[][..]),
+        ("--keep-fd 6", "nothing", &["6"][..]),
+        ("", "--in=/dev/fd/6", &["6"]),
+        ("--keep-fd 6", "/proc/self/fd/7", &["6", "7"]),
+    ] {
+        for program in ["situla", "apptainer"] {
+            // The descriptors of a host's directory are what slurmstepd might have left open.
+            let script = format!(
+                "exec 9<{host} 8<>/dev/fuse 7<{wanted} 6<{wanted}; \
+                 exec env {variables} {program} exec --no-home {options} {image} sh -c \"$0\" sh {named}"
+            );
+            let ran = desk.env.as_user(Path::new("/"), ["bash", "-c", &script, &own])?.success()?;
+            let lines = ran.stdout.lines().filter_map(|line| line.strip_prefix("fd "));
+            let open: Vec<&str> = lines.filter_map(|line| line.split(' ').next()).collect();
+            if open != kept || !ran.stdout.ends_with(expected) {
+                return Err(format!("{program} {options}, {named}: it has more, or less\n{ran}").into());
+            }
+        }
+    }
+    let closed = format!("exec env {variables} situla exec --keep-fd 44 {image} true");
+    desk.env
+        .as_user(Path::new("/"), ["bash", "-c", &closed])?
+        .expect_code(125)?
+        .expect_text("descriptor 44")?;
+    Ok(())
 }
 
 /// The tries of [`PROCESSES`] on a process, and on the mounts.
