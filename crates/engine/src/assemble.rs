@@ -14,8 +14,8 @@ use situla_bindings::{
 use situla_oci::Digest;
 use situla_plan::{
     AccountError, Binding, HostGroup, HostUser, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind,
-    Patch, PatchContent, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey,
-    Spec, Text, Upper,
+    Patch, PatchContent, Place, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share,
+    ShareKey, Spec, Text, Upper,
 };
 use situla_policy::Verdict;
 use situla_slurm::StepId;
@@ -27,6 +27,7 @@ use crate::host::Host;
 use crate::identity::{Identity, identity, uid_inside};
 use crate::image_view::{Found, ImageView};
 use crate::overlay::Layers;
+use crate::places::{self, Judged};
 use crate::request::{Action, Isolation, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
 use crate::seccomp_profile;
@@ -138,6 +139,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) host: &'a Host,
     pub(crate) image: &'a Resolved,
     pub(crate) verdict: Verdict,
+    /// Where paths led when the policy was asked about them.
+    pub(crate) judged: Judged,
     pub(crate) binds: Vec<BindRequest>,
     pub(crate) layers: Layers,
     pub(crate) home: Option<PathBuf>,
@@ -147,10 +150,10 @@ pub(crate) struct Parts<'a> {
 
 /// Freezes the Plan.
 pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
-    let Parts { request, host, image, verdict, binds, layers, home, pmi_fds } = parts;
+    let Parts { request, host, image, verdict, judged, binds, layers, home, pmi_fds } = parts;
     let descriptors = plan_descriptors(request, host, pmi_fds, situla_runtime::is_inherited)?;
     let shown = image.path.display().to_string();
-    let mut layout = Layout::new(&image.view, host, &shown);
+    let mut layout = Layout::new(&image.view, host, &shown, &judged);
     for bind in binds {
         if request.isolation.pid && bind.origin == Origin::Default && bind.destination == Path::new("/proc") {
             layout.kernel_tree(&bind, "proc")?;
@@ -200,8 +203,10 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         Some(_) => Vec::new(),
     };
     let (cwd, cwd_fallbacks) = working_directory(request, host, image, home_text);
-    let Layout { mounts, patches, mut bindings, mut identities, .. } = layout;
+    let Layout { mounts, patches, mut bindings, mut identities, mut places, .. } = layout;
     identities.extend(&layers.identities);
+    places.extend(layers.places);
+    places.extend(image.place());
     bindings.extend(layers.directories.iter().map(|(path, read_only)| Binding {
         destination: "/".to_owned(),
         source: path.display().to_string(),
@@ -263,6 +268,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         rootfs,
         share,
         bindings,
+        places,
         keep_fds: descriptors.keep.iter().map(|keep| keep.fd).collect(),
         inherit_fds: descriptors.inherit,
         command_paths,
@@ -424,6 +430,7 @@ struct Layout<'a> {
     view: &'a ImageView,
     host: &'a Host,
     shown: &'a str,
+    judged: &'a Judged,
     mounts: Vec<Mount>,
     patches: Vec<Patch>,
     bindings: Vec<Binding>,
@@ -431,29 +438,36 @@ struct Layout<'a> {
     mounted: BTreeSet<PathBuf>,
     /// Which files and directories are bound: paths alone do not say, as they can be made anew.
     identities: Vec<(u64, u64)>,
+    /// The same of those that were judged.
+    places: Vec<Place>,
 }
 
 impl<'a> Layout<'a> {
-    fn new(view: &'a ImageView, host: &'a Host, shown: &'a str) -> Self {
+    fn new(view: &'a ImageView, host: &'a Host, shown: &'a str, judged: &'a Judged) -> Self {
         Layout {
             view,
             host,
             shown,
+            judged,
             mounts: Vec::new(),
             patches: Vec::new(),
             bindings: Vec::new(),
             mounted: BTreeSet::new(),
             identities: Vec::new(),
+            places: Vec::new(),
         }
     }
 
     fn bind(&mut self, bind: BindRequest) -> Result<(), EngineError> {
         let user_asked = matches!(bind.origin, Origin::User(_));
         let (source, kind, is_directory) = match &bind.source {
-            BindSource::Host(path) => match std::fs::metadata(path) {
-                Ok(metadata) => {
-                    self.identities.push((metadata.dev(), metadata.ino()));
-                    (path.clone().into_os_string(), "bind", metadata.is_dir())
+            BindSource::Host(path) => match self.look_at(path)? {
+                Ok((place, is_directory)) => {
+                    self.identities.push((place.dev, place.ino));
+                    if self.judged.contains_key(path) {
+                        self.places.push(place);
+                    }
+                    (path.clone().into_os_string(), "bind", is_directory)
                 }
                 Err(_) if bind.optional || !user_asked => return Ok(()),
                 Err(source) => {
@@ -514,6 +528,26 @@ impl<'a> Layout<'a> {
         });
         self.mounted.insert(destination);
         Ok(())
+    }
+
+    /// Looks at the source of a bind: which it is, and whether a directory. Fails where it is not what the
+    /// policy was asked about.
+    fn look_at(&self, path: &Path) -> Result<std::io::Result<(Place, bool)>, EngineError> {
+        let Some(judged) = self.judged.get(path) else {
+            // One call where nobody has judged anything: there are many such binds at every start.
+            return Ok(std::fs::metadata(path).map(|metadata| {
+                let place = Place {
+                    path: path.as_os_str().to_owned().into(),
+                    dev: metadata.dev(),
+                    ino: metadata.ino(),
+                };
+                (place, metadata.is_dir())
+            }));
+        };
+        match places::find(path) {
+            Ok(found) if found.path != *judged => Err(places::exchanged(path)),
+            found => Ok(found.map(|found| (found.place, found.is_directory))),
+        }
     }
 
     /// A tree of the kernel's that shows the container's own namespaces.

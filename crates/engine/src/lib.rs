@@ -19,6 +19,7 @@ mod journal;
 mod killed_task;
 mod overlay;
 mod own_process;
+mod places;
 mod prepare;
 mod request;
 mod resolve;

@@ -52,7 +52,7 @@ struct Mounted {
 /// Makes all mounts. There is one attempt: what has been attached is in the way of another.
 fn mount_all(plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
     let api = MountApi::choose();
-    let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(&api, mount));
+    let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(&api, plan, mount));
     let sources = sources.collect::<Result<Vec<Option<Source>>, _>>()?;
     let root = rootfs::open_sources(&api, plan)?;
     let made = plan.spec.mounts.iter().zip(sources).map(|(mount, source)| mounts::make(&api, mount, source));

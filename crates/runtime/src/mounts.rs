@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_move, unmount};
 use rustix::process::{chroot, fchdir, pivot_root};
-use situla_plan::Mount;
+use situla_plan::{Mount, Plan};
 use situla_sys::MountAttributes;
 
 use crate::failure::{Context, Failure, FailureClass};
@@ -19,12 +19,14 @@ use crate::inside::{Links, open_inside};
 use crate::mount_api::{Detached, MountApi, Source};
 
 /// Looks the source of `mount` up, where it has one.
-pub(crate) fn open_source(api: &MountApi, mount: &Mount) -> Result<Option<Source>, Failure> {
+pub(crate) fn open_source(api: &MountApi, plan: &Plan, mount: &Mount) -> Result<Option<Source>, Failure> {
     if mount.kind != "bind" {
         return Ok(None);
     }
     let path = Path::new(mount.source.as_os_str());
-    api.open(path, is_recursive(mount)).map(Some).map_err(|errno| unusable_source(mount, errno))
+    let source = api.open(path, is_recursive(mount)).map_err(|errno| unusable_source(mount, errno))?;
+    source.expect_planned(plan, &mount.source)?;
+    Ok(Some(source))
 }
 
 /// Makes `mount` of its source, with its options applied.

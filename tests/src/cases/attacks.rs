@@ -19,8 +19,8 @@ use crate::environment::{PATIENCE, WorkDir};
 use crate::tier::Check;
 
 pub use image::{
-    account_files, device_nodes_and_set_uid_programs, environment_scripts, links_out_of_the_image,
-    swapped_directories,
+    account_files, device_nodes_and_set_uid_programs, environment_scripts, exchanged_sources,
+    links_out_of_the_image, swapped_directories,
 };
 pub use inside::{descriptors_and_variables, own_binary, processes_and_mounts, working_directory};
 pub use tenants::{

@@ -439,6 +439,55 @@ fn mounts_inside_have_their_flags_and_those_below_them() {
 }
 
 #[test]
+fn what_was_exchanged_after_planning_is_not_mounted() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(bench) = Bench::prepare() else { return };
+    for name in ["shown", "forbidden", "layer", "layer/upper", "layer/work"] {
+        fs::create_dir(bench.path(name)).unwrap();
+    }
+    fs::write(bench.path("forbidden/secret"), "secret\n").unwrap();
+    let place = |path: &str, is: &str| {
+        let metadata = fs::metadata(bench.path(is)).unwrap();
+        json!({"path": bench.path(path), "dev": metadata.dev(), "ino": metadata.ino()})
+    };
+    let bind =
+        json!({"destination": "/real", "source": bench.path("shown"), "type": "bind", "options": ["rbind"]});
+    let upper = json!({"upper": {"kind": "directory", "path": bench.path("layer")}});
+    let lower = json!({"lowers": [bench.path("layer")]});
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "ls /real; echo ran";
+        // One that is not mounted may be anything.
+        let good = [
+            place("shown", "shown"),
+            place("layer", "layer"),
+            place("root", "root"),
+            place("forbidden", "shown"),
+        ];
+        let mut cases = vec![("shown", true), ("layer", true)];
+        cases.extend((kind == Kind::Directory).then_some(("root", true)));
+        for (path, refused) in cases.into_iter().chain([("", false)]) {
+            for overlay in [&upper, &lower] {
+                let output = bench.run(kind, script, |plan| {
+                    plan["spec"]["mounts"].as_array_mut().unwrap().push(bind.clone());
+                    plan["rootfs"]["overlay"] = overlay.clone();
+                    plan["places"] = good
+                        .iter()
+                        .filter(|good| !good["path"].as_str().unwrap().ends_with(&format!("/{path}")))
+                        .cloned()
+                        .collect();
+                    if refused {
+                        plan["places"].as_array_mut().unwrap().push(place(path, "forbidden"));
+                    }
+                });
+                let (out, err) = text(&output);
+                assert_eq!(out, if refused { "" } else { "ran\n" }, "{kind:?} {path}: {err}");
+                assert_eq!(err.contains("was exchanged"), refused, "{kind:?} {path}: {err}");
+            }
+        }
+    }
+}
+
+#[test]
 fn masked_and_read_only_paths_are_so() {
     let Some(bench) = Bench::prepare() else { return };
     let host = bench.path("host");
