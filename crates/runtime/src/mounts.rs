@@ -99,45 +99,6 @@ pub(crate) fn attach_inside(
     })
 }
 
-/// Covers `path` inside `root` with nothing, where it exists: an empty directory, or `/dev/null`.
-pub(crate) fn mask(api: &MountApi, root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
-    let Some(target) = open_if_there(root, path)? else { return Ok(()) };
-    let fail =
-        |errno| Failure::of_call(FailureClass::MountFailed, format!("cannot mask {}", path.display()), errno);
-    let stat = fstat(&target).map_err(fail)?;
-    let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        new_tmpfs(api, &["mode=0555".to_owned()])?
-    } else {
-        api.open(Path::new("/dev/null"), false).and_then(|source| api.copy(source)).map_err(fail)?
-    };
-    let attributes =
-        MountAttributes::READ_ONLY.union(MountAttributes::NO_SUID).union(MountAttributes::NO_EXEC);
-    cover.restrict(attributes).and_then(|()| cover.attach(target.as_fd())).map_err(fail)
-}
-
-/// Makes `path` inside `root` read-only with all that is mounted below it, where it exists.
-pub(crate) fn make_read_only(api: &MountApi, root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
-    let Some(target) = open_if_there(root, path)? else { return Ok(()) };
-    let made = api.copy_place(&target).and_then(|copy| {
-        copy.restrict(MountAttributes::READ_ONLY)?;
-        copy.attach(target.as_fd())
-    });
-    made.or_fail(FailureClass::MountFailed, || format!("cannot make {} read-only", path.display()))
-}
-
-fn open_if_there(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>, Failure> {
-    match open_destination(root, path) {
-        Ok(found) => Ok(Some(found)),
-        // What this process, with all its capabilities, cannot reach, the payload cannot either.
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(None),
-        Err(errno) => Err(Failure::of_call(
-            FailureClass::MountFailed,
-            format!("{} cannot be looked up inside the image", path.display()),
-            errno,
-        )),
-    }
-}
-
 /// Opens what a mount is to lie on, or anything else inside `root`.
 pub(crate) fn open_destination(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     open_inside(root, path.as_os_str().as_bytes(), OFlags::PATH, Links::Follow)
