@@ -269,3 +269,50 @@ pub fn processes_and_mounts(desk: &Desk) -> Check {
     let ran = desk.env.as_user(Path::new("/"), recorded)?.expect_text("keepers 0")?;
     all_refused(ran.expect_text("nested True")?, 2 * (TRIES_ON_A_PROCESS + TRIES_ON_MOUNTS))
 }
+
+/// Tries to make control groups, to move into others and to have a program run by the kernel when one is empty,
+/// where they are mounted and where root of the container can mount them.
+const CONTROL_GROUPS: &str = r#"
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+tries = 0
+def attempt(what, how):
+    global tries
+    tries += 1
+    try:
+        how()
+        print("done:", what)
+    except OSError as e:
+        print("refused:", what, e.strerror)
+def mount(*arguments):
+    if libc.mount(*arguments) < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+top = "/sys/fs/cgroup"
+own = [line.rstrip("\n").split(":", 2)[1:] for line in open("/proc/self/cgroup")]
+places = {top} | {d.path for d in os.scandir(top) if d.is_dir()}
+places |= {os.path.join(top, controllers.replace("name=", ""), path.lstrip("/")) for controllers, path in own}
+for place in sorted(place for place in places if os.path.isdir(place)):
+    attempt("mkdir " + place, lambda: os.mkdir(place + "/made"))
+    for name in ["cgroup.procs", "release_agent", "notify_on_release", "memory.max", "cgroup.kill"]:
+        attempt(place + "/" + name, lambda: os.close(os.open(place + "/" + name, os.O_WRONLY)))
+def anew():
+    mount(b"none", b"/mnt", b"cgroup2", ctypes.c_ulong(0), None)
+    os.mkdir("/mnt/made")
+attempt("a mount of its own", anew)
+print("tries", tries)
+"#;
+
+/// The payload against the control groups of the host, as it is, as root of the container, and with a view of its own.
+///
+/// # Errors
+/// It can change one that is not the user's.
+pub fn control_groups(desk: &Desk) -> Check {
+    for options in
+        [&[][..], &["--root"], &["--cgroupns", "private"], &["--root", "--cgroupns", "private", "--pid"]]
+    {
+        let ran = python(desk, options, CONTROL_GROUPS)?.success()?;
+        let tries = ran.stdout.lines().find_map(|line| line.strip_prefix("tries ")?.parse().ok());
+        all_refused(ran, tries.filter(|tries| *tries > 6).ok_or("nothing was tried")?)
+            .map_err(|e| super::story(&options.join(" "), &e))?;
+    }
+    Ok(())
+}
