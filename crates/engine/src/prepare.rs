@@ -271,6 +271,12 @@ impl Prepared {
         &self.warnings
     }
 
+    /// Lets go of what only this process needs. One that runs it and closes all but [`Prepared::descriptors`] would
+    /// otherwise close by number what it believes to own still.
+    pub(crate) fn for_another_process(self) -> Self {
+        Prepared { watch: None, ..self }
+    }
+
     /// The descriptors that whoever runs it must have open.
     pub(crate) fn descriptors(&self) -> Vec<i32> {
         let image = self.image.as_ref().map(|image| image.descriptor);
