@@ -104,6 +104,9 @@ pub(crate) struct RunOptions {
     /// extract (once on each node), or auto (mount, or extract where there is no /dev/fuse)
     #[arg(long, value_name = "WAY")]
     rootfs: Option<String>,
+    /// Keep this descriptor open for the command; inside a step of Slurm others are closed (repeatable)
+    #[arg(long, value_name = "N")]
+    keep_fd: Vec<i32>,
     /// Record this run also outside of Slurm
     #[arg(long)]
     record: bool,
@@ -183,6 +186,7 @@ impl RunOptions {
         request.no_eval = self.no_eval || set.flag("NO_EVAL");
         request.share = !(self.no_share || set.flag("NO_SHARE"));
         request.record = self.record;
+        request.keep_fds.clone_from(&self.keep_fd);
         request.rootfs = self.rootfs.as_deref().map(rootfs_way).transpose()?;
         for text in &self.env {
             request.env.extend(assignments(text)?);
@@ -208,6 +212,7 @@ impl RunOptions {
             ("overlay", !request.overlays.is_empty()),
             ("writable-tmpfs", request.writable_tmpfs),
             ("rootfs", request.rootfs.is_some()),
+            ("keep-fd", !request.keep_fds.is_empty()),
         ];
         if self.sharens {
             let private = named
@@ -229,9 +234,10 @@ impl RunOptions {
         cleanenv: bool,
         env: Vec<String>,
         no_eval: bool,
+        keep_fd: Vec<i32>,
         record: bool,
     ) -> Self {
-        RunOptions { cwd, cleanenv, env, no_eval, record, ..RunOptions::default() }
+        RunOptions { cwd, cleanenv, env, no_eval, keep_fd, record, ..RunOptions::default() }
     }
 
     /// An option that was given and says how a container is made: useless for one that stands already.
@@ -262,6 +268,7 @@ impl RunOptions {
             // What counts for the command.
             cwd: _,
             security: _,
+            keep_fd: _,
             cleanenv: _,
             env: _,
             no_eval: _,
@@ -495,7 +502,7 @@ mod tests {
             (&["--rootfs", "auto"], Some("rootfs")),
             (&["--bind", "/a"], Some("bind")),
             (&["--cwd", "/", "-e", "--env", "A=1", "--no-eval", "--record", "--userns"], None),
-            (&["--security", "seccomp:f"], None),
+            (&["--security", "seccomp:f", "--keep-fd", "3", "--keep-fd", "4"], None),
         ] {
             let line: Line = clap::Parser::parse_from(["x"].iter().chain(words));
             assert_eq!(line.options.only_for_new(), refused, "{words:?}");

@@ -8,24 +8,26 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use situla_bindings::{
-    BindRequest, BindSource, DefaultOptions, HostFacts, NoMount, Openable, Origin, PmiFacts, Propagation,
-    plan_default_binds, plan_devices, plan_pmi,
+    BindRequest, BindSource, DefaultOptions, HostFacts, KeepFd, NoMount, Openable, Origin, PmiFacts,
+    Propagation, plan_default_binds, plan_devices, plan_pmi,
 };
 use situla_oci::Digest;
 use situla_plan::{
     AccountError, Binding, HostGroup, HostUser, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind,
-    Patch, PatchContent, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share, ShareKey,
-    Spec, Text, Upper,
+    Patch, PatchContent, Place, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share,
+    ShareKey, Spec, Text, Upper,
 };
 use situla_policy::Verdict;
 use situla_slurm::StepId;
 
+use crate::descriptors::plan_descriptors;
 use crate::environment::{self, Circumstances};
 use crate::error::EngineError;
 use crate::host::Host;
 use crate::identity::{Identity, identity, uid_inside};
 use crate::image_view::{Found, ImageView};
 use crate::overlay::Layers;
+use crate::places::{self, Judged};
 use crate::request::{Action, Isolation, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
 use crate::seccomp_profile;
@@ -41,7 +43,7 @@ const DIRECTORY_VARIABLES: [&str; 1] = ["OMPI_MCA_btl_vader_backing_directory"];
 pub(crate) fn plan_binds(
     request: &RunRequest,
     host: &Host,
-) -> (Vec<BindRequest>, Option<PathBuf>, Vec<(i32, String)>) {
+) -> (Vec<BindRequest>, Option<PathBuf>, Vec<KeepFd>) {
     let mut options: DefaultOptions = request.defaults.clone();
     if request.personality == Personality::Task {
         options.no_home = true;
@@ -69,10 +71,7 @@ pub(crate) fn plan_binds(
     user.sort_by(|a, b| a.destination.cmp(&b.destination));
     binds.extend(user);
     binds.extend(cwd);
-    // The variable outlives the descriptor where a launcher in between has closed it.
-    let inherited = pmi.keep_fds.into_iter().filter(|keep| situla_runtime::is_inherited(keep.fd));
-    let fds = inherited.map(|keep| (keep.fd, keep.reason)).collect();
-    (binds, defaults.home, fds)
+    (binds, defaults.home, pmi.keep_fds)
 }
 
 fn host_bind(path: PathBuf, reason: String) -> BindRequest {
@@ -140,17 +139,21 @@ pub(crate) struct Parts<'a> {
     pub(crate) host: &'a Host,
     pub(crate) image: &'a Resolved,
     pub(crate) verdict: Verdict,
+    /// Where paths led when the policy was asked about them.
+    pub(crate) judged: Judged,
     pub(crate) binds: Vec<BindRequest>,
     pub(crate) layers: Layers,
     pub(crate) home: Option<PathBuf>,
-    pub(crate) keep_fds: Vec<(i32, String)>,
+    /// Those that MPI needs.
+    pub(crate) pmi_fds: Vec<KeepFd>,
 }
 
 /// Freezes the Plan.
 pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
-    let Parts { request, host, image, verdict, binds, layers, home, keep_fds } = parts;
+    let Parts { request, host, image, verdict, judged, binds, layers, home, pmi_fds } = parts;
+    let descriptors = plan_descriptors(request, host, pmi_fds, situla_runtime::is_inherited)?;
     let shown = image.path.display().to_string();
-    let mut layout = Layout::new(&image.view, host, &shown);
+    let mut layout = Layout::new(&image.view, host, &shown, &judged);
     for bind in binds {
         if request.isolation.pid && bind.origin == Origin::Default && bind.destination == Path::new("/proc") {
             layout.kernel_tree(&bind, "proc")?;
@@ -200,14 +203,16 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         Some(_) => Vec::new(),
     };
     let (cwd, cwd_fallbacks) = working_directory(request, host, image, home_text);
-    let Layout { mounts, patches, mut bindings, mut identities, .. } = layout;
+    let Layout { mounts, patches, mut bindings, mut identities, mut places, .. } = layout;
     identities.extend(&layers.identities);
+    places.extend(layers.places);
+    places.extend(image.place());
     bindings.extend(layers.directories.iter().map(|(path, read_only)| Binding {
         destination: "/".to_owned(),
         source: path.display().to_string(),
         reason: format!("--overlay: {}", if *read_only { "shown" } else { "takes what is written" }),
     }));
-    bindings.extend(keep_fds.iter().map(|(fd, reason)| Binding {
+    bindings.extend(descriptors.keep.iter().map(|KeepFd { fd, reason }| Binding {
         destination: format!("fd:{fd}"),
         source: format!("fd:{fd}"),
         reason: reason.clone(),
@@ -255,7 +260,6 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         overlay: layers.overlay,
     };
     let share = share(request, host, &rootfs, &spec, (image.state, &identities));
-    let is_start = request.instance.as_ref().is_some_and(|instance| !instance.enters);
     Ok(Plan {
         schema: SCHEMA,
         image: image.identity.clone(),
@@ -264,10 +268,9 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         rootfs,
         share,
         bindings,
-        keep_fds: keep_fds.into_iter().map(|(fd, _)| fd).filter(|_| !is_start).collect(),
-        // A task of Slurm has descriptors of slurmstepd's; elsewhere the caller means what he passes.
-        // What stays when the caller has gone must not keep anything of his open.
-        inherit_fds: request.personality != Personality::Task && !is_start,
+        places,
+        keep_fds: descriptors.keep.iter().map(|keep| keep.fd).collect(),
+        inherit_fds: descriptors.inherit,
         command_paths,
         cwd_fallbacks,
         spec,
@@ -427,6 +430,7 @@ struct Layout<'a> {
     view: &'a ImageView,
     host: &'a Host,
     shown: &'a str,
+    judged: &'a Judged,
     mounts: Vec<Mount>,
     patches: Vec<Patch>,
     bindings: Vec<Binding>,
@@ -434,29 +438,36 @@ struct Layout<'a> {
     mounted: BTreeSet<PathBuf>,
     /// Which files and directories are bound: paths alone do not say, as they can be made anew.
     identities: Vec<(u64, u64)>,
+    /// The same of those that were judged.
+    places: Vec<Place>,
 }
 
 impl<'a> Layout<'a> {
-    fn new(view: &'a ImageView, host: &'a Host, shown: &'a str) -> Self {
+    fn new(view: &'a ImageView, host: &'a Host, shown: &'a str, judged: &'a Judged) -> Self {
         Layout {
             view,
             host,
             shown,
+            judged,
             mounts: Vec::new(),
             patches: Vec::new(),
             bindings: Vec::new(),
             mounted: BTreeSet::new(),
             identities: Vec::new(),
+            places: Vec::new(),
         }
     }
 
     fn bind(&mut self, bind: BindRequest) -> Result<(), EngineError> {
         let user_asked = matches!(bind.origin, Origin::User(_));
         let (source, kind, is_directory) = match &bind.source {
-            BindSource::Host(path) => match std::fs::metadata(path) {
-                Ok(metadata) => {
-                    self.identities.push((metadata.dev(), metadata.ino()));
-                    (path.clone().into_os_string(), "bind", metadata.is_dir())
+            BindSource::Host(path) => match self.look_at(path)? {
+                Ok((place, is_directory)) => {
+                    self.identities.push((place.dev, place.ino));
+                    if self.judged.contains_key(path) {
+                        self.places.push(place);
+                    }
+                    (path.clone().into_os_string(), "bind", is_directory)
                 }
                 Err(_) if bind.optional || !user_asked => return Ok(()),
                 Err(source) => {
@@ -517,6 +528,26 @@ impl<'a> Layout<'a> {
         });
         self.mounted.insert(destination);
         Ok(())
+    }
+
+    /// Looks at the source of a bind: which it is, and whether a directory. Fails where it is not what the
+    /// policy was asked about.
+    fn look_at(&self, path: &Path) -> Result<std::io::Result<(Place, bool)>, EngineError> {
+        let Some(judged) = self.judged.get(path) else {
+            // One call where nobody has judged anything: there are many such binds at every start.
+            return Ok(std::fs::metadata(path).map(|metadata| {
+                let place = Place {
+                    path: path.as_os_str().to_owned().into(),
+                    dev: metadata.dev(),
+                    ino: metadata.ino(),
+                };
+                (place, metadata.is_dir())
+            }));
+        };
+        match places::find(path) {
+            Ok(found) if found.path != *judged => Err(places::exchanged(path)),
+            found => Ok(found.map(|found| (found.place, found.is_directory))),
+        }
     }
 
     /// A tree of the kernel's that shows the container's own namespaces.

@@ -5,6 +5,7 @@
 //! ends the process.
 
 mod assemble;
+mod descriptors;
 mod env_script;
 mod environment;
 mod error;
@@ -18,6 +19,7 @@ mod journal;
 mod killed_task;
 mod overlay;
 mod own_process;
+mod places;
 mod prepare;
 mod request;
 mod resolve;

@@ -1,13 +1,13 @@
 //! The layers above an image that a user asks for.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use situla_plan::{Overlay, Upper};
+use situla_plan::{Overlay, Place, Upper};
 
 use crate::error::EngineError;
 use crate::host::Host;
+use crate::places;
 use crate::request::RunRequest;
 
 /// The most layers: their names must fit into one value of fsconfig(2), which has 256 bytes.
@@ -22,6 +22,8 @@ pub(crate) struct Layers {
     pub(crate) directories: Vec<(PathBuf, bool)>,
     /// Which directories they are: paths alone do not say.
     pub(crate) identities: Vec<(u64, u64)>,
+    /// The same, for the Plan.
+    pub(crate) places: Vec<Place>,
 }
 
 /// Finds the directories that `request` wants above the image.
@@ -38,8 +40,8 @@ pub(crate) fn plan_layers(request: &RunRequest, host: &Host) -> Result<Layers, E
     // The topmost was named last, and comes first in a Plan.
     for asked in request.overlays.iter().rev() {
         let shown = asked.path.display();
-        let mut path = match asked.path.canonicalize().and_then(|path| path.metadata().map(|_| path)) {
-            Ok(path) => path,
+        let mut found = match places::find(&asked.path) {
+            Ok(found) => found,
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 let message = format!("the overlay {shown} does not exist on {}", host.hostname);
                 return Err(bad(message, "create the directory, or leave the option out"));
@@ -49,19 +51,22 @@ pub(crate) fn plan_layers(request: &RunRequest, host: &Host) -> Result<Layers, E
                 return Err(EngineError::Unreachable { path, host, source });
             }
         };
-        if !path.is_dir() {
+        if !found.is_directory {
             let message =
                 format!("the overlay {shown} is no directory: images as overlays are not supported");
             return Err(bad(message, "use a directory"));
         }
         // What an earlier run has written is in there.
-        let written = path.join("upper");
-        if asked.read_only && written.is_dir() {
-            path = written;
+        if asked.read_only
+            && let Ok(written) = places::find(&found.path.join("upper"))
+            && written.is_directory
+        {
+            found = written;
         }
-        if let Ok(metadata) = path.metadata() {
-            layers.identities.push((metadata.dev(), metadata.ino()));
-        }
+        // It is opened again under this path.
+        let path = found.path;
+        layers.identities.push((found.place.dev, found.place.ino));
+        layers.places.push(Place { path: path.as_os_str().to_owned().into(), ..found.place });
         layers.directories.push((path.clone(), asked.read_only));
         if asked.read_only {
             overlay.lowers.push(path.into_os_string().into());

@@ -22,6 +22,7 @@ use crate::image_view::ImageView;
 use crate::image_watch::ImageWatch;
 use crate::journal::{Phases, Recorder};
 use crate::overlay::plan_layers;
+use crate::places::{self, Judged};
 use crate::request::{Personality, RunRequest};
 use crate::resolve::{self, Resolved};
 use crate::site::Site;
@@ -117,16 +118,18 @@ pub(crate) fn plan_inside(
         resolve::Named::Path(_) => resolve::Named::Path(path.to_owned()),
         named => named,
     };
-    let (_, home, keep_fds) = plan_binds(request, host);
+    let (_, home, pmi_fds) = plan_binds(request, host);
     let layers = plan_layers(request, host)?;
-    let verdict = admit(request, &[], &layers.directories, host, site, &named)?;
+    let image = resolve::for_policy(&named);
+    let (verdict, judged) = admit(request, &[], &layers.directories, host, site, image)?;
     phases.end("admit");
     let opened = resolve::open_as(opened, path, &request.image)?;
     phases.end("resolve");
     let image = way::look_into(opened, phases)?;
     let warnings = warnings(&verdict);
     let binds = Vec::new();
-    let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
+    let mut plan =
+        assemble(Parts { request, host, image: &image, verdict, judged, binds, layers, home, pmi_fds })?;
     // These are the container's, whatever they are.
     plan.rootfs.patches.clear();
     plan.spec.mounts.clear();
@@ -164,16 +167,19 @@ fn decided(
     acts: Acts,
 ) -> Result<Planned, EngineError> {
     let named = resolve::name(&request.image, &host.cwd, request.personality)?;
-    let (binds, home, keep_fds) = plan_binds(request, host);
+    let (binds, home, pmi_fds) = plan_binds(request, host);
     let layers = plan_layers(request, host)?;
     // Before anything is fetched: what is forbidden is not downloaded either.
-    let verdict = admit(request, &binds, &layers.directories, host, site, &named)?;
+    let asked = resolve::for_policy(&named);
+    let (verdict, judged) = admit(request, &binds, &layers.directories, host, site, asked.clone())?;
     phases.end("admit");
     let opened = resolve::open(&named, &request.image, request.progress)?;
+    resolve::expect_judged(&opened, &asked)?;
     phases.end("resolve");
     let Rooted { image, lease, rung } = way::to_root(opened, request, (host, site), phases, acts)?;
     let warnings = warnings(&verdict);
-    let mut plan = assemble(Parts { request, host, image: &image, verdict, binds, layers, home, keep_fds })?;
+    let mut plan =
+        assemble(Parts { request, host, image: &image, verdict, judged, binds, layers, home, pmi_fds })?;
     if let Some((rung, reason)) = rung {
         (plan.rootfs.rung, plan.rootfs.reason) = (rung, reason);
     }
@@ -188,15 +194,16 @@ fn decided(
     Ok(Planned { plan, image: open, image_path, stop_signal, lease, watch, warnings })
 }
 
-/// Asks the policy.
+/// Asks the policy. Gives also where the paths led that it was asked about.
 fn admit(
     request: &RunRequest,
     binds: &[BindRequest],
     layers: &[(PathBuf, bool)],
     host: &Host,
     site: &Site,
-    named: &resolve::Named,
-) -> Result<Verdict, EngineError> {
+    image: PolicyImage,
+) -> Result<(Verdict, Judged), EngineError> {
+    let mut judged = Judged::new();
     let mut options: Vec<RequestedOption> =
         request.options.iter().cloned().map(RequestedOption::Named).collect();
     // The working directory is the user's choice as well, though no option names it.
@@ -205,15 +212,16 @@ fn admit(
     for bind in binds.iter().filter(chosen) {
         if let BindSource::Host(source) = &bind.source {
             // Links must not lead around a rule about paths.
-            let source = source.canonicalize().unwrap_or_else(|_| source.clone());
-            options.push(RequestedOption::Bind(BindUse { source, read_only: bind.read_only }));
+            let real = places::find(source).map_or_else(|_| source.clone(), |found| found.path);
+            judged.insert(source.clone(), real.clone());
+            options.push(RequestedOption::Bind(BindUse { source: real, read_only: bind.read_only }));
         }
     }
     // So are the layers above the image: paths of the host that become visible.
     options.extend(layers.iter().map(|(source, read_only)| {
         RequestedOption::Bind(BindUse { source: source.clone(), read_only: *read_only })
     }));
-    judge(resolve::for_policy(named), options, host, site)
+    judge(image, options, host, site).map(|verdict| (verdict, judged))
 }
 
 /// Asks the policy whether an image of a registry may be fetched; nothing is known yet of what it will
@@ -261,6 +269,12 @@ impl Prepared {
     /// What the user should be told before the run.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Lets go of what only this process needs. One that runs it and closes all but [`Prepared::descriptors`] would
+    /// otherwise close by number what it believes to own still.
+    pub(crate) fn for_another_process(self) -> Self {
+        Prepared { watch: None, ..self }
     }
 
     /// The descriptors that whoever runs it must have open.

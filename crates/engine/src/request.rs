@@ -134,6 +134,8 @@ pub struct RunRequest {
     pub progress: bool,
     /// By which way an image file becomes the root; the site's where none is asked for.
     pub rootfs: Option<RootfsWay>,
+    /// Descriptors that the payload keeps wherever it runs.
+    pub keep_fds: Vec<i32>,
     /// Options that a policy may refuse, by name.
     pub options: Vec<String>,
     /// The instance that is started or entered.
@@ -163,6 +165,7 @@ impl RunRequest {
             record: false,
             progress: false,
             rootfs: None,
+            keep_fds: Vec::new(),
             options: Vec::new(),
             instance: None,
         }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use situla_oci::{Digest, ExecConfig, ImageConfig, Reference};
-use situla_plan::{ImageIdentity, RootfsIdentity, RootfsSource, Text};
+use situla_plan::{ImageIdentity, Place, RootfsIdentity, RootfsSource, Text};
 use situla_policy::{Image as PolicyImage, RegistryImage};
 use situla_records::EngineClass;
 use situla_sif::{FsType, SifFile};
@@ -15,6 +15,7 @@ use situla_squashfs::{Image, ReadOptions, Window};
 use crate::error::EngineError;
 use crate::image_view::ImageView;
 use crate::own_process::{self, Work, WorkFailure};
+use crate::places;
 use crate::request::Personality;
 
 /// Where converted images keep the manifest and configuration that they were made from.
@@ -75,6 +76,18 @@ pub(crate) struct Resolved {
     pub(crate) state: FileState,
 }
 
+impl Resolved {
+    /// Which directory the root is, where it is one.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let (RootfsSource::Directory { path }, ImageView::Directory(root)) = (&self.source, &self.view)
+        else {
+            return None;
+        };
+        let stat = rustix::fs::fstat(root).ok()?;
+        Some(Place { path: path.clone(), dev: stat.st_dev, ino: stat.st_ino })
+    }
+}
+
 /// What tells one state of a file or directory from another: device, inode, size, and times of
 /// change in nanoseconds.
 pub(crate) type FileState = (u64, u64, u64, i64, i64);
@@ -129,14 +142,30 @@ pub(crate) fn for_policy(named: &Named) -> PolicyImage {
         }),
         Named::Path(path) => {
             // Links must not lead around a rule about paths.
-            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
-            if path.is_dir() {
+            let found = places::find(path).ok();
+            let is_directory = found.as_ref().is_some_and(|found| found.is_directory);
+            let path = found.map_or_else(|| path.clone(), |found| found.path);
+            if is_directory {
                 PolicyImage::Directory { path }
             } else {
                 PolicyImage::File { path, digest: None }
             }
         }
     }
+}
+
+/// Fails where what was opened is not what the policy has judged.
+pub(crate) fn expect_judged(opened: &Opened, judged: &PolicyImage) -> Result<(), EngineError> {
+    let (PolicyImage::Directory { path } | PolicyImage::File { path, .. }) = judged else { return Ok(()) };
+    let real = match opened {
+        Opened::Erofs(image) => places::path_of(&image.file),
+        Opened::Readable(image) => match (&image.view, image.descriptor) {
+            (ImageView::Directory(root), _) => places::path_of(root),
+            (_, Some(descriptor)) => places::path_of_number(descriptor),
+            (_, None) => return Ok(()),
+        },
+    };
+    if real.is_ok_and(|real| real == *path) { Ok(()) } else { Err(places::exchanged(path)) }
 }
 
 /// Opens what `named` means; a reference is fetched into the store first, with or without `progress`

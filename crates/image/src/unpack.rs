@@ -467,6 +467,69 @@ mod tests {
         assert!(dir.path().join("of-sif/.singularity.d").is_dir());
     }
 
+    /// An image with a link to a directory or file outside, and with another entry of the same name: what is extracted
+    /// after the link must not go where it leads. No writer makes such an image, so one name is written over.
+    #[test]
+    fn two_entries_of_one_name_do_not_lead_out_of_the_tree() {
+        // Bytes without a pattern, so that the table of directories is stored as it is.
+        let mut state = 1u64;
+        let mut name = || -> Vec<u8> {
+            let bytes = std::iter::repeat_with(|| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state.to_be_bytes()[0]
+            });
+            bytes.filter(|byte| !matches!(byte, 0 | b'/')).take(200).collect()
+        };
+        let (first, second) = (name(), name());
+        for (kind, link_first) in [("directory", true), ("directory", false), ("file", true), ("file", false)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let (tree, host) = (dir.path().join("tree"), dir.path().join("host"));
+            fs::create_dir(&tree).unwrap();
+            fs::create_dir(&host).unwrap();
+            fs::write(host.join("file"), "of the host").unwrap();
+            let (link, other) = if link_first { (&first, &second) } else { (&second, &first) };
+            let [link_path, other_path] = [link, other].map(|name| tree.join(OsStr::from_bytes(name)));
+            match kind {
+                "directory" => {
+                    symlink(&host, link_path).unwrap();
+                    fs::create_dir(&other_path).unwrap();
+                    fs::write(other_path.join("file"), "planted").unwrap();
+                    fs::write(other_path.join("new"), "planted").unwrap();
+                }
+                _ => {
+                    symlink(host.join("file"), link_path).unwrap();
+                    fs::write(other_path, "planted").unwrap();
+                }
+            }
+            let image = dir.path().join("image.sqsh");
+            image_of(&tree, &image);
+            let mut bytes = fs::read(&image).unwrap();
+            let at: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(other)).collect();
+            assert_eq!(at.len(), 1, "the name is in the image once, uncompressed");
+            bytes[at[0]..at[0] + other.len()].copy_from_slice(link);
+            fs::write(&image, bytes).unwrap();
+            let opened = Image::open(File::open(&image).unwrap(), ReadOptions::default()).unwrap();
+            let root = opened.inode(opened.root()).unwrap();
+            let names: Vec<_> = opened.read_dir(&root).unwrap().into_iter().map(|entry| entry.name).collect();
+            assert_eq!(names, [link.clone(), link.clone()], "both entries are read");
+            for n_threads in [1, 4] {
+                let out = dir.path().join("out");
+                let unpacked = unpack_file(&image, &out, n_threads, &());
+                assert!(unpacked.is_err(), "{kind} {link_first}: {unpacked:?}");
+                assert!(!out.exists(), "{kind} {link_first}");
+                let left: Vec<_> =
+                    fs::read_dir(&host).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                assert_eq!(left, ["file"], "{kind} {link_first}");
+                assert_eq!(
+                    fs::read_to_string(host.join("file")).unwrap(),
+                    "of the host",
+                    "{kind} {link_first}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn what_is_there_stays_and_what_fails_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();

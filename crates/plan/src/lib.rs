@@ -18,7 +18,7 @@ mod text;
 pub use accounts::{AccountError, HostGroup, HostUser, MAX_ACCOUNT_FILE, MAX_GROUPS};
 pub use hooks::{Hook, Hooks};
 pub use image::{ImageIdentity, RootfsIdentity};
-pub use plan::{Binding, Plan, SCHEMA};
+pub use plan::{Binding, Place, Plan, SCHEMA};
 pub use rootfs::{Overlay, Patch, PatchContent, Rootfs, RootfsSource, Rung, Upper};
 pub use seccomp::{
     MAX_SECCOMP_RULES, Seccomp, SeccompAction, SeccompArch, SeccompArg, SeccompFlag, SeccompOperator,

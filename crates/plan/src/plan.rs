@@ -18,6 +18,17 @@ pub struct Binding {
     pub reason: String,
 }
 
+/// Which file or directory a path of the host led to when the Plan was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The path, as the Plan names it elsewhere.
+    pub path: Text,
+    /// The device that it is on, as `stat(2)` numbers it.
+    pub dev: u64,
+    /// Its number there.
+    pub ino: u64,
+}
+
 /// Everything that a run will do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -36,6 +47,9 @@ pub struct Plan {
     pub share: Share,
     /// Why each thing of the host is visible inside.
     pub bindings: Vec<Binding>,
+    /// What paths of mounts, layers and the root must lead to still when they are opened. Others may lead anywhere.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub places: Vec<Place>,
     /// Descriptors beyond standard input, output and error that stay open for the payload.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub keep_fds: Vec<i32>,
@@ -52,4 +66,11 @@ pub struct Plan {
     pub cwd_fallbacks: Vec<Text>,
     /// What the runtime executes.
     pub spec: Spec,
+}
+
+impl Plan {
+    /// What `path` must lead to; `None` where it may lead anywhere.
+    pub fn place(&self, path: &Text) -> Option<&Place> {
+        self.places.iter().find(|place| place.path == *path)
+    }
 }

@@ -36,6 +36,7 @@ pub const KNOWN_OPTIONS: &[&str] = &[
     "home",
     "hostname",
     "ipc",
+    "keep-fd",
     "keep-privs",
     "mount-home",
     "name",

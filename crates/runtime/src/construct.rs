@@ -7,6 +7,7 @@ use situla_plan::Plan;
 
 use crate::failure::{Context, Failure, FailureClass};
 use crate::mount_api::{Detached, MountApi, Source};
+use crate::paths::Attached;
 use crate::rootfs::{Ready, Serve};
 use crate::{mounts, namespaces, rootfs};
 
@@ -23,15 +24,18 @@ pub(crate) fn construct(
     let place = mounts::staging_place()?;
     root.attach(place.as_fd())?;
     let mut in_memory = mounts::InMemory::default();
+    let mut attached = Attached::below(root.mount.as_fd());
     for (mount, made) in plan.spec.mounts.iter().zip(&mounts) {
         mounts::attach_inside(root.mount.as_fd(), mount, made, &in_memory)?;
         in_memory.note(mount, made)?;
+        attached.note(mount, made);
+    }
+    // Masks come first: what is made read-only afterwards is a copy that has them, and would hide them else.
+    for path in &plan.spec.linux.masked_paths {
+        attached.mask(&api, Path::new(path.as_os_str()))?;
     }
     for path in &plan.spec.linux.readonly_paths {
-        mounts::make_read_only(&api, root.mount.as_fd(), Path::new(path.as_os_str()))?;
-    }
-    for path in &plan.spec.linux.masked_paths {
-        mounts::mask(&api, root.mount.as_fd(), Path::new(path.as_os_str()))?;
+        attached.make_read_only(&api, Path::new(path.as_os_str()))?;
     }
     if let Some(hostname) = &plan.spec.hostname {
         rustix::system::sethostname(hostname.as_bytes())
@@ -52,7 +56,7 @@ struct Mounted {
 /// Makes all mounts. There is one attempt: what has been attached is in the way of another.
 fn mount_all(plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
     let api = MountApi::choose();
-    let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(&api, mount));
+    let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(&api, plan, mount));
     let sources = sources.collect::<Result<Vec<Option<Source>>, _>>()?;
     let root = rootfs::open_sources(&api, plan)?;
     let made = plan.spec.mounts.iter().zip(sources).map(|(mount, source)| mounts::make(&api, mount, source));

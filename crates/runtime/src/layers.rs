@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
-use situla_plan::{Overlay, Patch, Upper};
+use situla_plan::{Overlay, Patch, Plan, Text, Upper};
 use situla_sys::MountAttributes;
 
 use crate::covers::shown;
@@ -23,15 +23,18 @@ pub(crate) struct LayerSources {
 }
 
 /// Looks the directories of `overlay` up.
-pub(crate) fn open_layers(api: &MountApi, overlay: &Overlay) -> Result<LayerSources, Failure> {
-    let open = |path: &Path| {
-        api.open(path, true).or_fail(FailureClass::Overlay, || {
-            format!("the overlay directory {} cannot be opened", path.display())
-        })
+pub(crate) fn open_layers(api: &MountApi, plan: &Plan, overlay: &Overlay) -> Result<LayerSources, Failure> {
+    let open = |path: &Text| {
+        let shown = Path::new(path.as_os_str());
+        let source = api.open(shown, true).or_fail(FailureClass::Overlay, || {
+            format!("the overlay directory {} cannot be opened", shown.display())
+        })?;
+        source.expect_planned(plan, path)?;
+        Ok(source)
     };
-    let lowers = overlay.lowers.iter().map(|path| open(Path::new(path.as_os_str())));
+    let lowers = overlay.lowers.iter().map(open);
     let upper = match &overlay.upper {
-        Some(Upper::Directory { path }) => Some(open(Path::new(path.as_os_str()))?),
+        Some(Upper::Directory { path }) => Some(open(path)?),
         Some(Upper::Tmpfs) | None => None,
     };
     Ok(LayerSources { lowers: lowers.collect::<Result<_, _>>()?, upper })

@@ -29,6 +29,7 @@ mod mutations;
 mod namespaces;
 mod overlay;
 mod own_program;
+mod paths;
 mod payload;
 mod privileges;
 mod rootfs;

@@ -21,8 +21,10 @@ use rustix::mount::{
     OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
     mount_bind, mount_bind_recursive, mount_change, mount_move, move_mount, open_tree,
 };
+use situla_plan::{Plan, Text};
 use situla_sys::{MountAttributes, make_private, set_mount_attributes};
 
+use crate::failure::{Context, Failure, FailureClass};
 use crate::mount_table;
 
 /// How mounts are made.
@@ -41,6 +43,30 @@ pub(crate) enum Source {
     Copy(Detached),
     /// The place itself, to be copied with what is mounted below it or without.
     Place { place: OwnedFd, recursive: bool },
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Source::Copy(mount) => mount.as_fd(),
+            Source::Place { place, .. } => place.as_fd(),
+        }
+    }
+}
+
+impl Source {
+    /// Fails where this is not what `path` led to when `plan` was made.
+    pub(crate) fn expect_planned(&self, plan: &Plan, path: &Text) -> Result<(), Failure> {
+        let Some(planned) = plan.place(path) else { return Ok(()) };
+        let shown = Path::new(path.as_os_str()).display();
+        let stat = fstat(self.as_fd())
+            .or_fail(FailureClass::MountFailed, || format!("{shown} cannot be looked at"))?;
+        if (stat.st_dev, stat.st_ino) == (planned.dev, planned.ino) {
+            return Ok(());
+        }
+        let message = format!("{shown} was exchanged for something else after the run was planned");
+        Err(Failure::new(FailureClass::MountFailed, message))
+    }
 }
 
 /// A mount that is not at its place yet.

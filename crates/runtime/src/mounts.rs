@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_move, unmount};
 use rustix::process::{chroot, fchdir, pivot_root};
-use situla_plan::Mount;
+use situla_plan::{Mount, Plan};
 use situla_sys::MountAttributes;
 
 use crate::failure::{Context, Failure, FailureClass};
@@ -19,12 +19,14 @@ use crate::inside::{Links, open_inside};
 use crate::mount_api::{Detached, MountApi, Source};
 
 /// Looks the source of `mount` up, where it has one.
-pub(crate) fn open_source(api: &MountApi, mount: &Mount) -> Result<Option<Source>, Failure> {
+pub(crate) fn open_source(api: &MountApi, plan: &Plan, mount: &Mount) -> Result<Option<Source>, Failure> {
     if mount.kind != "bind" {
         return Ok(None);
     }
     let path = Path::new(mount.source.as_os_str());
-    api.open(path, is_recursive(mount)).map(Some).map_err(|errno| unusable_source(mount, errno))
+    let source = api.open(path, is_recursive(mount)).map_err(|errno| unusable_source(mount, errno))?;
+    source.expect_planned(plan, &mount.source)?;
+    Ok(Some(source))
 }
 
 /// Makes `mount` of its source, with its options applied.
@@ -95,45 +97,6 @@ pub(crate) fn attach_inside(
             format!("{} at {} {what}", Path::new(mount.source.as_os_str()).display(), destination.display());
         Failure::of_call(FailureClass::MountFailed, message, errno)
     })
-}
-
-/// Covers `path` inside `root` with nothing, where it exists: an empty directory, or `/dev/null`.
-pub(crate) fn mask(api: &MountApi, root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
-    let Some(target) = open_if_there(root, path)? else { return Ok(()) };
-    let fail =
-        |errno| Failure::of_call(FailureClass::MountFailed, format!("cannot mask {}", path.display()), errno);
-    let stat = fstat(&target).map_err(fail)?;
-    let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        new_tmpfs(api, &["mode=0555".to_owned()])?
-    } else {
-        api.open(Path::new("/dev/null"), false).and_then(|source| api.copy(source)).map_err(fail)?
-    };
-    let attributes =
-        MountAttributes::READ_ONLY.union(MountAttributes::NO_SUID).union(MountAttributes::NO_EXEC);
-    cover.restrict(attributes).and_then(|()| cover.attach(target.as_fd())).map_err(fail)
-}
-
-/// Makes `path` inside `root` read-only with all that is mounted below it, where it exists.
-pub(crate) fn make_read_only(api: &MountApi, root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
-    let Some(target) = open_if_there(root, path)? else { return Ok(()) };
-    let made = api.copy_place(&target).and_then(|copy| {
-        copy.restrict(MountAttributes::READ_ONLY)?;
-        copy.attach(target.as_fd())
-    });
-    made.or_fail(FailureClass::MountFailed, || format!("cannot make {} read-only", path.display()))
-}
-
-fn open_if_there(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>, Failure> {
-    match open_destination(root, path) {
-        Ok(found) => Ok(Some(found)),
-        // What this process, with all its capabilities, cannot reach, the payload cannot either.
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(None),
-        Err(errno) => Err(Failure::of_call(
-            FailureClass::MountFailed,
-            format!("{} cannot be looked up inside the image", path.display()),
-            errno,
-        )),
-    }
 }
 
 /// Opens what a mount is to lie on, or anything else inside `root`.

@@ -49,11 +49,13 @@ pub(crate) fn open_sources(api: &MountApi, plan: &Plan) -> Result<Sources, Failu
     let root = match &plan.rootfs.source {
         RootfsSource::Squashfs { .. } => None,
         RootfsSource::Directory { path } => {
-            let path = Path::new(path.as_os_str());
-            Some(api.open(path, true).map_err(|errno| unusable_root(path, errno))?)
+            let shown = Path::new(path.as_os_str());
+            let root = api.open(shown, true).map_err(|errno| unusable_root(shown, errno))?;
+            root.expect_planned(plan, path)?;
+            Some(root)
         }
     };
-    let layers = plan.rootfs.overlay.as_ref().map(|overlay| open_layers(api, overlay)).transpose()?;
+    let layers = plan.rootfs.overlay.as_ref().map(|overlay| open_layers(api, plan, overlay)).transpose()?;
     Ok(Sources { root, layers })
 }
 

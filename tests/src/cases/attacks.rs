@@ -19,10 +19,12 @@ use crate::environment::{PATIENCE, WorkDir};
 use crate::tier::Check;
 
 pub use image::{
-    account_files, device_nodes_and_set_uid_programs, environment_scripts, links_out_of_the_image,
-    swapped_directories,
+    account_files, device_nodes_and_set_uid_programs, environment_scripts, exchanged_sources,
+    links_out_of_the_image, swapped_directories,
 };
-pub use inside::{descriptors_and_variables, own_binary, processes_and_mounts, working_directory};
+pub use inside::{
+    control_groups, descriptors_and_variables, own_binary, processes_and_mounts, working_directory,
+};
 pub use tenants::{
     a_strangers_step, another_tenants_view, entering_an_instance, entering_tasks, noise_at_the_meeting_point,
     outside_the_step,
@@ -184,23 +186,96 @@ fn write_as_users(desk: &Desk, path: &Path, bytes: &[u8]) -> Result<(), String> 
 mod tests {
     use std::collections::BTreeSet;
 
-    /// Every test that `docs/security.md` names exists, and every attack is in it.
+    /// Where the page says what there is nothing to try of.
+    const NOT_APPLICABLE: &str = "## Advisories that do not apply";
+
+    /// The names of all cases of all tiers.
+    fn cases() -> BTreeSet<&'static str> {
+        use super::super::{
+            AT_LAST, BARE, COMMAND_LINE, ON_LOOPBACK, ON_SICK_NODES, ON_SITE, PRIVILEGED, PRIVILEGED_FULL,
+        };
+        let desk = [COMMAND_LINE, PRIVILEGED, PRIVILEGED_FULL].into_iter().flatten().map(|(name, _)| *name);
+        let site =
+            [ON_SITE, ON_LOOPBACK, ON_SICK_NODES, AT_LAST].into_iter().flatten().map(|(name, _)| *name);
+        desk.chain(site).chain(BARE.iter().map(|(name, _)| *name)).collect()
+    }
+
+    /// Why `word`, between backquotes on the page, names no test; `None` where it does, or is nothing of the kind.
+    fn missing(word: &str, cases: &BTreeSet<&str>) -> Option<String> {
+        let (place, function) = word.rsplit_once("::")?;
+        if function == "…" || cases.contains(word) {
+            return None;
+        }
+        let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let Some(file) = place.strip_suffix(".rs") else {
+            return Some(format!("{word} is no case of a tier"));
+        };
+        let Ok(source) = std::fs::read_to_string(repository.join(format!("{file}.rs"))) else {
+            return Some(format!("{word}: there is no such file"));
+        };
+        // A test, and not another function of that name.
+        let is_test = source.split("#[test]").skip(1).any(|rest| {
+            let head = rest.split_once('{').map_or(rest, |(head, _)| head);
+            head.contains(&format!("fn {function}()"))
+        });
+        (!is_test).then(|| format!("{word}: there is no such test in the file"))
+    }
+
+    fn words(text: &str) -> impl Iterator<Item = &str> {
+        text.split('`').skip(1).step_by(2)
+    }
+
+    /// What is wrong with a page: names of tests that do not exist, rows of attacks that name none.
+    fn wrong(page: &str, cases: &BTreeSet<&str>) -> Vec<String> {
+        let mut wrong: Vec<String> = words(page).filter_map(|word| missing(word, cases)).collect();
+        let tried =
+            page.split("\n## ").filter(|section| !format!("## {section}").starts_with(NOT_APPLICABLE));
+        for line in tried.flat_map(str::lines).filter(|line| line.starts_with("| ")) {
+            let last = line.trim_end_matches([' ', '|']).rsplit(" | ").next().unwrap_or_default();
+            let is_head = last == "test";
+            if !is_head && (line.ends_with("| |") || !words(last).any(|word| word.contains("::"))) {
+                wrong.push(format!("no test: {line}"));
+            }
+        }
+        wrong
+    }
+
+    /// Every test that `docs/security.md` names exists, every attack is in it, and every row has a test.
     #[test]
     fn the_page_names_the_tests_that_there_are() {
         let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let page = std::fs::read_to_string(repository.join("docs/security.md")).unwrap();
-        let mut named = BTreeSet::new();
-        for word in page.split('`').skip(1).step_by(2) {
-            if word.starts_with("attacks::") && word != "attacks::…" {
-                named.insert(word);
-            } else if let Some((file, function)) = word.split_once(".rs::") {
-                let source = std::fs::read_to_string(repository.join(format!("{file}.rs"))).unwrap();
-                assert!(source.contains(&format!("fn {function}()")), "{word}");
-            }
+        let cases = cases();
+        assert_eq!(wrong(&page, &cases), Vec::<String>::new());
+        assert!(page.contains(NOT_APPLICABLE));
+        let named: BTreeSet<&str> = words(&page).collect();
+        let unnamed: Vec<_> =
+            cases.iter().filter(|name| name.starts_with("attacks::") && !named.contains(*name)).collect();
+        assert!(unnamed.is_empty(), "{unnamed:?}");
+    }
+
+    #[test]
+    fn pages_with_names_of_nothing_are_found() {
+        let cases = BTreeSet::from(["attacks::one", "instances::two"]);
+        let own = "tests/src/cases/attacks.rs::pages_with_names_of_nothing_are_found";
+        for (row, is_wrong) in [
+            ("| a | b | `attacks::one` |", false),
+            ("| a | `instances::two`, `attacks::one` |", false),
+            (&format!("| a | `{own}` |"), false),
+            ("| a | text |", true),
+            ("| a | `attacks::one` | |", true),
+            ("| a | `attacks::none` |", true),
+            ("| a | `attacks::one`, `kernel_mounts::none` |", true),
+            ("| a | `tests/src/cases/attacks.rs::none` |", true),
+            ("| a | `tests/src/cases/none.rs::one` |", true),
+            // A function that is no test.
+            ("| a | `tests/src/cases/attacks.rs::cases` |", true),
+            ("and `instances::none` in a sentence", true),
+        ] {
+            let page = format!(
+                "# A\n\n## B\n\n| attack | test |\n|---|---|\n{row}\n\n{NOT_APPLICABLE}\n\n| c | d |\n"
+            );
+            assert_eq!(!wrong(&page, &cases).is_empty(), is_wrong, "{row}: {:?}", wrong(&page, &cases));
         }
-        let in_steps = super::super::ON_LOOPBACK.iter().map(|(name, _)| *name);
-        let registered = super::super::PRIVILEGED.iter().map(|(name, _)| *name).chain(in_steps);
-        let registered: BTreeSet<&str> = registered.filter(|name| name.starts_with("attacks::")).collect();
-        assert_eq!(named, registered);
     }
 }

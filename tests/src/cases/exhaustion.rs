@@ -305,6 +305,20 @@ while True:
     elif opcode not in (2, 36, 42): reply(unique, b"", 38)
 "#;
 
+/// A mount in the mount namespace of a node.
+struct MountedOnNode {
+    target: String,
+    point: PathBuf,
+}
+
+impl Drop for MountedOnNode {
+    fn drop(&mut self) {
+        // What stays mounted is found by the look for leaks.
+        let unmount = ["--mount", &self.target, "--", "umount"];
+        let _ = Command::new("nsenter").args(unmount).arg(&self.point).status();
+    }
+}
+
 /// The server of a bind's source dies while a program waits for it: the program gets an error, and then another one
 /// at once; the container goes on, and nothing is left.
 ///
@@ -317,22 +331,28 @@ pub fn server_of_a_bind_dies(site: &Site) -> Check {
     fs::create_dir(&point)?;
     let script = "exec 9<>/dev/fuse && mount -i -t fuse \
                   -o fd=9,rootmode=40000,user_id=0,group_id=0,allow_other situla-served \"$1\" && exec python3 -c \"$2\" \"$3\"";
-    let mut server = Command::new("sh");
-    server.args(["-c", script, "sh"]).arg(&point).arg(SILENT_SERVER).arg(dir.path().join("asked"));
+    // A node has a mount namespace of its own, and what is mounted beside it later is not seen there.
+    let (node, slurmd) = site.cluster.nodes().iter().next().ok_or("no node")?;
+    let target = format!("--target={slurmd}");
+    let mut server = Command::new("nsenter");
+    server.args(["--mount", &target, "--", "sh", "-c", script, "sh"]);
+    server.arg(&point).arg(SILENT_SERVER).arg(dir.path().join("asked"));
     let server = command::start(server)?;
-    let served = Mounted(point);
+    let served = MountedOnNode { target: target.clone(), point };
+    let place = served.point.display().to_string();
     let is_mounted = || {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        mounts.lines().any(|line| line.contains(&served.text()))
+        let mounts = fs::read_to_string(format!("/proc/{slurmd}/mountinfo")).unwrap_or_default();
+        mounts.lines().any(|line| line.contains(&place))
     };
     let mounted = wait_until(PATIENCE, is_mounted);
     let options = [
         format!("--container-image={}", site.images.path("tiny.sqsh")),
-        format!("--container-mounts={here},{}:/served", served.text()),
+        format!("--container-mounts={here},{place}:/served"),
     ];
     let script =
         "cat /served/file; echo first $?; cat /served/file; echo second $?; cat /etc/situla-image-witness";
-    let words = ["-n1"].into_iter().chain(options.iter().map(String::as_str)).chain(["sh", "-c", script]);
+    let on_node = ["-n1", "-w", node.as_str()];
+    let words = on_node.into_iter().chain(options.iter().map(String::as_str)).chain(["sh", "-c", script]);
     let started = site.cluster.start_srun(dir.path(), words);
     let asked = mounted && started.is_ok() && wait_until(PATIENCE, || dir.path().join("asked").exists());
     let pid = i32::try_from(server.pid()).ok().and_then(Pid::from_raw).ok_or("no process")?;

@@ -111,6 +111,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::processes_and_mounts", attacks::processes_and_mounts),
     ("attacks::links_out_of_the_image", attacks::links_out_of_the_image),
     ("attacks::swapped_directories", attacks::swapped_directories),
+    ("attacks::control_groups", attacks::control_groups),
+    ("attacks::exchanged_sources", attacks::exchanged_sources),
     ("attacks::account_files", attacks::account_files),
     ("attacks::environment_scripts", attacks::environment_scripts),
     ("attacks::device_nodes_and_set_uid_programs", attacks::device_nodes_and_set_uid_programs),

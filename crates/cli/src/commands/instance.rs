@@ -78,6 +78,9 @@ pub(crate) struct ExecArgs {
     /// Take the values of variables letter by letter
     #[arg(long)]
     no_eval: bool,
+    /// Keep this descriptor open for the command; inside a step of Slurm others are closed (repeatable)
+    #[arg(long, value_name = "N")]
+    keep_fd: Vec<i32>,
     /// Record this run also outside of Slurm
     #[arg(long)]
     record: bool,
@@ -157,8 +160,8 @@ pub(crate) fn instance(
 
 impl ExecArgs {
     fn into_command(self, personality: Personality) -> RunCommand {
-        let ExecArgs { cwd, cleanenv, env, no_eval, record, events, name, command } = self;
-        let options = RunOptions::for_entering(cwd, cleanenv, env, no_eval, record);
+        let ExecArgs { cwd, cleanenv, env, no_eval, keep_fd, record, events, name, command } = self;
+        let options = RunOptions::for_entering(cwd, cleanenv, env, no_eval, keep_fd, record);
         let image = format!("{PREFIX}{name}");
         RunCommand { personality, options, image, action: Action::Exec(command), quiet: true, events }
     }

@@ -94,6 +94,7 @@ pub fn start(
     let image_path = prepared.image_path().to_owned();
     let seccomp = plan.spec.linux.seccomp.clone();
     let state = InstanceState { stop_signal, image_path, tree, seccomp, ..described };
+    let prepared = prepared.for_another_process();
     let keep = prepared.descriptors();
     let streams = [input.as_fd(), out.as_fd(), err.as_fd()];
     let holding = instances.clone();

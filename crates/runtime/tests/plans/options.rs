@@ -439,6 +439,55 @@ fn mounts_inside_have_their_flags_and_those_below_them() {
 }
 
 #[test]
+fn what_was_exchanged_after_planning_is_not_mounted() {
+    use std::os::unix::fs::MetadataExt;
+    let Some(bench) = Bench::prepare() else { return };
+    for name in ["shown", "forbidden", "layer", "layer/upper", "layer/work"] {
+        fs::create_dir(bench.path(name)).unwrap();
+    }
+    fs::write(bench.path("forbidden/secret"), "secret\n").unwrap();
+    let place = |path: &str, is: &str| {
+        let metadata = fs::metadata(bench.path(is)).unwrap();
+        json!({"path": bench.path(path), "dev": metadata.dev(), "ino": metadata.ino()})
+    };
+    let bind =
+        json!({"destination": "/real", "source": bench.path("shown"), "type": "bind", "options": ["rbind"]});
+    let upper = json!({"upper": {"kind": "directory", "path": bench.path("layer")}});
+    let lower = json!({"lowers": [bench.path("layer")]});
+    for kind in [Kind::Directory, Kind::Image] {
+        let script = "ls /real; echo ran";
+        // One that is not mounted may be anything.
+        let good = [
+            place("shown", "shown"),
+            place("layer", "layer"),
+            place("root", "root"),
+            place("forbidden", "shown"),
+        ];
+        let mut cases = vec![("shown", true), ("layer", true)];
+        cases.extend((kind == Kind::Directory).then_some(("root", true)));
+        for (path, refused) in cases.into_iter().chain([("", false)]) {
+            for overlay in [&upper, &lower] {
+                let output = bench.run(kind, script, |plan| {
+                    plan["spec"]["mounts"].as_array_mut().unwrap().push(bind.clone());
+                    plan["rootfs"]["overlay"] = overlay.clone();
+                    plan["places"] = good
+                        .iter()
+                        .filter(|good| !good["path"].as_str().unwrap().ends_with(&format!("/{path}")))
+                        .cloned()
+                        .collect();
+                    if refused {
+                        plan["places"].as_array_mut().unwrap().push(place(path, "forbidden"));
+                    }
+                });
+                let (out, err) = text(&output);
+                assert_eq!(out, if refused { "" } else { "ran\n" }, "{kind:?} {path}: {err}");
+                assert_eq!(err.contains("was exchanged"), refused, "{kind:?} {path}: {err}");
+            }
+        }
+    }
+}
+
+#[test]
 fn masked_and_read_only_paths_are_so() {
     let Some(bench) = Bench::prepare() else { return };
     let host = bench.path("host");
@@ -465,6 +514,85 @@ fn masked_and_read_only_paths_are_so() {
         assert_eq!(fs::read_to_string(host.join("key")).unwrap(), "secret\n");
         fs::remove_file(host.join("open")).unwrap();
     }
+}
+
+#[test]
+fn links_of_the_image_do_not_lead_masks_elsewhere() {
+    let Some(bench) = Bench::prepare() else { return };
+    let (root, host) = (bench.path("root"), bench.path("host"));
+    fs::create_dir_all(host.join("kept")).unwrap();
+    for file in ["key", "kept/file", "null"] {
+        fs::write(host.join(file), "of the host\n").unwrap();
+    }
+    // The image has links in place of `/proc`, the null device and what is bound, to each other and to the host.
+    let links =
+        [("proc", "real"), ("other", "/tmp"), ("etc/up", "../../../../.."), ("dev/null", "../etc/witness")];
+    fs::remove_dir(root.join("proc")).unwrap();
+    for (link, target) in links {
+        std::os::unix::fs::symlink(target, root.join(link)).unwrap();
+    }
+    std::os::unix::fs::symlink(host.join("null"), root.join("etc/out")).unwrap();
+    let script = "cat /proc/version /real/version /other/key /tmp/key /etc/out /etc/up/etc/witness; \
+                  for f in /tmp/kept/file /other/kept/file; do echo x >> $f && echo wrote $f; done; \
+                  test -c /proc/version && echo null; echo end";
+    let output = bench.run(Kind::Directory, script, |plan| {
+        let bind = |source: &std::path::Path, destination: &str| json!({"destination": destination, "source": source, "type": "bind", "options": ["rbind"]});
+        // Without the host's /dev: the image's own is what an attacker would have.
+        plan["spec"]["mounts"] = json!([bind("/proc".as_ref(), "/proc"), bind(&host, "/other")]);
+        plan["spec"]["linux"]["maskedPaths"] = json!(["/proc/version", "/other/key", "/etc/out", "/etc/up/etc/witness"]);
+        plan["spec"]["linux"]["readonlyPaths"] = json!(["/proc", "/other/kept"]);
+    });
+    let (out, err) = text(&output);
+    // The null device's, wherever the file is seen.
+    assert_eq!(out, "null\nend\n", "{err}");
+    for file in ["key", "kept/file", "null"] {
+        assert_eq!(fs::read_to_string(host.join(file)).unwrap(), "of the host\n", "{file}");
+    }
+}
+
+#[test]
+fn directories_that_are_exchanged_do_not_lead_masks_elsewhere() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const ROUNDS: u32 = 60;
+    let Some(bench) = Bench::prepare() else { return };
+    let (root, host) = (bench.path("root"), bench.path("host"));
+    for place in [&host, &root.join("evil"), &root.join("real")] {
+        fs::create_dir_all(place.join("fixed")).unwrap();
+        fs::write(place.join("key"), "decoy\n").unwrap();
+        fs::write(place.join("fixed/file"), "").unwrap();
+    }
+    fs::write(host.join("key"), "secret\n").unwrap();
+    let script = "cat /real/key /evil/key; for d in /real /evil; do echo x >> $d/fixed/file; done; true";
+    let plan = bench.plan(Kind::Directory, script, |plan| {
+        let mounts = plan["spec"]["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/real", "source": host, "type": "bind", "options": ["rbind"]}));
+        plan["spec"]["linux"]["maskedPaths"] = json!(["/real/key"]);
+        plan["spec"]["linux"]["readonlyPaths"] = json!(["/real/fixed"]);
+    });
+    let over = AtomicBool::new(false);
+    let (real, evil) = (root.join("real"), root.join("evil"));
+    let began = std::time::Instant::now();
+    let shown = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let mut swaps = 0u32;
+            while !over.load(Ordering::Relaxed) && began.elapsed().as_secs() < 60 {
+                let cwd = rustix::fs::CWD;
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                swaps += u32::from(rustix::fs::renameat_with(cwd, &real, cwd, &evil, flags).is_ok());
+            }
+            swaps
+        });
+        let shown: Vec<_> = (0..ROUNDS).map(|_| text(&finish(start(&plan, &[])))).collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(swapper.join().unwrap() > ROUNDS, "nothing was exchanged");
+        shown
+    });
+    let ran = shown.iter().filter(|(out, _)| out.contains("decoy")).count();
+    assert!(ran > 0, "no round has run: {:?}", shown.first());
+    for (out, err) in &shown {
+        assert!(!out.contains("secret"), "the mask was led elsewhere: {out}{err}");
+    }
+    assert_eq!(fs::read_to_string(host.join("fixed/file")).unwrap(), "", "what is read-only was written");
 }
 
 #[test]

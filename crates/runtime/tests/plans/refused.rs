@@ -30,7 +30,7 @@ fn without_the_new_mount_calls_everything_is_the_same() {
     }
     again_without(&format!("38:{NEW_MOUNT_CALLS},openat2,close_range"), &[]);
     // Linux 5.10 has all of them but one; filters refuse in their own way.
-    again_without("38:mount_setattr", &["root", "patches", "mounts", "above", "masked"]);
+    again_without("38:mount_setattr", &["root", "patches", "mounts", "above", "masked", "masks"]);
     again_without(&format!("1:{NEW_MOUNT_CALLS}"), &["root", "patches", "mounts"]);
 }
 

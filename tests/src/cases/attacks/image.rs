@@ -12,6 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, RenameFlags};
 
 use super::{Desk, Hostile, SECRET, all_refused, without};
 use crate::command;
+use crate::environment::PATIENCE;
 use crate::tier::Check;
 
 /// Links of the image in place of the directories and files that every container mounts something on, absolute
@@ -45,7 +46,9 @@ pub fn links_out_of_the_image(desk: &Desk) -> Check {
             hostile
                 .each_kind(|image| {
                     let options = ["--bind", &format!("{host}/inner:/{place}/bound")];
-                    for options in [&[][..], &options[..]] {
+                    // A /dev of its own has devices of the host's bound into it.
+                    let own: &[&[&str]] = if place == "dev" { &[&["--contain"]] } else { &[] };
+                    for options in [&[][..], &options[..]].iter().chain(own) {
                         let ran = hostile.shell(image, options, &script)?;
                         if ran.timed_out {
                             return Err(format!("it hangs\n{ran}").into());
@@ -120,6 +123,84 @@ pub fn swapped_directories(desk: &Desk) -> Check {
         return Err(format!("only {swaps} exchanges in {ROUNDS} rounds").into());
     }
     hostile.untouched()
+}
+
+/// The user exchanges what he binds and lays over the image, a link to what the policy lets him show for one to what
+/// it forbids, while containers start: what is judged is what is shown. The same with the image itself.
+///
+/// # Errors
+/// The forbidden directory was shown.
+pub fn exchanged_sources(desk: &Desk) -> Check {
+    /// As long as starts are repeated, in each of three ways.
+    const ROUNDS: u32 = 100;
+    let hostile = Hostile::new(desk, "exchange")?;
+    let allowed = hostile.dir.path().join("allowed");
+    fs::create_dir(&allowed)?;
+    let installed = hostile.dir.path().join("site");
+    for part in ["bin", "etc/situla"] {
+        fs::create_dir_all(installed.join(part))?;
+    }
+    fs::copy(desk.env.situla(), installed.join("bin/situla"))?;
+    // The forbidden one is an image, a layer and a directory, as the allowed one is, with a secret in it.
+    let forbidden = hostile.host();
+    for place in [&allowed, &forbidden] {
+        for name in ["dev", "etc", "proc", "sys", "tmp", "upper"] {
+            fs::create_dir_all(place.join(name))?;
+        }
+        let copy = [Path::new("cp"), Path::new("-a"), &hostile.path("bin"), place];
+        command::run(command::words(copy), PATIENCE)?.success()?;
+    }
+    fs::write(forbidden.join("upper/secret"), format!("{SECRET}\n"))?;
+    let shown = forbidden.display();
+    let policy = format!("[options]\nrefuse = [\"bind:{shown}\"]\n[files]\ndeny = [\"{shown}\"]\n");
+    fs::write(installed.join("etc/situla/policy.toml"), policy)?;
+    let (door, other) = (hostile.dir.path().join("door"), hostile.dir.path().join("other"));
+    std::os::unix::fs::symlink(&allowed, &door)?;
+    std::os::unix::fs::symlink(&forbidden, &other)?;
+    let (program, door_shown) =
+        (installed.join("bin/situla").display().to_string(), door.display().to_string());
+    let image = hostile.path("").display().to_string();
+    // Without a race the rules hold for all ways.
+    let ways = [
+        format!("--bind {}:/mnt {image}", other.display()),
+        format!("--overlay {}:ro {image}", other.display()),
+        other.display().to_string(),
+    ];
+    for way in &ways {
+        let line = format!("{program} exec --no-home {way} true");
+        desk.env
+            .as_user(Path::new("/"), ["sh", "-c", &line])?
+            .expect_code(125)?
+            .expect_text(&shown.to_string())?;
+    }
+    let over = AtomicBool::new(false);
+    let (ran, swaps) = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let mut swaps = 0u64;
+            while !over.load(Ordering::Relaxed) {
+                let swapped = rustix::fs::renameat_with(CWD, &door, CWD, &other, RenameFlags::EXCHANGE);
+                swaps += u64::from(swapped.is_ok());
+            }
+            swaps
+        });
+        let look = "sh -c 'cat /mnt/secret /mnt/upper/secret /secret /upper/secret; echo ran'";
+        let loops = format!(
+            "i=0; while [ $i -lt {ROUNDS} ]; do i=$((i+1)); \
+             {program} exec --no-home --bind {door_shown}:/mnt {image} {look}; \
+             {program} exec --no-home --overlay {door_shown}:ro {image} {look}; \
+             {program} exec --no-home {door_shown} {look}; done; echo rounds $i"
+        );
+        let ran = desk.env.user_command(Path::new("/"), ["sh", "-c", &loops]);
+        let ran = ran.and_then(|command| command::run(command, Duration::from_secs(90)));
+        over.store(true, Ordering::Relaxed);
+        (ran, swapper.join().unwrap_or_default())
+    });
+    let ran = without(ran?.success()?.expect_text(&format!("rounds {ROUNDS}"))?, SECRET)?;
+    // Otherwise nothing was tried.
+    if swaps < u64::from(ROUNDS) * 10 || !ran.stdout.contains("ran\n") {
+        return Err(format!("{swaps} exchanges\n{ran}").into());
+    }
+    Ok(())
 }
 
 /// Account files that are no account files, too long, full of lines for other parsers, or something that is

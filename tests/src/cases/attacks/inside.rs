@@ -90,7 +90,8 @@ pub fn working_directory(desk: &Desk) -> Check {
 /// Lists what a shell has open beyond the three that everybody has.
 const OPEN: &str = "for f in /proc/$$/fd/*; do case $f in */fd/[0-2]) ;; *) [ -e $f ] && echo fd ${f##*/} $(readlink $f);; esac; done; true";
 
-/// What a payload has: of descriptors the three that everybody has, of variables none that the plugin and the
+/// What a payload has: of descriptors the three that everybody has
+/// and those that are named, of variables none that the plugin and the
 /// trampoline talk through; privileges none.
 ///
 /// # Errors
@@ -117,9 +118,42 @@ pub fn descriptors_and_variables(desk: &Desk) -> Check {
         if ran.stdout != format!("{passed_on}{expected}") {
             return Err(format!("it has more, or less\n{ran}").into());
         }
-        Ok(())
+        in_a_step(desk, image, &host, expected)
     })?;
     hostile.untouched()
+}
+
+/// Under either command line a payload in a step has what is named of that which whoever started it had open.
+fn in_a_step(desk: &Desk, image: &str, host: &str, expected: &str) -> Check {
+    let variables = super::tenants::step_variables(super::tenants::job(), 0, 1).join(" ");
+    let own = format!("{OPEN}; grep -E '^(Cap(Inh|Prm|Eff|Amb)|NoNewPrivs)' /proc/self/status; echo end");
+    let wanted = desk.env.image_tree("tiny").join("bin").display().to_string();
+    for (options, named, kept) in [
+        ("", "nothing", &[][..]),
+        ("--keep-fd 6", "nothing", &["6"][..]),
+        ("", "--in=/dev/fd/6", &["6"]),
+        ("--keep-fd 6", "/proc/self/fd/7", &["6", "7"]),
+    ] {
+        for program in ["situla", "apptainer"] {
+            // The descriptors of a host's directory are what slurmstepd might have left open.
+            let script = format!(
+                "exec 9<{host} 8<>/dev/fuse 7<{wanted} 6<{wanted}; \
+                 exec env {variables} {program} exec --no-home {options} {image} sh -c \"$0\" sh {named}"
+            );
+            let ran = desk.env.as_user(Path::new("/"), ["bash", "-c", &script, &own])?.success()?;
+            let lines = ran.stdout.lines().filter_map(|line| line.strip_prefix("fd "));
+            let open: Vec<&str> = lines.filter_map(|line| line.split(' ').next()).collect();
+            if open != kept || !ran.stdout.ends_with(expected) {
+                return Err(format!("{program} {options}, {named}: it has more, or less\n{ran}").into());
+            }
+        }
+    }
+    let closed = format!("exec env {variables} situla exec --keep-fd 44 {image} true");
+    desk.env
+        .as_user(Path::new("/"), ["bash", "-c", &closed])?
+        .expect_code(125)?
+        .expect_text("descriptor 44")?;
+    Ok(())
 }
 
 /// The tries of [`PROCESSES`] on a process, and on the mounts.
@@ -234,4 +268,51 @@ pub fn processes_and_mounts(desk: &Desk) -> Check {
     let recorded = [&words[..2], &["--record"], &words[2..]].concat();
     let ran = desk.env.as_user(Path::new("/"), recorded)?.expect_text("keepers 0")?;
     all_refused(ran.expect_text("nested True")?, 2 * (TRIES_ON_A_PROCESS + TRIES_ON_MOUNTS))
+}
+
+/// Tries to make control groups, to move into others and to have a program run by the kernel when one is empty,
+/// where they are mounted and where root of the container can mount them.
+const CONTROL_GROUPS: &str = r#"
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+tries = 0
+def attempt(what, how):
+    global tries
+    tries += 1
+    try:
+        how()
+        print("done:", what)
+    except OSError as e:
+        print("refused:", what, e.strerror)
+def mount(*arguments):
+    if libc.mount(*arguments) < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+top = "/sys/fs/cgroup"
+own = [line.rstrip("\n").split(":", 2)[1:] for line in open("/proc/self/cgroup")]
+places = {top} | {d.path for d in os.scandir(top) if d.is_dir()}
+places |= {os.path.join(top, controllers.replace("name=", ""), path.lstrip("/")) for controllers, path in own}
+for place in sorted(place for place in places if os.path.isdir(place)):
+    attempt("mkdir " + place, lambda: os.mkdir(place + "/made"))
+    for name in ["cgroup.procs", "release_agent", "notify_on_release", "memory.max", "cgroup.kill"]:
+        attempt(place + "/" + name, lambda: os.close(os.open(place + "/" + name, os.O_WRONLY)))
+def anew():
+    mount(b"none", b"/mnt", b"cgroup2", ctypes.c_ulong(0), None)
+    os.mkdir("/mnt/made")
+attempt("a mount of its own", anew)
+print("tries", tries)
+"#;
+
+/// The payload against the control groups of the host, as it is, as root of the container, and with a view of its own.
+///
+/// # Errors
+/// It can change one that is not the user's.
+pub fn control_groups(desk: &Desk) -> Check {
+    for options in
+        [&[][..], &["--root"], &["--cgroupns", "private"], &["--root", "--cgroupns", "private", "--pid"]]
+    {
+        let ran = python(desk, options, CONTROL_GROUPS)?.success()?;
+        let tries = ran.stdout.lines().find_map(|line| line.strip_prefix("tries ")?.parse().ok());
+        all_refused(ran, tries.filter(|tries| *tries > 6).ok_or("nothing was tried")?)
+            .map_err(|e| super::story(&options.join(" "), &e))?;
+    }
+    Ok(())
 }

@@ -21,7 +21,7 @@ const STRANGER: &str = "nobody";
 const PRIVATE: &str = "the-tenants-own-value";
 
 /// What a task of a step of some tasks on this node finds in its environment, by rank.
-fn step_variables(job: u32, rank: u32, tasks: u32) -> Vec<String> {
+pub(super) fn step_variables(job: u32, rank: u32, tasks: u32) -> Vec<String> {
     let ranks: Vec<String> = (0..tasks).map(|rank| rank.to_string()).collect();
     [
         format!("SLURM_JOB_ID={job}"),
@@ -41,7 +41,7 @@ fn step_variables(job: u32, rank: u32, tasks: u32) -> Vec<String> {
 }
 
 /// A job number that no job has; different at each call, so that cases do not meet.
-fn job() -> u32 {
+pub(super) fn job() -> u32 {
     2_000_000_000 + std::process::id() * 100 + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
 
@@ -66,11 +66,15 @@ fn task(
 
 /// The names of meeting points of a job's steps.
 fn meeting_points(uid: u32, job: u32) -> Vec<String> {
+    socket_names(&format!("@situla/{uid}/{job}."))
+}
+
+/// The names in the abstract namespace that begin with `prefix`, which everybody may list.
+fn socket_names(prefix: &str) -> Vec<String> {
     let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let prefix = format!("@situla/{uid}/{job}.");
     let names = table.lines().filter_map(|line| line.split_whitespace().nth(7));
     let mut names: Vec<String> =
-        names.filter(|name| name.starts_with(&prefix)).map(|name| name[1..].to_owned()).collect();
+        names.filter(|name| name.starts_with(prefix)).map(|name| name[1..].to_owned()).collect();
     names.sort();
     names.dedup();
     names
@@ -376,39 +380,59 @@ pub fn noise_at_the_meeting_point(desk: &Desk) -> Check {
     Ok(())
 }
 
-/// Looks at everything of a container's processes that `/proc` has, at the records, the store and the image's mount.
+/// What [`LOOK`] tries on each process.
+const LOOKS_AT_A_PROCESS: usize = 27;
+
+/// Looks at everything of a container's processes that `/proc` has, and for their secrets where all may look.
 const LOOK: &str = r#"
-import os, sys
-home, private, pids = sys.argv[1], sys.argv[2].encode(), sys.argv[3:]
+import ctypes, os, sys
+private, pids = sys.argv[1].encode(), sys.argv[2:]
+libc = ctypes.CDLL(None, use_errno=True)
 def attempt(what, how):
     try:
         how()
         print("done:", what)
     except OSError as e:
         print("refused:", what, e.strerror)
+def call(nr, *arguments):
+    r = libc.syscall(ctypes.c_long(nr), *arguments)
+    if r < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return r
+def read(path):
+    with open(path, "rb") as f: return f.read(1)
 for pid in pids:
     p = "/proc/%s/" % pid
-    for name in ["environ", "mem", "maps"]: attempt(name, lambda: open(p + name, "rb").read(1))
-    for name in ["exe", "cwd", "root", "ns/mnt", "ns/user"]: attempt(name, lambda: os.readlink(p + name))
-    for name in ["fd", "root/etc", "cwd/"]: attempt(name, lambda: os.listdir(p + name))
+    # The numbers in a file of this mode are zero for who may not look: nothing to open.
+    for name in ["environ", "mem", "maps", "auxv", "io", "syscall", "task/%s/environ" % pid]:
+        attempt(name, lambda: read(p + name))
+    for name in ["exe", "cwd", "root"]: attempt(name, lambda: os.readlink(p + name))
+    for name in ["mnt", "user", "pid", "net", "ipc", "uts", "cgroup"]:
+        attempt("ns/" + name, lambda: os.readlink(p + "ns/" + name))
+    for name in ["fd", "fdinfo", "map_files", "root/", "root/etc", "cwd/"]: attempt(name, lambda: os.listdir(p + name))
+    attempt("root of a process, written", lambda: os.close(os.open(p + "root/tmp/made", os.O_CREAT | os.O_WRONLY)))
+    pidfd = call(434, int(pid), 0)
+    attempt("setns", lambda: call(308, pidfd, 0x10020000))
+    attempt("a descriptor", lambda: call(438, pidfd, 0, 0))
+    attempt("kill", lambda: os.kill(int(pid), 0))
+    # Mounts are listed for everybody; what is in variables is not in there.
+    with open(p + "mountinfo", "rb") as f: table = f.read()
+    print("public: mountinfo of", len(table.splitlines()), "lines")
+    if private in table: print("done: private value in mountinfo")
 for name in os.listdir("/proc"):
     # Of nobody's processes may what he sees hold the value.
-    for file in ["environ", "cmdline"]:
-        try: text = open("/proc/%s/%s" % (name, file), "rb").read()
-        except OSError: continue
-        if file == "environ" and private in text: print("done: private value in", name)
-mounts = [line for line in open("/proc/self/mountinfo") if home in line]
-print("done: mounts" if mounts else "refused: mounts", *mounts)
+    try: text = open("/proc/%s/environ" % name, "rb").read()
+    except OSError: continue
+    if private in text: print("done: private value in", name)
 "#;
 
-/// Another user, on the node and in a container of his own, looks at a container: its environment, files, mounts,
-/// records and store are closed to him.
+/// Another user, on the node and in a container of his own, looks at the processes of a container, of a step and of an
+/// instance: environment, files, descriptors and namespaces are closed to him, and so are records, store, what is known of
+/// instances, and extracted images. That there are mounts, and which, he may know.
 ///
 /// # Errors
 /// One of them is not.
 pub fn another_tenants_view(desk: &Desk) -> Check {
     let uid = desk.env.uid()?;
-    let home = desk.env.home()?.display().to_string();
     let hostile = Hostile::new(desk, "view")?;
     let gate = desk.env.work_dir("gate")?;
     let go = gate.path().join("go");
@@ -422,12 +446,10 @@ pub fn another_tenants_view(desk: &Desk) -> Check {
         // The payload, the process that waits, and the keeper: whoever of the user's has the job's number.
         let mut processes = Vec::new();
         command::wait_until(PATIENCE, || {
-            processes = of_job(uid, job);
+            processes = with_variable(uid, &format!("SLURM_JOB_ID={job}"));
             processes.len() >= 3
         });
-        let mut arguments = vec![home.as_str(), PRIVATE];
-        arguments.extend(processes.iter().map(String::as_str));
-        let look = command::run(strangers(desk, LOOK, &arguments)?, PATIENCE)?;
+        let look = look_at(desk, &processes)?;
         // Open for reading as well, so that nothing is waited for.
         fs::File::options().read(true).write(true).open(&go)?.write_all(b"go\n")?;
         // Without its second task the step's keeper would wait for it.
@@ -437,15 +459,53 @@ pub fn another_tenants_view(desk: &Desk) -> Check {
         if processes.len() < 3 {
             return Err(format!("only the processes {processes:?} at {name}").into());
         }
-        all_refused(look, 11 * processes.len() + 1)?;
-        closed_directories(desk)
-    })
+        all_refused(look, LOOKS_AT_A_PROCESS * processes.len())?;
+        view_of_an_instance(desk, image)
+    })?;
+    let image = desk.images.path("tiny.sqsh");
+    let run = |words: &[&str]| desk.env.as_user(Path::new("/"), [&["situla"], words].concat())?.success();
+    run(&["exec", "--rootfs", "extract", &image, "true"])?;
+    let closed = closed_directories(desk, &[&format!("/var/tmp/situla-{uid}")]);
+    run(&["cache", "prune", "--all"])?;
+    closed
 }
 
-/// Another user cannot list where records are, nor where images are kept, if there are any yet.
-fn closed_directories(desk: &Desk) -> Check {
+fn look_at(desk: &Desk, processes: &[String]) -> Result<command::Output, String> {
+    let arguments: Vec<&str> = std::iter::once(PRIVATE).chain(processes.iter().map(String::as_str)).collect();
+    command::run(strangers(desk, LOOK, &arguments)?, PATIENCE)
+}
+
+/// The same of an instance, which he also visits, and of the directory in which it is known.
+fn view_of_an_instance(desk: &Desk, image: &str) -> Check {
+    let uid = desk.env.uid()?;
+    let mark = format!("VIEWED={}", job());
+    let private = format!("PRIVATE={PRIVATE}");
+    let words =
+        ["env", &mark, "situla", "instance", "start", "--no-home", "--env", &private, image, "viewed"];
+    desk.env.as_user(Path::new("/"), words)?.success()?;
+    let processes = with_variable(uid, &mark);
+    let looks = look_at(desk, &processes);
+    let prefix = format!("@situla/{uid}/instance/");
+    let name = socket_names(&prefix).pop();
+    let visit = name.as_deref().map(|name| command::run(strangers(desk, VISIT, &[name])?, PATIENCE));
+    let closed = closed_directories(desk, &[".local/state/situla/instances"]);
+    let words = ["situla", "instance", "stop", "--force", "viewed"];
+    desk.env.as_user(Path::new("/"), words)?.success()?;
+    // The process that waits, the one that has the container's first number, and for a file the keeper.
+    if processes.len() < 2 {
+        return Err(format!("only the processes {processes:?}").into());
+    }
+    all_refused(looks?, LOOKS_AT_A_PROCESS * processes.len())?;
+    all_refused(visit.ok_or_else(|| format!("no socket {prefix}"))??, 4)?;
+    closed
+}
+
+/// Another user cannot list where records are, nor where images are kept, if there are any yet, nor `others`, of
+/// which each is there; and he can read no file of them.
+fn closed_directories(desk: &Desk, others: &[&str]) -> Check {
     let (records, store) = (".local/state/situla/records", ".cache/situla");
-    for (place, needed) in [(records, true), (store, false)] {
+    let places = [(records, true), (store, false)].into_iter();
+    for (place, needed) in places.chain(others.iter().map(|place| (*place, true))) {
         let place = desk.env.home()?.join(place);
         if !needed && !place.exists() {
             continue;
@@ -453,16 +513,23 @@ fn closed_directories(desk: &Desk) -> Check {
         if !fs::metadata(&place)?.is_dir() {
             return Err(format!("{} is no directory", place.display()).into());
         }
-        let mut stranger = Command::new(desk.env.script("as-user"));
-        stranger.args([STRANGER, "ls"]).arg(&place).current_dir("/");
-        command::run(stranger, PATIENCE)?.expect_code(2)?.expect_text("Permission denied")?;
+        // Its name may be known: that of a job's journal is easily guessed.
+        let inside = fs::read_dir(&place)?.next().transpose()?.map(|entry| entry.path());
+        for (program, path) in [("ls", Some(&place)), ("cat", inside.as_ref()), ("ls", inside.as_ref())] {
+            let Some(path) = path else { continue };
+            let mut stranger = Command::new(desk.env.script("as-user"));
+            stranger.args([STRANGER, program]).arg(path).current_dir("/");
+            let ran = command::run(stranger, PATIENCE)?.expect_text("Permission denied")?;
+            if ran.code() == 0 || !ran.stdout.is_empty() {
+                return Err(ran.to_string().into());
+            }
+        }
     }
     Ok(())
 }
 
-/// The processes of a user that have a job's number in their environment.
-fn of_job(uid: u32, job: u32) -> Vec<String> {
-    let wanted = format!("SLURM_JOB_ID={job}");
+/// The processes of a user that have a variable with a value in their environment.
+fn with_variable(uid: u32, wanted: &str) -> Vec<String> {
     let of_user = |pid: &u32| fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() == uid);
     let has = |pid: &u32| {
         let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
