@@ -193,11 +193,11 @@ fn it_holds_nothing_of_the_payload_and_is_the_last_to_go() {
         return;
     };
     let work = site.path().join("work");
-    let bind = format!("{}:/work", work.display());
+    let bind = format!("{}:/place", work.display());
     let script = "echo up; read x; \
-                  (busybox touch /work/stays; while ! [ -e /work/go ]; do busybox usleep 2000; done; \
-                  cat /unread >/work/copy; busybox mv /work/copy /work/copied; \
-                  while ! [ -e /work/end ]; do busybox usleep 2000; done) </dev/null >/dev/null 2>&1 9>&- & \
+                  (busybox touch /place/stays; while ! [ -e /place/go ]; do busybox usleep 2000; done; \
+                  cat /unread >/place/copy; busybox mv /place/copy /place/copied; \
+                  while ! [ -e /place/end ]; do busybox usleep 2000; done) </dev/null >/dev/null 2>&1 9>&- & \
                   exit 0";
     let words = ["exec", "--rootfs", "fuse", "--bind", &bind, "image.sqsh", "/bin/sh", "-c", script];
     // One descriptor more than a program usually has.
