@@ -9,6 +9,7 @@
 //! Source of the protocol: `include/uapi/linux/fuse.h` of Linux 6.1 (protocol 7.37) and
 //! `Documentation/filesystems/fuse.rst`. Everything from 7.31 (Linux 5.4) on is accepted.
 
+mod appetite;
 mod layered;
 mod reply;
 mod request;

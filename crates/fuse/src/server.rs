@@ -3,6 +3,7 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use crate::appetite::Appetite;
 use crate::reply;
 use crate::request::{Operation, Request, parse};
 use crate::tree::{Entry, Errno, Kind, NodeId, Tree};
@@ -37,6 +38,7 @@ pub enum ServerError {
 #[derive(Debug)]
 pub struct Server<'a> {
     tree: &'a dyn Tree,
+    appetite: Appetite,
 }
 
 /// Buffers of one serving thread, so that a request allocates nothing.
@@ -67,7 +69,7 @@ enum Answer {
 impl<'a> Server<'a> {
     /// Makes a server of `tree`.
     pub fn new(tree: &'a dyn Tree) -> Self {
-        Server { tree }
+        Server { tree, appetite: Appetite::new() }
     }
 
     /// Answers requests from `device` (an open, mounted `/dev/fuse`) until it is unmounted.
@@ -136,9 +138,12 @@ impl<'a> Server<'a> {
             Operation::Silent => return Ok(Answer::None),
             Operation::Close | Operation::Destroy => Ok(()),
             Operation::Unsupported => Err(Errno::NOSYS),
-            Operation::Lookup { name } => {
-                self.tree.lookup(node, name).map(|found| reply::entry_out(out, found.as_ref()))
-            }
+            Operation::Lookup { name } => self.tree.lookup(node, name).map(|found| {
+                if found.as_ref().is_some_and(|found| found.kind != Kind::Directory) {
+                    self.appetite.look_up();
+                }
+                reply::entry_out(out, found.as_ref());
+            }),
             Operation::GetAttributes => {
                 self.tree.attributes(node).map(|found| reply::attributes_out(out, &found))
             }
@@ -192,10 +197,19 @@ impl<'a> Server<'a> {
                 return Ok(());
             }
         }
-        self.tree.read_dir(node, offset.saturating_sub(2), &mut |entry, next| {
-            let found = if plus { Some(self.tree.attributes(entry.node)?) } else { None };
-            Ok(reply::directory_entry(out, limit, entry, next + 2, plus.then_some(found.as_ref())))
-        })
+        // The kernel asks that way for the first part of any directory, and for a further one only where
+        // somebody has looked at what the last one listed.
+        let files = plus && (offset > 0 || self.appetite.wants_files());
+        let mut n_left_out = 0;
+        let listed = self.tree.read_dir(node, offset.saturating_sub(2), &mut |entry, next| {
+            let described = plus && (files || entry.kind == Kind::Directory);
+            let found = if described { Some(self.tree.attributes(entry.node)?) } else { None };
+            let fits = reply::directory_entry(out, limit, entry, next + 2, plus.then_some(found.as_ref()));
+            n_left_out += u32::from(fits && plus && !described);
+            Ok(fits)
+        });
+        self.appetite.leave_out(n_left_out);
+        listed
     }
 
     fn get_xattr(&self, node: NodeId, name: &[u8], size: u32, out: &mut Vec<u8>) -> Result<(), Errno> {
