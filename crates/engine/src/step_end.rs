@@ -35,7 +35,8 @@ const USUAL_PLACES: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin"]
 /// A step whose other tasks would go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepEnd {
-    step: String,
+    /// The step as each component of a heterogeneous job has it; one otherwise.
+    steps: Vec<String>,
     places: Vec<PathBuf>,
     /// Whether this node is the only one.
     one_node: bool,
@@ -124,11 +125,11 @@ impl StepEnd {
     /// outside a step of srun, or as its only task.
     pub fn of(host: &Host) -> Option<Self> {
         let allocation = host.allocation.as_ref()?;
-        let step = others(allocation)?;
+        let steps = others(allocation)?;
         let path = host.variable("PATH").unwrap_or_default();
         let places = std::env::split_paths(path).filter(|place| place.is_absolute());
         Some(StepEnd {
-            step,
+            steps,
             places: places.chain(USUAL_PLACES.map(PathBuf::from)).collect(),
             one_node: allocation.n_nodes() == Some(1) && allocation.het.is_none(),
             record: OwnRecord::of(host),
@@ -184,7 +185,7 @@ impl StepEnd {
         let program = self.places.iter().map(|place| place.join("scancel")).find(|path| path.is_file());
         let mut child = Command::new(program.as_deref().unwrap_or(Path::new("scancel")))
             .args(options)
-            .arg(&self.step)
+            .args(&self.steps)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -202,19 +203,22 @@ impl StepEnd {
         match child.try_wait().map_err(StepEndError::Run)? {
             Some(status) if status.success() => Ok(()),
             Some(status) if !matches!(answered, Ok(0)) => {
-                Err(StepEndError::Refused { step: self.step.clone(), status })
+                Err(StepEndError::Refused { step: self.steps.join(" "), status })
             }
-            _ => Err(StepEndError::Silent { step: self.step.clone() }),
+            _ => Err(StepEndError::Silent { step: self.steps.join(" ") }),
         }
     }
 }
 
-/// The name of a step that has other tasks.
-fn others(allocation: &Allocation) -> Option<String> {
+/// The names of a step that has other tasks: each component of a heterogeneous job has a step of that number.
+fn others(allocation: &Allocation) -> Option<Vec<String>> {
     let step = allocation.step.filter(|step| step.is_numeric())?;
+    let jobs = allocation.het.as_ref().map(|het| het.jobs.as_slice()).unwrap_or_default();
     // Each component of a heterogeneous step counts its own tasks.
     let alone = allocation.n_tasks() == Some(1) && allocation.het.is_none();
-    (!alone).then(|| format!("{}.{step}", allocation.job))
+    let others = jobs.iter().filter(|job| **job != allocation.job);
+    let named = [&allocation.job].into_iter().chain(others).map(|job| format!("{job}.{step}"));
+    (!alone).then(|| named.collect())
 }
 
 impl EngineError {
@@ -247,9 +251,13 @@ mod tests {
             ];
             others(&allocation(&[&step, more].concat()))
         };
-        assert_eq!(of("3", "4", &[]), Some("7.3".to_owned()));
+        let steps = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+        assert_eq!(of("3", "4", &[]), steps(&["7.3"]));
         assert_eq!(of("3", "1", &[]), None);
-        assert_eq!(of("3", "1", &[("SLURM_HET_SIZE", "2")]), Some("7.3".to_owned()));
+        assert_eq!(of("3", "1", &[("SLURM_HET_SIZE", "2")]), steps(&["7.3"]));
+        let both =
+            [("SLURM_HET_SIZE", "2"), ("SLURM_JOB_ID_HET_GROUP_0", "6"), ("SLURM_JOB_ID_HET_GROUP_1", "7")];
+        assert_eq!(of("3", "1", &both), steps(&["7.3", "6.3"]));
         assert_eq!(of("4294967291", "4", &[]), None, "a batch script");
     }
 }

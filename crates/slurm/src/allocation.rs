@@ -78,13 +78,17 @@ pub struct ArrayTask {
     pub task: u32,
 }
 
-/// Membership in a heterogeneous job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Membership in a heterogeneous job. Each component is a job with a number of its own, which is what cgroups and
+/// accounting have; `SLURM_JOB_ID` is that of the first in all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HetGroup {
     /// Number of components (`SLURM_HET_SIZE`).
     pub size: u32,
     /// The component whose job id is ours, if the environment lists one.
     pub component: Option<u32>,
+    /// The components' jobs (`SLURM_JOB_ID_HET_GROUP_n`), as far as they are known.
+    #[serde(default)]
+    pub jobs: Vec<JobId>,
 }
 
 /// Which variable named the GPUs, because they are not equally good.
@@ -200,7 +204,14 @@ impl Allocation {
     /// Compares with what the kernel knows and lets the kernel win.
     pub fn confirm(&mut self, cgroup: &SlurmCgroup) -> Confirmation {
         let job_known = match cgroup.job {
-            CgroupJob::Id(job) if job != self.job => return Confirmation::OtherJob,
+            CgroupJob::Id(job) if job != self.job => {
+                let of_component = |het: &HetGroup| het.jobs.iter().position(|other| *other == job);
+                let Some(het) = &mut self.het else { return Confirmation::OtherJob };
+                let Some(component) = of_component(het) else { return Confirmation::OtherJob };
+                het.component = u32::try_from(component).ok();
+                self.job = job;
+                true
+            }
             CgroupJob::Id(_) => true,
             CgroupJob::Sluid(_) => false,
         };

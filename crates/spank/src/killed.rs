@@ -72,10 +72,12 @@ const OF_JOB: [&CStr; 8] = [
 /// program run outside the limits of the job.
 const OF_SITE: [&CStr; 2] = [c"PATH", c"SLURM_CONF"];
 
-/// Where components of a heterogeneous job are named. Each has a job's number of its own, which Slurm tells the
-/// plugin, while its tasks are told that of the first; so their record is not found, and nothing is concluded. A step
-/// of several components in one ordinary job has one number.
+/// How many components a heterogeneous job has, and where each is named: all of them are to end.
 const HETEROGENEOUS: &CStr = c"SLURM_HET_SIZE";
+const COMPONENT: &str = "SLURM_JOB_ID_HET_GROUP_";
+
+/// Components that are named to the trampoline; Slurm's limit is below it.
+const MAX_COMPONENTS: u32 = 128;
 
 /// Tells whether a program is one of ours, by its name.
 pub(crate) fn is_own(program: &CStr, trampoline: &CStr) -> bool {
@@ -93,9 +95,6 @@ pub(crate) fn is_own(program: &CStr, trampoline: &CStr) -> bool {
 pub(crate) fn look_into(spank: Handle, task: &TaskEnd, trampoline: &CStr) -> Result<bool, String> {
     // It is being ended already, or cannot be, or has had its time.
     if LEFT.is_used_up() {
-        return Ok(false);
-    }
-    if spank.variable(HETEROGENEOUS)?.is_some() {
         return Ok(false);
     }
     let environment = environment(spank, task)?;
@@ -141,6 +140,16 @@ fn environment(spank: Handle, task: &TaskEnd) -> Result<Vec<CString>, String> {
     for name in OF_SITE.map(CStr::to_bytes) {
         if let Some(value) = std::env::var_os(OsStr::from_bytes(name)) {
             found.extend(entry(name, value.as_bytes()));
+        }
+    }
+    if let Some(size) = spank.variable(HETEROGENEOUS)? {
+        found.extend(entry(HETEROGENEOUS.to_bytes(), size.to_bytes()));
+        let size = size.to_str().ok().and_then(|size| size.parse().ok()).unwrap_or(0);
+        for component in 0..MAX_COMPONENTS.min(size) {
+            let Ok(name) = CString::new(format!("{COMPONENT}{component}")) else { continue };
+            if let Some(job) = spank.variable(&name)? {
+                found.extend(entry(name.to_bytes(), job.to_bytes()));
+            }
         }
     }
     let (job, step) = spank.job_and_step();

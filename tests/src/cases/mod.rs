@@ -269,6 +269,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
     ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
+    ("slurm_lines::kill_in_a_heterogeneous_job", slurm_lines::kill_in_a_heterogeneous_job),
     ("slurm_lines::own_death_in_a_component", slurm_lines::own_death_in_a_component),
     ("attacks::outside_the_step", attacks::outside_the_step),
     ("uses::background_runs_stay_apart", uses::background_runs_stay_apart),

@@ -1,10 +1,15 @@
 //! Command lines of `srun` that name several programs, or look as if they did: in the containers that were asked
 //! for or refused, never on the host or in another container, and nothing refused that is fine.
 
+use std::time::Duration;
+
 use super::Site;
+use super::ends::KILL_WAIT;
 use super::faults::{in_or_refused, never_accepted};
+use crate::command::wait_until;
 use crate::environment::PATIENCE;
 use crate::outcome;
+use crate::processes::{self, Kind, Watch};
 use crate::tier::Check;
 
 /// Says where it ran, and what its arguments are.
@@ -102,6 +107,61 @@ pub fn heterogeneous(site: &Site) -> Check {
     }
     if output.stdout.matches(INSIDE).count() != 2 || output.stdout.contains("ON-THE-HOST") {
         return Err(format!("both shall be in the container\n{output}").into());
+    }
+    Ok(())
+}
+
+/// In a heterogeneous job, whose components have numbers of their own, the tasks of all components are in containers of
+/// their step and have records; and the only task of a node that is killed with its container ends the step in all of
+/// them.
+///
+/// # Errors
+/// A component goes on, or has no record.
+pub fn kill_in_a_heterogeneous_job(site: &Site) -> Check {
+    /// Slurm starts such jobs in rounds of half a minute.
+    const START: Duration = Duration::from_secs(120);
+    let dir = site.env().work_dir("hetjob")?;
+    let here = dir.path().display().to_string();
+    let tiny = format!("--container-image={} --container-mounts={here}", site.images.path("tiny.sqsh"));
+    let payload = format!("touch {here}/go$SLURM_PROCID; sleep 1000");
+    let text = format!(
+        "#!/bin/sh\n#SBATCH -N1 -n1\n#SBATCH hetjob\n#SBATCH -N2 -n2\ncd {here}\n\
+         echo $SLURM_JOB_ID_HET_GROUP_0 $SLURM_JOB_ID_HET_GROUP_1 >jobs\n\
+         srun --het-group=0,1 --kill-on-bad-exit=0 {tiny} sh -c '{payload}' >said 2>&1\necho $? >status\n"
+    );
+    let script = dir.write("job.sh", &text)?.display().to_string();
+    let watch = Watch::begin(site.env().uid()?);
+    let submitted = site.cluster.user_command(dir.path(), ["sbatch", "--parsable", "-o", "out", &script])?;
+    let id = crate::command::run(submitted, PATIENCE)?.success()?.stdout.trim().to_owned();
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+    let began = wait_until(START, || (0..3).all(|rank| dir.path().join(format!("go{rank}")).exists()));
+    // The last rank is on a node of the second component, alone.
+    let victim = watch.look().into_iter().find(|one| {
+        one.kind == Kind::Task && processes::variable(one.pid, "SLURM_PROCID").as_deref() == Some("2")
+    });
+    let hit = victim.filter(|_| began).map(|victim| processes::kill_if(victim, || true));
+    let ended = matches!(hit, Some(Ok(true))) && wait_until(KILL_WAIT, || !read("status").trim().is_empty());
+    let left = watch.look();
+    site.cluster.admin(&["scancel", &id])?;
+    site.cluster.settled()?;
+    let story =
+        format!("job {id}, began: {began}, killed: {hit:?}, status {:?}: {}", read("status"), read("said"));
+    if !ended || read("status").trim() == "0" || !left.is_empty() {
+        return Err(format!("the step goes on, or well; left {left:?}\n{story}").into());
+    }
+    let jobs = read("jobs");
+    let counts = jobs.split_whitespace().map(|job| -> Result<usize, String> {
+        let records = outcome::records(&site.cluster, &format!("{job}.0"))?;
+        let are_told = records.iter().all(|one| ["cancelled", "incomplete"].contains(&one.class.as_str()));
+        if are_told {
+            Ok(records.len())
+        } else {
+            Err(format!("the records of {job} say {records:#?}\n{story}"))
+        }
+    });
+    let counts = counts.collect::<Result<Vec<_>, _>>()?;
+    if counts != [1, 2] {
+        return Err(format!("{counts:?} records of components with 1 and 2 nodes\n{story}").into());
     }
     Ok(())
 }

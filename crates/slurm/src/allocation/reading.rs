@@ -258,12 +258,14 @@ impl<'a> Reader<'a> {
 
     fn het(&mut self, job: JobId) -> Option<HetGroup> {
         let size = self.number("SLURM_HET_SIZE")?;
-        let ours = |i: &u32| {
+        let read = |i: u32| {
             let id = self.text(&format!("SLURM_JOB_ID_HET_GROUP_{i}"));
-            id.and_then(|id| parse_digits(&id)) == Some(job.0)
+            id.and_then(|id| parse_digits(&id)).map(JobId)
         };
-        let component = (0..size.min(MAX_HET_COMPONENTS)).find(ours);
-        Some(HetGroup { size, component })
+        // They count without gaps.
+        let jobs: Vec<JobId> = (0..size.min(MAX_HET_COMPONENTS)).map_while(read).collect();
+        let component = jobs.iter().position(|other| *other == job).and_then(|i| u32::try_from(i).ok());
+        Some(HetGroup { size, component, jobs })
     }
 
     fn gpus(&mut self, context: Context) -> Option<Gpus> {

@@ -143,7 +143,8 @@ fn arrays_and_heterogeneous_jobs() {
     let het = allocation(
         "SLURM_JOB_ID=21\nSLURM_HET_SIZE=2\nSLURM_JOB_ID_HET_GROUP_0=20\nSLURM_JOB_ID_HET_GROUP_1=21",
     );
-    assert_eq!(het.het, Some(HetGroup { size: 2, component: Some(1) }));
+    let jobs = het.het.as_ref().map(|het| het.jobs.clone()).unwrap_or_default();
+    assert_eq!(het.het, Some(HetGroup { size: 2, component: Some(1), jobs }));
     let huge = allocation("SLURM_JOB_ID=21\nSLURM_HET_SIZE=4294967295");
     assert_eq!(huge.het.map(|het| het.component), Some(None));
 }
@@ -190,6 +191,31 @@ fn the_cgroup_wins_over_the_environment() {
         assert_eq!(got.confirm(&place), want, "{path}");
         if want == Confirmation::StepCorrected {
             assert_eq!((got.step, got.task, got.tasks_on_node), (Some(StepId::Batch), None, Some(1)));
+        }
+    }
+}
+
+#[test]
+fn a_component_is_the_job_that_its_cgroup_names() {
+    // As Slurm 22.05 tells the tasks of all components of one step.
+    let told = "SLURM_JOB_ID=11\nSLURM_STEP_ID=0\nSLURM_HET_SIZE=2\nSLURM_JOB_ID_HET_GROUP_0=11\n\
+                SLURM_JOB_ID_HET_GROUP_1=12\nSLURM_PROCID=2\nSLURM_LOCALID=0\nSLURM_NODEID=2";
+    for (job, want) in [
+        (11, Ok((11, Some(0)))),
+        (12, Ok((12, Some(1)))),
+        // Of a stranger, although it is between or beside them.
+        (10, Err(Confirmation::OtherJob)),
+        (13, Err(Confirmation::OtherJob)),
+    ] {
+        let mut got = allocation(told);
+        let place = cgroup::parse(&format!("1:freezer:/slurm/uid_1/job_{job}/step_0"));
+        let confirmed = got.confirm(&place.expect("well formed").expect("in a job"));
+        match want {
+            Ok((job, component)) => {
+                assert_eq!(confirmed, Confirmation::Confirmed);
+                assert_eq!((got.job.0, got.het.and_then(|het| het.component)), (job, component));
+            }
+            Err(want) => assert_eq!(confirmed, want),
         }
     }
 }
