@@ -313,7 +313,11 @@ fn read_in_root(root: &Path, inside: &str) -> io::Result<Option<Vec<u8>>> {
     let root = rustix::fs::openat(CWD, root, directory, Mode::empty())?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match openat2(&root, inside, flags, Mode::empty(), resolve) {
+    // The kernel gives up at a `..` while something is mounted or renamed anywhere on the machine (openat2(2)).
+    const MAX_TRIES: u32 = 1000;
+    let mut tries = (0..MAX_TRIES).map(|_| openat2(&root, inside, flags, Mode::empty(), resolve));
+    let opened = tries.find(|tried| !matches!(tried, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN));
+    let file = match opened {
         Ok(file) => File::from(file),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         Err(errno) => return Err(errno.into()),

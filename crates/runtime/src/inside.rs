@@ -1,7 +1,7 @@
 //! Looking paths up inside a root, without ever leaving it.
 //!
-//! openat2(2) does that (Linux 5.6). Where the kernel does not have it or a filter refuses it, the path
-//! is walked name by name from descriptor to descriptor, which gives the same result: no name is
+//! openat2(2) does that (Linux 5.6). Where the kernel does not have it, a filter refuses it, or so much is mounted and
+//! renamed meanwhile that it gives up, the path is walked name by name from descriptor to descriptor, which gives the same result: no name is
 //! followed before it is known what it is, and `..` goes back on the way that was come.
 
 use std::collections::VecDeque;
@@ -12,6 +12,10 @@ use rustix::io::{Errno, dup};
 
 /// Symbolic links that are followed in one path, as the kernel does: path_resolution(7).
 const MAX_LINKS: usize = 40;
+
+/// How often the kernel is asked. It gives up with `EAGAIN` at a `..` while anything is mounted or renamed anywhere on
+/// the machine (openat2(2)), and other tasks of a node do so when this one does.
+const MAX_TRIES: u32 = 64;
 
 /// `#define PROC_SUPER_MAGIC 0x9fa0` (linux/magic.h).
 const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
@@ -32,10 +36,21 @@ pub fn open_inside(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, links: Link
         Links::Follow => ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
         Links::Refuse => ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
     };
-    match openat2(root, path, flags, Mode::empty(), resolve) {
-        Err(Errno::NOSYS | Errno::PERM) => walk(root, path, flags, links),
+    match ask_kernel(root, path, flags, resolve) {
+        Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => walk(root, path, flags, links),
         other => other,
     }
+}
+
+/// openat2(2), again and again where it gives up.
+fn ask_kernel(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let mut tries = (0..MAX_TRIES).map(|_| openat2(root, path, flags, Mode::empty(), resolve));
+    tries.find(|tried| !matches!(tried, Err(Errno::AGAIN))).unwrap_or(Err(Errno::AGAIN))
 }
 
 /// Opens `path` as open(2) does, but never through a link of `/proc` that is no path.
@@ -120,6 +135,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn renames_elsewhere_are_no_obstacle() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        fs::create_dir_all(root.join("a/b/c")).unwrap();
+        symlink("../../a/../a/b/../b/c", root.join("a/b/winding")).unwrap();
+        let handle = fs::File::open(root).unwrap();
+        let stop = AtomicBool::new(false);
+        let gave_up = std::thread::scope(|scope| {
+            for name in ["x", "y"] {
+                let stop = &stop;
+                scope.spawn(move || {
+                    // Of directories: that is what the kernel counts.
+                    let (one, other) = (root.join(name), root.join(format!("{name}{name}")));
+                    fs::create_dir(&one).unwrap();
+                    while !stop.load(Ordering::Relaxed) {
+                        fs::rename(&one, &other).unwrap();
+                        fs::rename(&other, &one).unwrap();
+                    }
+                });
+            }
+            let mut gave_up = 0;
+            for _ in 0..20_000 {
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                let path = "a/b/winding";
+                let once = openat2(&handle, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).err();
+                gave_up += u32::from(once == Some(Errno::AGAIN));
+                let found = open_inside(handle.as_fd(), path.as_bytes(), OFlags::PATH, Links::Follow);
+                assert!(found.is_ok(), "{found:?}");
+            }
+            stop.store(true, Ordering::Relaxed);
+            gave_up
+        });
+        // Where the kernel has the call it has given up at times, or there was nothing to see here.
+        println!("the kernel gave up {gave_up} times");
+    }
+
+    #[test]
     fn walking_gives_what_the_kernel_gives() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
@@ -171,7 +224,7 @@ mod tests {
                     let metadata = fs::File::from(fd).metadata().unwrap();
                     (metadata.dev(), metadata.ino())
                 };
-                let kernel = openat2(&handle, path, flags, Mode::empty(), resolve).map(identity);
+                let kernel = ask_kernel(handle.as_fd(), path.as_bytes(), flags, resolve).map(identity);
                 let ours = walk(handle.as_fd(), path.as_bytes(), flags, links).map(identity);
                 // The kernel refuses an empty path, and `..` of what is no directory; nobody asks for either.
                 if matches!(path, "" | "a/file/..") {
@@ -194,7 +247,7 @@ mod tests {
         ] {
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             let flags = OFlags::PATH | OFlags::CLOEXEC;
-            let kernel = openat2(&proc, path, flags, Mode::empty(), resolve);
+            let kernel = ask_kernel(proc.as_fd(), path, flags, resolve);
             let ours = walk(proc.as_fd(), path, flags, Links::Follow);
             assert_eq!((kernel.is_ok(), ours.is_ok()), (followed, followed), "{path:?}: {ours:?}");
         }
