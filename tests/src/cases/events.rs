@@ -145,7 +145,7 @@ pub fn on_a_descriptor(desk: &Desk) -> Check {
     if kinds(&events) != RAN || !output.stdout.starts_with("out\n") || output.stderr != "err\n" {
         return Err(format!("{:?}\n{output}", kinds(&events)).into());
     }
-    for (fd, what) in [("1", "invalid value"), ("9", "cannot go to descriptor 9")] {
+    for (fd, what) in [("1", "invalid value"), ("799", "cannot go to descriptor 799")] {
         let words = ["situla", "exec", "--json-fd", fd, &image, "true"];
         desk.env.as_user(dir.path(), words)?.expect_code(2)?.expect_text(what)?;
     }

@@ -91,6 +91,18 @@ fn looped() -> Vec<String> {
     devices.filter_map(|device| file(device.path())).map(|text| text.trim().to_owned()).collect()
 }
 
+/// How many loop devices may be had at once: where no devtmpfs makes further nodes, as many as there are, and free.
+fn n_loop_nodes() -> usize {
+    let is_devtmpfs = fs::read_to_string("/proc/self/mountinfo")
+        .is_ok_and(|text| text.lines().any(|line| line.contains(" /dev ") && line.contains(" - devtmpfs ")));
+    if is_devtmpfs {
+        return usize::MAX;
+    }
+    let names = fs::read_dir("/dev").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let numbers = names.filter_map(|name| name.to_str()?.strip_prefix("loop")?.parse::<usize>().ok());
+    numbers.count().saturating_sub(looped().len())
+}
+
 /// No loop device is left of an image of the vault, after a moment.
 fn no_device_left(vault: &Vault) -> Result<(), String> {
     let place = vault.dir.display().to_string();
@@ -289,7 +301,9 @@ pub fn many_at_once(desk: &Desk) -> Check {
     let vault = Vault::new(desk)?;
     for image in ["tiny.sqsh", "tiny.erofs"] {
         let words = ["situla", "exec", "--rootfs", "kernel", "--record", image, "cat", WITNESS];
-        let running: Vec<Running> = (0..MANY).map(|_| vault.start(desk, &words)).collect::<Result<_, _>>()?;
+        let n_starts = if image == "tiny.sqsh" { MANY.min(n_loop_nodes()) } else { MANY };
+        let running = (0..n_starts).map(|_| vault.start(desk, &words));
+        let running: Vec<Running> = running.collect::<Result<_, _>>()?;
         for one in running {
             one.finish(PATIENCE)?.success()?.expect_text("situla tiny image")?;
         }
