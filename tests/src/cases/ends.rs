@@ -585,7 +585,9 @@ pub fn time_limit(site: &Site) -> Check {
     if job.output.status.success() || job.account.state != "TIMEOUT" {
         return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
     }
-    if job.output.took < limit || job.output.took > limit + LIMIT_PERIOD + KILL_WAIT {
+    // Slurm counts whole seconds, from the one in which the job begins.
+    let least = limit - Duration::from_secs(1);
+    if job.output.took < least || job.output.took > limit + LIMIT_PERIOD + KILL_WAIT {
         return Err(format!("with a limit of {limit:?} it took {:?}\n{}", job.output.took, job.output).into());
     }
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;

@@ -501,7 +501,9 @@ impl Killed {
         let well = self.output.status.success();
         let step = job.step("0")?;
         // Slurm shows a step as completed that is cancelled while its last tasks end; of the job it tells the truth.
-        let overtaken = !well && self.output.stderr.contains("CANCELLED");
+        // Tasks that share nothing may come to their own end first, so that Slurm does not even say that it cancels.
+        let comes_to_its_end = *victim == Victim::Init && self.n_tasks > 1;
+        let overtaken = !well && (comes_to_its_end || self.output.stderr.contains("CANCELLED"));
         for account in [Some(&job.account), Some(step).filter(|_| !overtaken)].into_iter().flatten() {
             if (account.state == "COMPLETED") != well || (account.exit == "0:0") != well {
                 return wrong(format!("accounting says {:?} and {:?}", job.account, job.steps));
