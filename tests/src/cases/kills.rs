@@ -519,6 +519,8 @@ impl Killed {
             (true, _) => record.class == "ok",
             // With the only task goes who would have said how it ended.
             (false, Victim::Task) if self.n_tasks == 1 => record.class == "incomplete",
+            // Short work of other nodes may be done before Slurm hears of the kill; it is told below that not all was well.
+            (false, _) if self.n_nodes > 1 && record.class == "ok" => true,
             // Those that Slurm was asked to end.
             (false, _) if self.n_tasks > 1 && record.class == "cancelled" => true,
             // Killed before there was anything to say of them; another task may have done its work meanwhile.
@@ -529,7 +531,12 @@ impl Killed {
         };
         // One of each node, whether its tasks were in one container or not there yet.
         let names: BTreeSet<String> = records.iter().map(|record| record.record["id"].to_string()).collect();
-        if records.iter().all(fits) && names.len() == records.len() && names.len() as u64 <= self.n_nodes {
+        let tells = well || records.iter().any(|record| record.class != "ok");
+        if tells
+            && records.iter().all(fits)
+            && names.len() == records.len()
+            && names.len() as u64 <= self.n_nodes
+        {
             Ok(())
         } else {
             wrong(format!("the records say {records:#?}"))
