@@ -124,12 +124,14 @@ pub fn mpi(cluster: &Cluster) -> Check {
 /// As [`Cluster::srun`].
 pub fn srun_mpi(cluster: &Cluster, dir: &Path, args: &[&str]) -> Result<Job, String> {
     const TRIES: usize = 6;
-    let mut job = cluster.srun(dir, args)?;
+    // Ranks that miss another wait for it for ever.
+    let args = [&["--kill-on-bad-exit=1"], args].concat();
+    let mut job = cluster.srun(dir, &args)?;
     for _ in 1..TRIES {
         if !job.output.stderr.contains("Failing at address: (nil)") {
             break;
         }
-        job = cluster.srun(dir, args)?;
+        job = cluster.srun(dir, &args)?;
     }
     Ok(job)
 }

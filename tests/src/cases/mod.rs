@@ -380,7 +380,11 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
         };
         trials.push(tier::trial(&env, name, ready, move |site: Result<Site, String>| {
             let site = site?;
-            if sick { case(&site) } else { watched(&site.cluster, || case(&site)) }
+            if sick {
+                cancelled_if_failed(&site.cluster, case(&site))
+            } else {
+                watched(&site.cluster, || case(&site))
+            }
         }));
     }
     tier::run(trials)
@@ -389,8 +393,18 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
 /// Runs a case; afterwards every node must be usable and nothing may be left.
 fn watched(cluster: &Cluster, case: impl FnOnce() -> Check) -> Check {
     let before = Snapshot::take(cluster.env(), Some(cluster))?;
-    case()?;
+    cancelled_if_failed(cluster, case())?;
     cluster.settled()?;
     before.expect_clean()?;
     Ok(())
+}
+
+/// The jobs of a case that has failed are cancelled: they would keep the next cases waiting for their nodes.
+fn cancelled_if_failed(cluster: &Cluster, check: Check) -> Check {
+    if check.is_err() {
+        // Should this fail as well, the cases that come will say so.
+        let _ = cluster.admin(&["scancel", "--user", cluster.env().user()]);
+        let _ = cluster.settled();
+    }
+    check
 }

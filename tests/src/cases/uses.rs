@@ -465,8 +465,12 @@ fn keepers(uid: u32) -> Vec<(u32, String)> {
     let real_uid = |status: &str| -> Option<u32> {
         status.lines().find_map(|l| l.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
     };
+    // One that has ended and is not reaped yet is in no group any more.
+    let runs =
+        |status: &str| !status.lines().any(|l| l.starts_with("State:\tZ") || l.starts_with("State:\tX"));
     let of_user = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| real_uid(&status) == Some(uid))
+        fs::read_to_string(format!("/proc/{pid}/status"))
+            .is_ok_and(|status| runs(&status) && real_uid(&status) == Some(uid))
     };
     let keeper = |pid: &u32| {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "situla-keeper")
