@@ -7,7 +7,7 @@ TOOLS := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/tools
 DENY_VERSION := 0.20.2
 DIST := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/dist
 
-.PHONY: help dist demo demo-down test test-full bench bench-runtime check fmt-check clippy fuzz-check doc tidy deny
+.PHONY: help dist demo demo-down test test-full bench bench-runtime bench-images check fmt-check clippy fuzz-check doc tidy deny
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -32,6 +32,9 @@ bench: dist ## compare starting times with other engines
 
 bench-runtime: dist ## measure imports, ranks, memory and the serving of files
 	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench-runtime
+
+bench-images: dist ## compare pulling an image with other tools, and with the least that it can cost
+	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench-images
 
 check: fmt-check clippy fuzz-check doc tidy ## formatting, lints, fuzz targets, documentation, dependency rules
 
