@@ -263,6 +263,20 @@ impl Cluster {
         Ok((name, command::start(command)?))
     }
 
+    /// Submits a batch script, whose output goes to `NAME.log` in `cwd`; returns the job's name and number.
+    ///
+    /// # Errors
+    /// `sbatch` failed.
+    pub fn submit(&self, cwd: &Path, args: &[String], script: &Path) -> Result<(String, String), String> {
+        let name = unique_name();
+        let mut command =
+            self.user_command(cwd, ["sbatch", "--parsable", "--job-name", &name, "--output"])?;
+        command.arg(cwd.join(format!("{name}.log"))).args(args).arg(script);
+        let output = command::run(command, PATIENCE)?.success()?;
+        let id = output.stdout.trim().split(';').next().unwrap_or_default().to_owned();
+        Ok((name, id))
+    }
+
     /// Submits a batch script, waits for its end, and puts what it wrote into the output.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ const SLURM_KILL_WAIT: Duration = Duration::from_secs(5);
 pub(super) const KILL_WAIT: Duration = Duration::from_secs(5 + 6);
 
 /// How often slurmctld looks whether jobs have reached their limits.
-const LIMIT_PERIOD: Duration = Duration::from_secs(30);
+pub(super) const LIMIT_PERIOD: Duration = Duration::from_secs(30);
 
 /// Codes and signals pass through, by the plugin and by `apptainer exec`, as without a container.
 ///
@@ -108,6 +108,7 @@ pub fn scancel_at_any_moment(site: &Site) -> Check {
     };
     let plugin = plugin.into_iter().map(|delay| (vec![option.as_str()], delay));
     let apptainer = apptainer.into_iter().map(|delay| (vec!["apptainer", "exec", sif.as_str()], delay));
+    let (mut early, mut late) = (0, 0);
     for (enter, delay) in plugin.chain(apptainer) {
         let begun = dir.path().join("begun");
         let script = format!("echo >{}; exec sleep 1000", begun.display());
@@ -116,18 +117,30 @@ pub fn scancel_at_any_moment(site: &Site) -> Check {
         let args = ["-N2"].into_iter().chain(mount).chain(enter.iter().copied());
         let (name, running) =
             site.cluster.start_srun(dir.path(), args.chain(["sh", "-c", script.as_str()]))?;
-        cancelled_after(site, &name, running, Duration::from_millis(delay), &begun).map_err(|story| {
-            format!("{} cancelled after {delay} ms: {}", enter[0], story.message().unwrap_or(""))
-        })?;
+        let delay = Duration::from_millis(delay);
+        let began = cancelled_after(site, &name, running, delay, &begun)
+            .map_err(|story| format!("{} cancelled after {delay:?}: {story}", enter[0]))?;
+        *(if began { &mut late } else { &mut early }) += 1;
         if begun.exists() {
             fs::remove_file(begun)?;
         }
     }
+    // Both sides of the start were tried, or "any moment" is not true.
+    if early == 0 || late == 0 {
+        return Err(format!("{early} were cancelled before a payload began, {late} after").into());
+    }
     Ok(())
 }
 
-/// Cancels a job when it has run for `delay`, and judges its end. `begun` exists once a payload runs.
-fn cancelled_after(site: &Site, name: &str, running: Running, delay: Duration, begun: &Path) -> Check {
+/// Cancels a job when it has run for `delay`, and judges its end. `begun` exists once a payload runs; returns whether it
+/// did when the job was cancelled.
+fn cancelled_after(
+    site: &Site,
+    name: &str,
+    running: Running,
+    delay: Duration,
+    begun: &Path,
+) -> Result<bool, String> {
     let id = site.cluster.wait_running(name)?;
     // Not a wait for anything: the moment of the cancellation is what is varied.
     std::thread::sleep(delay);
@@ -139,18 +152,18 @@ fn cancelled_after(site: &Site, name: &str, running: Running, delay: Duration, b
         site.cluster.admin(&["squeue", "-h", "-j", &id]).map_or(true, |o| o.stdout.trim().is_empty())
     });
     if !gone || cancelled.elapsed() > KILL_WAIT + Duration::from_secs(1) {
-        return Err(format!("it took {:?}\n{output}", cancelled.elapsed()).into());
+        return Err(format!("it took {:?}\n{output}", cancelled.elapsed()));
     }
     let job = site.cluster.job(name, output)?;
-    if job.account.state != "CANCELLED" {
-        return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
+    if job.account.state != "CANCELLED" || job.output.status.success() {
+        return Err(format!("accounting says {:?}\n{}", job.account, job.output));
     }
     match outcome::records(&site.cluster, &format!("{id}.0")) {
-        Ok(records) if records.iter().all(|record| record.class == "cancelled") => Ok(()),
-        Ok(records) => Err(format!("the record says {records:#?}\n{}", job.output).into()),
+        Ok(records) if records.iter().all(|record| record.class == "cancelled") => Ok(began),
+        Ok(records) => Err(format!("the record says {records:#?}\n{}", job.output)),
         // A step that was cancelled before any task came to us has none.
-        Err(story) if !began && story.contains("there is no record") => Ok(()),
-        Err(story) => Err(story.into()),
+        Err(story) if !began && story.contains("there is no record") => Ok(began),
+        Err(story) => Err(story),
     }
 }
 
@@ -517,6 +530,47 @@ pub fn scancel_while_fetching(site: &Site) -> Check {
         whole_store(&store)?;
     }
     Ok(())
+}
+
+/// `scancel` while the step still extracts its image: it ends within KillWait, what was begun is gone or is removed by the
+/// next, and the next step gets the image.
+///
+/// # Errors
+/// The step goes on, the payload runs all the same, or the next one fails.
+pub fn scancel_while_extracting(site: &Site) -> Check {
+    let dir = site.env().work_dir("extracting")?;
+    let sif = site.images.path("demo.sif");
+    let desk = site.desk();
+    super::extracted::empty(&desk, dir.path())?;
+    let watch = Watch::begin(site.env().uid()?);
+    let enter = ["apptainer", "exec", "--rootfs", "extract", &sif];
+    let args = ["-N1", "--ntasks-per-node=2"].into_iter().chain(enter);
+    let (name, running) = site.cluster.start_srun(dir.path(), args.chain(["touch", "ran"]))?;
+    let id = site.cluster.wait_running(&name)?;
+    let in_the_middle = wait_until(PATIENCE, || watch.look().iter().any(|one| one.kind == Kind::Extractor));
+    site.cluster.admin(&["scancel", &id])?;
+    let cancelled = Instant::now();
+    let output = running.finish(PATIENCE)?;
+    let took = cancelled.elapsed();
+    if !in_the_middle || output.timed_out || took > KILL_WAIT || dir.path().join("ran").exists() {
+        return Err(format!("in the middle: {in_the_middle}; it took {took:?}\n{output}").into());
+    }
+    site.cluster.settled()?;
+    let job = site.cluster.job(&name, output)?;
+    if job.account.state != "CANCELLED" {
+        return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
+    }
+    if !watch.look().is_empty() {
+        return Err(format!("these go on: {:?}\n{}", watch.look(), job.output).into());
+    }
+    let next = ["-n1"].into_iter().chain(enter).chain(["cat", WITNESS]);
+    site.cluster.srun(dir.path(), next)?.output.success()?.expect_text("situla demo image")?;
+    let (trees, building) = super::extracted::found(&desk)?;
+    super::extracted::empty(&desk, dir.path())?;
+    match (trees.len(), building) {
+        (1, 0) => Ok(()),
+        _ => Err(format!("there are {trees:?}, and {building} begun").into()),
+    }
 }
 
 /// A cancelled payload that dies of TERM is gone long before KillWait is over; one that does not heed TERM, right

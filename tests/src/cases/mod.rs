@@ -4,6 +4,7 @@
 pub mod accounts;
 pub mod attacks;
 pub mod bare;
+pub mod batch;
 pub mod command_line;
 pub mod crowds;
 pub mod ends;
@@ -230,6 +231,8 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::mounts_and_shm", uses::mounts_and_shm),
     ("uses::record_is_complete", uses::record_is_complete),
     ("uses::keeper_in_the_steps_cgroup", uses::keeper_in_the_steps_cgroup),
+    ("ends::codes_and_signals", ends::codes_and_signals),
+    ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
     ("ends::term_and_kill", ends::term_and_kill),
     ("ends::kill_of_our_processes", ends::kill_of_our_processes),
     ("ends::kill_on_one_of_two_nodes", ends::kill_on_one_of_two_nodes),
@@ -249,9 +252,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
 /// for which it makes no difference what the nodes have of their own.
 const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("uses::kinds_of_images", uses::kinds_of_images),
-    ("ends::codes_and_signals", ends::codes_and_signals),
     ("ends::command_missing", ends::command_missing),
-    ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
     ("ends::time_limit", ends::time_limit),
     ("faults::truncated_image", faults::truncated_image),
     ("faults::wrong_layer", faults::wrong_layer),
@@ -279,6 +280,8 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("faults::image_changes_under_a_job", faults::image_changes_under_a_job),
     ("uses::image_from_a_registry", uses::image_from_a_registry),
     ("ends::scancel_while_fetching", ends::scancel_while_fetching),
+    ("ends::scancel_while_extracting", ends::scancel_while_extracting),
+    ("batch::ends_of_a_script", batch::ends_of_a_script),
     ("kills::at_random_moments", kills::at_random_moments),
     ("crowds::one_of_many_is_killed", crowds::one_of_many_is_killed),
     ("soak::many_steps", soak::many_steps),
