@@ -1,10 +1,13 @@
 //! Slurm alone, without our program: what every other case compares with, and the proof that the harness
 //! sees what happens.
 
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
 use crate::cluster::{Cluster, Job, Variant};
-use crate::command::wait_until;
+use crate::command::{self, wait_until};
 use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
 use crate::tier::Check;
@@ -136,7 +139,8 @@ pub fn srun_mpi(cluster: &Cluster, dir: &Path, args: &[&str]) -> Result<Job, Str
     Ok(job)
 }
 
-/// The harness itself: a process, a file and a control group of a running step are seen; and gone, are gone.
+/// The harness itself: a process, a file and a control group of a running step are seen, and a mount and a socket by our
+/// names; and gone, are gone.
 ///
 /// # Errors
 /// The look for leaks is blind.
@@ -150,11 +154,19 @@ pub fn leaks_are_seen(cluster: &Cluster) -> Check {
     if !wait_until(PATIENCE, || dir.path().join("go").exists()) {
         return Err("the payload did not start".into());
     }
+    let address = SocketAddr::from_abstract_name(format!("situla/{}/1.0/leak", cluster.env().uid()?))?;
+    let listener = UnixListener::bind_addr(&address)?;
+    let point = dir.path().join("mounted");
+    std::fs::create_dir(&point)?;
+    let mount = ["mount", "-t", "tmpfs", "situla-leak"].map(OsStr::new);
+    command::run(command::words(mount.into_iter().chain([point.as_os_str()])), PATIENCE)?.success()?;
     let dirty = Snapshot::take(cluster.env(), Some(cluster))?.difference(&before);
+    command::run(command::words([OsStr::new("umount"), point.as_os_str()]), PATIENCE)?.success()?;
+    drop(listener);
     cluster.admin(&["scancel", &id])?;
     let output = running.finish(PATIENCE)?;
     let cleaned = cluster.srun(dir.path(), on_a_node.into_iter().chain(["rm", "/tmp/situla-leak"]))?;
-    let mut kinds = vec!["process ", "file "];
+    let mut kinds = vec!["process ", "file ", "socket ", "mount "];
     if cluster.constrains_devices() {
         kinds.push("cgroup ");
     }

@@ -56,6 +56,39 @@ pub fn limits(desk: &Desk) -> Check {
     Ok(())
 }
 
+/// A machine that lets nobody make another user namespace (`user.max_user_namespaces`, namespaces(7)) is named as the
+/// cause, with the setting to look at. The limit is one of the user namespace that it is set in, so the machine's own stays.
+///
+/// # Errors
+/// The run goes well, or says something else.
+pub fn no_namespaces_left(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("namespaces")?;
+    let script = "echo 0 >/proc/sys/user/max_user_namespaces && exec situla exec \"$0\" true";
+    let image = desk.images.path("tiny.sqsh");
+    let output =
+        desk.env.as_user(dir.path(), ["unshare", "--user", "--map-root-user", "sh", "-c", script, &image])?;
+    one_error(output, &["does not let you make a user namespace", "max_user_namespaces"])?;
+    Ok(())
+}
+
+/// A task that takes more memory than its step has is killed by the kernel; the record says `oom`, as accounting does.
+///
+/// # Errors
+/// They do not.
+pub fn memory_of_a_step(site: &Site) -> Check {
+    let dir = site.env().work_dir("oom")?;
+    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    // One buffer of that size, all of which is written.
+    let words = ["-n1", "--mem=60", &option, "dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"];
+    let job = site.cluster.srun(dir.path(), words)?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    let well = job.output.status.success() || job.account.state != "OUT_OF_MEMORY";
+    if well || records.len() != 1 || records[0].class != "oom" {
+        return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
+    }
+    Ok(())
+}
+
 /// A mount that ends with the case.
 struct Mounted(PathBuf);
 

@@ -125,6 +125,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("accounts::only_by_name_service", accounts::only_by_name_service),
     ("accounts::subordinate_ids", accounts::subordinate_ids),
     ("exhaustion::limits", exhaustion::limits),
+    ("exhaustion::no_namespaces_left", exhaustion::no_namespaces_left),
     ("exhaustion::full_places", exhaustion::full_places),
     ("exhaustion::dead_mounts", exhaustion::dead_mounts),
     ("extracted::without_a_device", extracted::without_a_device),
@@ -266,6 +267,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("ends::a_record_that_hangs", ends::a_record_that_hangs),
     ("exhaustion::fuse_aborted", exhaustion::fuse_aborted),
     ("exhaustion::in_a_step", exhaustion::in_a_step),
+    ("exhaustion::memory_of_a_step", exhaustion::memory_of_a_step),
     ("exhaustion::server_of_a_bind_dies", exhaustion::server_of_a_bind_dies),
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
@@ -326,7 +328,11 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
 /// What a case needs of the cluster.
 fn abilities(cluster: &Cluster, name: &str) -> Result<(), Skip> {
     match name {
-        "gpu" | "uses::gpu" | "uses::keeper_in_the_steps_cgroup" | "attacks::outside_the_step"
+        "gpu"
+        | "uses::gpu"
+        | "uses::keeper_in_the_steps_cgroup"
+        | "attacks::outside_the_step"
+        | "exhaustion::memory_of_a_step"
             if !cluster.constrains_devices() =>
         {
             Err(Skip("Slurm has no control groups on this machine: it keeps no step apart".into()))
