@@ -5,13 +5,15 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType as HostType, Mode, OFlags, readlinkat, statat};
+use rustix::fs::{FileType as HostType, OFlags};
 use rustix::io::Errno;
 use situla_runtime::{Links, open_inside};
 use situla_squashfs::{FileType, Image};
+
+use crate::directory_view::DirectoryView;
 
 /// The most links that one path may lead through: what the kernel allows (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
@@ -22,7 +24,7 @@ pub(crate) enum ImageView {
     /// A SquashFS image.
     Squashfs(Box<Image>),
     /// A directory of the host.
-    Directory(OwnedFd),
+    Directory(DirectoryView),
 }
 
 /// What is at a path.
@@ -68,8 +70,7 @@ pub(crate) enum ViewError {
 impl ImageView {
     /// Opens a directory of the host.
     pub(crate) fn open_directory(path: &Path) -> Result<Self, Errno> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(CWD, path, flags, Mode::empty()).map(ImageView::Directory)
+        DirectoryView::open(path).map(ImageView::Directory)
     }
 
     /// Reads a whole file, links followed; `None` where there is none.
@@ -103,15 +104,13 @@ impl ImageView {
                 let found = image.resolve(path, false).map_err(|error| fail(error.into()))?;
                 Ok(found.filter(|inode| inode.file_type() == FileType::File).map(|inode| inode.size))
             }
-            ImageView::Directory(root) => {
-                match statat(root.as_fd(), path.trim_start_matches('/'), AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) if HostType::from_raw_mode(stat.st_mode) == HostType::RegularFile => {
-                        Ok(u64::try_from(stat.st_size).ok())
-                    }
-                    Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-                    Err(errno) => Err(fail(errno.into())),
+            ImageView::Directory(root) => match root.stat(path) {
+                Ok(stat) if HostType::from_raw_mode(stat.st_mode) == HostType::RegularFile => {
+                    Ok(u64::try_from(stat.st_size).ok())
                 }
-            }
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+                Err(errno) => Err(fail(errno.into())),
+            },
         }
     }
 
@@ -211,8 +210,7 @@ impl ImageView {
                 }))
             }
             ImageView::Directory(root) => {
-                let relative = path.trim_start_matches('/');
-                let stat = match statat(root.as_fd(), relative, AtFlags::SYMLINK_NOFOLLOW) {
+                let stat = match root.stat(path) {
                     Ok(stat) => stat,
                     Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
                     Err(errno) => return Err(fail(errno.into())),
@@ -220,9 +218,7 @@ impl ImageView {
                 Ok(Some(match HostType::from_raw_mode(stat.st_mode) {
                     HostType::Directory => Found::Directory,
                     HostType::Symlink => {
-                        let target = readlinkat(root.as_fd(), relative, Vec::new());
-                        let target = target.map_err(|errno| fail(errno.into()))?;
-                        Found::Symlink(target.to_string_lossy().into_owned())
+                        Found::Symlink(root.read_link(path).map_err(|errno| fail(errno.into()))?)
                     }
                     _ => Found::File,
                 }))

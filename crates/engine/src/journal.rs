@@ -171,9 +171,10 @@ impl Recorder {
             Exit::Code(code) => RecordedExit::Code(code),
             Exit::Signal(signal) => RecordedExit::Signal(signal),
         };
-        if exit == RecordedExit::Signal(SIGKILL)
-            && let Some(evidence) = self.step_cgroup.as_deref().and_then(out_of_memory)
-        {
+        // A shell around the victim reports 128 + 9.
+        let killed = matches!(exit, RecordedExit::Signal(SIGKILL) | RecordedExit::Code(137));
+        let seen = self.step_cgroup.as_deref().filter(|_| killed);
+        if let Some(evidence) = seen.and_then(|step| out_of_memory(step, self.task.local)) {
             self.write(EventKind::Observed { cause: Cause::Oom, evidence });
         }
         self.write(EventKind::TaskExit { task: self.task, exit });
@@ -308,14 +309,21 @@ fn identity(host: &Host) -> Identity {
     }
 }
 
-/// Looks for kills in the memory cgroup of the step, v1 or v2.
-fn out_of_memory(step_cgroup: &str) -> Option<String> {
-    let candidates = [("/sys/fs/cgroup/memory", "memory.oom_control"), ("/sys/fs/cgroup", "memory.events")];
-    candidates.iter().find_map(|(mount, file)| {
-        let path = Path::new(mount).join(step_cgroup.trim_start_matches('/')).join(file);
-        let text = std::fs::read_to_string(&path).ok()?;
+/// Looks for kills in the memory cgroups of the step. Version 2 counts in a group what happens below it
+/// (Documentation/admin-guide/cgroup-v2.rst, `memory.events`); version 1 counts it where the victim was: Slurm gives each
+/// task a group of its own there.
+fn out_of_memory(step_cgroup: &str, local_task: u32) -> Option<String> {
+    let step = step_cgroup.trim_start_matches('/');
+    let (v1, v2) = (Path::new("/sys/fs/cgroup/memory"), Path::new("/sys/fs/cgroup"));
+    let candidates = [
+        (v1.join(step).join(format!("task_{local_task}")), "memory.oom_control", "task"),
+        (v1.join(step), "memory.oom_control", "step"),
+        (v2.join(step), "memory.events", "step"),
+    ];
+    candidates.iter().find_map(|(group, file, of)| {
+        let text = std::fs::read_to_string(group.join(file)).ok()?;
         let count: u64 = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()?;
-        (count > 0).then(|| format!("{file} of the step: oom_kill {count}"))
+        (count > 0).then(|| format!("{file} of the {of}: oom_kill {count}"))
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod assemble;
 mod descriptors;
+mod directory_view;
 mod env_script;
 mod environment;
 mod error;

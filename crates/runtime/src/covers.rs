@@ -174,7 +174,7 @@ fn find<'a>(lower: BorrowedFd<'_>, patch: &'a Patch) -> Found<'a> {
 }
 
 /// Opens a path in which the Plan says there is no link.
-fn open_exactly(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_exactly(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     open_inside(root, path.as_bytes(), flags, Links::Refuse)
 }
 

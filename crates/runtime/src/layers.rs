@@ -68,9 +68,9 @@ pub(crate) fn mount_layers(
     }
     if !patches.is_empty() {
         let shown_patches = new_directory(&session_path, "patches")?;
-        copy_mode(&root_path, &shown_patches)?;
+        copy_mode(root.as_fd(), "", &shown_patches)?;
         for patch in patches {
-            lay_patch(&root_path, &shown_patches, &patch.path, &shown(root.as_fd(), patch))?;
+            lay_patch(root.as_fd(), &shown_patches, &patch.path, &shown(root.as_fd(), patch))?;
         }
         layers.push(shown_patches.display().to_string());
     }
@@ -80,12 +80,12 @@ pub(crate) fn mount_layers(
         (Some(Upper::Tmpfs), _) => {
             let (upper, work) =
                 (new_directory(&session_path, "upper")?, new_directory(&session_path, "work")?);
-            copy_mode(&root_path, &upper)?;
+            copy_mode(root.as_fd(), "", &upper)?;
             Some((None, upper, work))
         }
         (Some(Upper::Directory { path }), source) => {
             let path = Path::new(path.as_os_str());
-            let prepared = prepare_upper(api, source, &session, &root_path);
+            let prepared = prepare_upper(api, source, &session, root.as_fd());
             let UserLayer { layer, upper, work } = prepared.map_err(|error| unusable_upper(path, error))?;
             let paths = (PathBuf::from(fd_path(upper.as_fd())), PathBuf::from(fd_path(work.as_fd())));
             Some((Some((layer, upper, work)), paths.0, paths.1))
@@ -135,7 +135,7 @@ fn prepare_upper(
     api: &MountApi,
     source: Option<Source>,
     session: &Detached,
-    root: &Path,
+    root: BorrowedFd<'_>,
 ) -> Result<UserLayer, Errno> {
     let layer = source.ok_or(Errno::INVAL).and_then(|source| api.copy(source))?;
     layer.settle_within(session, "upper-layer")?;
@@ -150,7 +150,7 @@ fn prepare_upper(
     };
     let ((upper, made), (work, _)) = (directory("upper")?, directory("work")?);
     if made {
-        copy_mode(root, Path::new(&fd_path(upper.as_fd()))).map_err(|_| Errno::ACCESS)?;
+        copy_mode(root, "", Path::new(&fd_path(upper.as_fd()))).map_err(|_| Errno::ACCESS)?;
     }
     Ok(UserLayer { layer, upper, work })
 }

@@ -4,13 +4,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{OFlags, fstat};
 use situla_plan::Patch;
 use situla_sys::MountAttributes;
 
-use crate::covers::{Shown, shown};
+use crate::covers::{Shown, open_exactly, shown};
 use crate::failure::{Context, Failure, FailureClass};
 use crate::mount_api::{Detached, MountApi, fd_path};
 use crate::mounts::new_tmpfs;
@@ -34,9 +35,9 @@ pub(crate) fn mount_overlay(
         std::fs::create_dir(directory)
             .or_fail(FailureClass::Rootfs, || format!("cannot make {}", directory.display()))?;
     }
-    copy_mode(&lower_path, &upper)?;
+    copy_mode(lower.as_fd(), "", &upper)?;
     for patch in patches {
-        lay_patch(&lower_path, &upper, &patch.path, &shown(lower.as_fd(), patch))?;
+        lay_patch(lower.as_fd(), &upper, &patch.path, &shown(lower.as_fd(), patch))?;
     }
     let text = |path: &Path| path.display().to_string();
     let (lower, upper, work) = (text(&lower_path), text(&upper), text(&work));
@@ -53,21 +54,23 @@ pub(crate) fn mount_overlay(
 }
 
 /// Puts one patch into the upper directory, with the directories that lead to it.
-pub(crate) fn lay_patch(lower: &Path, upper: &Path, path: &str, shown: &Shown<'_>) -> Result<(), Failure> {
+pub(crate) fn lay_patch(
+    lower: BorrowedFd<'_>,
+    upper: &Path,
+    path: &str,
+    shown: &Shown<'_>,
+) -> Result<(), Failure> {
     if matches!(shown, Shown::AsItIs) {
         return Ok(());
     }
-    let relative = Path::new(path.trim_start_matches('/'));
-    let mut so_far = PathBuf::new();
-    let parents = relative.parent().unwrap_or(Path::new(""));
-    for component in parents.components() {
-        so_far.push(component);
-        make_directory(&lower.join(&so_far), &upper.join(&so_far))?;
+    let relative = path.trim_start_matches('/');
+    for (end, _) in relative.match_indices('/') {
+        make_directory(lower, relative.get(..end).unwrap_or_default(), upper)?;
     }
     let target = upper.join(relative);
     match shown {
         Shown::AsItIs => Ok(()),
-        Shown::Directory => make_directory(&lower.join(relative), &target),
+        Shown::Directory => make_directory(lower, relative, upper),
         Shown::File(content, mode) => {
             let written = OpenOptions::new()
                 .write(true)
@@ -81,18 +84,25 @@ pub(crate) fn lay_patch(lower: &Path, upper: &Path, path: &str, shown: &Shown<'_
     }
 }
 
-fn make_directory(lower: &Path, upper: &Path) -> Result<(), Failure> {
-    match std::fs::create_dir(upper) {
-        Ok(()) => copy_mode(lower, upper),
+/// Makes `path` in the upper layer.
+fn make_directory(lower: BorrowedFd<'_>, path: &str, upper: &Path) -> Result<(), Failure> {
+    let made = upper.join(path);
+    match std::fs::create_dir(&made) {
+        Ok(()) => copy_mode(lower, path, &made),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error).or_fail(FailureClass::Rootfs, || format!("cannot make {}", upper.display())),
+        Err(error) => Err(error).or_fail(FailureClass::Rootfs, || format!("cannot make {}", made.display())),
     }
 }
 
-/// Gives a directory of the upper layer the mode of the one it merges with.
-pub(crate) fn copy_mode(lower: &Path, upper: &Path) -> Result<(), Failure> {
-    let Ok(metadata) = std::fs::symlink_metadata(lower.join(".")) else { return Ok(()) };
-    let permissions = std::fs::Permissions::from_mode(metadata.mode() & 0o7777);
+/// Gives a directory of the upper layer the mode of the one it merges with: `path` in the root `lower`, or the root itself.
+/// A link is not followed, wherever in the path somebody may have put one meanwhile.
+pub(crate) fn copy_mode(lower: BorrowedFd<'_>, path: &str, upper: &Path) -> Result<(), Failure> {
+    let found = match path {
+        "" => fstat(lower),
+        _ => open_exactly(lower, path, OFlags::PATH | OFlags::DIRECTORY).and_then(|found| fstat(&found)),
+    };
+    let Ok(found) = found else { return Ok(()) };
+    let permissions = std::fs::Permissions::from_mode(found.st_mode & 0o7777);
     std::fs::set_permissions(upper, permissions)
         .or_fail(FailureClass::Rootfs, || format!("cannot set the mode of {}", upper.display()))
 }

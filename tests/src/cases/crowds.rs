@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::Site;
 use super::ends::KILL_WAIT;
+use super::kills::names;
 use crate::cluster::Job;
-use crate::command::{self, Output};
+use crate::command::{self, Output, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
 use crate::leaks::Snapshot;
@@ -102,9 +103,30 @@ fn killed_once(
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
     let node = site.cluster.a_node();
     let n_ranks = format!("-n{RANKS}");
-    let words = [&n_ranks, "-N1", "-w", node, "--overcommit", &image, "sh", "-c", "sleep 0.5; echo done"];
+    let words = [&n_ranks, "-N1", "-w", node, "--overcommit"];
+    // Slurm takes a second to start so many. In every other round they wait for each other before they come to us, so that
+    // all arrive at one moment; those enter a directory by the command line.
+    let together = random.below(2) == 0;
+    let tree = site.env().image_tree("tiny").display().to_string();
+    let script = format!(
+        "touch here.$SLURM_PROCID; until [ -e go ]; do sleep 0.1; done; \
+         exec apptainer exec {tree} sh -c 'sleep 0.5; echo done'"
+    );
+    let enter: [&str; 3] = if together { ["bash", "-c", &script] } else { [&image, "sh", "-c"] };
+    let payload = (!together).then_some("sleep 0.5; echo done");
     let watch = Watch::begin(site.env().uid()?);
-    let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+    let (name, running) =
+        site.cluster.start_srun(dir.path(), words.into_iter().chain(enter).chain(payload))?;
+    if together {
+        site.cluster.wait_running(&name)?;
+        let here = |name: &String| name.starts_with("here.");
+        let all =
+            wait_until(PATIENCE, || names(dir.path()).iter().filter(|name| here(name)).count() == RANKS);
+        dir.write("go", "")?;
+        if !all {
+            return Err(format!("not all tasks were started\n{}", running.finish_within(PATIENCE)?).into());
+        }
+    }
     let begun = Instant::now();
     let mut first: Option<Instant> = None;
     let hit = loop {

@@ -138,7 +138,9 @@ pub fn by_root(desk: &Desk) -> Check {
                 mounts.stdout.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or_default();
             let fields: Vec<&str> = root.split(' ').collect();
             let flags: Vec<&str> = fields.get(5).unwrap_or(&"").split(',').collect();
-            let of_kind = root.contains(&format!(" - {kind} "));
+            // An EROFS is mounted from its file where the kernel can (Linux 6.12), not through a loop device.
+            let from_file = kind != "erofs" || !root.contains(" - erofs /dev/loop") || !mounts_files();
+            let of_kind = root.contains(&format!(" - {kind} ")) && from_file;
             if !of_kind || !["ro", "nosuid", "nodev"].iter().all(|flag| flags.contains(flag)) {
                 return Err(format!("{image}: the root is {root:?}").into());
             }
@@ -328,4 +330,11 @@ pub fn many_at_once(desk: &Desk) -> Check {
         no_device_left(&vault)?;
     }
     Ok(())
+}
+
+/// Whether this kernel mounts EROFS images from files: since Linux 6.12.
+fn mounts_files() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 12)
 }
