@@ -9,6 +9,7 @@ mod manifest;
 mod media;
 mod platform;
 mod reference;
+mod registries;
 
 pub use config::{ExecConfig, ImageConfig, ImageConfigError, MAX_CONFIG_BYTES, RootFs};
 pub use digest::{Algorithm, Digest, DigestError, DigestWriter, Hasher};
@@ -19,3 +20,4 @@ pub use manifest::{
 pub use media::{LayerKind, MANIFEST_ACCEPT, MediaType};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Defaults, EnrootReference, Reference, ReferenceError, Registry, Repository, Tag};
+pub use registries::{MAX_REGISTRIES_BYTES, NameError, Place, Registries, RegistriesError};

@@ -302,6 +302,15 @@ impl Reference {
         }
     }
 
+    /// Returns the same tag and digest of another repository.
+    ///
+    /// # Errors
+    /// When the name is too long.
+    pub fn moved_to(&self, registry: Registry, repository: Repository) -> Result<Self, ReferenceError> {
+        let (tag, digest) = (self.tag.clone(), self.digest.clone());
+        Image { repository, tag, digest }.at(registry)
+    }
+
     /// Returns the same reference pinned to `digest`.
     #[must_use]
     pub fn with_digest(&self, digest: Digest) -> Self {
