@@ -342,7 +342,7 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         let message = format!("Image file already exists: {:?} - will not overwrite", output.display());
         return Err(CommandError::refused("bad-option", message, "use --force to replace it"));
     }
-    let reference = parse_reference(uri)?;
+    let image = parse_reference(uri)?;
     let mut platform = Platform::native();
     if let Some(architecture) = arguments.arch.filter(|arch| *arch != platform.architecture) {
         platform = Platform { architecture, variant: None, ..platform };
@@ -350,11 +350,11 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
     let plain_http = arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]);
     let transfer = Transfer { platform, overwrite: arguments.force, plain_http, show, ..Transfer::default() };
     if arguments.disable_cache || is_set(&["DISABLE_CACHE"]) {
-        let source = Source::Registry(reference);
+        let source = Source::Registry(image);
         let (format, owners) = (OutputFormat::Sif, Owners::Keep);
         Conversion { source, target: &output, format, owners, transfer }.run()?;
     } else {
-        Fetch { reference, transfer }.to_file(&output, OutputFormat::Sif)?;
+        Fetch { image, transfer }.to_file(&output, OutputFormat::Sif)?;
     }
     Ok(ExitCode::SUCCESS)
 }

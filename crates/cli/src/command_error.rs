@@ -169,6 +169,11 @@ impl CommandError {
         }
     }
 
+    /// Message with causes, and remedy, for an error of another kind that takes its place.
+    pub(crate) fn told(self) -> (String, String) {
+        (self.message_with_causes(), self.remedy.unwrap_or_default())
+    }
+
     fn message_with_causes(&self) -> String {
         let mut message = self.message.clone();
         for cause in &self.causes {

@@ -4,8 +4,8 @@ use std::error::Error;
 use std::io::ErrorKind;
 
 use situla_image::{
-    ClientError, ConvertError, DirectoryError, Doing, FileError, FlattenError, LayoutError, PullError,
-    ResolveError, SourceError, StoreError, TreeError, VerifyError,
+    ClientError, ConvertError, DirectoryError, Doing, FileError, FlattenError, KeyringError, LayoutError,
+    PullError, ResolveError, SourceError, StoreError, TreeError, VerifyError,
 };
 use situla_records::EngineClass;
 
@@ -18,6 +18,16 @@ impl CommandError {
     /// A pull failed.
     pub(crate) fn pull(error: &PullError) -> Self {
         judged(error, of_pull(error))
+    }
+
+    /// A registry did not answer as hoped.
+    pub(crate) fn registry(error: &ClientError) -> Self {
+        judged(error, of_client(error))
+    }
+
+    /// Logins cannot be read or kept.
+    pub(crate) fn keyring(error: &KeyringError) -> Self {
+        judged(error, (EngineClass::SetupFailed, None))
     }
 
     /// A conversion failed.
@@ -41,8 +51,14 @@ impl CommandError {
     }
 }
 
-fn judged(error: &dyn Error, (class, remedy): Judgement) -> CommandError {
-    CommandError::other(error, class.name(), remedy.map(str::to_owned))
+fn judged(error: &(dyn Error + 'static), (class, remedy): Judgement) -> CommandError {
+    // What is known of logins knows best, since it names the file.
+    let mut cause = Some(error);
+    while let Some(error) = cause.filter(|error| !error.is::<KeyringError>()) {
+        cause = error.source();
+    }
+    let own = cause.and_then(|error| error.downcast_ref::<KeyringError>()).map(|error| error.remedy.clone());
+    CommandError::other(error, class.name(), own.or_else(|| remedy.map(str::to_owned)))
 }
 
 fn of_pull(error: &PullError) -> Judgement {
@@ -84,9 +100,22 @@ fn of_client(error: &ClientError) -> Judgement {
         ClientError::Unauthorized { .. } | ClientError::Denied { .. } => (
             Class::FetchFailed,
             Some(
-                "check the name; images that need a login cannot be pulled yet, so make a public copy of it",
+                "check the name; for an image that is not public, `situla login REGISTRY -u USER` keeps a login",
             ),
         ),
+        ClientError::LoginRejected { .. } => (
+            Class::FetchFailed,
+            Some("check user and password; `situla login REGISTRY -u USER` checks and keeps a new one"),
+        ),
+        ClientError::Realm { .. } => (
+            Class::FetchFailed,
+            Some(
+                "a login is sent over TLS, or without it to the registry's own host; report it to the registry's \
+                 administrator",
+            ),
+        ),
+        // The cause has its own remedy.
+        ClientError::Keyring { .. } => (Class::FetchFailed, None),
         ClientError::Verify(source) => of_verify(source),
         ClientError::NotARegistry { .. } => (
             Class::FetchFailed,
@@ -258,6 +287,7 @@ mod tests {
     use std::io;
     use std::path::PathBuf;
 
+    use situla_image::ProxyAddress;
     use situla_oci::Digest;
 
     use super::*;
@@ -291,6 +321,10 @@ mod tests {
             source: ConvertError::Flatten(source),
         };
         let denied = || io::Error::from(ErrorKind::PermissionDenied);
+        let keyring = || ClientError::Keyring {
+            host: "registry.example".to_owned(),
+            source: KeyringError { message: "no".to_owned(), remedy: "mend /file".to_owned() },
+        };
         for (error, class, remedy) in [
             (client(ClientError::NotFound { what: what() }), "image-missing", "tag"),
             (client(ClientError::Verify(Box::new(mismatch()))), "digest-mismatch", "changed the bytes"),
@@ -303,7 +337,14 @@ mod tests {
             ),
             (layers(stream(ClientError::NotFound { what: what() })), "image-missing", "tag"),
             (client(ClientError::PlainHttp { host: "h".to_owned() }), "fetch-failed", "--plain-http"),
-            (client(ClientError::BadProxy { proxy: "x".to_owned() }), "bad-option", "PROXY"),
+            (client(ClientError::BadProxy { proxy: ProxyAddress::new("x") }), "bad-option", "PROXY"),
+            (
+                client(ClientError::Unauthorized { what: what(), message: String::new() }),
+                "fetch-failed",
+                "situla login",
+            ),
+            (client(keyring()), "fetch-failed", "mend /file"),
+            (layers(stream(keyring())), "fetch-failed", "mend /file"),
             (
                 PullError::Store(StoreError::File(file(Doing::Write, "/s", denied()))),
                 "setup-failed",

@@ -13,6 +13,7 @@
 mod apptainer;
 mod command_error;
 mod commands;
+mod credentials;
 #[cfg(test)]
 mod docs;
 mod events;
@@ -22,8 +23,11 @@ mod native;
 mod output;
 mod progress;
 mod proxy;
+mod registries;
+mod registry_access;
 mod run_options;
 mod task;
+mod terminal;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -60,7 +64,8 @@ impl Context {
     fn gather() -> Result<Self, CommandError> {
         let host = Host::gather(std::env::vars_os().collect()).map_err(CommandError::host)?;
         let executable = std::fs::read_link("/proc/self/exe").unwrap_or_default();
-        let site = Site::load(Path::new(&executable)).map_err(CommandError::site)?;
+        let mut site = Site::load(Path::new(&executable)).map_err(CommandError::site)?;
+        site.short_names = Some(registries::short_name);
         Ok(Context { host, site })
     }
 

@@ -39,6 +39,10 @@ enum Command {
     Pull(commands::pull::PullArgs),
     /// Convert an image, an OCI layout or a directory to a .sqsh or .sif file
     Convert(commands::convert::ConvertArgs),
+    /// Log in to a registry: the login is checked, then kept in Docker's config.json
+    Login(commands::login::LoginArgs),
+    /// Forget the login for a registry
+    Logout(commands::login::LogoutArgs),
     /// List the images in your store
     Images(commands::images::ImagesArgs),
     /// List and remove images that were extracted on this node
@@ -147,6 +151,8 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Plan(arguments) => commands::run::plan(RunCommand::from(arguments)),
         Command::Pull(arguments) => commands::pull::pull(&arguments),
         Command::Convert(arguments) => commands::convert::convert(&arguments),
+        Command::Login(arguments) => commands::login::login(&arguments),
+        Command::Logout(arguments) => commands::login::logout(&arguments),
         Command::Images(arguments) => commands::images::images(&arguments),
         Command::Cache(command) => commands::cache::cache(command),
         Command::Inspect(arguments) => commands::inspect::inspect(&arguments),

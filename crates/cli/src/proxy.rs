@@ -1,42 +1,26 @@
-//! Which proxy leads to a registry, by the variables that the field's tools agree on.
+//! The variables by which the field's tools agree on proxies.
 //!
-//! `https_proxy`, `http_proxy` (plain HTTP only) and `all_proxy`, also in capitals; `no_proxy` lists
-//! hosts, domains with or without a leading dot, or `*`. Networks in `no_proxy` are not understood.
+//! `https_proxy`, `http_proxy` (plain HTTP only) and `all_proxy`, and `no_proxy` with the hosts that are spoken to
+//! directly; each also in capitals.
 
-use situla_oci::Registry;
+use situla_image::{Exempt, Proxies, ProxyAddress};
 
-/// The proxy for a registry, if any.
-pub(crate) fn proxy_for(
-    registry: &Registry,
-    plain_http: bool,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Option<String> {
+use crate::credentials::Variable;
+
+/// The proxies that the variables name.
+pub(crate) fn proxies(variable: Variable<'_>) -> Proxies {
     let either = |name: &str| {
         [name.to_owned(), name.to_ascii_uppercase()]
             .iter()
             .find_map(|name| variable(name).filter(|value| !value.trim().is_empty()))
     };
-    let host = registry.host();
-    if registry.is_loopback() || either("no_proxy").is_some_and(|list| is_exempt(host, &list)) {
-        return None;
+    let address = |name: &str| either(name).map(|text| ProxyAddress::new(text.trim()));
+    Proxies {
+        https: address("https_proxy"),
+        http: address("http_proxy"),
+        all: address("all_proxy"),
+        exempt: either("no_proxy").map(|list| Exempt::parse_list(&list)).unwrap_or_default(),
     }
-    either(if plain_http { "http_proxy" } else { "https_proxy" }).or_else(|| either("all_proxy"))
-}
-
-fn is_exempt(host: &str, list: &str) -> bool {
-    let host = host.to_ascii_lowercase();
-    list.split([',', ' ']).filter(|entry| !entry.is_empty()).any(|entry| {
-        let entry = entry.to_ascii_lowercase();
-        // A port narrows an entry to a service; hosts serve one registry, so it is not looked at.
-        let entry = match entry.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            _ => entry.as_str(),
-        };
-        let name = entry.trim_start_matches("*.").trim_start_matches('.');
-        entry == "*"
-            || (!name.is_empty()
-                && (host == name || host.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))))
-    })
 }
 
 #[cfg(test)]
@@ -44,31 +28,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_variables_choose_the_proxy() {
-        let chosen = |registry: &str, plain: bool, set: &[(&str, &str)]| {
-            let variable =
-                |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-            proxy_for(&registry.parse().unwrap(), plain, &variable)
+    fn the_variables_name_proxies() {
+        let named = |set: &[(&str, &str)]| {
+            proxies(&|name: &str| {
+                set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            })
         };
-        let both = [("https_proxy", "http://s:1"), ("HTTP_PROXY", "http://p:1")];
-        let https = Some("http://s:1".to_owned());
-        assert_eq!(chosen("a.example", false, &both), https);
-        assert_eq!(chosen("a.example", true, &both), Some("http://p:1".to_owned()));
-        assert_eq!(chosen("localhost:5000", false, &both), None);
-        assert_eq!(chosen("a.example", false, &[("ALL_PROXY", "http://a:1")]), Some("http://a:1".to_owned()));
-        assert_eq!(chosen("a.example", false, &[("https_proxy", "")]), None);
-        for (list, direct) in [
-            ("example", true),
-            (".example", true),
-            ("*.example", true),
-            ("x, A.Example:443", true),
-            ("*", true),
-            ("ample", false),
-            ("b.example", false),
-            (",", false),
-        ] {
-            let set = [("https_proxy", "http://s:1"), ("NO_PROXY", list)];
-            assert_eq!(chosen("a.example", false, &set).is_none(), direct, "{list}");
-        }
+        let found = named(&[
+            ("https_proxy", "http://s:1"),
+            ("HTTPS_PROXY", "http://other:1"),
+            ("HTTP_PROXY", " http://p:1 "),
+            ("ALL_PROXY", " "),
+            ("NO_PROXY", "a.example, b.example"),
+        ]);
+        assert_eq!(found.https, Some(ProxyAddress::new("http://s:1")));
+        assert_eq!(found.http, Some(ProxyAddress::new("http://p:1")));
+        assert_eq!((found.all, found.exempt.len()), (None, 2));
+        assert_eq!(named(&[]), Proxies::default());
     }
 }

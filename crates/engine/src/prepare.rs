@@ -113,7 +113,7 @@ pub(crate) fn plan_inside(
     (opened, path): (&Path, &Path),
     phases: &mut Phases,
 ) -> Result<(Plan, Vec<String>), EngineError> {
-    let named = match resolve::name(&request.image, &host.cwd, request.personality)? {
+    let named = match resolve::name(&request.image, &host.cwd, request.personality, site)? {
         // It was named in another directory.
         resolve::Named::Path(_) => resolve::Named::Path(path.to_owned()),
         named => named,
@@ -166,7 +166,7 @@ fn decided(
     phases: &mut Phases,
     acts: Acts,
 ) -> Result<Planned, EngineError> {
-    let named = resolve::name(&request.image, &host.cwd, request.personality)?;
+    let named = resolve::name(&request.image, &host.cwd, request.personality, site)?;
     let (binds, home, pmi_fds) = plan_binds(request, host);
     let layers = plan_layers(request, host)?;
     // Before anything is fetched: what is forbidden is not downloaded either.
@@ -230,8 +230,7 @@ fn admit(
 /// # Errors
 /// The policy says no.
 pub fn admit_reference(reference: &Reference, host: &Host, site: &Site) -> Result<Vec<String>, EngineError> {
-    let image = resolve::for_policy(&resolve::Named::Registry(reference.clone()));
-    judge(image, Vec::new(), host, site).map(|verdict| warnings(&verdict))
+    judge(resolve::of_registry(reference), Vec::new(), host, site).map(|verdict| warnings(&verdict))
 }
 
 fn warnings(verdict: &Verdict) -> Vec<String> {

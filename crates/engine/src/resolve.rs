@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use situla_oci::{Digest, ExecConfig, ImageConfig, Reference};
+use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Reference, ReferenceError};
 use situla_plan::{ImageIdentity, Place, RootfsIdentity, RootfsSource, Text};
 use situla_policy::{Image as PolicyImage, RegistryImage};
 use situla_records::EngineClass;
@@ -17,6 +17,7 @@ use crate::image_view::ImageView;
 use crate::own_process::{self, Work, WorkFailure};
 use crate::places;
 use crate::request::Personality;
+use crate::site::Site;
 
 /// Where converted images keep the manifest and configuration that they were made from.
 const MANIFEST_PATH: &str = "/.situla/manifest.json";
@@ -38,8 +39,8 @@ const SIF_MAGIC_OFFSET: usize = 32;
 pub(crate) enum Named {
     /// A file or directory of this host.
     Path(PathBuf),
-    /// An image in a registry.
-    Registry(Reference),
+    /// An image in a registry, and whose login is used to get it, where the user says so.
+    Registry(EnrootReference),
 }
 
 /// What an image name leads to.
@@ -100,17 +101,14 @@ fn state(metadata: &std::fs::Metadata) -> FileState {
 
 /// Finds out what `text` names. What exists as a file is a file; a reference needs a transport on
 /// the Apptainer command line, and elsewhere only a shape that no path has.
-pub(crate) fn name(text: &str, cwd: &Path, personality: Personality) -> Result<Named, EngineError> {
-    let transport = ["docker://", "dockerd://"].iter().find_map(|prefix| text.strip_prefix(prefix));
-    if text.starts_with("docker://") && transport.is_some() {
-        let parsed = match personality {
-            Personality::Task => Reference::parse_enroot(text).map(|enroot| enroot.reference),
-            _ => Reference::parse(text),
-        };
-        return match parsed {
-            Ok(reference) => Ok(Named::Registry(reference)),
-            Err(source) => Err(EngineError::Reference { text: text.to_owned(), source }),
-        };
+pub(crate) fn name(
+    text: &str,
+    cwd: &Path,
+    personality: Personality,
+    site: &Site,
+) -> Result<Named, EngineError> {
+    if text.starts_with("docker://") {
+        return reference(text, site);
     }
     if let Some((scheme, _)) = text.split_once("://") {
         return Err(EngineError::BadOption {
@@ -124,22 +122,25 @@ pub(crate) fn name(text: &str, cwd: &Path, personality: Personality) -> Result<N
     if looks_like_path || personality != Personality::Task || path.exists() {
         return Ok(Named::Path(path));
     }
-    match Reference::parse_enroot(text) {
-        Ok(enroot) => Ok(Named::Registry(enroot.reference)),
-        Err(source) => Err(EngineError::Reference { text: text.to_owned(), source }),
-    }
+    reference(text, site)
+}
+
+/// Understands a reference, in Docker's or enroot's spelling; a short name is what the host's files say.
+fn reference(text: &str, site: &Site) -> Result<Named, EngineError> {
+    let parsed = match (Reference::parse_enroot(text), site.short_names) {
+        (Err(ReferenceError::NoRegistry { .. }), Some(short_names)) => {
+            return short_names(text).map(Named::Registry);
+        }
+        (parsed, _) => parsed,
+    };
+    parsed.map(Named::Registry).map_err(|source| EngineError::Reference { text: text.to_owned(), source })
 }
 
 /// What the policy judges. Files have no digest here: hashing one takes longer than starting it, and what
 /// an image says about itself proves nothing. A site that wants digests names registries.
 pub(crate) fn for_policy(named: &Named) -> PolicyImage {
     match named {
-        Named::Registry(reference) => PolicyImage::Registry(RegistryImage {
-            registry: reference.registry().to_string(),
-            repository: reference.repository().to_string(),
-            tag: reference.tag().map(ToString::to_string),
-            digest: reference.digest().map(ToString::to_string),
-        }),
+        Named::Registry(named) => of_registry(&named.reference),
         Named::Path(path) => {
             // Links must not lead around a rule about paths.
             let found = places::find(path).ok();
@@ -152,6 +153,16 @@ pub(crate) fn for_policy(named: &Named) -> PolicyImage {
             }
         }
     }
+}
+
+/// The same of a reference.
+pub(crate) fn of_registry(reference: &Reference) -> PolicyImage {
+    PolicyImage::Registry(RegistryImage {
+        registry: reference.registry().to_string(),
+        repository: reference.repository().to_string(),
+        tag: reference.tag().map(ToString::to_string),
+        digest: reference.digest().map(ToString::to_string),
+    })
 }
 
 /// Fails where what was opened is not what the policy has judged.
@@ -173,8 +184,8 @@ pub(crate) fn expect_judged(opened: &Opened, judged: &PolicyImage) -> Result<(),
 pub(crate) fn open(named: &Named, requested: &str, progress: bool) -> Result<Opened, EngineError> {
     match named {
         Named::Path(path) => open_any(path, requested),
-        Named::Registry(reference) => {
-            let fetched = fetch(reference, progress)?;
+        Named::Registry(named) => {
+            let fetched = fetch(named, progress)?;
             let mut resolved = open_path(&fetched.path, requested)?;
             resolved.identity.manifest_digest = Some(fetched.manifest_digest);
             resolved.identity.rootfs = RootfsIdentity::Verified(fetched.rootfs_digest);
@@ -305,12 +316,16 @@ struct Fetched {
 }
 
 /// Fetches an image in a process of its own.
-fn fetch(reference: &Reference, progress: bool) -> Result<Fetched, EngineError> {
+fn fetch(named: &EnrootReference, progress: bool) -> Result<Fetched, EngineError> {
+    let EnrootReference { user, reference } = named;
     let mut command = own_process::own_command();
     command
         .args(["pull", "--json", "--store-only", "--for-process", &std::process::id().to_string()])
         .args((!progress).then_some("--quiet"))
-        .arg(format!("docker://{reference}"));
+        .arg(match user {
+            Some(user) => format!("docker://{user}@{reference}"),
+            None => format!("docker://{reference}"),
+        });
     let work = Work { name: "fetching", unsaid: EngineClass::FetchFailed };
     let fetched = own_process::ask(&mut command, work, |answer| {
         Some(Fetched {
@@ -337,7 +352,8 @@ mod tests {
     fn a_name_without_transport_is_a_path_unless_a_task_names_a_registry() {
         let cwd = Path::new("/nonexistent");
         let path = |text: &str| Named::Path(PathBuf::from(text));
-        let image = |text: &str| Named::Registry(Reference::parse(text).expect("a reference"));
+        let image = |text: &str| Named::Registry(Reference::parse_enroot(text).expect("a reference"));
+        let site = Site::default();
         for personality in EVERYONE {
             for (text, want) in [
                 ("./a.sif", path("/nonexistent/a.sif")),
@@ -345,32 +361,58 @@ mod tests {
                 ("/images/a", path("/images/a")),
                 ("docker://registry.example/a/b:1", image("registry.example/a/b:1")),
             ] {
-                assert_eq!(name(text, cwd, personality).expect(text), want, "{personality:?}");
+                assert_eq!(name(text, cwd, personality, &site).expect(text), want, "{personality:?}");
             }
         }
         for personality in [Personality::Apptainer, Personality::Native] {
-            let got = name("alpine", cwd, personality).expect("a path");
+            let got = name("alpine", cwd, personality, &site).expect("a path");
             assert_eq!(got, path("/nonexistent/alpine"), "{personality:?}");
         }
-        let got = name("127.0.0.1:5000#a:1", cwd, Personality::Task).expect("a reference");
+        let got = name("127.0.0.1:5000#a:1", cwd, Personality::Task, &site).expect("a reference");
         assert_eq!(got, image("127.0.0.1:5000/a:1"));
     }
 
     #[test]
     fn a_reference_without_registry_is_refused_with_the_remedy() {
-        let cwd = Path::new("/nonexistent");
+        let (cwd, site) = (Path::new("/nonexistent"), Site::default());
         for personality in EVERYONE {
-            let error = name("docker://alpine", cwd, personality).expect_err("no registry");
+            let error = name("docker://alpine", cwd, personality, &site).expect_err("no registry");
             assert_eq!(error.to_string(), "cannot tell which image docker://alpine means");
             let remedy = error.remedy().expect("a remedy");
             assert_eq!(remedy, "name the registry, as in docker://REGISTRY/NAME:TAG", "{personality:?}");
             assert_eq!(error.class(), EngineClass::BadOption);
         }
         // It may have been meant as a file, too.
-        let error = name("alpine", cwd, Personality::Task).expect_err("no such file, no registry");
+        let error = name("alpine", cwd, Personality::Task, &site).expect_err("no such file, no registry");
         assert_eq!(
             error.remedy().as_deref(),
             Some("name a file, or a reference such as docker://REGISTRY/NAME:TAG")
         );
+    }
+
+    #[test]
+    fn short_names_and_users_are_understood() {
+        let short_names: crate::ShortNames = |text| {
+            Reference::parse_enroot(&text.replace("tool", "short.example/tool"))
+                .map_err(|source| EngineError::Reference { text: text.to_owned(), source })
+        };
+        let site = Site { short_names: Some(short_names), ..Site::default() };
+        let cwd = Path::new("/nonexistent");
+        for (text, personality, user, reference) in [
+            ("docker://tool:2", Personality::Native, None, "short.example/tool:2"),
+            ("docker://tool:2", Personality::Apptainer, None, "short.example/tool:2"),
+            ("tool", Personality::Task, None, "short.example/tool:latest"),
+            ("docker://me@a.example#tool", Personality::Task, Some("me"), "a.example/tool:latest"),
+            ("me@a.example#tool", Personality::Task, Some("me"), "a.example/tool:latest"),
+        ] {
+            let Ok(Named::Registry(named)) = name(text, cwd, personality, &site) else { panic!("{text}") };
+            assert_eq!(
+                (named.user.as_deref(), named.reference.to_string().as_str()),
+                (user, reference),
+                "{text}"
+            );
+        }
+        let path = name("tool", cwd, Personality::Native, &site).expect("a path");
+        assert_eq!(path, Named::Path("/nonexistent/tool".into()));
     }
 }

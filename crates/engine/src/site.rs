@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use situla_oci::EnrootReference;
 use situla_policy::Policy;
 
 use crate::error::EngineError;
@@ -19,7 +20,13 @@ pub struct Site {
     pub policy: Policy,
     /// How image files become roots.
     pub rootfs: RootfsSettings,
+    /// What references mean that name no registry. Without it they are refused.
+    pub short_names: Option<ShortNames>,
 }
+
+/// Understands a reference without a registry by what the host is configured with; called for such references only, since
+/// it reads files.
+pub type ShortNames = fn(&str) -> Result<EnrootReference, EngineError>;
 
 /// How image files become roots, by `[rootfs]` of `site.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -31,7 +31,10 @@ mod unpack;
 mod verify;
 
 pub use additions::{CONFIG_PATH, MANIFEST_PATH, image_additions, mount_points, singularity_additions};
-pub use client::{Client, ClientError, ClientOptions, RegistryImage, Transport};
+pub use client::{
+    Certificates, Client, ClientCertificate, ClientError, ClientOptions, Credentials, EmptyKeyring, Exempt,
+    Keyring, KeyringError, Login, LoginCheck, Proxies, ProxyAddress, RegistryImage, Route, Secret, Transport,
+};
 pub use convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,
     unpack_image,

@@ -8,7 +8,7 @@ use situla_image::{
     Client, ConvertError, ConvertOptions, Converted, Doing, FileError, LayoutImage, OutputFormat, Owners,
     Unpacked, convert_directory, convert_file, convert_image, unpack_file, unpack_image,
 };
-use situla_oci::{Digest, Reference, Tag};
+use situla_oci::{Digest, EnrootReference, Tag};
 
 use super::pull::{Fetch, parse_reference};
 use super::transfer::{Made, Transfer, TransferOptions};
@@ -120,8 +120,8 @@ pub(crate) fn unpack_source(
     let options = ConvertOptions::default();
     let of_manifest = |(digest, unpacked)| (Some(digest), unpacked);
     let unpacked = match (&source, &client) {
-        (Source::Registry(reference), Some(client)) => {
-            let image = client.image(reference);
+        (Source::Registry(named), Some(client)) => {
+            let image = client.image(&named.reference);
             unpack_image(&image, &transfer.platform, target, &options, &meter).map(of_manifest)
         }
         (Source::Registry(_), None) => return Err(no_client()),
@@ -155,7 +155,7 @@ fn no_client() -> CommandError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// A registry.
-    Registry(Reference),
+    Registry(EnrootReference),
     /// An OCI layout directory, and which of its images.
     Layout(PathBuf, Option<Tag>),
     /// A file or directory.
@@ -192,9 +192,9 @@ impl Source {
 
     /// The client of the registry, if it is one.
     fn client(&self, transfer: &Transfer) -> Result<Option<Client>, CommandError> {
-        let Source::Registry(reference) = self else { return Ok(None) };
+        let Source::Registry(image) = self else { return Ok(None) };
         let context = Context::gather()?;
-        let fetch = Fetch { reference: reference.clone(), transfer: transfer.clone() };
+        let fetch = Fetch { image: image.clone(), transfer: transfer.clone() };
         fetch.client(&context).map(Some)
     }
 }
@@ -231,8 +231,8 @@ impl Conversion<'_> {
         let options = ConvertOptions { overwrite: self.transfer.overwrite, ..ConvertOptions::default() };
         let (target, format) = (self.target, self.format);
         let converted = match (&self.source, client) {
-            (Source::Registry(reference), Some(client)) => {
-                let source = client.image(reference);
+            (Source::Registry(named), Some(client)) => {
+                let source = client.image(&named.reference);
                 convert_image(&source, &self.transfer.platform, target, format, &options, meter)
             }
             (Source::Registry(_), None) => {
@@ -305,7 +305,7 @@ mod tests {
             (&format!("oci:{}", odd.display()), Source::Layout(odd.clone(), None)),
             (&format!("oci:{}:x", odd.display()), Source::Layout(odd.clone(), tag("x"))),
             ("./a.sif", Source::Path("./a.sif".into())),
-            ("docker://r.example/a:1", Source::Registry("r.example/a:1".parse().unwrap())),
+            ("docker://r.example/a:1", Source::Registry(parse_reference("r.example/a:1").unwrap())),
         ] {
             assert_eq!(Source::parse(text).unwrap(), expected, "{text}");
         }

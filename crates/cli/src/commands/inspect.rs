@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use situla_image::Inspection;
-use situla_oci::Platform;
+use situla_oci::{EnrootReference, Platform};
 
 use super::convert::Source;
 use super::pull::{open_store, store_directory};
@@ -46,7 +46,7 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
                 "use `skopeo inspect`, or convert it first",
             ));
         }
-        Source::Registry(reference) => {
+        Source::Registry(EnrootReference { reference, .. }) => {
             let missing = || {
                 CommandError::refused(
                     "image-missing",

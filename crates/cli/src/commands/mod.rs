@@ -5,6 +5,7 @@ pub(crate) mod convert;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod instance;
+pub(crate) mod login;
 pub(crate) mod manual;
 pub(crate) mod pull;
 pub(crate) mod run;

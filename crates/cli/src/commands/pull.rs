@@ -5,12 +5,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use situla_engine::admit_reference;
 use situla_image::{
-    Client, ClientOptions, ConvertOptions, OutputFormat, PulledImage, Store, StoreOptions, StoredImage,
-    Transport, export,
+    Client, ConvertOptions, OutputFormat, PulledImage, Store, StoreOptions, StoredImage, export,
 };
-use situla_oci::Reference;
+use situla_oci::{EnrootReference, Reference};
 
 use super::convert::{check_output, output_format};
 use super::transfer::{Made, Transfer, TransferOptions};
@@ -19,7 +17,8 @@ use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
 use crate::output::{data, note};
 use crate::progress::{Meter, Show};
-use crate::proxy::proxy_for;
+use crate::registries;
+use crate::registry_access::options_for;
 
 /// Fetch an image from a registry into your store, or to a file.
 #[derive(Args, Debug)]
@@ -35,7 +34,7 @@ pub(crate) struct PullArgs {
     /// Fetch for a run: show progress beside the object, and end with this process, which waits
     #[arg(long, hide = true, value_name = "PID", requires = "json")]
     for_process: Option<i32>,
-    /// The image: [docker://][REGISTRY/]NAME[:TAG][@DIGEST]
+    /// The image: [docker://][USER@][REGISTRY/]NAME[:TAG][@DIGEST]
     #[arg(value_name = "REFERENCE")]
     reference: String,
 }
@@ -52,13 +51,13 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     if let Some(parent) = arguments.for_process {
         end_with(parent)?;
     }
-    let reference = parse_reference(&arguments.reference)?;
+    let image = parse_reference(&arguments.reference)?;
     let mut transfer = arguments.options.transfer();
     if arguments.for_process.is_some() {
         transfer.for_run = true;
         transfer.show = if arguments.options.quiet { Show::Nothing } else { Show::Suitable };
     }
-    let fetch = Fetch { reference, transfer };
+    let fetch = Fetch { image, transfer };
     let output = match &arguments.output {
         Some(path) => Some((path.as_path(), output_format(path)?)),
         None => None,
@@ -83,7 +82,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     };
     if arguments.options.json {
         let mut value = made.to_json();
-        value["reference"] = fetch.reference.to_string().into();
+        value["reference"] = fetch.image.reference.to_string().into();
         value["was_present"] = pulled.was_present.into();
         return data(&format!("{value}\n"));
     }
@@ -101,8 +100,8 @@ pub(crate) fn end_with(parent: i32) -> Result<(), CommandError> {
     }
 }
 
-/// Understands a reference, with or without `docker://`.
-pub(crate) fn parse_reference(text: &str) -> Result<Reference, CommandError> {
+/// Understands a reference, with or without `docker://`, a user whose login is used, and a registry.
+pub(crate) fn parse_reference(text: &str) -> Result<EnrootReference, CommandError> {
     if let Some((scheme, _)) = text.split_once("://")
         && scheme != "docker"
     {
@@ -111,33 +110,25 @@ pub(crate) fn parse_reference(text: &str) -> Result<Reference, CommandError> {
             "use docker://REGISTRY/NAME:TAG",
         ));
     }
-    Reference::parse(text).map_err(|error| {
-        CommandError::usage(
-            format!("{text} is no image reference: {error}"),
-            "write docker://REGISTRY/NAME:TAG, or NAME@sha256:...",
-        )
-    })
+    registries::parse(text)
 }
 
 /// An image to be fetched.
 #[derive(Debug)]
 pub(crate) struct Fetch {
-    pub(crate) reference: Reference,
+    pub(crate) image: EnrootReference,
     pub(crate) transfer: Transfer,
 }
 
 impl Fetch {
     /// A client for the registry, after the policy was asked.
     pub(crate) fn client(&self, context: &Context) -> Result<Client, CommandError> {
-        let warnings =
-            admit_reference(&self.reference, &context.host, &context.site).map_err(CommandError::engine)?;
+        let Transfer { plain_http, authfile, .. } = &self.transfer;
+        let (options, warnings) = options_for(&self.image, *plain_http, authfile.clone(), context)?;
         for warning in warnings.iter().filter(|_| self.transfer.warn) {
             note(&format!("warning: {warning}"));
         }
-        let variable = |name: &str| context.host.variable(name).map(str::to_owned);
-        let proxy = proxy_for(self.reference.registry(), self.transfer.plain_http, &variable);
-        let transport = if self.transfer.plain_http { Transport::Plain } else { Transport::Auto };
-        Ok(Client::new(ClientOptions { transport, proxy, ..ClientOptions::default() }))
+        Ok(Client::new(options))
     }
 
     /// Makes sure that the image is in the store.
@@ -146,13 +137,13 @@ impl Fetch {
         remove_temporaries_on_signal();
         let store = open_store(context)?;
         let about = if self.transfer.for_run {
-            format!("fetching {}: ", short(&self.reference))
+            format!("fetching {}: ", short(&self.image.reference))
         } else {
             String::new()
         };
         let meter = Meter::start(self.transfer.show, &about);
         let options = ConvertOptions::default();
-        situla_image::pull(&client, &self.reference, &self.transfer.platform, &store, &options, &meter)
+        situla_image::pull(&client, &self.image.reference, &self.transfer.platform, &store, &options, &meter)
             .map_err(|error| CommandError::pull(&error))
     }
 
@@ -225,7 +216,7 @@ mod tests {
             ("registry.example/a/b", "registry.example/a/b:latest"),
             ("docker://127.0.0.1:5000/a:1", "127.0.0.1:5000/a:1"),
         ] {
-            assert_eq!(parse_reference(text).unwrap().to_string(), full);
+            assert_eq!(parse_reference(text).unwrap().reference.to_string(), full);
         }
         for text in ["library://a/b", "oras://x/y:1", "docker://", "Bad/Name:1", "a b"] {
             let json = parse_reference(text).unwrap_err().to_json();

@@ -11,7 +11,7 @@ use crate::output::size;
 use crate::progress::Show;
 
 /// Options of both commands.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct TransferOptions {
     /// Replace the output file
     #[arg(short, long)]
@@ -19,6 +19,9 @@ pub(crate) struct TransferOptions {
     /// Speak plain HTTP to the registry (loopback addresses always do)
     #[arg(long)]
     plain_http: bool,
+    /// Look for logins in this file first, which has the form of Docker's config.json
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
     /// Print one JSON object, of success or of failure
     #[arg(long)]
     pub(crate) json: bool,
@@ -29,10 +32,11 @@ pub(crate) struct TransferOptions {
 
 impl TransferOptions {
     /// What they ask for.
-    pub(crate) fn transfer(self) -> Transfer {
+    pub(crate) fn transfer(&self) -> Transfer {
         Transfer {
             overwrite: self.force,
             plain_http: self.plain_http,
+            authfile: self.authfile.clone(),
             show: if self.json || self.quiet { Show::Nothing } else { Show::Suitable },
             warn: !self.json,
             ..Transfer::default()
@@ -49,6 +53,8 @@ pub(crate) struct Transfer {
     pub(crate) overwrite: bool,
     /// Whether registries are spoken to over plain HTTP.
     pub(crate) plain_http: bool,
+    /// A file with logins that counts before all others.
+    pub(crate) authfile: Option<PathBuf>,
     /// What is shown meanwhile.
     pub(crate) show: Show,
     /// Whether warnings are told.
@@ -63,6 +69,7 @@ impl Default for Transfer {
             platform: Platform::native(),
             overwrite: false,
             plain_http: false,
+            authfile: None,
             show: Show::Suitable,
             warn: true,
             for_run: false,

@@ -1,13 +1,25 @@
-//! The anonymous token protocol: a 401 names a token service, which gives a token to anybody.
+//! What a registry asks for before it answers: the challenges of a 401, and the answers of its token service.
 
-use situla_oci::Reference;
+use std::time::Duration;
 
+use situla_oci::Repository;
+
+use super::secret::Secret;
 use super::url::{Url, query_escape};
 
-/// A `WWW-Authenticate: Bearer` challenge.
+/// A challenge of a `WWW-Authenticate` header (RFC 9110 section 11.6.1) that we have an answer to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Challenge {
-    realm: Url,
+pub(crate) enum Challenge {
+    /// User and password.
+    Basic,
+    /// A token of a token service.
+    Bearer(TokenService),
+}
+
+/// Where to ask for a token, and what for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TokenService {
+    pub(crate) realm: Url,
     service: Option<String>,
     scope: Option<String>,
 }
@@ -15,55 +27,92 @@ pub(crate) struct Challenge {
 /// Longest header looked at.
 const MAX_HEADER: usize = 8 * 1024;
 
+/// How we call ourselves to a token service.
+const CLIENT_ID: &str = "situla";
+
 impl Challenge {
-    /// Parses a challenge; `None` if it is of another kind or malformed.
-    pub(crate) fn parse(header: &str) -> Option<Self> {
-        if header.len() > MAX_HEADER {
-            return None;
-        }
-        let (scheme, mut rest) = header.trim().split_once(' ')?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
-        let (mut realm, mut service, mut scope) = (None, None, None);
-        loop {
-            rest = rest.trim_start_matches([' ', ',']);
-            if rest.is_empty() {
-                break;
-            }
-            let (key, after) = rest.split_once('=')?;
-            let (value, after) = take_value(after)?;
-            match key.trim().to_ascii_lowercase().as_str() {
-                "realm" => realm = Some(Url::parse(&value)?),
-                "service" => service = Some(value),
-                "scope" => scope = Some(value),
-                _ => {}
-            }
-            rest = after;
-        }
-        Some(Self { realm: realm?, service, scope })
+    /// Reads all challenges of all headers and chooses: a token before a password, since it is the weaker secret.
+    pub(crate) fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let mut found: Vec<Self> = headers.flat_map(Self::parse_all).collect();
+        let bearer = found.iter().position(|challenge| matches!(challenge, Self::Bearer(_)));
+        (!found.is_empty()).then(|| found.swap_remove(bearer.unwrap_or(0)))
     }
 
-    /// Returns where to ask for a token to read `reference`'s repository.
-    pub(crate) fn token_url(&self, reference: &Reference) -> Url {
-        let default_scope = format!("repository:{}:pull", reference.repository());
-        let mut url = self.realm.clone();
-        let mut separator = if url.path.contains('?') { '&' } else { '?' };
-        let mut add = |key: &str, value: &str| {
-            url.path.push_str(&format!("{separator}{key}={}", query_escape(value)));
-            separator = '&';
-        };
-        if let Some(service) = &self.service {
-            add("service", service);
+    fn parse_all(header: &str) -> Vec<Self> {
+        if header.len() > MAX_HEADER {
+            return Vec::new();
         }
-        add("scope", self.scope.as_deref().unwrap_or(&default_scope));
-        url
+        let mut found = Vec::new();
+        let mut open: Option<Parts> = None;
+        let mut rest = header;
+        loop {
+            rest = rest.trim_start_matches([' ', '\t', ',']);
+            let end = rest.find(|c: char| !is_token(c)).unwrap_or(rest.len());
+            let (word, after) = rest.split_at(end);
+            if word.is_empty() {
+                // At the end, or at what no challenge has: what was complete before counts.
+                found.extend(open.take().and_then(Parts::finish));
+                return found;
+            }
+            let value = after.trim_start_matches([' ', '\t']).strip_prefix('=');
+            match (value, &mut open) {
+                (Some(value), Some(parts)) => {
+                    let Some((value, after)) = take_value(value) else { return found };
+                    parts.set(word, value);
+                    rest = after;
+                }
+                (Some(_), None) => return found,
+                (None, _) => {
+                    let next = Parts { scheme: word.to_ascii_lowercase(), ..Parts::default() };
+                    found.extend(open.replace(next).and_then(Parts::finish));
+                    rest = after;
+                }
+            }
+        }
     }
+}
+
+/// A challenge while it is read.
+#[derive(Default)]
+struct Parts {
+    scheme: String,
+    realm: Option<String>,
+    service: Option<String>,
+    scope: Option<String>,
+}
+
+impl Parts {
+    fn set(&mut self, key: &str, value: String) {
+        match key.to_ascii_lowercase().as_str() {
+            "realm" => self.realm = Some(value),
+            "service" => self.service = Some(value),
+            "scope" => self.scope = Some(value),
+            _ => {}
+        }
+    }
+
+    fn finish(self) -> Option<Challenge> {
+        match self.scheme.as_str() {
+            "basic" => Some(Challenge::Basic),
+            "bearer" => Some(Challenge::Bearer(TokenService {
+                realm: Url::parse(&self.realm?)?,
+                service: self.service,
+                scope: self.scope,
+            })),
+            _ => None,
+        }
+    }
+}
+
+/// `tchar` of RFC 9110 section 5.6.2.
+fn is_token(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
 }
 
 /// Takes a token or quoted string; returns it and what follows.
 fn take_value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.trim_start().strip_prefix('"') else {
+        // Some servers do not quote URLs, so more than a token's characters are taken.
         let end = text.find(',').unwrap_or(text.len());
         return Some((text[..end].trim().to_owned(), &text[end..]));
     };
@@ -79,55 +128,172 @@ fn take_value(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// Takes the token out of the service's answer.
-pub(crate) fn parse_token(body: &[u8]) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Answer {
-        #[serde(default)]
-        token: Option<String>,
-        #[serde(default)]
-        access_token: Option<String>,
+impl TokenService {
+    /// Returns where to ask for a token to read `repository`; without one, for a token that only says who we are.
+    pub(crate) fn token_url(&self, repository: Option<&Repository>) -> Url {
+        let mut url = self.realm.clone();
+        let mut separator = if url.path.contains('?') { '&' } else { '?' };
+        for (key, value) in self.parameters(repository) {
+            url.path.push_str(&format!("{separator}{key}={}", query_escape(&value)));
+            separator = '&';
+        }
+        url
     }
-    let answer: Answer = serde_json::from_slice(body).ok()?;
-    let token = answer.token.or(answer.access_token)?;
-    // It goes into a header line.
-    (!token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic())).then_some(token)
+
+    /// The form by which a refresh token is exchanged for an access token (RFC 6749 section 6).
+    pub(crate) fn refresh_form(&self, repository: Option<&Repository>, refresh: &Secret) -> Secret {
+        let mut form = format!(
+            "grant_type=refresh_token&client_id={CLIENT_ID}&refresh_token={}",
+            query_escape(refresh.expose())
+        );
+        for (key, value) in self.parameters(repository) {
+            form.push_str(&format!("&{key}={}", query_escape(&value)));
+        }
+        Secret::new(form)
+    }
+
+    fn parameters(&self, repository: Option<&Repository>) -> Vec<(&'static str, String)> {
+        let default_scope = || repository.map(|name| format!("repository:{name}:pull"));
+        let service = self.service.clone().map(|service| ("service", service));
+        let scope = self.scope.clone().or_else(default_scope).map(|scope| ("scope", scope));
+        service.into_iter().chain(scope).collect()
+    }
+}
+
+/// What a token service gives.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) access: Secret,
+    /// How long it is good for.
+    pub(crate) lifetime: Duration,
+    /// A new refresh token, where the old one is used up.
+    pub(crate) refresh: Option<Secret>,
+}
+
+/// The lifetime of a token whose service names none (distribution's token specification).
+const DEFAULT_LIFETIME: u64 = 60;
+
+impl Token {
+    /// Reads the service's answer.
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            #[serde(default)]
+            token: Option<String>,
+            #[serde(default)]
+            access_token: Option<String>,
+            #[serde(default)]
+            refresh_token: Option<String>,
+            // A number; a service that sends something else says nothing.
+            #[serde(default)]
+            expires_in: serde_json::Value,
+        }
+        let answer: Answer = serde_json::from_slice(body).ok()?;
+        // They go into a header line or a form.
+        let usable = |text: &String| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let either = [answer.token, answer.access_token].into_iter().flatten().find(|text| !text.is_empty());
+        let seconds = answer.expires_in.as_u64().filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_LIFETIME);
+        Some(Self {
+            access: Secret::new(either.filter(usable)?),
+            lifetime: Duration::from_secs(seconds),
+            refresh: answer.refresh_token.filter(usable).map(Secret::new),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn reads_challenges() {
-        let reference = Reference::parse("reg.example/a/b:1").unwrap();
-        let url = |header: &str| Challenge::parse(header).map(|c| c.token_url(&reference).to_string());
-        for (header, want) in [
-            (
-                r#"Bearer realm="https://auth.example/token",service="reg.example",scope="repository:a/b:pull""#,
-                Some("https://auth.example/token?service=reg.example&scope=repository:a/b:pull"),
-            ),
-            (
-                r#"bearer realm=https://h/t?x=1 , error="bad\"x""#,
-                Some("https://h/t?x=1&scope=repository:a/b:pull"),
-            ),
-            (r#"Bearer realm="https://h/t",scope="a b&c""#, Some("https://h/t?scope=a%20b%26c")),
-            (r#"Basic realm="x""#, None),
-            (r#"Bearer realm="file:///etc/passwd""#, None),
-            (r#"Bearer service="x""#, None),
-            (r#"Bearer realm="https://h/"#, None),
-            ("Bearer", None),
-        ] {
-            assert_eq!(url(header).as_deref(), want, "{header}");
+    fn url_of(challenge: &Challenge) -> Option<String> {
+        let repository = "a/b".parse().unwrap();
+        match challenge {
+            Challenge::Basic => Some("basic".to_owned()),
+            Challenge::Bearer(service) => Some(service.token_url(Some(&repository)).to_string()),
         }
     }
 
     #[test]
+    fn reads_challenges() {
+        for (headers, want) in [
+            (
+                &[
+                    r#"Bearer realm="https://auth.example/token",service="reg.example",scope="repository:a/b:pull""#,
+                ][..],
+                Some("https://auth.example/token?service=reg.example&scope=repository:a/b:pull"),
+            ),
+            (
+                &[r#"bearer realm=https://h/t?x=1 , error="bad\"x""#],
+                Some("https://h/t?x=1&scope=repository:a/b:pull"),
+            ),
+            (&[r#"Bearer realm="https://h/t",scope="a b&c""#], Some("https://h/t?scope=a%20b%26c")),
+            (&[r#"Basic realm="x""#], Some("basic")),
+            (&["Basic"], Some("basic")),
+            (&[r#"Negotiate abc/d==, BASIC realm="x, y""#], None),
+            (&["Negotiate", r#"Basic realm="x, y""#], Some("basic")),
+            (&[r#"Negotiate, Basic realm="x", charset="UTF-8""#], Some("basic")),
+            // A token is asked for where there is a choice, in whatever order and form.
+            (
+                &[r#"Basic realm="x", Bearer realm="https://h/t""#],
+                Some("https://h/t?scope=repository:a/b:pull"),
+            ),
+            (
+                &[r#"Basic realm="x""#, r#"Bearer realm="https://h/t""#],
+                Some("https://h/t?scope=repository:a/b:pull"),
+            ),
+            (&[r#"Digest realm="x""#], None),
+            (&[r#"Bearer realm="file:///etc/passwd""#], None),
+            (&[r#"Bearer realm="https://u:p@h/t""#], None),
+            (&[r#"Bearer service="x""#], None),
+            (&[r#"Bearer realm="https://h/"#], None),
+            (&["Bearer"], None),
+            (&["=, =\"", "", ",,,"], None),
+            (&[], None),
+        ] {
+            let found = Challenge::choose(headers.iter().copied());
+            assert_eq!(found.as_ref().and_then(url_of).as_deref(), want, "{headers:?}");
+        }
+        let long = format!("Basic realm=\"{}\"", "x".repeat(MAX_HEADER));
+        assert_eq!(Challenge::choose([long.as_str()].into_iter()), None);
+    }
+
+    #[test]
+    fn forms_carry_the_refresh_token() {
+        let header = r#"Bearer realm="https://h/t",service="s&x""#;
+        let Some(Challenge::Bearer(service)) = Challenge::choose([header].into_iter()) else { panic!() };
+        let repository: Repository = "a/b".parse().unwrap();
+        let form = service.refresh_form(Some(&repository), &Secret::new("r+t="));
+        assert_eq!(
+            form.expose(),
+            "grant_type=refresh_token&client_id=situla&refresh_token=r%2Bt%3D&service=s%26x&scope=repository:a/b:pull"
+        );
+        assert_eq!(service.token_url(None).to_string(), "https://h/t?service=s%26x");
+    }
+
+    #[test]
     fn reads_tokens() {
-        assert_eq!(parse_token(br#"{"token":"abc"}"#).as_deref(), Some("abc"));
-        assert_eq!(parse_token(br#"{"access_token":"x.y","expires_in":3}"#).as_deref(), Some("x.y"));
-        for bad in ["", "{}", r#"{"token":""}"#, "{\"token\":\"a\\r\\nX: y\"}", "<html>"] {
-            assert_eq!(parse_token(bad.as_bytes()), None, "{bad}");
+        let read = |body: &str| {
+            Token::parse(body.as_bytes()).map(|token| {
+                let refresh = token.refresh.map(|refresh| refresh.expose().to_owned());
+                (token.access.expose().to_owned(), token.lifetime.as_secs(), refresh)
+            })
+        };
+        let token = |access: &str, seconds, refresh: Option<&str>| {
+            Some((access.to_owned(), seconds, refresh.map(str::to_owned)))
+        };
+        for (body, want) in [
+            (r#"{"token":"abc"}"#, token("abc", 60, None)),
+            (r#"{"access_token":"x.y","expires_in":300}"#, token("x.y", 300, None)),
+            (r#"{"token":"","access_token":"x","refresh_token":"r"}"#, token("x", 60, Some("r"))),
+            (r#"{"token":"a","refresh_token":"","expires_in":"soon"}"#, token("a", 60, None)),
+            (r#"{"token":"a","expires_in":-5}"#, token("a", 60, None)),
+            ("", None),
+            ("{}", None),
+            (r#"{"token":""}"#, None),
+            ("{\"token\":\"a\\r\\nX: y\"}", None),
+            ("<html>", None),
+        ] {
+            assert_eq!(read(body), want, "{body}");
         }
     }
 }

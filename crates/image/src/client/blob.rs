@@ -1,62 +1,102 @@
 //! A blob stream that survives broken connections.
 
 use std::io::{self, Read};
+use std::time::{Duration, Instant};
 
-use situla_oci::{Descriptor, Reference};
+use situla_oci::Descriptor;
 use ureq::BodyReader;
 
 use super::error::ClientError;
-use super::http::{Http, header};
+use super::http::{Http, Question, Target, header};
 
 /// Resumptions of one blob in all, however much each brought: a server that drips does not hold us for ever.
 const MAX_RESUMES: u32 = 64;
+
+/// Bytes that a connection must bring within [`super::ClientOptions::read_timeout`]. Slower than a modem of the last
+/// century is no transfer but a server that keeps us waiting, one byte at a time.
+const MIN_BYTES: u64 = 16 * 1024;
+
+/// Bytes after which a resumption counts as progress.
+const PROGRESS: u64 = 1024;
 
 /// Reads a blob from a registry, asking for the rest after an interruption. Delivers at most one byte more
 /// than the descriptor's size (so that the verifier sees an endless body without reading it).
 pub(crate) struct ResumingBlob<'c> {
     http: &'c Http,
-    reference: Reference,
+    target: Target,
     descriptor: Descriptor,
     what: String,
     body: Option<BodyReader<'static>>,
     position: u64,
-    /// Failures since the last byte arrived.
+    /// Failures since the last progress.
     n_failures: u32,
     n_resumes: u32,
+    /// Where the last failure was.
+    failed_at: u64,
+    pace: Pace,
+}
+
+/// How much a connection brings, by the time that we wait for it: not while what it brought is worked on.
+#[derive(Default)]
+struct Pace {
+    waited: Duration,
+    n_bytes: u64,
+}
+
+impl Pace {
+    /// Counts what came; tells whether it is too little.
+    fn is_too_slow(&mut self, waited: Duration, n_bytes: u64, window: Duration) -> bool {
+        self.waited += waited;
+        self.n_bytes += n_bytes;
+        if self.waited < window {
+            return false;
+        }
+        let slow = self.n_bytes < MIN_BYTES;
+        *self = Self::default();
+        slow
+    }
 }
 
 impl<'c> ResumingBlob<'c> {
     pub(crate) fn open(
         http: &'c Http,
-        reference: Reference,
+        target: Target,
         descriptor: Descriptor,
         what: String,
+        n_attempts: u32,
     ) -> Result<Self, ClientError> {
-        let mut blob =
-            Self { http, reference, descriptor, what, body: None, position: 0, n_failures: 0, n_resumes: 0 };
-        http.with_retries(|| blob.request())?;
+        let mut blob = Self {
+            http,
+            target,
+            descriptor,
+            what,
+            body: None,
+            position: 0,
+            n_failures: 0,
+            n_resumes: 0,
+            failed_at: 0,
+            pace: Pace::default(),
+        };
+        http.with_retries(n_attempts, || blob.request())?;
         Ok(blob)
     }
 
     /// Asks for everything from `position` on.
     fn request(&mut self) -> Result<(), ClientError> {
-        let path = format!("/v2/{}/blobs/{}", self.reference.repository(), self.descriptor.digest);
+        let repository = self.target.repository.as_ref().map_or("", |name| name.as_str());
+        let path = format!("/v2/{repository}/blobs/{}", self.descriptor.digest);
         let from = (self.position > 0).then_some(self.position);
-        let response = self.http.get_once(&self.reference, &path, None, from, &self.what)?;
+        let question = Question { path: &path, from, what: &self.what, ..Question::default() };
+        let response = self.http.get_once(&self.target, question)?;
         let is_partial = response.status().as_u16() == 206;
         let starts_at = header(&response, "content-range").and_then(range_start);
-        let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        let body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        self.pace = Pace::default();
         match (from, is_partial) {
             (None, false) => {}
             (Some(from), true) if starts_at == Some(from) => {}
             // Servers without ranges begin anew; what we have is skipped.
-            (Some(from), false) => {
-                let skipped = io::copy(&mut (&mut body).take(from), &mut io::sink());
-                let interrupted = |source| ClientError::Interrupted { what: self.what.clone(), source };
-                if skipped.map_err(interrupted)? != from {
-                    return Err(interrupted(io::ErrorKind::UnexpectedEof.into()));
-                }
-            }
+            (Some(from), false) => return self.skip(body, from),
             (_, true) => {
                 return Err(ClientError::Protocol {
                     what: self.what.clone(),
@@ -68,53 +108,87 @@ impl<'c> ResumingBlob<'c> {
         Ok(())
     }
 
+    fn skip(&mut self, mut body: BodyReader<'static>, mut left: u64) -> Result<(), ClientError> {
+        let mut buffer = [0; 16 * 1024];
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+            match self.paced(&mut body, &mut buffer[..most]) {
+                Ok(0) => return Err(self.interrupted(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => left -= n as u64,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.interrupted(error)),
+            }
+        }
+        self.body = Some(body);
+        Ok(())
+    }
+
+    fn interrupted(&self, source: io::Error) -> ClientError {
+        ClientError::Interrupted { what: self.what.clone(), source }
+    }
+
+    /// Reads, and fails where next to nothing comes.
+    fn paced(&mut self, body: &mut BodyReader<'static>, buf: &mut [u8]) -> io::Result<usize> {
+        let began = Instant::now();
+        let result = body.read(buf);
+        let n_bytes = *result.as_ref().unwrap_or(&0) as u64;
+        if self.pace.is_too_slow(began.elapsed(), n_bytes, self.http.options().read_timeout) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "next to nothing arrives"));
+        }
+        result
+    }
+
     /// Tells whether another try is allowed, and waits before it.
-    fn may_retry(&mut self) -> bool {
+    fn may_retry(&mut self, asked: Option<Duration>) -> bool {
         self.body = None;
+        if self.position - self.failed_at >= PROGRESS {
+            self.n_failures = 0;
+        }
+        self.failed_at = self.position;
         self.n_failures += 1;
         self.n_resumes += 1;
-        if self.n_failures >= self.http.n_attempts() || self.n_resumes > MAX_RESUMES {
+        if self.n_failures >= self.http.options().n_attempts.max(1) || self.n_resumes > MAX_RESUMES {
             return false;
         }
-        self.http.pause(self.n_failures, None);
+        let Some(pause) = self.http.pause(self.n_failures, asked, Instant::now()) else { return false };
+        std::thread::sleep(pause);
         true
     }
 }
 
 impl Read for ResumingBlob<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = (self.descriptor.size + 1).saturating_sub(self.position);
+        // No body is longer than the largest number, so that the last byte of one that has its size is not missed.
+        let left = self.descriptor.size.saturating_add(1).saturating_sub(self.position);
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         if want == 0 {
             return Ok(0);
         }
         loop {
-            let Some(body) = &mut self.body else {
+            let Some(mut body) = self.body.take() else {
                 match self.request() {
                     Ok(()) => continue,
-                    Err(error) if error.is_transient() && self.may_retry() => continue,
+                    Err(error) if error.is_transient() && self.may_retry(error.retry_after()) => continue,
                     Err(error) => return Err(io::Error::other(error)),
                 }
             };
-            match body.read(&mut buf[..want]) {
-                Ok(0) if self.position >= self.descriptor.size => return Ok(0),
+            match self.paced(&mut body, &mut buf[..want]) {
+                Ok(0) if self.position >= self.descriptor.size => {
+                    self.body = Some(body);
+                    return Ok(0);
+                }
                 // Short of its size: the connection ended early, cleanly or not.
-                Ok(0) if self.may_retry() => {}
+                Ok(0) if self.may_retry(None) => {}
                 Ok(0) => return Ok(0),
                 Ok(n) => {
-                    self.position += n as u64;
-                    self.n_failures = 0;
+                    self.position = self.position.saturating_add(n as u64);
+                    self.body = Some(body);
                     return Ok(n);
                 }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) if self.may_retry() => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => self.body = Some(body),
+                Err(_) if self.may_retry(None) => {}
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                Err(source) => {
-                    return Err(io::Error::other(ClientError::Interrupted {
-                        what: self.what.clone(),
-                        source,
-                    }));
-                }
+                Err(source) => return Err(io::Error::other(self.interrupted(source))),
             }
         }
     }
@@ -123,4 +197,23 @@ impl Read for ResumingBlob<'_> {
 /// Reads the first number of `bytes 5-9/10`.
 fn range_start(header: &str) -> Option<u64> {
     header.trim().strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_drips_is_too_slow() {
+        let (second, window) = (Duration::from_secs(1), Duration::from_secs(10));
+        let mut drip = Pace::default();
+        let found: Vec<bool> = (0..10).map(|_| drip.is_too_slow(second, 1, window)).collect();
+        assert_eq!(found, [false, false, false, false, false, false, false, false, false, true]);
+        let mut modem = Pace::default();
+        assert!((0..100).all(|_| !modem.is_too_slow(second, MIN_BYTES / 10 + 1, window)));
+        // What came before the silence does not count for ever.
+        let mut stalled = Pace::default();
+        assert!(!stalled.is_too_slow(window, 1 << 30, window));
+        assert!(stalled.is_too_slow(window, 0, window));
+    }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::keyring::KeyringError;
+use super::proxy::ProxyAddress;
 use crate::verify::VerifyError;
 
 /// Why a registry did not give what was asked for.
@@ -24,6 +26,33 @@ pub enum ClientError {
         /// The registry's own words, with a leading separator; may be empty.
         message: String,
     },
+    /// The registry, or its token service, does not accept the login.
+    #[error("'{registry}' does not accept the login of {origin}{message}")]
+    LoginRejected {
+        /// The registry.
+        registry: String,
+        /// Where the login was found.
+        origin: String,
+        /// The registry's own words, with a leading separator; may be empty.
+        message: String,
+    },
+    /// The registry asks for the login to be sent where it must not go.
+    #[error("'{registry}' wants the login to be sent to '{realm}'")]
+    Realm {
+        /// The registry.
+        registry: String,
+        /// Scheme and host of the token service.
+        realm: String,
+    },
+    /// What is known of a host cannot be told.
+    #[error("no login or certificate for '{host}'")]
+    Keyring {
+        /// The host.
+        host: String,
+        /// The cause.
+        #[source]
+        source: KeyringError,
+    },
     /// The registry forbids it.
     #[error("{what}: access denied{message}")]
     Denied {
@@ -42,7 +71,7 @@ pub enum ClientError {
         registry: String,
     },
     /// The registry's rate limit was hit.
-    #[error("'{registry}' refuses more requests for now (rate limit)")]
+    #[error("'{registry}' refuses more requests for now (rate limit){}", wait(*.retry_after))]
     TooManyRequests {
         /// The registry.
         registry: String,
@@ -76,6 +105,8 @@ pub enum ClientError {
         status: u16,
         /// The registry's own words, with a leading separator; may be empty.
         message: String,
+        /// How long the registry asks to wait.
+        retry_after: Option<Duration>,
     },
     /// An answer that the protocol does not have.
     #[error("unexpected answer from the registry to {what}: {problem}")]
@@ -93,7 +124,7 @@ pub enum ClientError {
         /// The limit.
         limit: u64,
     },
-    /// A redirect or token service would need plain HTTP to another machine.
+    /// A registry, redirect or token service would need plain HTTP to a machine for which it was not asked for.
     #[error("refusing plain HTTP to '{host}'")]
     PlainHttp {
         /// The host.
@@ -109,7 +140,7 @@ pub enum ClientError {
     #[error("malformed proxy '{proxy}'")]
     BadProxy {
         /// The setting.
-        proxy: String,
+        proxy: ProxyAddress,
     },
 }
 
@@ -118,23 +149,42 @@ impl ClientError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::TooManyRequests { .. } | Self::Interrupted { .. } => true,
-            Self::Server { status, .. } => matches!(status, 500 | 502 | 503 | 504),
-            Self::Unreachable { source, .. } => matches!(
-                **source,
-                ureq::Error::Io(_)
-                    | ureq::Error::Timeout(_)
-                    | ureq::Error::ConnectionFailed
-                    | ureq::Error::BodyStalled
-                    | ureq::Error::HostNotFound
-            ),
+            // Not implemented, and a version of HTTP that is not spoken, stay so.
+            Self::Server { status, .. } => {
+                matches!(status, 408 | 425) || (*status >= 500 && !matches!(status, 501 | 505))
+            }
+            Self::Unreachable { source, .. } => match &**source {
+                // A certificate that is not trusted, or an answer that is no TLS.
+                ureq::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
+                ureq::Error::Timeout(_)
+                | ureq::Error::ConnectionFailed
+                | ureq::Error::BodyStalled
+                | ureq::Error::HostNotFound => true,
+                _ => false,
+            },
             _ => false,
+        }
+    }
+
+    /// What the registry has said, where it is repeated.
+    pub(crate) fn message(&self) -> Option<&str> {
+        match self {
+            Self::Unauthorized { message, .. }
+            | Self::Denied { message, .. }
+            | Self::LoginRejected { message, .. }
+            | Self::Server { message, .. } => Some(message),
+            _ => None,
         }
     }
 
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::TooManyRequests { retry_after, .. } => *retry_after,
+            Self::TooManyRequests { retry_after, .. } | Self::Server { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
+}
+
+fn wait(retry_after: Option<Duration>) -> String {
+    retry_after.map_or_else(String::new, |wait| format!("; it says to wait {} s", wait.as_secs()))
 }

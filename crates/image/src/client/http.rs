@@ -1,101 +1,170 @@
-//! One request to a registry: scheme, token, redirects, retries, and errors by status.
+//! One request to a registry: scheme, proof of who we are, redirects, retries, and errors by status.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io::Read;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use situla_oci::{Reference, Registry};
+use situla_oci::{Registry, Repository};
 use ureq::http::Response;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::auth::{Challenge, parse_token};
+use super::agents::{Agents, Channel};
+use super::auth::{Challenge, Token, TokenService};
+use super::credentials::{Credentials, Login};
 use super::error::ClientError;
+use super::retry;
+use super::secret::Secret;
+use super::token::{Proof, Proofs, Slot};
 use super::url::Url;
 use super::{ClientOptions, Transport};
 
-const USER_AGENT: &str = concat!("situla/", env!("CARGO_PKG_VERSION"));
 const MAX_REDIRECTS: usize = 5;
 /// Bytes of an error's or token's body that are read.
 const MAX_SMALL_BODY: u64 = 256 * 1024;
 /// Longest message of a registry that is repeated.
 const MAX_MESSAGE: usize = 300;
 
-pub(crate) struct Http {
-    options: ClientOptions,
-    plain: OnceLock<Agent>,
-    tls: Mutex<Option<Agent>>,
-    /// Tokens by registry and repository. They live minutes; a rejected one is replaced.
-    tokens: Mutex<HashMap<(String, String), String>>,
+/// A registry that is spoken to, and about what.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) registry: Registry,
+    /// None for what concerns the registry alone.
+    pub(crate) repository: Option<Repository>,
+    pub(crate) transport: Transport,
 }
 
-impl fmt::Debug for Http {
-    // Tokens stay out of logs.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Http").field("options", &self.options).finish_non_exhaustive()
+/// What is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Question<'q> {
+    /// Path and query.
+    pub(crate) path: &'q str,
+    pub(crate) accept: Option<&'q str>,
+    /// Where a part of a blob begins.
+    pub(crate) from: Option<u64>,
+    /// Whether the whole answer has to come within the client's limit for small ones.
+    pub(crate) is_small: bool,
+    /// How it is called in messages.
+    pub(crate) what: &'q str,
+}
+
+/// Speaks HTTP to registries.
+#[derive(Debug)]
+pub(crate) struct Http {
+    options: ClientOptions,
+    agents: Agents,
+    proofs: Proofs,
+    /// What was found out of registries of [`Transport::Insecure`].
+    insecure: Mutex<HashMap<Registry, Channel>>,
+}
+
+/// The connection to a registry's own host, by which others are judged.
+struct Origin<'t> {
+    target: &'t Target,
+    url: Url,
+    channel: Channel,
+}
+
+impl Origin<'_> {
+    /// Tells whether nobody but the registry can have answered: certified by TLS, or on this machine.
+    fn is_certain(&self) -> bool {
+        self.channel == Channel::Tls || self.url.is_loopback()
+    }
+
+    /// How another URL that the registry names may be spoken to; `None` if it may not.
+    fn channel_to(&self, url: &Url) -> Option<Channel> {
+        let same_host = url.host() == self.url.host();
+        match (url.tls, self.channel) {
+            (true, Channel::Unverified) if same_host => Some(Channel::Unverified),
+            (true, _) => Some(Channel::Tls),
+            // What was asked for one host, or goes without saying on this machine, is no leave for others; and none
+            // to a registry that is certain to make us speak plainly.
+            (false, Channel::Plain) if same_host || (self.url.is_loopback() && url.is_loopback()) => {
+                Some(Channel::Plain)
+            }
+            (false, _) => None,
+        }
+    }
+
+    /// Tells whether a login at this registry may be sent to a token service that it names. A registry that is certain
+    /// may name any that is certain, too. One that anybody on the way can speak for gets no more than it has: the
+    /// login goes to its own host, in the way that it is spoken to itself.
+    fn may_name(&self, realm: &Url) -> bool {
+        let Some(channel) = self.channel_to(realm) else { return false };
+        let certain = channel == Channel::Tls || realm.is_loopback();
+        (self.is_certain() && certain) || realm.host() == self.url.host()
     }
 }
 
 impl Http {
     pub(crate) fn new(options: ClientOptions) -> Self {
-        Self { options, plain: OnceLock::new(), tls: Mutex::new(None), tokens: Mutex::default() }
+        Self { options, agents: Agents::default(), proofs: Proofs::default(), insecure: Mutex::default() }
     }
 
-    pub(crate) fn n_attempts(&self) -> u32 {
-        self.options.n_attempts.max(1)
+    pub(crate) fn options(&self) -> &ClientOptions {
+        &self.options
     }
 
-    /// Runs `request` until it succeeds, fails for good, or the attempts are used up.
+    /// Runs `request` until it succeeds, fails for good, or attempts or patience are used up.
     pub(crate) fn with_retries<T>(
         &self,
+        n_attempts: u32,
         mut request: impl FnMut() -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
+        let began = Instant::now();
         let mut attempt = 1;
         loop {
-            match request() {
-                Err(error) if error.is_transient() && attempt < self.n_attempts() => {
-                    self.pause(attempt, error.retry_after());
-                    attempt += 1;
-                }
+            let error = match request() {
+                Err(error) if error.is_transient() && attempt < n_attempts => error,
                 result => return result,
+            };
+            match self.pause(attempt, error.retry_after(), began) {
+                Some(pause) => std::thread::sleep(pause),
+                None => return Err(error),
             }
+            attempt += 1;
         }
     }
 
-    /// Waits before attempt number `attempt + 1`.
-    pub(crate) fn pause(&self, attempt: u32, asked: Option<Duration>) {
-        let doubled = self.options.backoff.saturating_mul(1u32.checked_shl(attempt - 1).unwrap_or(u32::MAX));
-        std::thread::sleep(doubled.max(asked.unwrap_or_default()).min(self.options.max_backoff));
+    /// How long to wait before attempt number `attempt + 1` of something that began at `began`; `None` if that is
+    /// longer than anybody would wait.
+    pub(crate) fn pause(&self, attempt: u32, asked: Option<Duration>, began: Instant) -> Option<Duration> {
+        let own = retry::pause(self.options.backoff, self.options.max_backoff, attempt);
+        let pause = own.max(asked.unwrap_or_default());
+        let in_all = began.elapsed().checked_add(pause)?;
+        (in_all <= self.options.patience).then_some(pause)
     }
 
-    /// Sends one GET, following redirects and fetching a token if asked to. The response is a 200 or 206.
+    /// Sends one GET, following redirects and proving who we are if asked to. The response is a 200 or 206.
     pub(crate) fn get_once(
         &self,
-        reference: &Reference,
-        path: &str,
-        accept: Option<&str>,
-        range_from: Option<u64>,
-        what: &str,
+        target: &Target,
+        question: Question<'_>,
     ) -> Result<Response<Body>, ClientError> {
-        let origin = self.base_url(reference.registry(), path);
-        let token_key = (reference.registry().to_string(), reference.repository().to_string());
-        let mut token = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&token_key).cloned();
-        let mut asked_for_token = false;
-        let mut url = origin.clone();
+        let channel = self.channel(target)?;
+        let tls = channel != Channel::Plain;
+        let url = Url { tls, authority: target.registry.to_string(), path: question.path.to_owned() };
+        let origin = Origin { target, url: url.clone(), channel };
+        let purpose = (target.registry.clone(), target.repository.clone());
+        let make =
+            |challenge: &Challenge, slot: &mut Slot| self.prove(&origin, challenge, slot, question.what);
+        let mut proof = self.proofs.current(&purpose, make)?;
+        let mut answered = false;
+        let mut away = false;
+        let mut url = url;
         let mut n_redirects = 0;
         loop {
-            let at_registry = url.same_origin(&origin);
-            let authorization = token.as_deref().filter(|_| at_registry);
-            let response = self.send(&url, accept, range_from, authorization, reference)?;
+            // Whoever we were sent to does not send us back with our proof.
+            away |= !url.same_origin(&origin.url);
+            let authorization = proof.as_ref().filter(|_| !away);
+            let response = self.send(&origin, &url, question, authorization.map(|proof| &proof.header))?;
             match response.status().as_u16() {
                 200 | 206 => return Ok(response),
                 301 | 302 | 303 | 307 | 308 => {
                     n_redirects += 1;
                     let location = header(&response, "location").and_then(|l| url.join(l));
                     let protocol = |problem: &str| ClientError::Protocol {
-                        what: what.to_owned(),
+                        what: question.what.to_owned(),
                         problem: problem.to_owned(),
                     };
                     url = location.ok_or_else(|| protocol("a redirect without a usable location"))?;
@@ -103,142 +172,230 @@ impl Http {
                         return Err(protocol("too many redirects"));
                     }
                 }
-                401 if at_registry && !asked_for_token => {
-                    asked_for_token = true;
-                    let Some(challenge) = header(&response, "www-authenticate").and_then(Challenge::parse)
-                    else {
-                        return Err(failure(response, reference.registry(), what));
+                401 if !away && !answered => {
+                    answered = true;
+                    let challenge = Challenge::choose(headers(&response, "www-authenticate"));
+                    let Some(challenge) = challenge else {
+                        return Err(self.refused(&origin, response, question.what, proof.as_ref()));
                     };
-                    let fresh = self.fetch_token(&challenge, reference, what)?;
-                    let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-                    tokens.insert(token_key.clone(), fresh.clone());
-                    token = Some(fresh);
+                    let make = |challenge: &Challenge, slot: &mut Slot| {
+                        self.prove(&origin, challenge, slot, question.what)
+                    };
+                    proof = Some(self.proofs.answer(&purpose, challenge, proof.as_ref(), make)?);
+                    // From the beginning: the redirects before belong to the answer without proof.
+                    url = origin.url.clone();
                 }
-                _ => return Err(failure(response, reference.registry(), what)),
+                _ => return Err(self.refused(&origin, response, question.what, authorization)),
             }
         }
     }
 
-    fn base_url(&self, registry: &Registry, path: &str) -> Url {
-        let tls = match self.options.transport {
-            Transport::Auto => !registry.is_loopback(),
-            Transport::Tls => true,
-            Transport::Plain => false,
-        };
-        Url { tls, authority: registry.to_string(), path: path.to_owned() }
+    /// Tells whether a registry has accepted a login.
+    pub(crate) fn has_proved(&self, target: &Target) -> bool {
+        self.proofs.has_login(&(target.registry.clone(), target.repository.clone()))
     }
 
-    fn fetch_token(
-        &self,
-        challenge: &Challenge,
-        reference: &Reference,
-        what: &str,
-    ) -> Result<String, ClientError> {
-        let url = challenge.token_url(reference);
-        let mut response = self.send(&url, None, None, None, reference)?;
-        if response.status().as_u16() != 200 {
-            return Err(failure(response, reference.registry(), what));
+    /// How a registry is spoken to.
+    fn channel(&self, target: &Target) -> Result<Channel, ClientError> {
+        let registry = &target.registry;
+        match target.transport {
+            Transport::Auto if registry.is_loopback() => Ok(Channel::Plain),
+            Transport::Auto | Transport::Tls => Ok(Channel::Tls),
+            Transport::Plain => Ok(Channel::Plain),
+            Transport::Insecure => {
+                let mut known = self.insecure.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(channel) = known.get(registry) {
+                    return Ok(*channel);
+                }
+                let url = Url { tls: true, authority: registry.to_string(), path: "/v2/".to_owned() };
+                let agent = self.agents.get(&self.options, &url, Channel::Unverified)?;
+                // An answer of any kind will do; none may be due to a server that speaks no TLS.
+                let answer = agent
+                    .get(url.to_string())
+                    .config()
+                    .timeout_global(Some(self.options.connect_timeout))
+                    .build()
+                    .call();
+                let channel = if answer.is_ok() { Channel::Unverified } else { Channel::Plain };
+                known.insert(registry.clone(), channel);
+                Ok(channel)
+            }
         }
-        let body = small_body(&mut response);
-        parse_token(&body).ok_or_else(|| ClientError::Protocol {
-            what: what.to_owned(),
-            problem: "the token service gave no token".to_owned(),
-        })
     }
 
     fn send(
         &self,
+        origin: &Origin<'_>,
         url: &Url,
-        accept: Option<&str>,
-        range_from: Option<u64>,
-        token: Option<&str>,
-        reference: &Reference,
+        question: Question<'_>,
+        authorization: Option<&Secret>,
     ) -> Result<Response<Body>, ClientError> {
-        let agent = self.agent_for(url)?;
-        let mut request = agent.get(url.to_string()).header("accept", accept.unwrap_or("*/*"));
-        if let Some(token) = token {
-            request = request.header("authorization", format!("Bearer {token}"));
+        let agent = self.agent(origin, url)?;
+        let mut request = agent.get(url.to_string()).header("accept", question.accept.unwrap_or("*/*"));
+        if let Some(authorization) = authorization {
+            request = request.header("authorization", authorization.expose());
         }
-        if let Some(from) = range_from {
+        if let Some(from) = question.from {
             request = request.header("range", format!("bytes={from}-"));
         }
-        request.call().map_err(|e| ClientError::Unreachable {
-            registry: reference.registry().to_string(),
-            source: Box::new(e),
-        })
+        if question.is_small {
+            request = request.config().timeout_global(Some(self.options.small_timeout)).build();
+        }
+        request.call().map_err(|error| unreachable(&origin.target.registry, question.what, error))
     }
 
-    fn agent_for(&self, url: &Url) -> Result<Agent, ClientError> {
-        if !url.tls {
-            let loopback = url.authority.parse::<Registry>().is_ok_and(|r| r.is_loopback());
-            let allowed = match self.options.transport {
-                Transport::Auto => loopback,
-                Transport::Tls => false,
-                Transport::Plain => true,
-            };
-            if !allowed {
-                return Err(ClientError::PlainHttp { host: url.authority.clone() });
-            }
-            if let Some(agent) = self.plain.get() {
-                return Ok(agent.clone());
-            }
-            let agent = self.new_agent(None)?;
-            return Ok(self.plain.get_or_init(|| agent).clone());
-        }
-        let mut slot = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(agent) = &*slot {
-            return Ok(agent.clone());
-        }
-        let agent = self.new_agent(Some(tls_config(&self.options.extra_roots)?))?;
-        *slot = Some(agent.clone());
-        Ok(agent)
+    fn agent(&self, origin: &Origin<'_>, url: &Url) -> Result<Agent, ClientError> {
+        let channel =
+            origin.channel_to(url).ok_or_else(|| ClientError::PlainHttp { host: url.authority.clone() })?;
+        self.agents.get(&self.options, url, channel)
     }
 
-    fn new_agent(&self, tls: Option<TlsConfig>) -> Result<Agent, ClientError> {
-        let options = &self.options;
-        let proxy = match &options.proxy {
-            None => None,
-            Some(text) => {
-                let parsed = ureq::Proxy::new(text);
-                Some(parsed.map_err(|_| ClientError::BadProxy { proxy: text.clone() })?)
+    /// Makes a proof that answers a challenge of the registry.
+    fn prove(
+        &self,
+        origin: &Origin<'_>,
+        challenge: &Challenge,
+        slot: &mut Slot,
+        what: &str,
+    ) -> Result<Proof, ClientError> {
+        let Target { registry, repository, .. } = origin.target;
+        let login = self.login(registry, repository.as_ref())?;
+        let service = match (challenge, &login) {
+            (_, Some(Credentials { login: Login::RegistryToken(token), origin })) => {
+                let header = Secret::new(format!("Bearer {}", token.expose()));
+                return Ok(Proof::new(header, Some(origin.clone()), None));
             }
+            (Challenge::Basic, login) => {
+                let basic = login.as_ref().and_then(|found| Some((found.login.to_basic()?, &found.origin)));
+                let Some((basic, origin)) = basic else {
+                    return Err(ClientError::Unauthorized { what: what.to_owned(), message: String::new() });
+                };
+                let header = Secret::new(format!("Basic {}", basic.expose()));
+                return Ok(Proof::new(header, Some(origin.clone()), None));
+            }
+            (Challenge::Bearer(service), _) => service,
         };
-        // Redirects and statuses are handled above; the proxy of the environment is the edge's business.
-        let mut config = Agent::config_builder()
-            .proxy(proxy)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(USER_AGENT)
-            .timeout_connect(Some(options.connect_timeout))
-            .timeout_recv_response(Some(options.read_timeout))
-            .timeout_per_read(Some(options.read_timeout))
-            .timeout_per_write(Some(options.read_timeout));
-        if let Some(tls) = tls {
-            config = config.tls_config(tls);
+        // A login may be kept under the name of the token service, as enroot does.
+        let login = match (login, service.realm.authority.parse::<Registry>()) {
+            (None, Ok(host)) if host != *registry => self.login(&host, None)?,
+            (login, _) => login,
+        };
+        if login.is_some() && !origin.may_name(&service.realm) {
+            let realm = Url { path: String::new(), ..service.realm.clone() }.to_string();
+            return Err(ClientError::Realm { registry: registry.to_string(), realm });
         }
-        Ok(config.build().into())
+        let token = self.fetch_token(origin, service, login.as_ref(), slot, what)?;
+        if let Some(refresh) = token.refresh {
+            slot.refresh = Some(refresh);
+        }
+        let header = Secret::new(format!("Bearer {}", token.access.expose()));
+        Ok(Proof::new(header, login.map(|login| login.origin), Some(token.lifetime)))
+    }
+
+    fn login(
+        &self,
+        registry: &Registry,
+        repository: Option<&Repository>,
+    ) -> Result<Option<Credentials>, ClientError> {
+        let found = self.options.keyring.login(registry, repository);
+        found.map_err(|source| ClientError::Keyring { host: registry.to_string(), source })
+    }
+
+    fn fetch_token(
+        &self,
+        origin: &Origin<'_>,
+        service: &TokenService,
+        credentials: Option<&Credentials>,
+        slot: &Slot,
+        what: &str,
+    ) -> Result<Token, ClientError> {
+        let repository = origin.target.repository.as_ref();
+        let registry = &origin.target.registry;
+        let login = credentials.map(|found| &found.login);
+        let mut response = if let Some(Login::IdentityToken(token)) = login {
+            let form = service.refresh_form(repository, slot.refresh.as_ref().unwrap_or(token));
+            let agent = self.agent(origin, &service.realm)?;
+            agent
+                .post(service.realm.to_string())
+                .header("content-type", "application/x-www-form-urlencoded")
+                .config()
+                .timeout_global(Some(self.options.small_timeout))
+                .build()
+                .send(form.expose())
+                .map_err(|error| unreachable(registry, what, error))?
+        } else {
+            let basic = login.and_then(Login::to_basic);
+            let header = basic.map(|basic| Secret::new(format!("Basic {}", basic.expose())));
+            let question = Question { what, is_small: true, ..Question::default() };
+            self.send(origin, &service.token_url(repository), question, header.as_ref())?
+        };
+        let problem =
+            |problem: &str| ClientError::Protocol { what: what.to_owned(), problem: problem.to_owned() };
+        match response.status().as_u16() {
+            200 => Token::parse(&small_body(&mut response))
+                .ok_or_else(|| problem("the token service gave no token")),
+            // To follow would be to send the login to whoever is named there.
+            300..=399 => Err(problem("the token service is elsewhere")),
+            status => {
+                let mut secrets: Vec<Secret> = slot.refresh.iter().cloned().collect();
+                secrets.extend(login.map(|login| login.secret().clone()));
+                secrets.extend(login.and_then(Login::to_basic));
+                let error = failure(response, registry, what, &secrets);
+                match (credentials, status, error.message()) {
+                    (Some(found), 400 | 401 | 403, Some(message)) => Err(ClientError::LoginRejected {
+                        registry: registry.to_string(),
+                        origin: found.origin.clone(),
+                        message: message.to_owned(),
+                    }),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Makes an error of a response that is none of those expected, to a request with `proof`.
+    fn refused(
+        &self,
+        origin: &Origin<'_>,
+        response: Response<Body>,
+        what: &str,
+        proof: Option<&Proof>,
+    ) -> ClientError {
+        // Of what was sent only the part after the scheme is secret.
+        let sent = proof.and_then(|proof| proof.header.expose().split_once(' '));
+        let secrets: Vec<Secret> = sent.iter().map(|(_, secret)| Secret::new(*secret)).collect();
+        let is_basic = sent.is_some_and(|(scheme, _)| scheme == "Basic");
+        let error = failure(response, &origin.target.registry, what, &secrets);
+        match (error, proof.and_then(|proof| proof.origin.clone())) {
+            (ClientError::Unauthorized { message, .. }, Some(found)) if is_basic => {
+                ClientError::LoginRejected {
+                    registry: origin.target.registry.to_string(),
+                    origin: found,
+                    message,
+                }
+            }
+            (error, _) => error,
+        }
     }
 }
 
-fn tls_config(extra_roots: &[Vec<u8>]) -> Result<TlsConfig, ClientError> {
-    let loaded = rustls_native_certs::load_native_certs();
-    if loaded.certs.is_empty() && extra_roots.is_empty() {
-        let problem = loaded.errors.first().map_or_else(|| "none installed".to_owned(), ToString::to_string);
-        return Err(ClientError::NoRoots { problem });
+fn unreachable(registry: &Registry, what: &str, error: ureq::Error) -> ClientError {
+    match error {
+        // Its message would show the whole URL, which may be signed.
+        ureq::Error::BadUri(_) => ClientError::Protocol {
+            what: what.to_owned(),
+            problem: "a redirect without a usable location".to_owned(),
+        },
+        error => ClientError::Unreachable { registry: registry.to_string(), source: Box::new(error) },
     }
-    let system = loaded.certs.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned());
-    let extra = extra_roots.iter().map(|der| Certificate::from_der(der).to_owned());
-    let roots: Vec<_> = system.chain(extra).collect();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(TlsConfig::builder()
-        .root_certs(RootCerts::from(roots))
-        .unversioned_rustls_crypto_provider(provider)
-        .build())
 }
 
 pub(crate) fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
+}
+
+fn headers<'a>(response: &'a Response<Body>, name: &'a str) -> impl Iterator<Item = &'a str> {
+    response.headers().get_all(name).iter().filter_map(|value| value.to_str().ok())
 }
 
 fn small_body(response: &mut Response<Body>) -> Vec<u8> {
@@ -248,15 +405,14 @@ fn small_body(response: &mut Response<Body>) -> Vec<u8> {
     body
 }
 
-/// Makes an error of a response that is none of those expected.
-fn failure(mut response: Response<Body>, registry: &Registry, what: &str) -> ClientError {
+/// Makes an error of a response that is none of those expected; `secrets` are not repeated.
+fn failure(mut response: Response<Body>, registry: &Registry, what: &str, secrets: &[Secret]) -> ClientError {
     let status = response.status().as_u16();
     let html = header(&response, "content-type").is_some_and(|t| t.starts_with("text/html"));
     let speaks_registry = header(&response, "docker-distribution-api-version").is_some();
-    // Only seconds are understood; registries do not send dates.
-    let retry_after =
-        header(&response, "retry-after").and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
-    let message = message_of(&small_body(&mut response));
+    let date = header(&response, "date");
+    let retry_after = header(&response, "retry-after").and_then(|value| retry::retry_after(value, date));
+    let message = message_of(&small_body(&mut response), secrets);
     let what = what.to_owned();
     match status {
         404 if html && !speaks_registry => ClientError::NotARegistry { registry: registry.to_string() },
@@ -264,15 +420,21 @@ fn failure(mut response: Response<Body>, registry: &Registry, what: &str) -> Cli
         401 => ClientError::Unauthorized { what, message },
         403 => ClientError::Denied { what, message },
         429 => ClientError::TooManyRequests { registry: registry.to_string(), retry_after },
-        _ => ClientError::Server { what, status, message },
+        _ => ClientError::Server { what, status, message, retry_after },
     }
 }
 
-/// Takes the first message out of a registry's error document, with a separator before it.
-fn message_of(body: &[u8]) -> String {
+/// Takes the first message out of a registry's or token service's error document, with a separator before it.
+fn message_of(body: &[u8], secrets: &[Secret]) -> String {
     #[derive(serde::Deserialize)]
     struct Document {
+        #[serde(default)]
         errors: Vec<Item>,
+        /// OAuth2's form (RFC 6749 section 5.2); many say the same in `details`.
+        #[serde(default)]
+        error_description: String,
+        #[serde(default)]
+        details: String,
     }
     #[derive(serde::Deserialize)]
     struct Item {
@@ -282,7 +444,77 @@ fn message_of(body: &[u8]) -> String {
         message: String,
     }
     let Ok(document) = serde_json::from_slice::<Document>(body) else { return String::new() };
-    let Some(item) = document.errors.into_iter().next() else { return String::new() };
-    let text: String = format!("{} {}", item.code, item.message).trim().chars().take(MAX_MESSAGE).collect();
+    let text = match document.errors.into_iter().next() {
+        Some(item) => format!("{} {}", item.code, item.message),
+        None if document.details.is_empty() => document.error_description,
+        None => document.details,
+    };
+    // Before it is cut, which might leave the beginning of a secret.
+    let text = secrets.iter().fold(text, |text, secret| secret.hide_in(&text));
+    let text: String = text.trim().chars().take(MAX_MESSAGE).collect();
     if text.is_empty() { text } else { format!(": {}", text.escape_debug()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_one_host_is_no_leave_for_others() {
+        let target = |registry: &str| Target {
+            registry: registry.parse().unwrap(),
+            repository: None,
+            transport: Transport::Auto,
+        };
+        // The registry and how it is spoken to; what it names; how that may be spoken to, and whether a login may go there.
+        for (registry, channel, named, allowed, login) in [
+            ("reg.example", Channel::Tls, "https://reg.example/token", Some(Channel::Tls), true),
+            ("reg.example", Channel::Tls, "https://auth.other/token", Some(Channel::Tls), true),
+            ("reg.example", Channel::Tls, "http://reg.example/token", None, false),
+            ("reg.example", Channel::Tls, "http://127.0.0.1/token", None, false),
+            ("reg.example", Channel::Plain, "http://reg.example:81/token", Some(Channel::Plain), true),
+            ("reg.example", Channel::Plain, "https://reg.example/token", Some(Channel::Tls), true),
+            ("reg.example", Channel::Plain, "http://auth.other/token", None, false),
+            ("reg.example", Channel::Plain, "https://auth.other/token", Some(Channel::Tls), false),
+            ("reg.example", Channel::Plain, "http://localhost/token", None, false),
+            (
+                "reg.example",
+                Channel::Unverified,
+                "https://reg.example/token",
+                Some(Channel::Unverified),
+                true,
+            ),
+            ("reg.example", Channel::Unverified, "https://auth.other/token", Some(Channel::Tls), false),
+            ("reg.example", Channel::Unverified, "http://reg.example/token", None, false),
+            ("localhost:5000", Channel::Plain, "http://127.0.0.1:5001/token", Some(Channel::Plain), true),
+            ("localhost:5000", Channel::Plain, "https://auth.other/token", Some(Channel::Tls), true),
+            ("localhost:5000", Channel::Plain, "http://auth.other/token", None, false),
+            ("localhost:5000", Channel::Tls, "http://localhost:5000/token", None, false),
+        ] {
+            let target = target(registry);
+            let tls = channel != Channel::Plain;
+            let url = Url { tls, authority: registry.to_owned(), path: "/v2/".to_owned() };
+            let origin = Origin { target: &target, url, channel };
+            let named = Url::parse(named).unwrap();
+            assert_eq!(origin.channel_to(&named), allowed, "{registry} {channel:?} {named}");
+            assert_eq!(origin.may_name(&named), login, "{registry} {channel:?} {named}");
+        }
+    }
+
+    #[test]
+    fn servers_are_quoted() {
+        for (body, want) in [
+            (r#"{"errors":[{"code":"DENIED","message":"not you"}]}"#, ": DENIED not you"),
+            (r#"{"details":"incorrect username or password"}"#, ": incorrect username or password"),
+            (r#"{"error":"invalid_grant","error_description":"gone \u001b"}"#, ": gone \\u{1b}"),
+            (r#"{"errors":[]}"#, ""),
+            ("[]", ""),
+            ("<html>", ""),
+        ] {
+            assert_eq!(message_of(body.as_bytes(), &[]), want, "{body}");
+        }
+        let secrets = [Secret::new("t0k3n".repeat(200))];
+        let body = format!(r#"{{"details":"bad token {}"}}"#, secrets[0].expose());
+        assert_eq!(message_of(body.as_bytes(), &secrets), ": bad token ***");
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use situla_oci::Registry;
+
 /// An absolute http(s) URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url {
@@ -46,8 +48,38 @@ impl Url {
         Self::parse(location)
     }
 
+    /// Tells whether scheme, host and port are the same: whoever answers there is the same (RFC 6454 section 4).
     pub(crate) fn same_origin(&self, other: &Self) -> bool {
-        self.tls == other.tls && self.authority == other.authority
+        self.tls == other.tls && self.host() == other.host() && self.port() == other.port()
+    }
+
+    /// The host, without the brackets of an IPv6 address.
+    pub(crate) fn host(&self) -> &str {
+        let host = self.split_port().0;
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+    }
+
+    /// The port, or that of the scheme; 0 if it is none.
+    pub(crate) fn port(&self) -> u16 {
+        match self.split_port().1 {
+            Some(port) => port.parse().unwrap_or(0),
+            None if self.tls => 443,
+            None => 80,
+        }
+    }
+
+    /// Tells whether the host is this machine's loopback.
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.authority.parse::<Registry>().is_ok_and(|registry| registry.is_loopback())
+    }
+
+    fn split_port(&self) -> (&str, Option<&str>) {
+        // In "[::1]:5000" only the colon after the bracket separates the port.
+        let from = self.authority.find(']').map_or(0, |at| at + 1);
+        match self.authority[from..].find(':') {
+            Some(at) => (&self.authority[..from + at], Some(&self.authority[from + at + 1..])),
+            None => (&self.authority, None),
+        }
     }
 }
 
@@ -92,5 +124,30 @@ mod tests {
         }
         assert!(!base.same_origin(&Url::parse("http://reg.example:5000/").unwrap()));
         assert!(!base.same_origin(&Url::parse("https://reg.example/").unwrap()));
+    }
+
+    #[test]
+    fn origins_are_scheme_host_and_port() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        for (a, b, same) in [
+            ("https://a.example/x", "https://A.example:443/y", true),
+            ("http://a.example", "http://a.example:80", true),
+            ("http://a.example:443", "https://a.example", false),
+            ("https://a.example", "https://a.example.evil", false),
+            ("https://a.example", "https://b.a.example", false),
+            ("https://[::1]:443", "https://[::1]", true),
+            ("https://[::1]:5000", "https://[::1]", false),
+        ] {
+            assert_eq!(url(a).same_origin(&url(b)), same, "{a} {b}");
+        }
+        for (text, host, port, loopback) in [
+            ("https://[::1]:5000/", "::1", 5000, true),
+            ("http://localhost", "localhost", 80, true),
+            ("https://a.example:x/", "a.example", 0, false),
+            ("https://127.0.0.1.example/", "127.0.0.1.example", 443, false),
+        ] {
+            let url = url(text);
+            assert_eq!((url.host(), url.port(), url.is_loopback()), (host, port, loopback), "{text}");
+        }
     }
 }

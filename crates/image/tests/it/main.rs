@@ -1,8 +1,10 @@
 //! Tests of the image crate against archives built here and against independent tools.
 
 mod convert;
+mod logins;
 mod merge;
 mod registry;
 mod tar;
 mod tar_builder;
 mod tools;
+mod transport;

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use situla_image::{
     Client, ClientError, ClientOptions, ConvertError, ConvertOptions, Event, FlattenError, Progress,
-    PullError, PulledImage, ResolveError, SourceError, Store, StoreOptions, Transport, VerifyError, pull,
+    PullError, PulledImage, ResolveError, SourceError, Store, StoreOptions, VerifyError, pull,
 };
 use situla_oci::{Digest, Platform, Reference};
 
 use crate::tar_builder::TarBuilder;
-use crate::tools::{TestRegistry, gzip, have, layout, run, serve, zstd};
+use crate::tools::{TestRegistry, gzip, have, layout, run, serve, status, zstd};
 
 const TOOLS: &[&str] = &["docker-registry", "skopeo"];
 
@@ -214,12 +214,6 @@ fn fake_registry(
 fn range_of(request: &str) -> Option<usize> {
     let line = request.lines().find(|l| l.to_ascii_lowercase().starts_with("range: bytes="))?;
     line["range: bytes=".len()..].trim().trim_end_matches('-').parse().ok()
-}
-
-fn status(code: u16, headers: &str, body: &[u8]) -> Vec<u8> {
-    let head =
-        format!("HTTP/1.1 {code} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
-    [head.as_bytes(), body].concat()
 }
 
 #[test]
@@ -474,53 +468,4 @@ fn leases_of_the_dead_are_taken_over() {
         assert!(!done.join().unwrap().was_present);
     });
     assert_eq!(waited.load(Ordering::SeqCst), 1);
-}
-
-#[test]
-fn tls_is_checked_against_known_authorities() {
-    use std::io::{Read, Write};
-    use std::sync::Arc;
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let der = made.cert.der().to_vec();
-    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let config =
-        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key.into())
-            .unwrap();
-    let config = Arc::new(config);
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    // The thread ends with the test process.
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let connection =
-                rustls::ServerConnection::new(config.clone()).expect("the configuration is good");
-            let mut tls = rustls::StreamOwned::new(connection, stream.expect("loopback works"));
-            let mut request = [0; 4096];
-            // A client that does not trust us goes away here.
-            if tls.read(&mut request).is_ok() {
-                let _ = tls.write_all(&status(200, "", b"{}"));
-                tls.conn.send_close_notify();
-                let _ = tls.flush();
-            }
-        }
-    });
-    let ask = |host: &str, extra_roots: Vec<Vec<u8>>| {
-        let options = ClientOptions {
-            transport: Transport::Tls,
-            extra_roots,
-            n_attempts: 1,
-            ..ClientOptions::default()
-        };
-        let reference = Reference::parse(&format!("{host}:{port}/x:1")).expect("a reference");
-        Client::new(options).fetch_manifest(&reference)
-    };
-    assert_eq!(ask("localhost", vec![der.clone()]).unwrap().bytes, b"{}");
-    let unknown = ask("localhost", Vec::new()).unwrap_err();
-    assert!(matches!(unknown, ClientError::Unreachable { .. } | ClientError::NoRoots { .. }), "{unknown:?}");
-    let other_name = ask("127.0.0.1", vec![der]).unwrap_err();
-    assert!(matches!(other_name, ClientError::Unreachable { .. }), "{other_name:?}");
 }

@@ -102,7 +102,7 @@ pub(crate) fn serve(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> u16 {
             let Ok(mut stream) = stream else { continue };
             let mut request = Vec::new();
             let mut buffer = [0; 4096];
-            while !request.windows(4).any(|w| w == b"\r\n\r\n") {
+            while !is_complete(&request) {
                 match stream.read(&mut buffer) {
                     Ok(n) if n > 0 => request.extend_from_slice(&buffer[..n]),
                     _ => break,
@@ -115,6 +115,21 @@ pub(crate) fn serve(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> u16 {
         }
     });
     port
+}
+
+/// Tells whether a request has all its headers, and the body that they promise.
+fn is_complete(request: &[u8]) -> bool {
+    let Some(end) = request.windows(4).position(|w| w == b"\r\n\r\n") else { return false };
+    let headers = String::from_utf8_lossy(&request[..end]).to_ascii_lowercase();
+    let length = headers.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    request.len() >= end + 4 + length.unwrap_or(0)
+}
+
+/// An answer of a server.
+pub(crate) fn status(code: u16, headers: &str, body: &[u8]) -> Vec<u8> {
+    let head =
+        format!("HTTP/1.1 {code} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
+    [head.as_bytes(), body].concat()
 }
 
 /// Writes an OCI layout with one image of the given layer blobs; returns its directory.

@@ -1,0 +1,270 @@
+//! Logins and certificates of the user and the site, from the files of the tools that he uses already.
+
+mod docker;
+mod file;
+mod netrc;
+mod places;
+mod program;
+
+use std::path::{Path, PathBuf};
+
+use situla_image::{Certificates, ClientCertificate, Credentials, Keyring, KeyringError, Login, Secret};
+use situla_oci::{Registry, Repository};
+
+use self::docker::{DockerConfig, Found};
+use self::netrc::Password;
+use self::program::Programs;
+
+pub(crate) use self::places::{Places, Variable};
+
+/// Asks the files of other tools, when a registry wants a login.
+#[derive(Debug)]
+pub(crate) struct Files {
+    places: Places,
+    /// The only user whose logins count, where one was named.
+    user: Option<String>,
+    programs: Programs,
+}
+
+/// What a search has come upon so far.
+#[derive(Default)]
+struct Search {
+    /// The first place that could not tell.
+    failure: Option<KeyringError>,
+    /// Somebody else's login.
+    other: Option<String>,
+}
+
+impl Files {
+    pub(crate) fn new(places: Places, user: Option<String>) -> Self {
+        Self { places, user, programs: Programs::default() }
+    }
+
+    /// Keeps a login, in a file or with the helper that the file names for the registry; tells where it is.
+    pub(crate) fn keep(&self, registry: &Registry, login: &Login) -> Result<String, KeyringError> {
+        let path = self.written()?;
+        let mut config = file::load(path)?;
+        let helper = config.helper(registry);
+        if let Some((suffix, server)) = &helper {
+            self.programs.store(suffix, server, login).map_err(|message| of_helper(message, path))?;
+        }
+        config.insert(registry, Some(login).filter(|_| helper.is_none()));
+        file::save(path, &config)?;
+        Ok(match helper {
+            Some((suffix, _)) => format!("docker-credential-{suffix}"),
+            None => path.display().to_string(),
+        })
+    }
+
+    /// Forgets what [`Files::keep`] keeps; tells whether there was a login.
+    pub(crate) fn forget(&self, registry: &Registry) -> Result<bool, KeyringError> {
+        let path = self.written()?;
+        let mut config = file::load(path)?;
+        let helper = config.helper(registry);
+        let mut known = false;
+        if let Some((suffix, server)) = &helper {
+            let failed = |message| of_helper(message, path);
+            known = self.programs.get(suffix, server).map_err(failed)?.is_some();
+            if known {
+                self.programs.erase(suffix, server).map_err(failed)?;
+            }
+        }
+        let removed = config.remove(registry);
+        if removed {
+            file::save(path, &config)?;
+        }
+        Ok(known || removed)
+    }
+
+    fn written(&self) -> Result<&Path, KeyringError> {
+        self.places.written.as_deref().ok_or_else(|| KeyringError {
+            message: "there is no home directory to keep a login in".to_owned(),
+            remedy: "set HOME, or name a file with --authfile".to_owned(),
+        })
+    }
+
+    /// Takes a login if it is of the user that was asked for.
+    fn accept(&self, search: &mut Search, login: Login, origin: String) -> Option<Credentials> {
+        match (&self.user, login.user()) {
+            // A token says nothing of whose it is.
+            (Some(wanted), Some(found)) if wanted != found => {
+                search.other.get_or_insert(found.to_owned());
+                None
+            }
+            _ => Some(Credentials { login, origin }),
+        }
+    }
+
+    fn in_docker_file(
+        &self,
+        path: &Path,
+        registry: &Registry,
+        repository: Option<&Repository>,
+        search: &mut Search,
+    ) -> Result<Option<Credentials>, KeyringError> {
+        let Some(text) = file::read(path)? else { return Ok(None) };
+        for found in
+            DockerConfig::parse(&text).map_err(|why| file::unusable(path, &why))?.find(registry, repository)
+        {
+            let credentials = match found {
+                Found::Login(login) => self.accept(search, login, path.display().to_string()),
+                Found::Helper { suffix, server, must_know } => {
+                    match self.programs.get(&suffix, &server) {
+                        Ok(login) => login.and_then(|login| {
+                            self.accept(search, login, format!("docker-credential-{suffix}"))
+                        }),
+                        // A store for all registries need not be there where none of its logins is wanted.
+                        Err(message) if must_know => {
+                            search.failure.get_or_insert(of_helper(message, path));
+                            None
+                        }
+                        Err(_) => None,
+                    }
+                }
+            };
+            if credentials.is_some() {
+                return Ok(credentials);
+            }
+        }
+        Ok(None)
+    }
+
+    fn in_enroot_file(
+        &self,
+        path: &Path,
+        registry: &Registry,
+        search: &mut Search,
+    ) -> Result<Option<Credentials>, KeyringError> {
+        let Some(text) = file::read(path)? else { return Ok(None) };
+        let entries = netrc::parse_enroot(&text);
+        for host in hosts(registry) {
+            for entry in entries.iter().filter(|entry| entry.machine == host) {
+                if self.user.as_ref().is_some_and(|user| *user != entry.login) {
+                    search.other.get_or_insert(entry.login.clone());
+                    continue;
+                }
+                let password = match &entry.password {
+                    Password::Plain(password) => password.clone(),
+                    Password::Shell(text) => {
+                        // A file that others can write would have us run their commands.
+                        file::expect_own(path)?;
+                        self.programs
+                            .expand(text)
+                            .map_err(|why| file::unusable(path, &format!("the password of {host}: {why}")))?
+                    }
+                };
+                let login = Login::Password { user: entry.login.clone(), password };
+                return Ok(Some(Credentials { login, origin: path.display().to_string() }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn in_netrc(
+        &self,
+        path: &Path,
+        registry: &Registry,
+        search: &mut Search,
+    ) -> Result<Option<Credentials>, KeyringError> {
+        let Some(text) = file::read(path)? else { return Ok(None) };
+        let entries = netrc::parse(&text);
+        let of_host =
+            hosts(registry).flat_map(|host| entries.iter().filter(move |entry| entry.machine == host));
+        for entry in of_host {
+            let login = Login::Password { user: entry.login.clone(), password: entry.password.clone() };
+            if let Some(found) = self.accept(search, login, path.display().to_string()) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Keyring for Files {
+    fn login(
+        &self,
+        registry: &Registry,
+        repository: Option<&Repository>,
+    ) -> Result<Option<Credentials>, KeyringError> {
+        let mut search = Search::default();
+        let docker =
+            |search: &mut Search, path: &Path| self.in_docker_file(path, registry, repository, search);
+        let enroot = |search: &mut Search, path: &Path| self.in_enroot_file(path, registry, search);
+        let netrc = |search: &mut Search, path: &Path| self.in_netrc(path, registry, search);
+        type Look<'l> = &'l dyn Fn(&mut Search, &Path) -> Result<Option<Credentials>, KeyringError>;
+        let docker_files = self.places.docker.iter().map(|path| (path, &docker as Look<'_>));
+        let enroot_file = self.places.enroot.iter().map(|path| (path, &enroot as Look<'_>));
+        let netrc_file = self.places.netrc.iter().map(|path| (path, &netrc as Look<'_>));
+        for (path, look) in docker_files.chain(enroot_file).chain(netrc_file) {
+            match look(&mut search, path) {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) => drop(search.failure.get_or_insert(error)),
+            }
+        }
+        // One that cannot be read matters where no other has a login: it may be the one that was meant.
+        match (search.failure, &self.user) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(user)) => Err(KeyringError {
+                message: match search.other {
+                    Some(other) => format!("no password of {user} is known, but one of {other}"),
+                    None => format!("no password of {user} is known"),
+                },
+                remedy: format!("situla login {registry} -u {user}"),
+            }),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn certificates(&self, host: &str) -> Result<Option<Certificates>, KeyringError> {
+        // Nothing else is a name of a directory.
+        if host.parse::<Registry>().is_err() {
+            return Ok(None);
+        }
+        let directory =
+            self.places.certificates.iter().map(|place| place.join(host)).find(|dir| dir.is_dir());
+        directory.map(|directory| certificates_in(&directory)).transpose()
+    }
+}
+
+/// Names under which a registry may stand where ports are unusual.
+fn hosts(registry: &Registry) -> impl Iterator<Item = String> {
+    let (whole, host) = (registry.to_string(), registry.host().to_owned());
+    let differ = whole != host;
+    std::iter::once(whole).chain(differ.then_some(host))
+}
+
+/// Reads a directory of `certs.d` (containers-certs.d(5)): `*.crt` are authorities, `NAME.cert` with `NAME.key` is the
+/// client's.
+fn certificates_in(directory: &Path) -> Result<Certificates, KeyringError> {
+    let unreadable = |error: &std::io::Error| file::unusable(directory, &error.to_string());
+    let mut names: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(|error| unreadable(&error))? {
+        names.push(entry.map_err(|error| unreadable(&error))?.path());
+    }
+    names.sort();
+    let missing =
+        |path: &Path| file::unusable(path, "there is no such file, and a certificate that needs it");
+    let load = |path: &Path| file::read(path)?.ok_or_else(|| missing(path));
+    let mut found = Certificates::default();
+    for path in names {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("crt") => found.authorities.push(load(&path)?.into_bytes()),
+            Some("cert") if found.client.is_none() => {
+                let (chain, key) = (load(&path)?.into_bytes(), load(&path.with_extension("key"))?);
+                found.client = Some(ClientCertificate { chain, key: Secret::new(key) });
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn of_helper(message: String, path: &Path) -> KeyringError {
+    let remedy =
+        format!("check the helper, or take it out of credHelpers and credsStore in {}", path.display());
+    KeyringError { message, remedy }
+}
+
+#[cfg(test)]
+mod tests;

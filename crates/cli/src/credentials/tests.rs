@@ -1,0 +1,222 @@
+//! Whole homes, with files of several tools and a helper.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// A home directory, and the variables of its user.
+struct Home {
+    dir: TempDir,
+}
+
+impl Home {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        for (name, text) in files {
+            let path = home.path(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn files(&self, user: Option<&str>) -> Files {
+        let home = self.dir.path().display().to_string();
+        let variable = move |name: &str| (name == "HOME").then(|| home.clone());
+        let mut files = Files::new(Places::of(&variable, None), user.map(str::to_owned));
+        // The machine's own are none of the test's business.
+        files.places.certificates.retain(|place| place.starts_with(self.dir.path()));
+        let path = format!("{}:/usr/bin:/bin", self.path("bin").display());
+        files.programs = Programs { limit: Duration::from_secs(20), path: Some(path.into()) };
+        files
+    }
+
+    /// Puts a helper into the search path, which keeps logins in files beside it.
+    fn install_helper(&self, suffix: &str) {
+        let kept = self.path("kept").display().to_string();
+        fs::create_dir_all(self.path("kept")).unwrap();
+        let script = format!(
+            "#!/bin/sh\nread -r input || :\ncase $1 in\n\
+             get) cat '{kept}/'\"$input\" 2>/dev/null || {{ echo credentials not found in native keychain; exit 1; }};;\n\
+             store) host=${{input#*ServerURL\\\":\\\"}}; printf %s \"$input\" > '{kept}/'\"${{host%%\\\"*}}\";;\n\
+             erase) rm '{kept}/'\"$input\";;\nesac\n"
+        );
+        let path = self.path(&format!("bin/docker-credential-{suffix}"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+fn password(user: &str, password: &str) -> Login {
+    Login::Password { user: user.to_owned(), password: Secret::new(password) }
+}
+
+/// Who is found for a registry, and in which file; or why nobody is.
+fn found(files: &Files, registry: &str) -> String {
+    match files.login(&registry.parse().unwrap(), None) {
+        Ok(None) => "nobody".to_owned(),
+        Ok(Some(Credentials { login: Login::Password { user, password }, origin })) => {
+            let name = origin.rsplit('/').next().unwrap_or_default();
+            format!("{user} {} {name}", password.expose())
+        }
+        Ok(Some(other)) => format!("{other:?}"),
+        Err(error) => format!("{error}; {}", error.remedy),
+    }
+}
+
+const DOCKER: &str = ".docker/config.json";
+
+#[test]
+fn files_of_all_tools_are_asked_in_their_order() {
+    // Docker's has "d:p", containers' "c:p", Apptainer's "a:p".
+    let home = Home::new(&[
+        (DOCKER, r#"{"auths": {"one.example": {"auth": "ZDpw"}}}"#),
+        (
+            ".config/containers/auth.json",
+            r#"{"auths": {"one.example": {"auth": "Yzpw"}, "two.example": {"auth": "Yzpw"}}}"#,
+        ),
+        (
+            ".apptainer/docker-config.json",
+            r#"{"auths": {"two.example": {"auth": "YTpw"}, "three.example": {"auth": "YTpw"}}}"#,
+        ),
+        (
+            ".config/enroot/.credentials",
+            "machine three.example login e password p\nmachine four.example login e password p\nmachine five.example login $oauthtoken password $(echo s3cret)\n",
+        ),
+        (
+            ".netrc",
+            "machine four.example login n password p\nmachine six.example login n password p\ndefault login x password y\n",
+        ),
+    ]);
+    let files = home.files(None);
+    for (registry, want) in [
+        ("one.example", "d p config.json"),
+        ("two.example", "c p auth.json"),
+        ("three.example", "a p docker-config.json"),
+        ("four.example", "e p .credentials"),
+        ("four.example:5000", "e p .credentials"),
+        ("five.example", "$oauthtoken s3cret .credentials"),
+        ("six.example", "n p .netrc"),
+        ("seven.example", "nobody"),
+        ("one.example:5000", "nobody"),
+    ] {
+        assert_eq!(found(&files, registry), want, "{registry}");
+    }
+    // The one user who was named.
+    let theirs = home.files(Some("n"));
+    assert_eq!(found(&theirs, "four.example"), "n p .netrc");
+    assert_eq!(
+        found(&theirs, "one.example"),
+        "no password of n is known, but one of d; situla login one.example -u n"
+    );
+    assert_eq!(found(&Home::new(&[]).files(None), "one.example"), "nobody");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_where_it_may_matter() {
+    let home = Home::new(&[
+        (DOCKER, "{\"auths\": {\"a.example\": {\"auth\": \"c2VjcmV0OnNlY3JldA==\""),
+        (".netrc", "machine b.example login n password p"),
+    ]);
+    let files = home.files(None);
+    assert_eq!(found(&files, "b.example"), "n p .netrc");
+    let error = found(&files, "a.example");
+    assert!(error.contains(DOCKER) && error.contains("no JSON") && !error.contains("c2Vj"), "{error}");
+    // Somebody else's commands are not run; that somebody else reads it is his owner's business.
+    let home = Home::new(&[(
+        ".config/enroot/.credentials",
+        "machine a.example login e password $(touch ran; echo x)",
+    )]);
+    let path = home.path(".config/enroot/.credentials");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
+    let error = found(&home.files(None), "a.example");
+    assert!(error.contains("can be written by others") && error.contains("chmod 600"), "{error}");
+}
+
+#[test]
+fn helpers_are_asked_told_and_made_forget() {
+    let home =
+        Home::new(&[(DOCKER, r#"{"credHelpers": {"a.example": "test"}, "credsStore": "gone", "x": 1}"#)]);
+    home.install_helper("test");
+    let files = home.files(None);
+    let registry: Registry = "a.example".parse().unwrap();
+    assert_eq!(found(&files, "a.example"), "nobody");
+    assert_eq!(files.keep(&registry, &password("me", "hunter2")).unwrap(), "docker-credential-test");
+    assert!(!home.read(DOCKER).contains("hunter2") && home.read(DOCKER).contains("\"x\": 1"));
+    assert_eq!(found(&files, "a.example"), "me hunter2 docker-credential-test");
+    assert!(files.forget(&registry).unwrap());
+    assert!(!files.forget(&registry).unwrap());
+    assert_eq!(found(&files, "a.example"), "nobody");
+    // A store that is not there matters to those alone whose login it has.
+    assert_eq!(found(&files, "b.example"), "nobody");
+    let error = files.keep(&"b.example".parse().unwrap(), &password("me", "hunter2")).unwrap_err();
+    assert!(error.message.contains("docker-credential-gone is not in the search path"), "{error}");
+    let home = Home::new(&[(DOCKER, r#"{"credsStore": "gone", "auths": {"b.example": {}}}"#)]);
+    let error = found(&home.files(None), "b.example");
+    assert!(error.contains("docker-credential-gone") && error.contains("credsStore"), "{error}");
+}
+
+#[test]
+fn logins_are_kept_for_their_owner_alone() {
+    let home = Home::new(&[("real.json", r#"{"auths": {"b.example": {"auth": "eDp5"}}, "other": true}"#)]);
+    fs::create_dir(home.path(".docker")).unwrap();
+    symlink("../real.json", home.path(DOCKER)).unwrap();
+    fs::set_permissions(home.path("real.json"), fs::Permissions::from_mode(0o644)).unwrap();
+    let files = home.files(None);
+    let registry: Registry = "a.example:5000".parse().unwrap();
+    let place = files.keep(&registry, &password("me", "hunter2")).unwrap();
+    assert!(place.ends_with(DOCKER), "{place}");
+    assert!(home.path(DOCKER).is_symlink(), "the link stays");
+    assert_eq!(fs::metadata(home.path("real.json")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(home.read("real.json").contains("\"other\": true"));
+    assert_eq!(found(&files, "a.example:5000"), "me hunter2 config.json");
+    assert_eq!(found(&files, "b.example"), "x y config.json");
+    assert!(files.forget(&registry).unwrap());
+    assert_eq!(found(&files, "a.example:5000"), "nobody");
+    assert_eq!(found(&files, "b.example"), "x y config.json");
+    let names: Vec<_> =
+        fs::read_dir(home.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "no temporary file stays: {names:?}");
+    // Nothing is written over what is not understood.
+    let broken = Home::new(&[(DOCKER, "{")]);
+    assert!(broken.files(None).keep(&registry, &password("me", "hunter2")).is_err());
+    assert_eq!(broken.read(DOCKER), "{");
+}
+
+#[test]
+fn certificates_are_those_of_the_host() {
+    let home = Home::new(&[
+        (".config/containers/certs.d/a.example:5000/ca.crt", "one"),
+        (".config/containers/certs.d/a.example:5000/more.crt", "two"),
+        (".config/containers/certs.d/a.example:5000/client.cert", "chain"),
+        (".config/containers/certs.d/a.example:5000/client.key", "key"),
+        (".config/containers/certs.d/a.example:5000/notes.txt", "x"),
+        (".config/containers/certs.d/b.example/client.cert", "chain"),
+        (".config/containers/ca.crt", "not of a host"),
+    ]);
+    let files = home.files(None);
+    let certificates = files.certificates("a.example:5000").unwrap().unwrap();
+    assert_eq!(certificates.authorities, [b"one", b"two"]);
+    assert_eq!(certificates.client.unwrap().chain, b"chain");
+    assert_eq!(files.certificates("a.example").unwrap(), None);
+    for host in ["..", ".", "", "a/b"] {
+        assert_eq!(files.certificates(host).unwrap(), None, "{host}");
+    }
+    let error = files.certificates("b.example").unwrap_err();
+    assert!(error.message.contains("client.key"), "{error}");
+}
