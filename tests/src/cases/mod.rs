@@ -21,6 +21,7 @@ pub mod neighbour;
 pub mod no_helpers;
 pub mod options;
 pub mod policy;
+pub mod private_images;
 pub mod privileged;
 pub mod records;
 pub mod releases;
@@ -84,6 +85,8 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("convert_refuses", image_commands::convert_refuses),
     ("unpacked", image_commands::unpacked),
     ("interrupted_pull", image_commands::interrupted_pull),
+    ("private_images::logins", private_images::logins),
+    ("private_images::files_of_other_tools", private_images::files_of_other_tools),
     ("instances::life", instances::life),
     ("instances::start_script", instances::start_script),
     ("instances::stop", instances::stop),

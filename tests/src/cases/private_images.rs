@@ -1,0 +1,246 @@
+//! Images that not everybody may have: logging in, fetching with the login, by hand and for a run, and logging out.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde_json::Value;
+
+use super::Desk;
+use crate::command::Output;
+use crate::images::WITNESS;
+use crate::tier::Check;
+
+/// What no output and no file but the one for logins may hold.
+const PASSWORD: &str = "correct-horse-battery";
+/// base64("me:" + PASSWORD)
+const BASIC: &str = "Basic bWU6Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5";
+/// What the token service gives for it.
+const TOKEN: &str = "t0k3n-of-the-service";
+
+/// A login is checked, kept for its owner alone, used by `pull` and by the process that fetches for a run, and forgotten.
+///
+/// # Errors
+/// It is not.
+pub fn logins(desk: &Desk) -> Check {
+    for asks_for in [Asks::Password, Asks::Token] {
+        let dir = desk.env.work_dir("private")?;
+        let server = Guarded::serve(desk.env.image_layout("tiny"), asks_for)?;
+        let source = format!("docker://{}/tiny:1", server.address);
+        let config = dir.path().join("docker/config.json");
+        let run = |store: &str, script: &str| run(desk, dir.path(), store, script);
+        let login = |password: &str| {
+            let line = format!(
+                "printf '%s\\n' '{password}' | situla login --json {} -u me --password-stdin",
+                server.address
+            );
+            run("one", &line)
+        };
+
+        run("one", &format!("situla pull {source}"))?.expect_code(125)?.expect_text("situla login")?;
+        let wrong = login("wrong-horse")?.expect_code(125)?.expect_text("does not accept the login")?;
+        if wrong.to_string().matches("wrong-horse").count() > 1 || config.exists() {
+            return Err(format!("a wrong password was shown or kept\n{wrong}").into());
+        }
+        let kept: Value = serde_json::from_str(&login(PASSWORD)?.success()?.stdout)?;
+        if kept["checked"] != true || kept["kept_in"] != config.display().to_string() {
+            return Err(kept.to_string().into());
+        }
+        if fs::metadata(&config)?.mode() & 0o777 != 0o600 {
+            return Err(format!("{} can be read by others", config.display()).into());
+        }
+        let pulled = run("one", &format!("situla pull {source}"))?.success()?;
+        // Another store, so that the run has to fetch.
+        let ran = run("two", &format!("situla exec {source} cat {WITNESS}"))?
+            .success()?
+            .expect_text("situla tiny image")?;
+        for output in [&pulled, &ran] {
+            expect_no_secret(&output.to_string())?;
+        }
+        run("one", &format!("situla logout {}", server.address))?.success()?.expect_text("logged out")?;
+        let again = run("three", &format!("situla pull {source}"))?.expect_code(125)?;
+        again.expect_text("situla login")?;
+        expect_no_secret(&fs::read_to_string(&config)?)?;
+        for store in ["one", "two"] {
+            expect_no_secret_below(&dir.path().join(store))?;
+        }
+    }
+    Ok(())
+}
+
+/// Files of other tools: enroot's with a command in it, netrc, and a short name with a mirror in `registries.conf`.
+///
+/// # Errors
+/// One is not understood.
+pub fn files_of_other_tools(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("theirs")?;
+    let server = Guarded::serve(desk.env.image_layout("tiny"), Asks::Password)?;
+    let host = server.address.split(':').next().unwrap_or_default();
+    // Made by the user, since it has to be his.
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name).display().to_string();
+        let script = "umask 077; mkdir -p \"${1%/*}\"; printf %s \"$2\" > \"$1\"";
+        desk.env.as_user(dir.path(), ["sh", "-c", script, "sh", &path, text])?.success()
+    };
+    let run = |store: &str, script: &str| run(desk, dir.path(), store, script);
+    let source = format!("docker://me@{}#tiny:1", server.address);
+    write("enroot/.credentials", &format!("machine {host} login me password $(echo {PASSWORD})\n"))?;
+    let enroot = format!("ENROOT_CONFIG_PATH={} situla pull '{source}'", dir.path().join("enroot").display());
+    expect_no_secret(&run("enroot", &enroot)?.success()?.to_string())?;
+    write("netrc", &format!("machine {host} login me password {PASSWORD}\n"))?;
+    let netrc = format!("NETRC={}", dir.path().join("netrc").display());
+    run("netrc", &format!("{netrc} situla pull {}", source.replace("me@", "")))?.success()?;
+    write(
+        "registries.conf",
+        &format!(
+            "unqualified-search-registries = ['registry.invalid']\n[[registry]]\nlocation = 'registry.invalid'\n\
+             mirror = [{{ location = '{}' }}]\n",
+            server.address
+        ),
+    )?;
+    let registries = format!("CONTAINERS_REGISTRIES_CONF={}", dir.path().join("registries.conf").display());
+    let words = format!("{netrc} {registries} situla exec docker://tiny:1 cat {WITNESS}");
+    run("mirror", &words)?.success()?.expect_text("situla tiny image")?;
+    Ok(())
+}
+
+/// Runs a script as the user, with a store and a place for logins below `dir`.
+fn run(desk: &Desk, dir: &Path, store: &str, script: &str) -> Result<Output, String> {
+    let cache = format!("XDG_CACHE_HOME={}", dir.join(store).display());
+    let docker = format!("DOCKER_CONFIG={}", dir.join("docker").display());
+    desk.env.as_user(dir, ["env", &cache, &docker, "sh", "-c", script])
+}
+
+fn expect_no_secret(text: &str) -> Result<(), String> {
+    let basic = BASIC.trim_start_matches("Basic ");
+    match [PASSWORD, basic, TOKEN].iter().find(|secret| text.contains(**secret)) {
+        Some(secret) => Err(format!("{secret} is shown in\n{text}")),
+        None => Ok(()),
+    }
+}
+
+/// Looks into small files; images are large and compressed.
+fn expect_no_secret_below(dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            expect_no_secret_below(&path)?;
+        } else if fs::metadata(&path)?.len() < 1 << 20 {
+            expect_no_secret(&String::from_utf8_lossy(&fs::read(&path)?))?;
+        }
+    }
+    Ok(())
+}
+
+/// How a registry finds out who asks.
+#[derive(Clone, Copy)]
+enum Asks {
+    Password,
+    Token,
+}
+
+/// A registry of one OCI layout that answers to one user; its own token service, where it wants tokens.
+struct Guarded {
+    address: String,
+    stop: Arc<AtomicBool>,
+}
+
+impl Guarded {
+    fn serve(layout: PathBuf, asks_for: Asks) -> Result<Self, String> {
+        let io = |e: std::io::Error| format!("the guarded registry: {e}");
+        let listener = TcpListener::bind("127.0.0.1:0").map_err(io)?;
+        let address = listener.local_addr().map_err(io)?.to_string();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (shared, own) = (Arc::clone(&stop), address.clone());
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                if shared.load(Ordering::Acquire) {
+                    break;
+                }
+                // One request for each connection. Whoever has gone gets no answer.
+                if let Some(answer) =
+                    read_request(&stream).and_then(|request| answer(&request, &layout, &own, asks_for))
+                {
+                    let _ = stream.write_all(&answer);
+                }
+            }
+        });
+        Ok(Self { address, stop })
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Wakes the thread, which then ends.
+        let _ = TcpStream::connect(&self.address);
+    }
+}
+
+/// The path, and the value of the header `Authorization`.
+fn read_request(stream: &TcpStream) -> Option<(String, String)> {
+    let mut lines = BufReader::new(stream).lines();
+    let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
+    let mut authorization = String::new();
+    for line in lines {
+        let line = line.ok()?;
+        match line.split_once(':') {
+            Some((name, value)) if name.eq_ignore_ascii_case("authorization") => {
+                value.trim().clone_into(&mut authorization);
+            }
+            Some(_) => {}
+            None => break,
+        }
+    }
+    Some((path, authorization))
+}
+
+fn answer(
+    (path, authorization): &(String, String),
+    layout: &Path,
+    own: &str,
+    asks_for: Asks,
+) -> Option<Vec<u8>> {
+    if path.starts_with("/token") {
+        let body = format!("{{\"token\":\"{TOKEN}\",\"expires_in\":60}}");
+        // To anybody, as many services do: the token of a stranger is good for nothing here.
+        let known = authorization == BASIC || authorization.is_empty();
+        let body = if authorization.is_empty() { body.replace(TOKEN, "stranger") } else { body };
+        return Some(if known {
+            reply("200 OK", "", body.as_bytes())
+        } else {
+            reply("401 Unauthorized", "", b"{}")
+        });
+    }
+    let (wanted, challenge) = match asks_for {
+        Asks::Password => (BASIC.to_owned(), "Basic realm=\"guarded\"".to_owned()),
+        Asks::Token => {
+            (format!("Bearer {TOKEN}"), format!("Bearer realm=\"http://{own}/token\",service=\"guarded\""))
+        }
+    };
+    if *authorization != wanted {
+        return Some(reply("401 Unauthorized", &format!("WWW-Authenticate: {challenge}\r\n"), b"{}"));
+    }
+    if path == "/v2/" {
+        return Some(reply("200 OK", "", b"{}"));
+    }
+    let index: Value = serde_json::from_str(&fs::read_to_string(layout.join("index.json")).ok()?).ok()?;
+    let top = &index["manifests"][0];
+    let (kind, digest) = match path.contains("/manifests/") {
+        true => (top["mediaType"].as_str()?, top["digest"].as_str()?),
+        false => ("application/octet-stream", path.rsplit('/').next()?),
+    };
+    let body = fs::read(layout.join("blobs/sha256").join(digest.strip_prefix("sha256:")?)).ok()?;
+    Some(reply("200 OK", &format!("Content-Type: {kind}\r\n"), &body))
+}
+
+fn reply(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let head =
+        format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
