@@ -89,7 +89,7 @@ fn of_resolve(error: &ResolveError) -> Judgement {
 const DAMAGED: &str = "the image is damaged or not a container image; ask its maker to push it again";
 const CHANGED: &str = "the registry, or a proxy on the way, changed the bytes; try again, and report it to the \
                        registry's administrator if it stays";
-const NO_ROOM: &str = "check that the directory is writable and has room; XDG_CACHE_HOME moves the store";
+const NO_ROOM: &str = "check that the directory is writable and has room; SITULA_STORE moves the store";
 
 fn of_client(error: &ClientError) -> Judgement {
     use EngineClass as Class;
@@ -266,6 +266,23 @@ fn of_store(error: &StoreError) -> Judgement {
             (EngineClass::FetchFailed, Some("see whether that process is stuck, end it, and try again"))
         }
         StoreError::File(_) => (EngineClass::SetupFailed, Some(NO_ROOM)),
+        StoreError::NoRoom { .. } => (
+            EngineClass::SetupFailed,
+            Some(
+                "make room, for example by `situla prune`, or set SITULA_STORE to a directory that has more",
+            ),
+        ),
+        StoreError::NotPrivate { .. } => (
+            EngineClass::SetupFailed,
+            Some(
+                "take that permission away with `chmod go-w`, or set SITULA_STORE to a directory of your own",
+            ),
+        ),
+        StoreError::OpenToAll { .. } => (
+            EngineClass::SetupFailed,
+            Some("ask the administrator to take the permission away, or store.site out of site.toml"),
+        ),
+        _ => (EngineClass::SetupFailed, None),
     }
 }
 
@@ -348,7 +365,16 @@ mod tests {
             (
                 PullError::Store(StoreError::File(file(Doing::Write, "/s", denied()))),
                 "setup-failed",
-                "XDG_CACHE_HOME",
+                "SITULA_STORE",
+            ),
+            (
+                PullError::Store(StoreError::NoRoom {
+                    path: "/s".into(),
+                    needed: 9,
+                    left: situla_image::RoomLeft::Quota,
+                }),
+                "setup-failed",
+                "situla prune",
             ),
         ] {
             let json = CommandError::pull(&error).to_json();

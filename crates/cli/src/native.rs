@@ -43,8 +43,12 @@ enum Command {
     Login(commands::login::LoginArgs),
     /// Forget the login for a registry
     Logout(commands::login::LogoutArgs),
-    /// List the images in your store
+    /// List the images in your store and the site's
     Images(commands::images::ImagesArgs),
+    /// Remove images from your store
+    Rm(commands::rm::RmArgs),
+    /// Remove images from your store that were not used for long
+    Prune(commands::prune::PruneArgs),
     /// List and remove images that were extracted on this node
     #[command(subcommand)]
     Cache(commands::cache::CacheCommand),
@@ -154,6 +158,8 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Login(arguments) => commands::login::login(&arguments),
         Command::Logout(arguments) => commands::login::logout(&arguments),
         Command::Images(arguments) => commands::images::images(&arguments),
+        Command::Rm(arguments) => commands::rm::rm(&arguments),
+        Command::Prune(arguments) => commands::prune::prune(&arguments),
         Command::Cache(command) => commands::cache::cache(command),
         Command::Inspect(arguments) => commands::inspect::inspect(&arguments),
         Command::Runs(arguments) => commands::runs::runs(&arguments),

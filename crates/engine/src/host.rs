@@ -28,8 +28,6 @@ pub struct Host {
     pub step_cgroup: Option<String>,
     /// Where this user's records go.
     pub records: Option<PathBuf>,
-    /// Where this user's images go.
-    pub store: Option<PathBuf>,
     /// Where what is known of this user's instances on this host goes.
     pub instances: Option<PathBuf>,
 }
@@ -90,7 +88,6 @@ impl Host {
             hostname,
             instances: state.as_ref().map(|state| state.join(on_this_host)),
             records: state.map(|state| state.join("records")),
-            store: below("XDG_CACHE_HOME", ".cache"),
             user,
             cwd,
             env,

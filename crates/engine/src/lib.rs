@@ -28,6 +28,7 @@ mod seccomp_profile;
 mod site;
 mod status;
 mod step_end;
+mod store_place;
 mod way;
 
 pub use error::EngineError;
@@ -47,4 +48,5 @@ pub use situla_runtime::{Exit, Failure, FailureClass, die_by};
 pub use situla_slurm::StepId;
 pub use status::FailureKind;
 pub use step_end::{StepEnd, StepEndError};
+pub use store_place::{StorePlaces, StoreSettings, store_places};
 pub use way::{RootfsWay, tree_directory};

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use situla_bindings::{BindRequest, BindSource, Origin};
-use situla_image::TreeLease;
+use situla_image::{Identities, TreeLease, UseMark};
 use situla_oci::Reference;
 use situla_plan::{NamespaceKind, Plan};
 use situla_policy::{
@@ -24,9 +24,10 @@ use crate::journal::{Phases, Recorder};
 use crate::overlay::plan_layers;
 use crate::places::{self, Judged};
 use crate::request::{Personality, RunRequest};
-use crate::resolve::{self, Resolved};
+use crate::resolve::{self, Opening, Resolved};
 use crate::site::Site;
 use crate::status::FailureKind;
+use crate::store_place::store_places;
 use crate::way::{self, Acts, Rooted};
 
 /// A run that is ready: the Plan is frozen, the image open, nothing done yet.
@@ -40,6 +41,8 @@ pub struct Prepared {
     stop_signal: Option<String>,
     /// Keeps the extracted tree that is the root, as long as this process lives.
     lease: Option<TreeLease>,
+    /// Keeps the image in its store, as long as this process lives.
+    use_mark: Option<UseMark>,
     /// The image that is served.
     watch: Option<ImageWatch>,
     recorder: Recorder,
@@ -63,12 +66,23 @@ pub fn plan(request: &RunRequest, host: &Host, site: &Site) -> Result<Plan, Engi
 pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepared, EngineError> {
     let mut phases = Phases::begin();
     match decided(request, host, site, &mut phases, Acts::Yes) {
-        Ok(Planned { plan, image, image_path, stop_signal, lease, watch, warnings }) => {
+        Ok(Planned { plan, image, image_path, stop_signal, lease, use_mark, watch, warnings }) => {
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
             recorder.describe(host, &plan);
             let task = host.allocation.as_ref().and_then(|allocation| allocation.task);
             let rank = task.map_or(0, |task| task.local_rank.0);
-            Ok(Prepared { plan, image, image_path, stop_signal, lease, watch, recorder, rank, warnings })
+            Ok(Prepared {
+                plan,
+                image,
+                image_path,
+                stop_signal,
+                lease,
+                use_mark,
+                watch,
+                recorder,
+                rank,
+                warnings,
+            })
         }
         Err(error) => {
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
@@ -155,6 +169,7 @@ struct Planned {
     image_path: PathBuf,
     stop_signal: Option<String>,
     lease: Option<TreeLease>,
+    use_mark: Option<UseMark>,
     watch: Option<ImageWatch>,
     warnings: Vec<String>,
 }
@@ -173,7 +188,9 @@ fn decided(
     let asked = resolve::for_policy(&named);
     let (verdict, judged) = admit(request, &binds, &layers.directories, host, site, asked.clone())?;
     phases.end("admit");
-    let opened = resolve::open(&named, &request.image, request.progress)?;
+    let identities = store_places(site, host).own.map(|store| Identities::of_store(&store));
+    let opening = Opening { requested: &request.image, progress: request.progress, acts, identities };
+    let (opened, use_mark) = resolve::open(&named, &opening)?;
     resolve::expect_judged(&opened, &asked)?;
     phases.end("resolve");
     let Rooted { image, lease, rung } = way::to_root(opened, request, (host, site), phases, acts)?;
@@ -191,7 +208,7 @@ fn decided(
         _ => None,
     };
     let watch = open.as_ref().and_then(|open| ImageWatch::begin(open.descriptor, &image_path));
-    Ok(Planned { plan, image: open, image_path, stop_signal, lease, watch, warnings })
+    Ok(Planned { plan, image: open, image_path, stop_signal, lease, use_mark, watch, warnings })
 }
 
 /// Asks the policy. Gives also where the paths led that it was asked about.
@@ -311,7 +328,7 @@ impl Prepared {
     /// calls this knows how the program ends.
     pub fn run(self, listener: Option<&mut dyn Listener>) -> Result<Exit, EngineError> {
         // A tree stays as long as somebody waits who has its lease: until this returns.
-        let Prepared { plan, image, lease, watch, recorder, rank, warnings, .. } = self;
+        let Prepared { plan, image, lease, use_mark: _use_mark, watch, recorder, rank, warnings, .. } = self;
         let alone = matches!(plan.share, situla_plan::Share::Nobody { .. }) && lease.is_none();
         let alone = alone && !plan.spec.linux.has(NamespaceKind::Pid) && plan.spec.hooks.is_none();
         if image.is_none() && alone && !recorder.is_wanted() && listener.is_none() {

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use situla_image::{FileIdentity, Identities, UseMark};
 use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Reference, ReferenceError};
 use situla_plan::{ImageIdentity, Place, RootfsIdentity, RootfsSource, Text};
 use situla_policy::{Image as PolicyImage, RegistryImage};
@@ -18,6 +19,7 @@ use crate::own_process::{self, Work, WorkFailure};
 use crate::places;
 use crate::request::Personality;
 use crate::site::Site;
+use crate::way::Acts;
 
 /// Where converted images keep the manifest and configuration that they were made from.
 const MANIFEST_PATH: &str = "/.situla/manifest.json";
@@ -179,18 +181,66 @@ pub(crate) fn expect_judged(opened: &Opened, judged: &PolicyImage) -> Result<(),
     if real.is_ok_and(|real| real == *path) { Ok(()) } else { Err(places::exchanged(path)) }
 }
 
-/// Opens what `named` means; a reference is fetched into the store first, with or without `progress`
-/// on standard error.
-pub(crate) fn open(named: &Named, requested: &str, progress: bool) -> Result<Opened, EngineError> {
+/// What an image is opened for.
+pub(crate) struct Opening<'a> {
+    /// The image as it was asked for.
+    pub(crate) requested: &'a str,
+    /// Whether standard error shows how a fetch goes on.
+    pub(crate) progress: bool,
+    /// Whether it is used: then it gets a mark, which keeps it from being pruned.
+    pub(crate) acts: Acts,
+    /// Digests of files that were hashed before.
+    pub(crate) identities: Option<Identities>,
+}
+
+/// How often an image is fetched that somebody removes as soon as it is there.
+const MAX_FETCHES: u32 = 10;
+
+/// Opens what `named` means; a reference is fetched into the store first.
+pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<(Opened, Option<UseMark>), EngineError> {
+    // Before it is opened: whoever removes images looks for marks when it is out of its place.
+    let mark = |path: &Path| (opening.acts == Acts::Yes).then(|| UseMark::make(path)).flatten();
     match named {
-        Named::Path(path) => open_any(path, requested),
-        Named::Registry(named) => {
-            let fetched = fetch(named, progress)?;
-            let mut resolved = open_path(&fetched.path, requested)?;
-            resolved.identity.manifest_digest = Some(fetched.manifest_digest);
-            resolved.identity.rootfs = RootfsIdentity::Verified(fetched.rootfs_digest);
-            Ok(Opened::Readable(Box::new(resolved)))
+        Named::Path(path) => {
+            let mark = mark(path);
+            let mut opened = open_any(path, opening.requested)?;
+            if let (Opened::Readable(resolved), Some(identities)) = (&mut opened, &opening.identities) {
+                recognise(resolved, identities);
+            }
+            Ok((opened, mark))
         }
+        Named::Registry(named) => {
+            let mut attempt = 1;
+            loop {
+                let fetched = fetch(named, opening.progress)?;
+                let mark = mark(&fetched.path);
+                match open_path(&fetched.path, opening.requested) {
+                    // It was removed between the fetch and the mark.
+                    Err(EngineError::ImageMissing { .. }) if attempt < MAX_FETCHES => attempt += 1,
+                    other => {
+                        let mut resolved = other?;
+                        resolved.identity.manifest_digest = Some(fetched.manifest_digest);
+                        resolved.identity.rootfs = RootfsIdentity::Verified(fetched.rootfs_digest);
+                        return Ok((Opened::Readable(Box::new(resolved)), mark));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Gives a plain file the digest with which it was hashed before, if it is still in that state. Starting never waits
+/// for a file to be hashed.
+fn recognise(resolved: &mut Resolved, identities: &Identities) {
+    let (RootfsSource::Squashfs { offset, length, .. }, Some(descriptor)) =
+        (&resolved.source, resolved.descriptor)
+    else {
+        return;
+    };
+    let Ok(file) = situla_runtime::duplicate(descriptor).map(File::from) else { return };
+    let Ok(metadata) = file.metadata() else { return };
+    if let Some(digest) = identities.find(&FileIdentity::of(&metadata, (*offset, *length))) {
+        resolved.identity.rootfs = RootfsIdentity::Verified(digest.to_string());
     }
 }
 

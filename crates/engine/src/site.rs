@@ -8,6 +8,7 @@ use situla_oci::EnrootReference;
 use situla_policy::Policy;
 
 use crate::error::EngineError;
+use crate::store_place::StoreSettings;
 use crate::way::RootfsWay;
 
 /// Bytes of a settings file.
@@ -22,6 +23,8 @@ pub struct Site {
     pub rootfs: RootfsSettings,
     /// What references mean that name no registry. Without it they are refused.
     pub short_names: Option<ShortNames>,
+    /// Where images are kept.
+    pub store: StoreSettings,
 }
 
 /// Understands a reference without a registry by what the host is configured with; called for such references only, since
@@ -74,6 +77,7 @@ impl RootfsSettings {
 #[serde(deny_unknown_fields, default)]
 struct Settings {
     rootfs: RootfsSettings,
+    store: StoreSettings,
 }
 
 impl Site {
@@ -90,7 +94,8 @@ impl Site {
             site.policy = Policy::parse(&text, &path.to_string_lossy())?;
         }
         if let Some((path, text)) = read(executable, "site.toml")? {
-            site.rootfs = parse(&text).map_err(|message| EngineError::Settings { path, message })?.rootfs;
+            let settings = parse(&text).map_err(|message| EngineError::Settings { path, message })?;
+            (site.rootfs, site.store) = (settings.rootfs, settings.store);
         }
         Ok(site)
     }
@@ -117,7 +122,7 @@ fn parse(text: &str) -> Result<Settings, String> {
     if !cache.is_absolute() {
         return Err(format!("rootfs.cache = {cache:?} is no absolute path"));
     }
-    Ok(settings)
+    settings.store.flaw().map_or(Ok(settings), Err)
 }
 
 #[cfg(test)]
@@ -134,12 +139,18 @@ mod tests {
             (found.cache_bytes(), found.cache_age()),
             (Some(2 << 30), Some(Duration::from_secs(259_200)))
         );
+        let text = "[store]\nuser = \"/s/{user}\"\nsite = \"/images\"\ngigabytes = 2\ndays = 3\n";
+        let found = parse(text).unwrap().store;
+        assert_eq!((found.user, found.site), (Some("/s/{user}".into()), Some("/images".into())));
+        assert_eq!((found.gigabytes, found.days), (Some(2), Some(3)));
         for (text, what) in [
             ("[rootfs]\nway = \"fast\"", "way"),
             ("[rootfs]\nwhy = \"auto\"", "why"),
             ("[root]\n", "root"),
             ("[rootfs]\ncache = \"tmp\"", "absolute"),
             ("[rootfs]\ncache-days = -1", "cache-days"),
+            ("[store]\nuser = \"/scratch\"", "{user}"),
+            ("[store]\nsize = 1", "size"),
             ("[", "TOML"),
         ] {
             let error = parse(text).unwrap_err();

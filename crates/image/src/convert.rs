@@ -57,12 +57,15 @@ pub struct ConvertOptions {
     pub zstd_level: i32,
     /// Replace an existing output.
     pub overwrite: bool,
+    /// Seconds since 1970: the time at which the image is said to be made, and the latest time of its files. Without
+    /// it that is 0, and files keep their times.
+    pub source_date_epoch: Option<u32>,
 }
 
 impl Default for ConvertOptions {
     fn default() -> Self {
         let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { n_fetchers: 4, n_threads, zstd_level: 3, overwrite: false }
+        Self { n_fetchers: 4, n_threads, zstd_level: 3, overwrite: false, source_date_epoch: None }
     }
 }
 
@@ -339,10 +342,14 @@ pub(crate) fn write_output(
         let writer_options = WriterOptions {
             zstd_level: options.zstd_level,
             threads: options.n_threads.max(1),
+            mtime: options.source_date_epoch.unwrap_or_default(),
             ..WriterOptions::default()
         };
         let mut sink = SquashSink::create(out, writer_options).map_err(squash_failed)?;
-        let tree = build(&mut sink)?;
+        let mut tree = build(&mut sink)?;
+        if let Some(epoch) = options.source_date_epoch {
+            tree.clamp_times(epoch.into());
+        }
         let (summary, out) = sink.finish(&tree, progress).map_err(squash_failed)?;
         Ok((out, summary.padded_len))
     };

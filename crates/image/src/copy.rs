@@ -115,7 +115,9 @@ mod tests {
 
     use super::*;
     use crate::convert::convert_directory;
+    use crate::key::Recipe;
     use crate::source::Owners;
+    use crate::store::Place;
 
     fn image(dir: &Path) -> StoredImage {
         let tree = dir.join("tree");
@@ -128,6 +130,9 @@ mod tests {
             manifest_digest: Digest::sha256(b"manifest"),
             rootfs_digest: made.rootfs_digest,
             bytes: made.bytes,
+            recipe: Recipe::of(&options),
+            place: Place::Own,
+            made: None,
             path,
         }
     }

@@ -15,6 +15,7 @@ use situla_squashfs::{Image, ReadOptions, Window};
 use crate::additions::{CONFIG_PATH, MANIFEST_PATH};
 use crate::convert::{ConvertError, hash_range};
 use crate::file_error::FileError;
+use crate::identity::{FileIdentity, Identities};
 
 /// First bytes of a SquashFS.
 const SQUASHFS_MAGIC: &[u8] = b"hsqs";
@@ -188,11 +189,12 @@ fn sif_window(path: &Path, sif: &SifFile<&File>) -> Result<RootWindow, ConvertEr
     Ok(RootWindow { offset: partition.offset, len: partition.len })
 }
 
-/// Describes an image file or directory. `hash` reads the whole root file system of a file.
+/// Describes an image file or directory. `hash` reads the whole root file system of a file, unless `identities` have
+/// its digest: those are looked into also without it.
 ///
 /// # Errors
 /// When it cannot be read, or is no image.
-pub fn inspect(path: &Path, hash: bool) -> Result<Inspection, ConvertError> {
+pub fn inspect(path: &Path, hash: bool, identities: Option<&Identities>) -> Result<Inspection, ConvertError> {
     let metadata = std::fs::metadata(path).map_err(FileError::read(path))?;
     let limit = usize::try_from(MAX_CONFIG_BYTES).unwrap_or(usize::MAX);
     if metadata.is_dir() {
@@ -230,9 +232,18 @@ pub fn inspect(path: &Path, hash: bool) -> Result<Inspection, ConvertError> {
     let manifest = image.read_file(MANIFEST_PATH, limit).map_err(failed)?;
     found.take_documents(manifest, image.read_file(CONFIG_PATH, limit).map_err(failed)?);
     found.config = found.config.or(sif_config);
-    if hash {
-        let hashed = hash_range(&file, window.offset, window.len);
-        found.rootfs_digest = Some(hashed.map_err(FileError::read(path))?.0);
+    let state = || file.metadata().map(|metadata| FileIdentity::of(&metadata, (window.offset, window.len)));
+    let before = state().map_err(FileError::read(path))?;
+    found.rootfs_digest = identities.and_then(|identities| identities.find(&before));
+    if hash && found.rootfs_digest.is_none() {
+        let (digest, _) = hash_range(&file, window.offset, window.len).map_err(FileError::read(path))?;
+        if let Some(identities) = identities
+            && state().is_ok_and(|after| after == before)
+        {
+            // Then it is computed again the next time.
+            let _ = identities.remember(&before, &digest);
+        }
+        found.rootfs_digest = Some(digest);
     }
     Ok(found)
 }
@@ -353,7 +364,7 @@ mod tests {
         let made = convert_directory(&tree, Owners::Root, &sqsh, OutputFormat::Sqsh, &options, &()).unwrap();
         convert_file(&sqsh, &sif, OutputFormat::Sif, &options).unwrap();
         for (path, kind) in [(&tree, "directory"), (&sqsh, "squashfs"), (&sif, "sif")] {
-            let found = inspect(path, true).unwrap();
+            let found = inspect(path, true, None).unwrap();
             assert_eq!(found.kind, kind);
             assert_eq!(found.config.as_ref().unwrap().env, ["A=1"], "{kind}");
             assert_eq!(found.config_digest, Some(Digest::sha256(CONFIG)));
@@ -364,7 +375,7 @@ mod tests {
             }
             assert_eq!(found.sif.is_some(), kind == "sif");
         }
-        let objects = inspect(&sif, false).unwrap().sif.unwrap().objects;
+        let objects = inspect(&sif, false, None).unwrap().sif.unwrap().objects;
         assert!(objects.iter().any(|object| object.kind.starts_with("partition (Squashfs")), "{objects:?}");
     }
 
@@ -373,13 +384,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("text");
         fs::write(&path, b"hs").unwrap();
-        assert!(matches!(inspect(&path, false), Err(ConvertError::UnknownFormat { .. })));
-        assert!(matches!(inspect(&dir.path().join("none"), false), Err(ConvertError::File(_))));
+        assert!(matches!(inspect(&path, false, None), Err(ConvertError::UnknownFormat { .. })));
+        assert!(matches!(inspect(&dir.path().join("none"), false, None), Err(ConvertError::File(_))));
         // A link in a tree must not lead to the host's files.
         let tree = dir.path().join("tree/.situla");
         fs::create_dir_all(&tree).unwrap();
         fs::write(dir.path().join("outside"), CONFIG).unwrap();
         std::os::unix::fs::symlink(dir.path().join("outside"), tree.join("config.json")).unwrap();
-        assert!(inspect(&dir.path().join("tree"), false).unwrap().config.is_none());
+        assert!(inspect(&dir.path().join("tree"), false, None).unwrap().config.is_none());
     }
 }

@@ -13,8 +13,10 @@ mod convert;
 mod copy;
 mod file_error;
 mod flatten;
+mod identity;
 mod image_parts;
 mod inspect;
+mod key;
 mod layer;
 mod output;
 mod process_identity;
@@ -44,10 +46,12 @@ pub use file_error::{Doing, FileError};
 pub use flatten::{
     FlattenError, FlattenOptions, Flattened, LayerSource, Level, MAX_ENTRIES, MergeError, Merger, flatten,
 };
+pub use identity::{FileIdentity, Identities};
 pub use image_parts::{Addition, ImageParts};
 pub use inspect::{
     FileKind, ImageLayer, Inspection, SifDescription, SifObjectInfo, SquashfsFacts, file_kind, inspect,
 };
+pub use key::{CONVERTER_VERSION, Recipe};
 pub(crate) use layer::printable as layer_name;
 pub use layer::{
     Compression, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
@@ -60,9 +64,12 @@ pub use source::{
     DirectoryError, FetchedManifest, ImageSource, LayoutError, LayoutImage, Owners, ResolveError,
     SourceError, resolve,
 };
-pub use store::{Acquired, Lease, Store, StoreError, StoreOptions, StoredImage};
+pub use store::{
+    Acquired, Lease, Place, RoomLeft, Store, StoreEntry, StoreError, StoreLimits, StoreOptions, StorePruned,
+    StoredImage, UseMark, User,
+};
 pub use traces::abandon;
 pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree, Xattrs};
-pub use trees::{CachedTree, FileIdentity, Pruned, TreeCache, TreeError, TreeLease, TreeLimits};
+pub use trees::{CachedTree, Pruned, TreeCache, TreeError, TreeLease, TreeLimits};
 pub use unpack::{Unpacked, unpack_file};
 pub use verify::{VerifiedReader, VerifyError};

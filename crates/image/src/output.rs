@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
+use crate::process_identity::realm_name;
 use crate::traces::Trace;
 
 /// A file being written.
@@ -63,10 +64,7 @@ impl PendingFile {
     }
 
     fn temp_path(&self) -> PathBuf {
-        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let mut name = OsString::from(format!(".{}", self.prefix));
-        name.push(format!(".{}.{n}.tmp", std::process::id()));
-        self.dir.join(name)
+        self.dir.join(temporary_name(&self.prefix, "tmp"))
     }
 
     /// Returns the open file.
@@ -115,6 +113,12 @@ impl PendingFile {
     }
 }
 
+/// A hidden name that nobody else makes, on no machine that shares the directory.
+pub(crate) fn temporary_name(prefix: &str, suffix: &str) -> OsString {
+    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!(".{prefix}.{}.{}.{n}.{suffix}", realm_name(), std::process::id()).into()
+}
+
 impl Drop for PendingFile {
     fn drop(&mut self) {
         if let Some((temp, _)) = &self.temp {
@@ -145,6 +149,16 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn temporary_names_belong_to_one_process_of_one_machine() {
+        let (one, other) = (temporary_name("x", "tmp"), temporary_name("x", "tmp"));
+        assert_ne!(one, other);
+        let one = one.into_string().unwrap();
+        let parts: Vec<&str> = one.split('.').collect();
+        assert_eq!((parts[0], parts[1], parts[2], parts[5]), ("", "x", realm_name(), "tmp"), "{one}");
+        assert_eq!(parts[3], std::process::id().to_string());
+    }
 
     type Create = fn(&Path, &str) -> io::Result<PendingFile>;
 

@@ -11,9 +11,10 @@ use crate::client::Client;
 use crate::convert::{
     ConvertError, ConvertOptions, OutputFormat, Timings, image_tree, resolved, write_output,
 };
+use crate::key::Recipe;
 use crate::progress::{Event, Progress};
 use crate::source::{ImageSource, ResolveError, resolve};
-use crate::store::{Acquired, Store, StoreError, StoredImage};
+use crate::store::{Acquired, Place, Store, StoreError, StoredImage, least_size};
 
 /// Why a pull failed.
 #[derive(Debug, Error)]
@@ -52,6 +53,10 @@ pub struct PulledImage {
     pub path: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
+    /// How it was made of the manifest.
+    pub recipe: Recipe,
+    /// In which store it is.
+    pub place: Place,
     /// Whether it was there before.
     pub was_present: bool,
     /// How long it took; zero for what was not done.
@@ -73,7 +78,7 @@ pub fn pull(
 ) -> Result<PulledImage, PullError> {
     if reference.digest().is_some()
         && let Some(manifest) = store.lookup(reference, platform).map_err(PullError::Store)?
-        && let Some(image) = store.get(&manifest).map_err(PullError::Store)?
+        && let Some(image) = store.get(&manifest, &Recipe::of(options)).map_err(PullError::Store)?
     {
         progress.event(Event::Present);
         return Ok(present(image, Timings::default()));
@@ -101,19 +106,22 @@ pub fn pull_from(
         .map_err(|source| PullError::Resolve { reference: Box::new(reference.clone()), source })?;
     progress.event(resolved(&image));
     let resolve_time = began.elapsed();
+    let recipe = Recipe::of(options);
     let only_resolved = Timings { resolve: resolve_time, ..Timings::default() };
-    if let Some(stored) = store.get(&image.digest).map_err(PullError::Store)? {
+    if let Some(stored) = store.get(&image.digest, &recipe).map_err(PullError::Store)? {
         progress.event(Event::Present);
         return Ok(present(stored, only_resolved));
     }
-    let lease = match store.acquire(&image.digest, progress).map_err(PullError::Store)? {
+    let lease = match store.acquire(&image.digest, &recipe, progress).map_err(PullError::Store)? {
         Acquired::Present(stored) => {
             progress.event(Event::Present);
             return Ok(present(stored, only_resolved));
         }
         Acquired::Ours(lease) => lease,
     };
-    let pending = store.create_file(&lease).map_err(PullError::Store)?;
+    // Before the first byte of a layer.
+    let needed = least_size(&image.manifest.layers);
+    let pending = store.create_file(&lease, needed).map_err(PullError::Store)?;
     let converted = write_output(
         &pending,
         Path::new("image store"),
@@ -139,6 +147,8 @@ fn present(image: StoredImage, timings: Timings) -> PulledImage {
         rootfs_digest: image.rootfs_digest,
         path: image.path,
         bytes: image.bytes,
+        recipe: image.recipe,
+        place: image.place,
         was_present: true,
         timings,
     }

@@ -124,6 +124,22 @@ impl<F> Tree<F> {
         None
     }
 
+    /// Makes `latest` the latest modification time, in seconds since 1970.
+    pub(crate) fn clamp_times(&mut self, latest: i64) {
+        fn clamp(dir: &mut Directory, latest: i64) {
+            dir.meta.mtime = dir.meta.mtime.min(latest);
+            for child in dir.children.values_mut() {
+                if let Child::Directory(dir) = child {
+                    clamp(dir, latest);
+                }
+            }
+        }
+        clamp(&mut self.root, latest);
+        for inode in &mut self.inodes {
+            inode.meta.mtime = inode.meta.mtime.min(latest);
+        }
+    }
+
     /// Counts the names of every inode.
     #[must_use]
     pub fn link_counts(&self) -> Vec<u32> {

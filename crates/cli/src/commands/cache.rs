@@ -202,14 +202,14 @@ fn fill(arguments: &FillArgs) -> Result<Digest, CommandError> {
 }
 
 /// `20G`, `500M` or a number of bytes; in steps of 1024.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
     scaled(text, |unit| units.iter().find(|(name, _)| *name == unit).map(|(_, bits)| 1 << bits))
         .ok_or_else(|| "write a number of bytes, or such as 500M, 20G or 1T".to_owned())
 }
 
 /// `30d`, `12h`, `5m`, or a number of seconds.
-fn parse_age(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
     let units = [('S', 1), ('M', 60), ('H', 3600), ('D', 86400), ('W', 604_800)];
     scaled(text, |unit| units.iter().find(|(name, _)| *name == unit).map(|(_, seconds)| *seconds))
         .map(Duration::from_secs)

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use situla_image::{
-    Client, ConvertError, ConvertOptions, Converted, Doing, FileError, LayoutImage, OutputFormat, Owners,
-    Unpacked, convert_directory, convert_file, convert_image, unpack_file, unpack_image,
+    Client, ConvertError, Converted, Doing, FileError, LayoutImage, OutputFormat, Owners, Unpacked,
+    convert_directory, convert_file, convert_image, unpack_file, unpack_image,
 };
 use situla_oci::{Digest, EnrootReference, Tag};
 
 use super::pull::{Fetch, parse_reference};
-use super::transfer::{Made, Transfer, TransferOptions};
+use super::transfer::{Made, Transfer, TransferOptions, convert_options};
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
@@ -117,7 +117,7 @@ pub(crate) fn unpack_source(
     let client = source.client(transfer)?;
     remove_temporaries_on_signal();
     let meter = Meter::start(transfer.show, "");
-    let options = ConvertOptions::default();
+    let options = convert_options(false)?;
     let of_manifest = |(digest, unpacked)| (Some(digest), unpacked);
     let unpacked = match (&source, &client) {
         (Source::Registry(named), Some(client)) => {
@@ -228,7 +228,7 @@ impl Conversion<'_> {
         client: Option<&situla_image::Client>,
         meter: &Meter,
     ) -> Result<Converted, CommandError> {
-        let options = ConvertOptions { overwrite: self.transfer.overwrite, ..ConvertOptions::default() };
+        let options = convert_options(self.transfer.overwrite)?;
         let (target, format) = (self.target, self.format);
         let converted = match (&self.source, client) {
             (Source::Registry(named), Some(client)) => {

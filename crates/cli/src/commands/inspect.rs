@@ -3,11 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use situla_image::Inspection;
+use situla_engine::store_places;
+use situla_image::{Identities, Inspection, Recipe};
 use situla_oci::{EnrootReference, Platform};
 
 use super::convert::Source;
-use super::pull::{open_store, store_directory};
+use super::images::{failed, look};
+use super::transfer::convert_options;
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::output::{data, size, table};
@@ -18,7 +20,7 @@ pub(crate) struct InspectArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Read the whole image and print the digest of its root file system
+    /// Print the digest of its root file system; a file is read for that once, as long as it does not change
     #[arg(long)]
     hash: bool,
     /// A .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG that was pulled before
@@ -35,8 +37,12 @@ pub(crate) fn inspect(arguments: &InspectArgs) -> Result<ExitCode, CommandError>
 }
 
 fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
+    let context = Context::gather()?;
+    let places = store_places(&context.site, &context.host);
+    let identities = places.own.as_deref().map(Identities::of_store);
     let described = |path: &std::path::Path| {
-        situla_image::inspect(path, arguments.hash).map_err(|error| CommandError::convert(&error))
+        situla_image::inspect(path, arguments.hash, identities.as_ref())
+            .map_err(|error| CommandError::convert(&error))
     };
     let found = match Source::parse(&arguments.image)? {
         Source::Path(path) => described(&path)?,
@@ -54,15 +60,11 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
                     format!("fetch it with `situla pull docker://{reference}`"),
                 )
             };
-            let context = Context::gather()?;
-            if !store_directory(&context)?.exists() {
-                return Err(missing());
-            }
-            let store = open_store(&context)?;
-            let failed = |error| CommandError::store(&error);
+            let store = look(&context)?.ok_or_else(missing)?;
             let manifest = store.lookup(&reference, &Platform::native()).map_err(failed)?;
+            let recipe = Recipe::of(&convert_options(false)?);
             let stored = match manifest {
-                Some(manifest) => store.get(&manifest).map_err(failed)?,
+                Some(manifest) => store.get(&manifest, &recipe).map_err(failed)?,
                 None => None,
             };
             let stored = stored.ok_or_else(missing)?;

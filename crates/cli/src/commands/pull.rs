@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use situla_image::{
-    Client, ConvertOptions, OutputFormat, PulledImage, Store, StoreOptions, StoredImage, export,
-};
+use situla_engine::store_places;
+use situla_image::{Client, OutputFormat, PulledImage, Store, StoreOptions, StoredImage, export};
 use situla_oci::{EnrootReference, Reference};
 
 use super::convert::{check_output, output_format};
-use super::transfer::{Made, Transfer, TransferOptions};
+use super::images::place;
+use super::transfer::{Made, Transfer, TransferOptions, convert_options};
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
@@ -84,6 +84,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
         let mut value = made.to_json();
         value["reference"] = fetch.image.reference.to_string().into();
         value["was_present"] = pulled.was_present.into();
+        value["store"] = place(pulled.place).into();
         return data(&format!("{value}\n"));
     }
     data(&made.described())
@@ -142,7 +143,7 @@ impl Fetch {
             String::new()
         };
         let meter = Meter::start(self.transfer.show, &about);
-        let options = ConvertOptions::default();
+        let options = convert_options(false)?;
         situla_image::pull(&client, &self.image.reference, &self.transfer.platform, &store, &options, &meter)
             .map_err(|error| CommandError::pull(&error))
     }
@@ -160,10 +161,13 @@ impl Fetch {
         let stored = StoredImage {
             manifest_digest: pulled.manifest_digest.clone(),
             rootfs_digest: pulled.rootfs_digest.clone(),
+            recipe: pulled.recipe,
             path: pulled.path.clone(),
             bytes: pulled.bytes,
+            place: pulled.place,
+            made: None,
         };
-        let options = ConvertOptions { overwrite, ..ConvertOptions::default() };
+        let options = convert_options(overwrite)?;
         let exported =
             export(&stored, path, format, &options).map_err(|error| CommandError::convert(&error))?;
         Ok((pulled, exported.bytes))
@@ -177,19 +181,20 @@ fn short(reference: &Reference) -> String {
     reference.tag().map_or_else(|| last.to_owned(), |tag| format!("{last}:{tag}"))
 }
 
-/// Opens the user's store, making it if need be.
+/// Opens the user's store, making it if need be, and the site's beside it.
 pub(crate) fn open_store(context: &Context) -> Result<Store, CommandError> {
-    Store::open(store_directory(context)?, StoreOptions::default())
+    let site = store_places(&context.site, &context.host).site;
+    Store::open(&own_store(context)?, site.as_deref(), StoreOptions::default())
         .map_err(|error| CommandError::store(&error))
 }
 
 /// Where the user's store is or would be.
-pub(crate) fn store_directory(context: &Context) -> Result<&Path, CommandError> {
-    context.host.store.as_deref().ok_or_else(|| {
+pub(crate) fn own_store(context: &Context) -> Result<PathBuf, CommandError> {
+    store_places(&context.site, &context.host).own.ok_or_else(|| {
         CommandError::refused(
             "setup-failed",
             "your account has no home directory for images",
-            "set XDG_CACHE_HOME to a directory of your own",
+            "set SITULA_STORE to a directory of your own",
         )
     })
 }

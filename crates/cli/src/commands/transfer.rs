@@ -1,12 +1,14 @@
 //! What `pull` and `convert` have in common: options, settings, and what they say in the end.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
-use situla_image::Timings;
+use situla_image::{ConvertOptions, Timings};
 use situla_oci::{Digest, Platform};
 
+use crate::command_error::CommandError;
 use crate::output::size;
 use crate::progress::Show;
 
@@ -42,6 +44,27 @@ impl TransferOptions {
             ..Transfer::default()
         }
     }
+}
+
+/// How images are made here: by the times that the environment asks for.
+pub(crate) fn convert_options(overwrite: bool) -> Result<ConvertOptions, CommandError> {
+    let source_date_epoch = parse_epoch(std::env::var_os(EPOCH_VARIABLE).as_deref())?;
+    Ok(ConvertOptions { overwrite, source_date_epoch, ..ConvertOptions::default() })
+}
+
+/// See <https://reproducible-builds.org/specs/source-date-epoch/>.
+const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
+
+/// Seconds since 1970, in digits; SquashFS has 32 bits for them. By the specification other values are errors.
+fn parse_epoch(value: Option<&OsStr>) -> Result<Option<u32>, CommandError> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
+    let text = value.to_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    text.and_then(|text| text.parse().ok()).map(Some).ok_or_else(|| {
+        CommandError::usage(
+            format!("{EPOCH_VARIABLE}={} is no time that an image can have", value.display()),
+            format!("unset it, or set it to seconds since 1970, at most {}", u32::MAX),
+        )
+    })
 }
 
 /// How an image is brought from one place to another, whichever command asked for it.
@@ -115,4 +138,21 @@ impl Made<'_> {
 /// Whoever reads the answer may be elsewhere.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_are_understood_or_refused() {
+        for (text, want) in [("", None), ("0", Some(0)), ("1700000000", Some(1_700_000_000))] {
+            assert_eq!(parse_epoch(Some(OsStr::new(text))).unwrap(), want, "{text}");
+        }
+        assert_eq!(parse_epoch(None).unwrap(), None);
+        for text in ["-1", "+1", "1.5", "now", "4294967296", " 1"] {
+            let json = parse_epoch(Some(OsStr::new(text))).unwrap_err().to_json();
+            assert!(json["message"].as_str().unwrap().contains("SOURCE_DATE_EPOCH"), "{text}: {json}");
+        }
+    }
 }

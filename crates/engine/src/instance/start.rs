@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use situla_image::UseMark;
 use situla_plan::{RootfsSource, Rung};
 use situla_records::EngineClass;
 use situla_runtime::{Channel, Observer, SignalInfo, detach};
@@ -189,6 +190,8 @@ fn agree(channel: &Channel, name: &InstanceName) -> Result<(), InstanceError> {
 
 /// The holder's part: its result is its exit status, which nobody reads.
 fn hold(prepared: Prepared, instances: &Instances, state: InstanceState, channel: &Channel) -> i32 {
+    // The starter's mark is about to go with it. Before anything else: until then nothing tells of this process.
+    let _use_mark = UseMark::make(prepared.image_path());
     let PreparedParts { plan, image, lease, recorder, rank } = prepared.into_parts();
     let run = recorder.run().to_owned();
     let mut holding = Holding { recorder, instances, state, channel, is_published: false };

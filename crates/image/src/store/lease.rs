@@ -13,14 +13,22 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use situla_oci::Digest;
 
-use super::{Acquired, Store, StoreError, read_record};
+use super::records::read_record;
+use super::shelf::stem;
+use super::{Acquired, Store, StoreError};
 use crate::file_error::FileError;
-use crate::process_identity::{self, start_time};
+use crate::key::Recipe;
+use crate::output::temporary_name;
+use crate::process_identity::{self, host_name, start_time};
 use crate::progress::{Event, Progress};
 use crate::traces::Trace;
 
-/// Pause between looks at another's lease.
-const POLL: Duration = Duration::from_millis(50);
+/// Shortest pause between looks at another's lease.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause, where a thousand nodes may wait for one: each look is some requests to one file server.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// Longest pause where the holder is on this machine: the kernel alone is asked.
+const LONGEST_LOCAL_PAUSE: Duration = Duration::from_millis(200);
 
 /// What is written into a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +47,8 @@ struct Holder {
 #[derive(Debug)]
 pub struct Lease {
     manifest: Digest,
+    recipe: Recipe,
+    stem: String,
     path: PathBuf,
     holder: Holder,
     stop: Option<Sender<()>>,
@@ -51,6 +61,15 @@ impl Lease {
     #[must_use]
     pub fn manifest(&self) -> &Digest {
         &self.manifest
+    }
+
+    pub(crate) fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// The name of the image's files, and of what is made for it.
+    pub(crate) fn stem(&self) -> &str {
+        &self.stem
     }
 }
 
@@ -71,26 +90,28 @@ impl Drop for Lease {
 pub(super) fn acquire(
     store: &Store,
     manifest: &Digest,
-    path: &Path,
+    recipe: &Recipe,
     progress: &dyn Progress,
 ) -> Result<Acquired, StoreError> {
     let began = Instant::now();
     let mut told = false;
     let mut watch: Option<(Option<Holder>, Option<SystemTime>, Instant)> = None;
+    let path = store.lease_path(&stem(manifest, recipe));
     loop {
-        if let Some(image) = store.get(manifest)? {
+        if let Some(image) = store.get(manifest, recipe)? {
             return Ok(Acquired::Present(image));
         }
-        if let Some(lease) = try_create(store, manifest, path)? {
+        if let Some(lease) = try_create(store, manifest, recipe)? {
             // The one who had it may have published between our two looks.
-            if let Some(image) = store.get(manifest)? {
+            store.see_others_files();
+            if let Some(image) = store.get(manifest, recipe)? {
                 return Ok(Acquired::Present(image));
             }
-            store.remove_leftovers(manifest)?;
+            store.remove_leftovers(Some(&lease.stem))?;
             return Ok(Acquired::Ours(lease));
         }
-        let holder = read_record::<Holder>(path)?;
-        let beat = fs::metadata(path).and_then(|m| m.modified()).ok();
+        let holder = read_record::<Holder>(&path)?;
+        let beat = fs::metadata(&path).and_then(|m| m.modified()).ok();
         let silent = match &watch {
             Some((old, old_beat, since)) if *old == holder && *old_beat == beat => since.elapsed(),
             _ => {
@@ -101,7 +122,7 @@ pub(super) fn acquire(
         let name =
             holder.as_ref().map_or("unknown".to_owned(), |h| format!("process {} on {}", h.pid, h.host));
         if holder.as_ref().is_some_and(is_dead) || silent > store.options.stale_after {
-            take_away(store, path, holder.as_ref(), manifest)?;
+            take_away(store, &path, holder.as_ref(), manifest)?;
             continue;
         }
         if !told {
@@ -111,29 +132,55 @@ pub(super) fn acquire(
         if began.elapsed() > store.options.wait_limit {
             return Err(StoreError::Busy { holder: name, waited: began.elapsed() });
         }
-        thread::sleep(POLL);
+        let is_local =
+            holder.as_ref().is_some_and(|holder| !holder.realm.is_empty() && holder.realm == realm());
+        thread::sleep(pause(began.elapsed(), store.options.stale_after, is_local, std::process::id()));
     }
 }
 
-fn try_create(store: &Store, manifest: &Digest, path: &Path) -> Result<Option<Lease>, StoreError> {
-    let failed = || FileError::write(path);
-    let mut file = match OpenOptions::new().write(true).create_new(true).open(path) {
+/// How long to wait before the next look: an eighth of what was waited already, so that nobody waits much longer
+/// than he must. Those who began together drift apart by `seed`.
+fn pause(waited: Duration, stale_after: Duration, is_local: bool, seed: u32) -> Duration {
+    let longest = if is_local { LONGEST_LOCAL_PAUSE } else { LONGEST_PAUSE };
+    // A holder that is silent is to be noticed in time.
+    let longest = longest.min(stale_after / 8).max(SHORTEST_PAUSE);
+    let pause = (waited / 8).clamp(SHORTEST_PAUSE, longest);
+    // Between three and five quarters of it.
+    pause * 3 / 4 + pause * (seed % 64) / 128
+}
+
+/// Makes the lease, unless somebody has it.
+pub(super) fn try_create(
+    store: &Store,
+    manifest: &Digest,
+    recipe: &Recipe,
+) -> Result<Option<Lease>, StoreError> {
+    let stem = stem(manifest, recipe);
+    let path = store.lease_path(&stem);
+    let failed = || FileError::write(&path);
+    let mut file = match OpenOptions::new().write(true).create_new(true).open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
         Err(e) => return Err(failed()(e).into()),
     };
     // Only now: before, the file may be another's.
-    let trace = Trace::of(path);
+    let trace = Trace::of(&path);
     let holder = this_process();
     let text = serde_json::to_vec(&holder).map_err(io::Error::other).map_err(failed())?;
-    file.write_all(&text).map_err(failed())?;
+    if let Err(error) = file.write_all(&text) {
+        // On a full disk nobody else need wait for it.
+        let _ = fs::remove_file(&path);
+        return Err(failed()(error).into());
+    }
     let (stop, stopped) = channel();
     let pause = store.options.stale_after / 4;
     let heart = thread::Builder::new().name("lease".to_owned()).spawn(move || beat(&file, pause, &stopped));
     let heart = Some(heart.map_err(failed())?);
     Ok(Some(Lease {
         manifest: manifest.clone(),
-        path: path.to_owned(),
+        recipe: *recipe,
+        stem,
+        path,
         holder,
         stop: Some(stop),
         heart,
@@ -156,13 +203,7 @@ fn take_away(
     stale: Option<&Holder>,
     manifest: &Digest,
 ) -> Result<(), StoreError> {
-    let serial = this_process();
-    let away = store.dir.join("tmp").join(format!(
-        "{}.{}.{}.stale",
-        manifest.file_stem(),
-        serial.pid,
-        serial.serial
-    ));
+    let away = store.own.dir.join("tmp").join(temporary_name(&manifest.file_stem(), "stale"));
     match fs::rename(path, &away) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -182,7 +223,7 @@ fn this_process() -> Holder {
     let pid = std::process::id();
     Holder {
         realm: realm(),
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        host: host_name(),
         pid,
         started: start_time(pid).unwrap_or_default(),
         serial: SERIAL.fetch_add(1, Ordering::Relaxed),
@@ -198,4 +239,26 @@ fn realm() -> String {
 /// Tells whether a holder is known to be gone; of other machines nothing is known.
 fn is_dead(holder: &Holder) -> bool {
     !holder.realm.is_empty() && holder.realm == realm() && start_time(holder.pid) != Some(holder.started)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_what_was_waited_and_differ() {
+        let (ms, stale) = (Duration::from_millis, Duration::from_secs(60));
+        for (waited, is_local, longest) in [
+            (ms(0), false, ms(25)),
+            (ms(800), false, ms(125)),
+            (ms(3_600_000), false, ms(5000)),
+            (ms(3_600_000), true, ms(250)),
+        ] {
+            let all: Vec<Duration> = (0..64).map(|seed| pause(waited, stale, is_local, seed)).collect();
+            assert!(all.iter().all(|one| *one <= longest && *one >= longest / 2), "{waited:?}: {all:?}");
+            assert!(all.windows(2).all(|pair| pair[0] < pair[1]), "{waited:?}: {all:?}");
+        }
+        // However short the time after which a holder counts as silent, it is noticed within a quarter more.
+        assert!(pause(ms(3_600_000), ms(400), false, 63) < ms(100));
+    }
 }

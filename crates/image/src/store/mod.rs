@@ -1,34 +1,45 @@
-//! A user's image store: converted images by manifest digest, and which reference meant which.
+//! Stores of converted images: the user's own, and one of the site that he can only read.
 //!
-//! `images/sha256-….sqsh` are the images; a name there is complete. Beside each lies a small record.
-//! `refs/` maps reference and platform to a digest. `leases/` holds who is converting what, so that one
-//! process of several works and the others wait. Opening a present image takes no lock.
+//! `images/sha256-….sqsh` are the images, by manifest digest and recipe; a name there is complete. Beside each
+//! lies a small record. `refs/` maps reference and platform to a digest. `leases/` holds who is converting what, so
+//! that one process of several works and the others wait. `uses/` holds who runs what. Opening a present image
+//! takes no lock.
 
 mod lease;
+mod records;
+mod room;
+mod shelf;
+mod tidy;
+mod uses;
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
 use situla_oci::{Digest, Platform, Reference};
 use thiserror::Error;
 
 pub use lease::Lease;
+pub use room::RoomLeft;
+pub(crate) use room::least_size;
+pub use tidy::{StoreEntry, StoreLimits, StorePruned};
+pub use uses::{UseMark, User};
 
 use crate::file_error::{Doing, FileError};
-use crate::output::{Existing, PendingFile, write_atomically};
+use crate::key::Recipe;
+use crate::output::{Existing, PendingFile};
 use crate::progress::Progress;
+use records::{ImageRecord, RECORD_VERSION, REF_VERSION, RefRecord, list_dir, write_record};
+use shelf::Shelf;
 
-/// Version of the records in a store.
-const RECORD_VERSION: u32 = 1;
-/// Largest record read.
-const MAX_RECORD: u64 = 64 * 1024;
+/// The directories of a store.
+const DIRECTORIES: [&str; 5] = ["images", "refs", "leases", "tmp", "uses"];
 
 /// Why the store failed.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum StoreError {
     /// A file cannot be read or written.
     #[error(transparent)]
@@ -40,6 +51,28 @@ pub enum StoreError {
         holder: String,
         /// How long we waited.
         waited: Duration,
+    },
+    /// Others may look into the user's store, or exchange it, and that is not for this program to change.
+    #[error("others may look into '{}' or change what is there", path.display())]
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Everybody may write to the store of the site.
+    #[error("everybody may write to '{}', the site's store of images", path.display())]
+    OpenToAll {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The image is larger than what is left for it.
+    #[error("'{}' has no room for the image: it takes about {needed} bytes, {left}", path.display())]
+    NoRoom {
+        /// The store.
+        path: PathBuf,
+        /// Estimate of what the image takes, in bytes.
+        needed: u64,
+        /// What there is.
+        left: RoomLeft,
     },
 }
 
@@ -59,11 +92,21 @@ impl Default for StoreOptions {
     }
 }
 
-/// An image store in a directory.
+/// A user's image store in a directory, and what he may read beside it.
 #[derive(Debug, Clone)]
 pub struct Store {
-    dir: PathBuf,
+    own: Shelf,
+    site: Option<Shelf>,
     options: StoreOptions,
+}
+
+/// In which store an image lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// The user's own.
+    Own,
+    /// The site's, which its administrator fills and prunes.
+    Site,
 }
 
 /// A complete image in a store.
@@ -73,26 +116,16 @@ pub struct StoredImage {
     pub manifest_digest: Digest,
     /// SHA-256 of the file.
     pub rootfs_digest: Digest,
+    /// How it was made of the manifest.
+    pub recipe: Recipe,
     /// The SquashFS file.
     pub path: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct ImageRecord {
-    version: u32,
-    manifest: Digest,
-    rootfs: Digest,
-    bytes: u64,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct RefRecord {
-    version: u32,
-    reference: Reference,
-    platform: String,
-    manifest: Digest,
+    /// In which store it is.
+    pub place: Place,
+    /// When it was made, by the clock of the file system.
+    pub made: Option<SystemTime>,
 }
 
 /// Result of [`Store::acquire`].
@@ -105,48 +138,77 @@ pub enum Acquired {
 }
 
 impl Store {
-    /// Opens the store in `dir`, making what is missing, readable by the owner only.
+    /// Opens the store in `dir` for its owner, making what is missing, beside `site`, the store of the site, which need
+    /// not be there on every machine and is only read.
+    ///
+    /// Nobody else may look into a user's store: images that were fetched with his credentials are for those who
+    /// have such, too. If `dir` is the site's store its administrator opens it, to fill it for all.
     ///
     /// # Errors
-    /// When a directory cannot be made.
-    pub fn open(dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
-        for name in ["images", "refs", "leases", "tmp"] {
-            let path = dir.join(name);
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-            made.map_err(|source| FileError { doing: Doing::CreateDirectory, path, source })?;
+    /// When a directory cannot be made, others may use it and that cannot be changed, or everybody may write to the
+    /// site's store: an image there would be whose anybody wants it to be.
+    pub fn open(dir: &Path, site: Option<&Path>, options: StoreOptions) -> Result<Self, StoreError> {
+        let store = Self::look(dir, site, options)?;
+        for path in DIRECTORIES.map(|name| dir.join(name)) {
+            let failed = |source| FileError { doing: Doing::CreateDirectory, path: path.clone(), source };
+            if !store.is_shared() {
+                DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+                close_to_others(&path)?;
+            } else if !path.is_dir() {
+                fs::create_dir_all(&path).map_err(failed)?;
+                // Whatever the umask: it is there for others.
+                fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(failed)?;
+            }
         }
-        Ok(Self { dir: dir.to_owned(), options })
+        if !store.is_shared() && may_be_exchanged_below(dir)? {
+            return Err(StoreError::NotPrivate { path: dir.to_owned() });
+        }
+        Ok(store)
     }
 
-    /// Finds a complete image. Takes no lock.
+    /// The stores as they are, also where there is none: for reading.
+    ///
+    /// # Errors
+    /// When everybody may write to the site's store.
+    pub fn look(dir: &Path, site: Option<&Path>, options: StoreOptions) -> Result<Self, StoreError> {
+        for path in
+            site.into_iter().flat_map(|site| [site.to_owned(), site.join("images"), site.join("refs")])
+        {
+            if fs::metadata(&path).is_ok_and(|metadata| metadata.permissions().mode() & 0o002 != 0) {
+                return Err(StoreError::OpenToAll { path });
+            }
+        }
+        let shelf = |dir: &Path, place| Shelf { dir: dir.to_owned(), place };
+        let (own, site) = match site {
+            Some(site) if is_same(site, dir) => (shelf(dir, Place::Site), None),
+            site => (shelf(dir, Place::Own), site.map(|site| shelf(site, Place::Site))),
+        };
+        Ok(Self { own, site, options })
+    }
+
+    /// Whether this is the site's store, in the hands of its administrator.
+    fn is_shared(&self) -> bool {
+        self.own.place == Place::Site
+    }
+
+    fn shelves(&self) -> impl Iterator<Item = &Shelf> {
+        std::iter::once(&self.own).chain(&self.site)
+    }
+
+    /// Finds a complete image, in the user's own store first. Takes no lock.
     ///
     /// # Errors
     /// When the store cannot be read; a missing image is `None`.
-    pub fn get(&self, manifest: &Digest) -> Result<Option<StoredImage>, StoreError> {
-        let path = self.image_path(manifest);
-        let bytes = match fs::metadata(&path) {
-            Ok(metadata) => metadata.len(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(FileError::read(path)(source).into()),
-        };
-        // A missing, foreign or contradicting record means that the file is not what we published.
-        let Some(record) = read_record::<ImageRecord>(&path.with_extension("json"))? else { return Ok(None) };
-        if record.version != RECORD_VERSION || record.manifest != *manifest || record.bytes != bytes {
-            return Ok(None);
-        }
-        Ok(Some(StoredImage { manifest_digest: record.manifest, rootfs_digest: record.rootfs, path, bytes }))
+    pub fn get(&self, manifest: &Digest, recipe: &Recipe) -> Result<Option<StoredImage>, StoreError> {
+        self.shelves().find_map(|shelf| shelf.get(manifest, recipe).transpose()).transpose()
     }
 
-    /// Returns what a reference meant when it was last pulled.
+    /// Returns what a reference meant when it was last pulled, by the user or for the site.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn lookup(&self, reference: &Reference, platform: &Platform) -> Result<Option<Digest>, StoreError> {
-        let record = read_record::<RefRecord>(&self.ref_path(reference, platform))?;
-        Ok(record
-            .filter(|r| r.version == RECORD_VERSION && r.reference == *reference)
-            .filter(|r| r.platform == platform.to_string())
-            .map(|r| r.manifest))
+        self.shelves().find_map(|shelf| shelf.lookup(reference, platform).transpose()).transpose()
     }
 
     /// Remembers what a reference means.
@@ -159,79 +221,68 @@ impl Store {
         platform: &Platform,
         manifest: &Digest,
     ) -> Result<(), StoreError> {
+        if self.own.lookup(reference, platform)?.as_ref() == Some(manifest) {
+            // Most runs ask for what is there.
+            return Ok(());
+        }
         let record = RefRecord {
-            version: RECORD_VERSION,
+            version: REF_VERSION,
             reference: reference.clone(),
             platform: platform.to_string(),
             manifest: manifest.clone(),
         };
-        write_record(&self.ref_path(reference, platform), &record)
+        write_record(&self.own.ref_path(reference, platform), &record)
     }
 
-    /// Lists the complete images, sorted by digest.
+    /// Lists the complete images of all stores, sorted by digest.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// When a store cannot be read.
     pub fn list(&self) -> Result<Vec<StoredImage>, StoreError> {
         let mut images = Vec::new();
-        for name in list_dir(&self.dir.join("images"))? {
-            let digest = name.strip_suffix(".sqsh").and_then(|stem| stem.replacen('-', ":", 1).parse().ok());
-            if let Some(digest) = digest
-                && let Some(image) = self.get(&digest)?
-            {
-                images.push(image);
-            }
+        for shelf in self.shelves() {
+            images.extend(shelf.list()?);
         }
-        images.sort_by(|a, b| a.manifest_digest.cmp(&b.manifest_digest));
+        let key = |image: &StoredImage| (image.manifest_digest.clone(), image.place, image.path.clone());
+        images.sort_by_key(key);
         Ok(images)
     }
 
     /// Lists what references meant, sorted by reference.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// When a store cannot be read.
     pub fn list_refs(&self) -> Result<Vec<(Reference, Digest)>, StoreError> {
         let mut refs = Vec::new();
-        for name in list_dir(&self.dir.join("refs"))? {
-            if let Some(record) = read_record::<RefRecord>(&self.dir.join("refs").join(name))? {
-                refs.push((record.reference, record.manifest));
-            }
+        for shelf in self.shelves() {
+            refs.extend(shelf.refs()?.into_iter().map(|(_, reference, manifest)| (reference, manifest)));
         }
         refs.sort();
+        refs.dedup();
         Ok(refs)
-    }
-
-    /// Deletes an image. Whoever has it open keeps it.
-    ///
-    /// # Errors
-    /// When it cannot be deleted; a missing one is no error.
-    pub fn remove(&self, manifest: &Digest) -> Result<(), StoreError> {
-        let path = self.image_path(manifest);
-        for path in [path.clone(), path.with_extension("json")] {
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(FileError::write(path)(source).into());
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// Waits until the image is there or is ours to make. What crashed processes left is removed.
     ///
     /// # Errors
     /// When the store fails, or another process takes too long.
-    pub fn acquire(&self, manifest: &Digest, progress: &dyn Progress) -> Result<Acquired, StoreError> {
-        let lease_path = self.dir.join("leases").join(format!("{}.lease", manifest.file_stem()));
-        lease::acquire(self, manifest, &lease_path, progress)
+    pub fn acquire(
+        &self,
+        manifest: &Digest,
+        recipe: &Recipe,
+        progress: &dyn Progress,
+    ) -> Result<Acquired, StoreError> {
+        lease::acquire(self, manifest, recipe, progress)
     }
 
-    /// Starts a file for the holder of a lease.
-    pub(crate) fn create_file(&self, lease: &Lease) -> Result<PendingFile, StoreError> {
-        let dir = self.dir.join("tmp");
-        let file = PendingFile::create(&dir, &lease.manifest().file_stem());
-        Ok(file.map_err(FileError::write(dir))?)
+    /// Starts a file for the holder of a lease. An image of about `needed` bytes must fit.
+    pub(crate) fn create_file(&self, lease: &Lease, needed: u64) -> Result<PendingFile, StoreError> {
+        let dir = self.own.dir.join("tmp");
+        room::require(&dir, needed, None)?;
+        let file = PendingFile::create(&dir, lease.stem()).map_err(FileError::write(&dir))?;
+        let open = file.file().map_err(FileError::write(&dir))?;
+        room::require(&dir, needed, Some(&open))?;
+        Ok(file)
     }
 
     /// Publishes a finished file.
@@ -242,69 +293,70 @@ impl Store {
         rootfs: Digest,
         bytes: u64,
     ) -> Result<StoredImage, StoreError> {
-        let manifest = lease.manifest().clone();
-        let path = self.image_path(&manifest);
-        let record = ImageRecord { version: RECORD_VERSION, manifest: manifest.clone(), rootfs, bytes };
+        let (manifest, recipe) = (lease.manifest().clone(), *lease.recipe());
+        let path = self.own.image_path(lease.stem());
+        let record = ImageRecord {
+            version: RECORD_VERSION,
+            manifest: manifest.clone(),
+            recipe: Some(recipe),
+            rootfs,
+            bytes,
+        };
         // The record first: an image without one does not count.
         write_record(&path.with_extension("json"), &record)?;
         file.publish(&path, Existing::Replace).map_err(FileError::write(&path))?;
         drop(lease);
-        Ok(StoredImage { manifest_digest: manifest, rootfs_digest: record.rootfs, path, bytes })
+        let made = fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
+        let (rootfs_digest, place) = (record.rootfs, self.own.place);
+        Ok(StoredImage { manifest_digest: manifest, rootfs_digest, recipe, path, bytes, place, made })
+    }
+
+    fn lease_path(&self, stem: &str) -> PathBuf {
+        self.own.dir.join("leases").join(format!("{stem}.lease"))
     }
 
     /// Removes temporary files without a living owner: they are made under a lease only, so one whose
-    /// lease is gone was left by a crash. `ours` is the digest whose lease we just got.
-    fn remove_leftovers(&self, ours: &Digest) -> Result<(), StoreError> {
-        let tmp = self.dir.join("tmp");
+    /// lease is gone was left by a crash. `ours` is the stem whose lease we just got.
+    fn remove_leftovers(&self, ours: Option<&str>) -> Result<(), StoreError> {
+        let tmp = self.own.dir.join("tmp");
         for name in list_dir(&tmp)? {
             let stem = name.trim_start_matches('.').split('.').next().unwrap_or_default();
-            let lease = self.dir.join("leases").join(format!("{stem}.lease"));
-            if stem == ours.file_stem() || !lease.exists() {
+            if tidy::is_retired(&name) {
+                continue;
+            }
+            if Some(stem) == ours || !self.lease_path(stem).exists() {
                 // Its owner may remove it at the same time.
                 let _ = fs::remove_file(tmp.join(&name));
             }
         }
         Ok(())
     }
-
-    fn image_path(&self, manifest: &Digest) -> PathBuf {
-        self.dir.join("images").join(format!("{}.sqsh", manifest.file_stem()))
-    }
-
-    fn ref_path(&self, reference: &Reference, platform: &Platform) -> PathBuf {
-        let key = Digest::sha256(format!("{reference} {platform}").as_bytes());
-        self.dir.join("refs").join(format!("{}.json", key.hex()))
-    }
 }
 
-fn list_dir(path: &Path) -> Result<Vec<String>, StoreError> {
-    let failed = || FileError::read(path);
-    let mut names = Vec::new();
-    for entry in fs::read_dir(path).map_err(failed())? {
-        // Names that are no text are not ours.
-        if let Ok(name) = entry.map_err(failed())?.file_name().into_string() {
-            names.push(name);
+/// Whether two paths lead to one directory: a store must not be taken for a user's own for the way to it.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let id = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    a == b || matches!((id(a), id(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Takes from others what they may do with a directory.
+fn close_to_others(path: &Path) -> Result<(), StoreError> {
+    let metadata = fs::metadata(path).map_err(FileError::read(path))?;
+    if metadata.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    match fs::set_permissions(path, Permissions::from_mode(0o700)) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(StoreError::NotPrivate { path: path.to_owned() })
         }
+        Err(error) => Err(FileError::write(path)(error).into()),
     }
-    Ok(names)
 }
 
-/// Reads a record; `None` if it is missing or no record of ours.
-fn read_record<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, StoreError> {
-    let failed = || FileError::read(path);
-    let mut bytes = Vec::new();
-    match fs::File::open(path) {
-        Ok(file) => {
-            io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut bytes).map_err(failed())?
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed()(e).into()),
-    };
-    Ok(serde_json::from_slice(&bytes).ok())
-}
-
-fn write_record(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
-    let bytes = serde_json::to_vec(record).map_err(io::Error::other);
-    let written = bytes.and_then(|bytes| write_atomically(path, &bytes));
-    Ok(written.map_err(FileError::write(path))?)
+/// Whether others may put another directory in the place of one in `dir`, whatever the mode of that is.
+fn may_be_exchanged_below(dir: &Path) -> Result<bool, StoreError> {
+    let mode = fs::metadata(dir).map_err(FileError::read(dir))?.permissions().mode();
+    // In a sticky directory everybody has his own entries.
+    Ok(mode & 0o022 != 0 && mode & 0o1000 == 0)
 }

@@ -12,12 +12,10 @@ use serde::Serialize;
 use situla_oci::{Algorithm, Digest, Hasher};
 use situla_squashfs::{Image, ReadOptions, Window};
 
-use super::{
-    FileIdentity, IdentityRecord, Locking, MAX_TRIES, RECORD_VERSION, TreeCache, TreeError, TreeRecord,
-    is_named, names, whole,
-};
+use super::{Locking, MAX_TRIES, RECORD_VERSION, TreeCache, TreeError, TreeRecord, is_named, names, whole};
 use crate::convert::ConvertError;
 use crate::file_error::FileError;
+use crate::identity::FileIdentity;
 use crate::progress::{Event, Progress};
 use crate::traces::Trace;
 use crate::unpack::unpack;
@@ -137,7 +135,7 @@ impl TreeCache {
         }
         let mut hasher = Hasher::new(Algorithm::Sha256);
         let mut buffer = vec![0; CHUNK];
-        let (mut offset, mut left) = identity.part;
+        let (mut offset, mut left) = identity.part();
         while left > 0 {
             let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
             let chunk = &mut buffer[..length];
@@ -148,14 +146,12 @@ impl TreeCache {
             left = left.saturating_sub(length);
         }
         let digest = hasher.finish();
-        let now = image.metadata().map(|metadata| FileIdentity::of(&metadata, identity.part));
+        let now = image.metadata().map(|metadata| FileIdentity::of(&metadata, identity.part()));
         if now.map_err(FileError::read(shown))? != *identity {
             return Err(TreeError::Changed { path: shown.to_owned() });
         }
-        if identity.is_settled() {
-            let record = IdentityRecord { version: RECORD_VERSION, digest: digest.clone() };
-            write_json(&self.identity_path(identity), &record)?;
-        }
+        let remembered = self.identities().remember(identity, &digest);
+        remembered.map_err(FileError::write(self.directory.join("identities")))?;
         // It was for this alone, and identities are many.
         let _ = fs::remove_file(self.lock_path(&name));
         drop(lock);

@@ -18,7 +18,7 @@ mod prune;
 mod whole;
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -33,6 +33,7 @@ use thiserror::Error;
 
 use crate::convert::ConvertError;
 use crate::file_error::FileError;
+use crate::identity::{FileIdentity, Identities};
 
 pub use prune::{Pruned, TreeLimits};
 
@@ -79,51 +80,6 @@ pub enum TreeError {
         /// The lock.
         path: PathBuf,
     },
-}
-
-/// What tells one state of a part of a file from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileIdentity {
-    dev: u64,
-    ino: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-    /// First byte and length of the part.
-    part: (u64, u64),
-}
-
-impl FileIdentity {
-    /// The state in which a file was found; `part` is offset and length.
-    #[must_use]
-    pub fn of(metadata: &Metadata, part: (u64, u64)) -> Self {
-        FileIdentity {
-            dev: metadata.dev(),
-            ino: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            part,
-        }
-    }
-
-    fn key(&self) -> Digest {
-        Digest::sha256(format!("{self:?}").as_bytes())
-    }
-
-    /// Whether a later change would show in the times: they have steps.
-    fn is_settled(&self) -> bool {
-        /// Longer than any step of a clock of a file system.
-        const STEP: i64 = 2;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        i64::try_from(now).unwrap_or(i64::MAX).saturating_sub(self.changed.0) > STEP
-    }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct IdentityRecord {
-    version: u32,
-    digest: Digest,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -240,16 +196,15 @@ impl TreeCache {
         self.directory.join("records").join(format!("{name}.json"))
     }
 
-    fn identity_path(&self, identity: &FileIdentity) -> PathBuf {
-        self.directory.join("identities").join(format!("{}.json", identity.key().hex()))
+    fn identities(&self) -> Identities {
+        Identities::new(self.directory.join("identities"))
     }
 
     /// The digest of a file in a state, where it was computed before.
     #[must_use]
     pub fn find_digest(&self, identity: &FileIdentity) -> Option<Digest> {
         self.expect_own().ok()?;
-        let record: IdentityRecord = read_json(&self.identity_path(identity))?;
-        (record.version == RECORD_VERSION).then_some(record.digest)
+        self.identities().find(identity)
     }
 
     /// Takes a lease of a tree; `None` where it is not there, is being made or removed, or has lost something.

@@ -4,6 +4,7 @@ mod convert;
 mod logins;
 mod merge;
 mod registry;
+mod store;
 mod tar;
 mod tar_builder;
 mod tools;
