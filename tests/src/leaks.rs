@@ -169,6 +169,9 @@ fn partial(home: &Path, seen: &mut BTreeSet<String>) {
             Some("images") if name.ends_with(".sqsh") => path.with_extension("json").exists(),
             Some("images" | "refs") => name.ends_with(".json"),
             Some("leases") => name.ends_with(".lease"),
+            // Also the mark of a process that was killed: it counts for nothing, and goes with the next prune.
+            Some("uses") => name.starts_with("sha256-"),
+            Some("identities") => name.ends_with(".json"),
             Some("tmp") => false,
             // Whoever starts an instance takes turns by it.
             _ if name == ".lock" => true,
@@ -252,6 +255,9 @@ mod tests {
             ".cache/situla/images/sha256-a.json",
             ".cache/situla/refs/b.json",
             ".cache/situla/leases/sha256-c.lease",
+            ".cache/situla/uses/sha256-a",
+            ".cache/situla/uses/sha256-a.1.2.r.h",
+            ".cache/situla/identities/0.json",
             ".local/state/situla/records/cluster/1.0.n1.jsonl",
             ".local/state/situla/records/local-1.jsonl",
         ];

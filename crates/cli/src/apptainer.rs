@@ -16,6 +16,7 @@ use situla_oci::Platform;
 
 use crate::command_error::CommandError;
 use crate::commands;
+use crate::commands::apptainer_cache::{ApptainerCache, apptainer_cache};
 use crate::commands::convert::{Conversion, Source, unpack_source};
 use crate::commands::instance::InstanceCommand;
 use crate::commands::pull::{Fetch, parse_reference};
@@ -76,6 +77,9 @@ enum Command {
     Pull(PullArgs),
     /// Build an Apptainer image
     Build(BuildArgs),
+    /// Manage the images that were fetched
+    #[command(subcommand)]
+    Cache(ApptainerCache),
     /// Show the version
     Version,
 }
@@ -297,6 +301,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         }
         Some(Command::Pull(arguments)) => return pull(arguments, cli.global.show()),
         Some(Command::Build(arguments)) => return build(&arguments, cli.global.show()),
+        Some(Command::Cache(command)) => return apptainer_cache(&command),
         Some(Command::Version) => {
             data(&format!("{VERSION}\n"))?;
             return Ok(ExitCode::SUCCESS);

@@ -126,7 +126,7 @@ mod tests {
             (&[("XDG_CACHE_HOME", "c")], &site, "/home/ann", Some("/scratch/ann/7/images")),
             (&[("XDG_CACHE_HOME", "/c"), ("APPTAINER_CACHEDIR", "/a")], &site, "", Some("/a/situla")),
             (&[("SINGULARITY_CACHEDIR", "/s"), ("APPTAINER_CACHEDIR", "/a")], &none, "", Some("/a/situla")),
-            (&[("SINGULARITY_CACHEDIR", "s"), ("APPTAINER_CACHEDIR", "")], &none, "", Some("/work/s/situla")),
+            (&[("SINGULARITY_CACHEDIR", "s"), ("APPTAINER_CACHEDIR", "")], &none, "", Some("/jobs/s/situla")),
             (&[("SITULA_STORE", "/x/y"), ("APPTAINER_CACHEDIR", "/a")], &site, "", Some("/x/y")),
         ] {
             let lookup = |name: &str| {
@@ -134,7 +134,7 @@ mod tests {
                 found.map(|(_, value)| (*value).to_owned())
             };
             let user = ("ann", 7, Path::new(home));
-            let found = own_store(&lookup, Path::new("/work"), settings, user);
+            let found = own_store(&lookup, Path::new("/jobs"), settings, user);
             assert_eq!(found, want.map(PathBuf::from), "{variables:?}");
         }
         let user = ("../root", 7, Path::new("/h"));

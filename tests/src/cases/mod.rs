@@ -27,6 +27,7 @@ pub mod records;
 pub mod releases;
 pub mod slurm_lines;
 pub mod soak;
+pub mod stored_images;
 pub mod uses;
 
 use std::process::ExitCode;
@@ -107,6 +108,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pull", privileged::pull),
     ("pull_of_a_tampered_layer", privileged::pull_of_a_tampered_layer),
     ("pull_and_exec", image_commands::pull_and_exec),
+    ("stored_images::used_ones_stay", stored_images::used_ones_stay),
+    ("stored_images::of_the_site", stored_images::of_the_site),
     ("allowed_registry", policy::allowed_registry),
     ("wrong_digest", image_commands::wrong_digest),
     ("attacks::own_binary", attacks::own_binary),
@@ -309,6 +312,8 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "pull"
         | "pull_of_a_tampered_layer"
         | "pull_and_exec"
+        | "stored_images::used_ones_stay"
+        | "stored_images::of_the_site"
         | "allowed_registry"
         | "wrong_digest"
         | "exhaustion::full_places"

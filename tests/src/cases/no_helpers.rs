@@ -87,10 +87,13 @@ fn of_store(dir: &Path, path: &Path) -> bool {
     let Ok(inner) = path.strip_prefix(dir.join("cache")) else { return false };
     let parts: Vec<String> = inner.iter().skip(1).map(|part| part.to_string_lossy().into_owned()).collect();
     match parts.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] | ["images" | "refs" | "leases" | "tmp"] => true,
+        [] | ["images" | "refs" | "leases" | "tmp" | "uses" | "identities"] => true,
         // Before it has its name, a reference that replaces one has another.
         ["refs", name] => name.ends_with(".json") || name.starts_with(".small."),
-        ["images" | "leases" | "tmp", name] => name.starts_with("sha256-"),
+        ["identities", name] => name.ends_with(".json") || name.starts_with(".identity."),
+        // One of a moment, by which a client of NFS forgets what it knew of the directory.
+        ["images" | "uses", name] if name.starts_with(".probe.") => true,
+        ["images" | "leases" | "tmp" | "uses", name] => name.starts_with("sha256-"),
         _ => false,
     }
 }

@@ -18,13 +18,13 @@ use crate::images::WITNESS;
 use crate::tier::Check;
 
 /// An installation of its own, with a policy that no other case sees, and an empty store.
-struct Installation<'a> {
+pub(super) struct Installation<'a> {
     desk: &'a Desk,
-    dir: WorkDir,
+    pub(super) dir: WorkDir,
 }
 
 impl<'a> Installation<'a> {
-    fn make(desk: &'a Desk) -> Result<Self, String> {
+    pub(super) fn make(desk: &'a Desk) -> Result<Self, String> {
         let dir = desk.env.work_dir("site")?;
         let io = |e: std::io::Error| format!("{}: {e}", dir.path().display());
         for part in ["bin", "etc/situla"] {
@@ -34,7 +34,7 @@ impl<'a> Installation<'a> {
         Ok(Self { desk, dir })
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.dir.path()
     }
 

@@ -1,5 +1,6 @@
 //! One module for each command.
 
+pub(crate) mod apptainer_cache;
 pub(crate) mod cache;
 pub(crate) mod convert;
 pub(crate) mod images;

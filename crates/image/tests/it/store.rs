@@ -321,3 +321,77 @@ fn damage_is_found_and_swept() {
     assert!(left.contains("notes.txt") && left.contains(&format!("{other}-02.json")), "{left:?}");
     assert!(names(&scene.path("own/tmp")).is_empty());
 }
+
+#[test]
+fn a_key_keeps_its_bytes_for_ever() {
+    let scene = Scene::new();
+    // Not compressed: how a library packs a layer is no part of the key.
+    let tar =
+        TarBuilder::new().mtime(1_000_000).dir("d").file("d/file", b"content").symlink("l", "d/file").build();
+    let dir = layout(&scene.path("fixed"), &[(tar.clone(), tar)], "{\"Env\":[\"A=b\"]}");
+    let (source, store) = (LayoutImage::open(&dir, None).unwrap(), scene.store());
+    let (reference, platform) = (Scene::reference("fixed"), "linux/amd64".parse().unwrap());
+    let made = [None, Some(1000)].map(|source_date_epoch| {
+        let options = ConvertOptions { source_date_epoch, ..ConvertOptions::default() };
+        pull_from(&source, &reference, &platform, &store, &options, &()).unwrap()
+    });
+    let Recipe { converter, zstd, level, .. } = made[0].recipe;
+    let digests = made.map(|image| image.rootfs_digest.to_string());
+    assert_eq!(
+        (converter, zstd, level, digests.each_ref().map(String::as_str)),
+        (1, 10507, 3, [PLAIN, DATED]),
+        "the same key must have the same bytes: where they have to change, raise CONVERTER_VERSION and write \
+         the new ones here"
+    );
+}
+
+/// Digests of one image, as converter 1 with libzstd 1.5.7 makes it.
+const PLAIN: &str = "sha256:791aedc08750cdd069a6fe8d1825186a8219a57674875586aa988b1f7c1cdf5f";
+const DATED: &str = "sha256:293edd03ff9c1ac7c57872b815a93819e14516fb2ac5e39d1fa136182ea53738";
+
+#[test]
+fn whoever_has_a_mark_keeps_what_he_opens() {
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    const RUNS: usize = 40;
+    let scene = Scene::new();
+    let store = scene.store();
+    let (is_done, removed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (mut missed, options) = (0, ConvertOptions { n_threads: 1, ..ConvertOptions::default() });
+    /// Also where an assertion fails: the other thread would go on for ever.
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    std::thread::scope(|scope| {
+        let _ends = Ends(&is_done);
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Acquire) {
+                let pruned = store.prune(&StoreLimits { bytes: Some(0), age: None }, false).unwrap();
+                removed.fetch_add(pruned.removed.len(), Ordering::AcqRel);
+            }
+        });
+        for _ in 0..RUNS {
+            // As a run does it: have it fetched, mark it, open it, and once more if it has gone meanwhile.
+            let (file, mark) = loop {
+                let pulled = scene.put(&store, "a", &options);
+                let mark = UseMark::make(&pulled.path).expect("the store can be written");
+                match fs::File::open(&pulled.path) {
+                    Ok(file) => break (file, mark),
+                    Err(_) => missed += 1,
+                }
+            };
+            let before = removed.load(Ordering::Acquire);
+            // Whole prunes pass, and another machine could still open it.
+            for _ in 0..3 {
+                store.prune(&StoreLimits { bytes: Some(0), age: None }, true).unwrap();
+                assert_eq!(file.metadata().unwrap().nlink(), 1, "removed under a run");
+            }
+            assert!(removed.load(Ordering::Acquire) <= before + 1, "only what was begun before the mark");
+            drop(mark);
+        }
+    });
+    assert!(removed.load(Ordering::Acquire) > 0, "nothing was ever pruned; {missed} misses");
+}
