@@ -125,6 +125,9 @@ struct PullArgs {
     /// Use http instead of https for docker://
     #[arg(long, visible_alias = "nohttps")]
     no_https: bool,
+    /// Look for logins in this file first
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
     /// Architecture to pull
     #[arg(long, value_name = "ARCH")]
     arch: Option<String>,
@@ -147,6 +150,9 @@ struct BuildArgs {
     /// Use http instead of https for docker://
     #[arg(long, visible_alias = "nohttps")]
     no_https: bool,
+    /// Look for logins in this file first
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
     /// Build without a cache (always so; accepted for compatibility)
     #[arg(long)]
     disable_cache: bool,
@@ -353,7 +359,9 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         platform = Platform { architecture, variant: None, ..platform };
     }
     let plain_http = arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]);
-    let transfer = Transfer { platform, overwrite: arguments.force, plain_http, show, ..Transfer::default() };
+    let authfile = arguments.authfile.or_else(authfile);
+    let transfer =
+        Transfer { platform, overwrite: arguments.force, plain_http, authfile, show, ..Transfer::default() };
     if arguments.disable_cache || is_set(&["DISABLE_CACHE"]) {
         let source = Source::Registry(image);
         let (format, owners) = (OutputFormat::Sif, Owners::Keep);
@@ -362,6 +370,11 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         Fetch { image, transfer }.to_file(&output, OutputFormat::Sif)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The file with logins that the environment names.
+fn authfile() -> Option<PathBuf> {
+    variable("AUTH_FILE").map(PathBuf::from)
 }
 
 /// The file that `apptainer pull URI` makes: the last part of the name, and the tag.
@@ -401,6 +414,7 @@ fn build(arguments: &BuildArgs, show: Show) -> Result<ExitCode, CommandError> {
     let transfer = Transfer {
         overwrite: arguments.force,
         plain_http: arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]),
+        authfile: arguments.authfile.clone().or_else(authfile),
         show,
         ..Transfer::default()
     };

@@ -106,7 +106,7 @@ fn load_from(files: &[(PathBuf, bool)]) -> Result<Registries, CommandError> {
             CommandError::refused(
                 "bad-option",
                 format!("cannot use {}: {why}", path.display()),
-                "correct it; `man containers-registries.conf` explains the format, of which version 2 is read",
+                "correct it; `man containers-registries.conf` explains the format",
             )
         };
         match std::fs::metadata(path) {
@@ -163,9 +163,9 @@ mod tests {
         };
         let missing = named("/nonexistent/registries.conf").unwrap_err().to_json();
         assert!(missing["message"].as_str().unwrap().contains("/nonexistent/registries.conf"), "{missing}");
-        write(config.join("bad.conf"), "[registries.search]\nregistries = ['a']");
+        write(config.join("bad.conf"), "[registries.search]\nregistries = ['a b']");
         let bad = named(config.join("bad.conf").to_str().unwrap()).unwrap_err().to_json();
-        assert!(bad["message"].as_str().unwrap().contains("version 1"), "{bad}");
+        assert!(bad["message"].as_str().unwrap().contains("a b"), "{bad}");
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! containers' `registries.conf` (version 2): what short names mean, and where repositories are found.
+//! containers' `registries.conf`: what short names mean, and where repositories are found.
 //!
 //! A pure function of texts; which files there are, and in which order, is the caller's knowledge. Read are
 //! `unqualified-search-registries`, `[[registry]]` with `prefix`, `location`, `insecure`, `blocked`,
 //! `mirror-by-digest-only` and `mirror`, and `[aliases]` (containers-registries.conf(5)). Other keys are for other
-//! programs. Version 1 of the format is refused: what it blocks must not be fetched because nobody looked.
+//! programs. Version 1 of the format, which older systems still have, says less: registries that are searched, insecure or
+//! blocked.
 //!
 //! Two differences, both for the safer side: where several registries are searched a short name is refused, whatever
 //! `short-name-mode` says, since it would mean what the first of them has; and a prefix that is a host does
@@ -32,9 +33,9 @@ pub enum RegistriesError {
     /// It is no TOML, or a value is of another type.
     #[error("{0}")]
     Syntax(String),
-    /// It is written in the format's first version.
-    #[error("it is in version 1 of the format ([registries.search] and the like)")]
-    Version1,
+    /// It is written in both versions of the format, which say different things.
+    #[error("it mixes version 1 of the format ([registries.search] and the like) with version 2")]
+    Mixed,
     /// A name in it makes no sense.
     #[error("{key} = \"{value}\" cannot be used")]
     Value {
@@ -135,7 +136,23 @@ struct File {
     #[serde(default)]
     aliases: BTreeMap<String, String>,
     /// Version 1.
-    registries: Option<toml::Value>,
+    registries: Option<Version1>,
+}
+
+#[derive(Deserialize)]
+struct Version1 {
+    #[serde(default)]
+    search: Names,
+    #[serde(default)]
+    insecure: Names,
+    #[serde(default)]
+    block: Names,
+}
+
+#[derive(Default, Deserialize)]
+struct Names {
+    #[serde(default)]
+    registries: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -174,10 +191,14 @@ impl Registries {
         if text.len() > MAX_REGISTRIES_BYTES {
             return Err(RegistriesError::TooLarge);
         }
-        let file: File = toml::from_str(text)
+        let mut file: File = toml::from_str(text)
             .map_err(|error| RegistriesError::Syntax(error.to_string().trim().to_owned()))?;
-        if file.registries.is_some() {
-            return Err(RegistriesError::Version1);
+        if let Some(first) = file.registries.take() {
+            if file.unqualified_search_registries.is_some() || !file.registry.is_empty() {
+                return Err(RegistriesError::Mixed);
+            }
+            file.unqualified_search_registries = Some(first.search.registries);
+            file.registry = tables(first.insecure.registries, &first.block.registries);
         }
         let search = file.unqualified_search_registries.map(|names| {
             names.into_iter().map(|name| registry("unqualified-search-registries", name)).collect()
@@ -297,6 +318,22 @@ impl Registries {
             Some((rest, rule))
         })
     }
+}
+
+/// What version 1 says, as version 2 would.
+fn tables(insecure: Vec<String>, blocked: &[String]) -> Vec<RegistryTable> {
+    let mut names: Vec<(String, bool)> =
+        blocked.iter().map(|name| (name.clone(), insecure.contains(name))).collect();
+    names.extend(insecure.into_iter().filter(|name| !blocked.contains(name)).map(|name| (name, true)));
+    let table = |(location, insecure): (String, bool)| RegistryTable {
+        blocked: blocked.contains(&location),
+        prefix: String::new(),
+        location,
+        insecure,
+        mirror_by_digest_only: false,
+        mirror: Vec::new(),
+    };
+    names.into_iter().map(table).collect()
 }
 
 fn rule(table: RegistryTable) -> Result<(String, Rule), RegistriesError> {
@@ -527,12 +564,32 @@ mod tests {
     }
 
     #[test]
+    fn the_first_version_is_read() {
+        let registries = read(&["[registries.search]\nregistries = ['a.example']\n\
+             [registries.insecure]\nregistries = ['b.example:5000', 'c.example']\n\
+             [registries.block]\nregistries = ['c.example', 'd.example']"]);
+        assert_eq!(registries.parse("x").unwrap().reference.to_string(), "a.example/x:latest");
+        for (reference, want) in [
+            ("b.example:5000/x", "b.example:5000/x!"),
+            ("c.example/x", "registries.conf blocks 'c.example/x:latest'"),
+            ("d.example/x", "registries.conf blocks 'd.example/x:latest'"),
+            ("a.example/x", "itself"),
+        ] {
+            assert_eq!(places(&registries, reference), want);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_understood_is_refused_whole() {
         for (text, part) in [
             ("[", "TOML"),
             ("unqualified-search-registries = 'x'", "invalid type"),
             ("unqualified-search-registries = ['a b']", "unqualified-search-registries = \"a b\""),
-            ("[registries.search]\nregistries = ['a']", "version 1"),
+            ("[registries.block]\nregistries = ['a b']", "location"),
+            (
+                "[registries.search]\nregistries = ['a.example']\n[[registry]]\nlocation = 'b.example'",
+                "version 1",
+            ),
             ("[[registry]]\nblocked = true", "prefix = \"\""),
             ("[[registry]]\nprefix = '*.'", "prefix = \"*.\""),
             ("[[registry]]\nprefix = '*.a.example/x'", "prefix"),
