@@ -83,6 +83,12 @@ pub enum EngineError {
         /// What it said can be done.
         remedy: Option<String>,
     },
+    /// What only plans fetches nothing.
+    #[error("{reference} is not in your store, and a plan fetches nothing")]
+    NotFetched {
+        /// The reference.
+        reference: String,
+    },
     /// An image cannot be extracted.
     #[error("cannot extract {image}")]
     Extract {
@@ -211,6 +217,7 @@ impl EngineError {
             EngineError::Reference { .. } | EngineError::BadOption { .. } => EngineClass::BadOption,
             EngineError::ImageChanged { .. } => EngineClass::ImageChanged,
             EngineError::Fetch { class, .. } | EngineError::Extract { class, .. } => class.clone(),
+            EngineError::NotFetched { .. } => EngineClass::ImageMissing,
             EngineError::BindSourceMissing { .. } => EngineClass::BindSourceMissing,
             EngineError::Unreachable { .. } => EngineClass::SetupFailed,
             EngineError::Denied(_) => EngineClass::PolicyDenied,
@@ -258,6 +265,7 @@ impl EngineError {
                 "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
             }
             EngineError::Fetch { remedy, .. } | EngineError::Extract { remedy, .. } => return remedy.clone(),
+            EngineError::NotFetched { reference } => format!("fetch it first: situla pull docker://{reference}"),
             EngineError::KernelMount { remedy, .. } => (*remedy).to_owned(),
             EngineError::Trees { .. } => {
                 "remove the directory if it is yours, or ask the administrator for another place (rootfs.cache)"

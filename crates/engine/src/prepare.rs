@@ -188,8 +188,9 @@ fn decided(
     let asked = resolve::for_policy(&named);
     let (verdict, judged) = admit(request, &binds, &layers.directories, host, site, asked.clone())?;
     phases.end("admit");
-    let identities = store_places(site, host).own.map(|store| Identities::of_store(&store));
-    let opening = Opening { requested: &request.image, progress: request.progress, acts, identities };
+    let stores = store_places(site, host);
+    let identities = stores.own.as_deref().map(Identities::of_store);
+    let opening = Opening { requested: &request.image, progress: request.progress, acts, identities, stores };
     let (opened, use_mark) = resolve::open(&named, &opening)?;
     resolve::expect_judged(&opened, &asked)?;
     phases.end("resolve");

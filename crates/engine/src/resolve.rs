@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use situla_image::{FileIdentity, Identities, UseMark};
-use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Reference, ReferenceError};
+use situla_image::{ConvertOptions, FileIdentity, Identities, Recipe, Store, StoreOptions, UseMark};
+use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Platform, Reference, ReferenceError};
 use situla_plan::{ImageIdentity, Place, RootfsIdentity, RootfsSource, Text};
 use situla_policy::{Image as PolicyImage, RegistryImage};
 use situla_records::EngineClass;
@@ -19,6 +19,7 @@ use crate::own_process::{self, Work, WorkFailure};
 use crate::places;
 use crate::request::Personality;
 use crate::site::Site;
+use crate::store_place::StorePlaces;
 use crate::way::Acts;
 
 /// Where converted images keep the manifest and configuration that they were made from.
@@ -191,6 +192,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) acts: Acts,
     /// Digests of files that were hashed before.
     pub(crate) identities: Option<Identities>,
+    /// Where a plan looks for an image of a registry.
+    pub(crate) stores: StorePlaces,
 }
 
 /// How often an image is fetched that somebody removes as soon as it is there.
@@ -208,6 +211,10 @@ pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<(Opened, Opti
                 recognise(resolved, identities);
             }
             Ok((opened, mark))
+        }
+        Named::Registry(named) if opening.acts == Acts::No => {
+            let resolved = stored(named, opening)?;
+            Ok((Opened::Readable(Box::new(resolved)), None))
         }
         Named::Registry(named) => {
             let mut attempt = 1;
@@ -227,6 +234,24 @@ pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<(Opened, Opti
             }
         }
     }
+}
+
+/// Opens an image of a registry as it was fetched last; nothing is asked for and nothing changes.
+fn stored(named: &EnrootReference, opening: &Opening<'_>) -> Result<Resolved, EngineError> {
+    let reference = &named.reference;
+    let absent = || EngineError::NotFetched { reference: reference.to_string() };
+    let own = opening.stores.own.as_deref().ok_or_else(absent)?;
+    let store = Store::look(own, opening.stores.site.as_deref(), StoreOptions::default());
+    let found = store.and_then(|store| match store.lookup(reference, &Platform::native())? {
+        Some(manifest) => store.get(&manifest, &Recipe::of(&ConvertOptions::default())),
+        None => Ok(None),
+    });
+    // A store that cannot be read has nothing for us; whoever fetches is told what is wrong with it.
+    let image = found.ok().flatten().ok_or_else(absent)?;
+    let mut resolved = open_path(&image.path, opening.requested)?;
+    resolved.identity.manifest_digest = Some(image.manifest_digest.to_string());
+    resolved.identity.rootfs = RootfsIdentity::Verified(image.rootfs_digest.to_string());
+    Ok(resolved)
 }
 
 /// Gives a plain file the digest with which it was hashed before, if it is still in that state. Starting never waits

@@ -99,7 +99,8 @@ pub fn unsquashfs_reads_ours(desk: &Desk) -> Check {
     Ok(())
 }
 
-/// `plan` prints one JSON value and runs nothing: it executes no program, makes no process and no file.
+/// `plan` prints one JSON value and runs nothing: it executes no program, makes no process and no file. An image of a registry
+/// that was not fetched is not fetched for it either.
 ///
 /// # Errors
 /// It does not.
@@ -117,6 +118,12 @@ pub fn plan_runs_nothing(desk: &Desk) -> Check {
     if seen.started != [situla] || seen.n_processes != 0 || !seen.made.is_empty() {
         return Err(format!("plan did more than to print: {seen:?}").into());
     }
+    // Nobody listens there; who tried to reach it would be refused, and say so.
+    let absent = "docker://127.0.0.1:9/absent:1";
+    let refused = run(desk, dir.path(), &["situla", "plan", absent, "true"])?.expect_code(125)?;
+    refused
+        .expect_text("a plan fetches nothing")?
+        .expect_text("situla pull docker://127.0.0.1:9/absent:1")?;
     Ok(())
 }
 
