@@ -91,6 +91,9 @@ const CHANGED: &str = "the registry, or a proxy on the way, changed the bytes; t
                        registry's administrator if it stays";
 const NO_ROOM: &str = "check that the directory is writable and has room; SITULA_STORE moves the store";
 
+const NO_MEMORY: &str = "give the job more memory (--mem), of which 512 MiB are used at most; an image that needs more has \
+                         millions of files: keep data outside of images";
+
 fn of_client(error: &ClientError) -> Judgement {
     use EngineClass as Class;
     match error {
@@ -188,6 +191,7 @@ fn of_flatten(error: &FlattenError) -> Judgement {
         | FlattenError::NotALayer { .. }
         | FlattenError::Decompress { .. }
         | FlattenError::TooLarge { .. } => (EngineClass::ImageCorrupt, Some(DAMAGED)),
+        FlattenError::Memory { .. } => (EngineClass::SetupFailed, Some(NO_MEMORY)),
     }
 }
 
@@ -195,6 +199,7 @@ fn of_merge(error: &situla_image::MergeError) -> Judgement {
     match error {
         // The sink is the output file.
         situla_image::MergeError::Sink(_) => (EngineClass::SetupFailed, Some(NO_ROOM)),
+        situla_image::MergeError::Memory(_) => (EngineClass::SetupFailed, Some(NO_MEMORY)),
         _ => (EngineClass::ImageCorrupt, Some(DAMAGED)),
     }
 }
@@ -213,6 +218,8 @@ fn of_convert(error: &ConvertError) -> Judgement {
         ConvertError::SifRead { .. } | ConvertError::NotSquashfs { .. } => {
             (Class::ImageCorrupt, Some("the file may be cut short or damaged; copy or pull it again"))
         }
+        ConvertError::TooMuch { .. } => (Class::ImageCorrupt, Some(DAMAGED)),
+        ConvertError::Memory { .. } => (Class::SetupFailed, Some(NO_MEMORY)),
         ConvertError::SifFs { .. } => (
             Class::ImageCorrupt,
             Some("build it again with SquashFS; encrypted and writable images are not supported"),

@@ -25,6 +25,7 @@ mod progress;
 mod proxy;
 mod registries;
 mod registry_access;
+mod resources;
 mod run_options;
 mod task;
 mod terminal;

@@ -23,6 +23,7 @@ use crate::flatten::{FlattenError, FlattenOptions, Level, MergeError, Merger, fl
 use crate::image_parts::{Addition, ImageParts};
 use crate::output::{Existing, PendingFile};
 use crate::progress::{Event, Progress};
+use crate::resources::{Ledger, MemoryExhausted, MemoryPlan, Resources};
 use crate::source::{DirectoryError, ImageSource, Owners, ResolveError, resolve, walk};
 use crate::squash::SquashSink;
 use crate::tree::Tree;
@@ -53,6 +54,8 @@ pub struct ConvertOptions {
     pub n_fetchers: usize,
     /// Compression threads; the result does not depend on them.
     pub n_threads: usize,
+    /// Memory to work in; the result does not depend on it either.
+    pub memory: MemoryPlan,
     /// zstd level of the SquashFS.
     pub zstd_level: i32,
     /// Replace an existing output.
@@ -62,10 +65,20 @@ pub struct ConvertOptions {
     pub source_date_epoch: Option<u32>,
 }
 
+impl ConvertOptions {
+    /// The usual settings, with what of the machine may be used.
+    #[must_use]
+    pub fn within(resources: Resources) -> Self {
+        let Resources { n_threads, n_fetchers, memory } = resources;
+        Self { n_fetchers, n_threads, memory, ..Self::default() }
+    }
+}
+
+/// One thread, on a machine without limits: who knows more says so.
 impl Default for ConvertOptions {
     fn default() -> Self {
-        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { n_fetchers: 4, n_threads, zstd_level: 3, overwrite: false, source_date_epoch: None }
+        let memory = MemoryPlan::default();
+        Self { n_fetchers: 4, n_threads: 1, memory, zstd_level: 3, overwrite: false, source_date_epoch: None }
     }
 }
 
@@ -167,6 +180,25 @@ pub enum ConvertError {
         /// The input.
         path: PathBuf,
     },
+    /// The image holds more than an image of its size does.
+    #[error("'{}' unpacks to more than {limit} {what}, which no image of its size does", path.display())]
+    TooMuch {
+        /// The input.
+        path: PathBuf,
+        /// Of what.
+        what: &'static str,
+        /// The most that is taken.
+        limit: u64,
+    },
+    /// Unpacking needs more memory than it may use.
+    #[error("cannot unpack '{}'", path.display())]
+    Memory {
+        /// The input.
+        path: PathBuf,
+        /// The limit.
+        #[source]
+        source: MemoryExhausted,
+    },
     /// An image of the store is no longer what was put there.
     #[error("'{}' has changed since it was stored", path.display())]
     Damaged {
@@ -238,7 +270,7 @@ pub fn convert_directory(
         format,
         &sif,
         options,
-        |sink| directory_tree(dir, owners, format, sink, progress),
+        |sink| directory_tree(dir, owners, format, sink, options, progress),
         progress,
     )?;
     publish(pending, out, format, options, &mut converted)?;
@@ -288,7 +320,11 @@ pub(crate) fn image_tree(
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<Tree<StoredFile>, ConvertError> {
-    let flatten_options = FlattenOptions { n_fetchers: options.n_fetchers };
+    let flatten_options = FlattenOptions {
+        n_fetchers: options.n_fetchers,
+        memory: options.memory,
+        ..FlattenOptions::default()
+    };
     let additions = image_additions(image);
     let flat = flatten(source, image, &additions, &mount_points(), sink, flatten_options, progress);
     Ok(flat.map_err(ConvertError::Flatten)?.tree)
@@ -299,9 +335,11 @@ fn directory_tree(
     owners: Owners,
     format: OutputFormat,
     sink: &mut SquashSink<File>,
+    options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<Tree<StoredFile>, ConvertError> {
-    let mut merger = Merger::new(sink, Level(1));
+    let ledger = Ledger::new(options.memory);
+    let mut merger = Merger::new(sink, &ledger, Level(1));
     merger.begin_layer(Level(1));
     walk(dir, owners, &mut merger, progress).map_err(ConvertError::Directory)?;
     merger.end_layer().map_err(ConvertError::Tree)?;
@@ -350,7 +388,7 @@ pub(crate) fn write_output(
         if let Some(epoch) = options.source_date_epoch {
             tree.clamp_times(epoch.into());
         }
-        let (summary, out) = sink.finish(&tree, progress).map_err(squash_failed)?;
+        let (summary, out) = sink.finish(tree, progress).map_err(squash_failed)?;
         Ok((out, summary.padded_len))
     };
     let (file, offset) = match format {

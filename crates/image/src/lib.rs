@@ -22,6 +22,7 @@ mod output;
 mod process_identity;
 mod progress;
 mod pull;
+mod resources;
 mod sink;
 mod source;
 mod squash;
@@ -54,11 +55,12 @@ pub use inspect::{
 pub use key::{CONVERTER_VERSION, Recipe};
 pub(crate) use layer::printable as layer_name;
 pub use layer::{
-    Compression, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
+    Compression, Content, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
 };
 pub use process_identity::{realm, start_time};
 pub use progress::{Event, Progress};
 pub use pull::{PullError, PulledImage, pull, pull_from};
+pub use resources::{Ledger, MemoryExhausted, MemoryPlan, Resources, TooLittleMemory};
 pub use sink::{FileSink, MemorySink};
 pub use source::{
     DirectoryError, FetchedManifest, ImageSource, LayoutError, LayoutImage, Owners, ResolveError,

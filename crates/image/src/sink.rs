@@ -19,6 +19,16 @@ pub trait FileSink {
     /// When the sink cannot take them.
     fn write(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
 
+    /// Adds zeros to the file started last. They may be more than could be written one by one.
+    ///
+    /// # Errors
+    /// When the sink cannot take them.
+    fn hole(&mut self, len: u64) -> Result<(), Self::Error>;
+
+    /// Bytes of memory that a sink keeps until the end for so many bytes of content and of holes.
+    #[must_use]
+    fn keeps(data: u64, holes: u64) -> u64;
+
     /// Ends the file started last.
     ///
     /// # Errors
@@ -47,6 +57,17 @@ impl FileSink for MemorySink {
         self.current.extend_from_slice(bytes);
         self.n_bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    fn hole(&mut self, len: u64) -> Result<(), Self::Error> {
+        // The ledger has agreed to it, so it is no more than memory has.
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        self.current.resize(self.current.len().saturating_add(len), 0);
+        Ok(())
+    }
+
+    fn keeps(data: u64, holes: u64) -> u64 {
+        data.saturating_add(holes)
     }
 
     fn finish(&mut self) -> Result<Vec<u8>, Self::Error> {

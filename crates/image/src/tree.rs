@@ -31,13 +31,13 @@ impl Meta {
 
 /// Index of an inode in [`Tree::inodes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct InodeId(pub(crate) usize);
+pub struct InodeId(pub(crate) u32);
 
 impl InodeId {
     /// Returns the index.
     #[must_use]
     pub fn index(self) -> usize {
-        self.0
+        self.0 as usize
     }
 }
 
@@ -92,8 +92,8 @@ pub struct Directory {
 /// An entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Child {
-    /// A directory.
-    Directory(Directory),
+    /// A directory; boxed, as most entries are none.
+    Directory(Box<Directory>),
     /// Anything else.
     Inode(InodeId),
 }
@@ -143,16 +143,16 @@ impl<F> Tree<F> {
     /// Counts the names of every inode.
     #[must_use]
     pub fn link_counts(&self) -> Vec<u32> {
-        fn count(dir: &Directory, counts: &mut [u32]) {
+        let mut counts: Vec<u32> = vec![0; self.inodes.len()];
+        let mut waiting = vec![&self.root];
+        while let Some(dir) = waiting.pop() {
             for child in dir.children.values() {
                 match child {
-                    Child::Directory(dir) => count(dir, counts),
-                    Child::Inode(id) => counts[id.0] = counts[id.0].saturating_add(1),
+                    Child::Directory(dir) => waiting.push(dir),
+                    Child::Inode(id) => counts[id.index()] = counts[id.index()].saturating_add(1),
                 }
             }
         }
-        let mut counts = vec![0; self.inodes.len()];
-        count(&self.root, &mut counts);
         counts
     }
 }

@@ -5,6 +5,9 @@
 //! image contains cannot lead out of it: every entry is made new, by name, in a directory that was made
 //! here and that nobody else may enter meanwhile.
 //!
+//! Blocks and listings of an image may be shared, so that a small file can hold more than any disk; what is taken
+//! out of it is bounded by its own size.
+//!
 //! Without root, all files belong to whoever unpacks; set-id bits and device nodes are left out, and
 //! the owner may read everything and enter and empty every directory.
 
@@ -16,24 +19,34 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
-use situla_squashfs::{FileType, Image, Inode, ReadOptions};
+use situla_squashfs::{DirCookie, FileType, Image, Inode, ReadOptions};
 
 use crate::convert::ConvertError;
 use crate::file_error::FileError;
+use crate::flatten::MAX_ENTRIES;
 use crate::inspect::root_window;
 use crate::progress::{Event, Progress};
+use crate::resources::Ledger;
 use crate::traces::Trace;
 
 /// Files that wait for a thread; each may hold a descriptor of its directory.
 const MAX_WAITING: usize = 128;
 /// Bytes of a file read at once: whole blocks of any image.
 const CHUNK: usize = 1 << 20;
+/// Entries of a directory read at once.
+const ENTRIES: usize = 4096;
+/// Bytes of content that are taken out of any image, and how many times its size beyond that: images of programs and
+/// data are compressed to a half or a tenth.
+const ALWAYS_WRITTEN: u64 = 16 << 30;
+const MAX_RATIO: u64 = 200;
+/// Memory for a name or directory that is kept until the end, without its path.
+const KEPT_BYTES: u64 = 250;
 /// Permission bits that an unprivileged copy keeps.
 const PLAIN_MODE: u16 = 0o1777;
 
@@ -75,6 +88,22 @@ pub(crate) fn unpack(
     n_threads: usize,
     progress: &dyn Progress,
 ) -> Result<Unpacked, ConvertError> {
+    let superblock = image.superblock();
+    let limits = Limits {
+        entries: u64::from(superblock.inode_count).min(MAX_ENTRIES),
+        written: superblock.bytes_used.saturating_mul(MAX_RATIO).max(ALWAYS_WRITTEN),
+    };
+    unpack_within(image, input, out, n_threads, limits, progress)
+}
+
+fn unpack_within(
+    image: &Image,
+    input: &Path,
+    out: &Path,
+    n_threads: usize,
+    limits: Limits,
+    progress: &dyn Progress,
+) -> Result<Unpacked, ConvertError> {
     let exists = || ConvertError::Exists { path: out.to_owned() };
     let taken = match fs::read_dir(out) {
         Ok(mut entries) => entries.next().is_some(),
@@ -84,8 +113,17 @@ pub(crate) fn unpack(
         return Err(exists());
     }
     let pending = PendingDirectory::create(out).map_err(FileError::write(out))?;
-    let work =
-        Work { image, input, out, progress, failed: AtomicBool::new(false), failure: Mutex::new(None) };
+    let work = Work {
+        image,
+        input,
+        out,
+        progress,
+        limits,
+        written: AtomicU64::new(0),
+        ledger: Ledger::default(),
+        failed: AtomicBool::new(false),
+        failure: Mutex::new(None),
+    };
     let unpacked = work.run(&pending.path, n_threads.max(1))?;
     pending.publish(out).map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => exists(),
@@ -167,11 +205,25 @@ struct Finish {
     modified: u32,
 }
 
+/// How much is taken out of an image.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Files, directories and others, each counted once however many names it has.
+    entries: u64,
+    /// Bytes of content, without holes.
+    written: u64,
+}
+
 struct Work<'a> {
     image: &'a Image,
     input: &'a Path,
     out: &'a Path,
     progress: &'a dyn Progress,
+    limits: Limits,
+    /// Bytes of content so far, without holes.
+    written: AtomicU64,
+    /// For what is kept until the end.
+    ledger: Ledger,
     failed: AtomicBool,
     failure: Mutex<Option<ConvertError>>,
 }
@@ -195,7 +247,7 @@ impl Work<'_> {
         if let Some(failure) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(failure);
         }
-        let Walked { unpacked, links, finishes } = walked?;
+        let Walked { unpacked, links, finishes, .. } = walked?;
         for (existing, link) in links {
             rustix::fs::linkat(root.as_fd(), &existing, root.as_fd(), &link, AtFlags::empty())
                 .map_err(|errno| self.cannot_write(&link, errno))?;
@@ -221,6 +273,17 @@ impl Work<'_> {
         ConvertError::NotSquashfs { path: self.input.to_owned(), source }
     }
 
+    fn too_much(&self, what: &'static str, limit: u64) -> ConvertError {
+        ConvertError::TooMuch { path: self.input.to_owned(), what, limit }
+    }
+
+    /// Takes memory for something that is kept until the end.
+    fn keep(&self, path: &Path) -> Result<(), ConvertError> {
+        let bytes = KEPT_BYTES + path.as_os_str().len() as u64;
+        let failed = |source| ConvertError::Memory { path: self.input.to_owned(), source };
+        self.ledger.take(bytes, "its directories and links").map_err(failed)
+    }
+
     /// Makes directories, links and special files, and hands regular files on.
     fn walk(&self, root: &Arc<OwnedFd>, files: &SyncSender<Job>) -> Result<Walked, ConvertError> {
         let mut walked = Walked::default();
@@ -236,14 +299,35 @@ impl Work<'_> {
             };
             let (mode, modified) = (inode.mode, inode.mtime);
             walked.finishes.push(Finish { path: path.clone(), mode, modified });
-            let entries = self.image.read_dir(&inode).map_err(|error| self.cannot_read(error))?;
-            for entry in entries {
+            self.keep(&path)?;
+            let mut cookie = DirCookie::START;
+            let mut entries = Vec::new().into_iter();
+            loop {
+                let entry = match entries.next() {
+                    Some(entry) => entry,
+                    None => {
+                        let more = self.image.read_dir_from(&inode, cookie, ENTRIES);
+                        entries = more.map_err(|error| self.cannot_read(error))?.into_iter();
+                        let Some(first) = entries.next() else { break };
+                        first
+                    }
+                };
+                cookie = entry.next;
                 if self.failed.load(Ordering::Relaxed) {
                     return Ok(walked);
                 }
                 let here = path.join(OsStr::from_bytes(&entry.name));
                 let inode = self.image.inode(entry.inode_ref).map_err(|error| self.cannot_read(error))?;
                 walked.unpacked.n_entries += 1;
+                // What has several names is kept with each of them, and is bounded by that.
+                if inode.file_type() == FileType::Directory || inode.nlink < 2 {
+                    walked.n_single += 1;
+                    if walked.n_single > self.limits.entries {
+                        return Err(self.too_much("files and directories", self.limits.entries));
+                    }
+                } else {
+                    self.keep(&here)?;
+                }
                 let left_out = match inode.file_type() {
                     FileType::Socket => Some("a socket"),
                     FileType::BlockDevice | FileType::CharDevice => Some("a device"),
@@ -335,6 +419,11 @@ impl Work<'_> {
             if length == 0 {
                 return Err(failed(io::ErrorKind::UnexpectedEof.into()));
             }
+            // Zeros that are stored count as well: reading them takes the same time.
+            let before = self.written.fetch_add(part.len() as u64, Ordering::Relaxed);
+            if before.saturating_add(part.len() as u64) > self.limits.written {
+                return Err(self.too_much("bytes", self.limits.written));
+            }
             // Holes stay holes.
             if part.iter().any(|byte| *byte != 0) {
                 file.write_all_at(part, offset).map_err(failed)?;
@@ -375,6 +464,8 @@ struct Walked {
     /// Further names of files: an existing one, and the new one.
     links: Vec<(PathBuf, PathBuf)>,
     finishes: Vec<Finish>,
+    /// Entries with one name.
+    n_single: u64,
 }
 
 /// Sets the time of what cannot be opened for it.
@@ -528,6 +619,36 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn an_image_that_holds_more_than_its_size_allows_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        let content: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+        // Equal files share their blocks: three times the content, once in the image.
+        for name in ["one", "two", "three"] {
+            fs::write(tree.join(name), &content).unwrap();
+        }
+        fs::hard_link(tree.join("one"), tree.join("again")).unwrap();
+        let path = dir.path().join("image.sqsh");
+        image_of(&tree, &path);
+        let image = Image::open(File::open(&path).unwrap(), ReadOptions::default()).unwrap();
+        let (out, len) = (dir.path().join("out"), content.len() as u64);
+        let unpack =
+            |entries, written| unpack_within(&image, &path, &out, 2, Limits { entries, written }, &());
+        for (limits, what) in
+            [((2, u64::MAX), None), ((1, u64::MAX), Some(1)), ((9, 3 * len - 1), Some(3 * len - 1))]
+        {
+            match (unpack(limits.0, limits.1), what) {
+                (Ok(_), None) => fs::remove_dir_all(&out).unwrap(),
+                (Err(ConvertError::TooMuch { limit, .. }), Some(expected)) => assert_eq!(limit, expected),
+                (result, _) => panic!("{limits:?}: {result:?}"),
+            }
+            assert!(!out.exists(), "nothing is left");
+        }
+        assert_eq!(unpack(u64::from(image.superblock().inode_count), 3 * len).unwrap().n_entries, 4);
     }
 
     #[test]

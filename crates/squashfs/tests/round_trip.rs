@@ -166,7 +166,7 @@ fn write(model: &Model, block_size: u32, threads: usize) -> Vec<u8> {
     };
     for (name, child) in &names {
         let child = add(child, &mut tree, &mut writer);
-        tree.link(tree.root(), name, child).unwrap();
+        tree.link(tree.root(), name.as_slice(), child).unwrap();
     }
     writer.finish(&tree).unwrap().1.into_inner()
 }

@@ -18,6 +18,7 @@ use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
 use crate::output::{data, size, table};
 use crate::progress::{Meter, Show};
+use crate::resources::resources;
 
 /// Version of what `--json` prints here.
 const SCHEMA: u32 = 1;
@@ -185,7 +186,8 @@ fn fill(arguments: &FillArgs) -> Result<Digest, CommandError> {
     let show = if arguments.quiet { Show::Nothing } else { Show::Suitable };
     let name = arguments.image.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let meter = Meter::start(show, &format!("extracting {name}: "));
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    // Too little memory for a conversion may be enough for this.
+    let n_threads = resources().map_or(1, |resources| resources.n_threads);
     let part = (arguments.offset, arguments.length);
     let digest = cache
         .fill(&image, part, &arguments.image, arguments.digest.clone(), n_threads, &meter)

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use situla_engine::store_places;
-use situla_image::{Identities, Inspection, Recipe};
+use situla_image::{Identities, Inspection};
 use situla_oci::{EnrootReference, Platform};
 
 use super::convert::Source;
 use super::images::{failed, look};
-use super::transfer::convert_options;
+use super::transfer::recipe;
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::output::{data, size, table};
@@ -62,7 +62,7 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
             };
             let store = look(&context)?.ok_or_else(missing)?;
             let manifest = store.lookup(&reference, &Platform::native()).map_err(failed)?;
-            let recipe = Recipe::of(&convert_options(false)?);
+            let recipe = recipe()?;
             let stored = match manifest {
                 Some(manifest) => store.get(&manifest, &recipe).map_err(failed)?,
                 None => None,

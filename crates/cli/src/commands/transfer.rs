@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
-use situla_image::{ConvertOptions, Timings};
+use situla_image::{ConvertOptions, Recipe, Timings};
 use situla_oci::{Digest, Platform};
 
 use crate::command_error::CommandError;
 use crate::output::size;
 use crate::progress::Show;
+use crate::resources;
 
 /// Options of both commands.
 #[derive(Args, Clone, Debug)]
@@ -46,10 +47,18 @@ impl TransferOptions {
     }
 }
 
-/// How images are made here: by the times that the environment asks for.
+/// How images are made here: with what of the machine may be used, and by the times that the environment asks for.
 pub(crate) fn convert_options(overwrite: bool) -> Result<ConvertOptions, CommandError> {
-    let source_date_epoch = parse_epoch(std::env::var_os(EPOCH_VARIABLE).as_deref())?;
-    Ok(ConvertOptions { overwrite, source_date_epoch, ..ConvertOptions::default() })
+    Ok(ConvertOptions { overwrite, source_date_epoch: epoch()?, ..resources::convert_options()? })
+}
+
+/// What images that are made here are known by. It does not depend on what of the machine may be used.
+pub(crate) fn recipe() -> Result<Recipe, CommandError> {
+    Ok(Recipe::of(&ConvertOptions { source_date_epoch: epoch()?, ..ConvertOptions::default() }))
+}
+
+fn epoch() -> Result<Option<u32>, CommandError> {
+    parse_epoch(std::env::var_os(EPOCH_VARIABLE).as_deref())
 }
 
 /// See <https://reproducible-builds.org/specs/source-date-epoch/>.

@@ -6,6 +6,7 @@
 mod merge;
 mod overlay;
 mod pipeline;
+mod turns;
 
 pub use merge::{Level, MAX_ENTRIES, MergeError, Merger};
 pub use pipeline::{FlattenError, FlattenOptions, Flattened, LayerSource, flatten};

@@ -2,11 +2,12 @@
 //!
 //! Each worker takes the highest layer not yet taken and pushes its uncompressed bytes into that layer's
 //! bounded channel; the merging thread empties the channels from the top down. A worker ahead of the merge
-//! stops when its channel is full, so memory stays bounded whatever the layers' sizes. The lowest-numbered
-//! unfinished layer always has a worker, so there is no deadlock.
+//! stops when its channel is full, or when all those ahead have filled the room that they share
+//! ([`Turns`]), so memory stays bounded whatever the sizes and the number of layers. The layer whose turn it
+//! is always has a worker, which waits for nobody, so there is no deadlock.
 
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -15,8 +16,10 @@ use situla_oci::{Descriptor, Digest, Hasher, LayerKind};
 use thiserror::Error;
 
 use super::merge::{Level, MergeError, Merger};
-use crate::layer::{TarError, TarReader, decompress};
+use super::turns::{Room, Turns};
+use crate::layer::{TarError, TarReader, Windows, decompress_within, too_large};
 use crate::progress::{Event, Progress};
+use crate::resources::{Ledger, MAX_WINDOW, MemoryExhausted, MemoryPlan};
 use crate::sink::FileSink;
 use crate::tree::Tree;
 use crate::verify::{VerifiedReader, VerifyError};
@@ -24,10 +27,15 @@ use crate::{Addition, ImageParts};
 
 /// Uncompressed bytes handed over at a time.
 const CHUNK: usize = 256 * 1024;
-/// Chunks waiting per layer: with [`CHUNK`], 8 MiB of memory for every layer in flight.
+/// Most chunks waiting in one layer's queue.
 const QUEUE: usize = 32;
-/// Largest uncompressed layer. A bomb ends here; real layers are far below.
-const MAX_LAYER_BYTES: u64 = 1 << 40;
+/// Uncompressed bytes of all layers that are taken however small they are when compressed.
+const ALWAYS_TAKEN: u64 = 16 << 30;
+/// How much larger than its layers the rest may be: archives of programs and data are 2 to 10 times as large, and
+/// gzip cannot do more than 1032, which only a bomb needs.
+const MAX_RATIO: u64 = 200;
+/// Uncompressed bytes of all layers that are never taken.
+const NEVER_TAKEN: u64 = 4 << 40;
 
 /// Where layer blobs come from.
 pub trait LayerSource: Sync {
@@ -44,11 +52,15 @@ pub trait LayerSource: Sync {
 pub struct FlattenOptions {
     /// Layers fetched at the same time; at least one is.
     pub n_fetchers: usize,
+    /// Memory to work in.
+    pub memory: MemoryPlan,
+    /// Uncompressed bytes that are taken whatever they were compressed to.
+    pub always_taken: u64,
 }
 
 impl Default for FlattenOptions {
     fn default() -> Self {
-        Self { n_fetchers: 4 }
+        Self { n_fetchers: 4, memory: MemoryPlan::default(), always_taken: ALWAYS_TAKEN }
     }
 }
 
@@ -102,11 +114,27 @@ pub enum FlattenError {
         #[source]
         source: io::Error,
     },
-    /// A layer is larger than any real one.
-    #[error("{what} is larger than {MAX_LAYER_BYTES} bytes when decompressed")]
+    /// The layers are larger than any real ones.
+    #[error(
+        "{what} makes the image larger than {limit} bytes when decompressed, which {compressed} compressed bytes \
+         of no real image are"
+    )]
     TooLarge {
+        /// The layer that did.
+        what: String,
+        /// The most bytes that are taken.
+        limit: u64,
+        /// Bytes of all layers as they are compressed.
+        compressed: u64,
+    },
+    /// The decoder of a layer needs more memory than there is.
+    #[error("cannot decompress {what}")]
+    Memory {
         /// Which layer.
         what: String,
+        /// The limit.
+        #[source]
+        source: MemoryExhausted,
     },
     /// The layer's archive, or its relation to the other layers, is broken.
     #[error("cannot merge {what}")]
@@ -131,13 +159,27 @@ pub struct Flattened<F> {
     pub n_fetched: u64,
 }
 
-enum Message {
-    Chunk(Vec<u8>),
+enum Message<'t> {
+    Chunk(Vec<u8>, Option<Room<'t>>),
     End(Result<(), FlattenError>),
+}
+
+/// What all workers share.
+struct Shared<'a> {
+    source: &'a dyn LayerSource,
+    ledger: &'a Ledger,
+    turns: &'a Turns,
+    memory: MemoryPlan,
+    /// Uncompressed bytes so far, their limit, and all compressed bytes.
+    plain: AtomicU64,
+    plain_limit: u64,
+    compressed: u64,
 }
 
 struct Job<'a> {
     layer_idx: usize,
+    /// Its place in the order of merging, the top being 0.
+    position: usize,
     what: String,
     descriptor: &'a Descriptor,
     diff_id: &'a Digest,
@@ -160,28 +202,42 @@ pub fn flatten<S: FileSink>(
 ) -> Result<Flattened<S::File>, FlattenError> {
     let jobs = plan_jobs(image)?;
     let n_layers = u32::try_from(jobs.len()).unwrap_or(u32::MAX - 2);
-    let mut merger = Merger::new(sink, Level(n_layers + 1));
+    let ledger = Ledger::new(options.memory);
+    let mut merger = Merger::new(sink, &ledger, Level(n_layers + 1));
     let merge = |what: &str, source| FlattenError::Merge { what: what.to_owned(), source };
     add_all(&mut merger, Level(n_layers + 1), additions).map_err(|e| merge("added files", e))?;
 
+    let compressed = image.manifest.layers.iter().map(|l| l.size).fold(0, u64::saturating_add);
+    let chunks = usize::try_from(options.memory.queues / CHUNK as u64).unwrap_or(usize::MAX);
+    let turns = Turns::new(chunks);
+    let shared = Shared {
+        source,
+        ledger: &ledger,
+        turns: &turns,
+        memory: options.memory,
+        plain: AtomicU64::new(0),
+        plain_limit: compressed.saturating_mul(MAX_RATIO).max(options.always_taken).min(NEVER_TAKEN),
+        compressed,
+    };
+    let queue = chunks.clamp(1, QUEUE);
     let next = AtomicUsize::new(0);
     let mut receivers = Vec::new();
     let mut senders = Vec::new();
     for _ in &jobs {
-        let (sender, receiver) = sync_channel(QUEUE);
+        let (sender, receiver) = sync_channel(queue);
         senders.push(Mutex::new(Some(sender)));
         receivers.push(receiver);
     }
     thread::scope(|scope| -> Result<(), FlattenError> {
-        // Moved in, so that an early return drops the receivers and thereby stops the workers.
+        // Both moved in, so that an early return ends all waiting of the workers.
+        let _cancel = turns.cancel_on_drop();
         let receivers = receivers;
         for _ in 0..options.n_fetchers.clamp(1, jobs.len().max(1)) {
             let worker = || {
                 while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let position = jobs.len() - 1 - job.layer_idx;
-                    let sender = senders[position].lock().unwrap_or_else(PoisonError::into_inner).take();
+                    let sender = senders[job.position].lock().unwrap_or_else(PoisonError::into_inner).take();
                     if let Some(sender) = sender {
-                        run_job(source, job, &sender, progress);
+                        run_job(&shared, job, &sender, progress);
                     }
                 }
             };
@@ -190,15 +246,16 @@ pub fn flatten<S: FileSink>(
                 .spawn_scoped(scope, worker)
                 .map_err(FlattenError::Thread)?;
         }
-        for (position, receiver) in receivers.into_iter().enumerate() {
-            let job = &jobs[position];
-            let level = Level(n_layers - u32::try_from(position).unwrap_or(n_layers));
+        for (job, receiver) in jobs.iter().zip(receivers) {
+            turns.give_to(job.position);
+            let level = Level(n_layers - u32::try_from(job.position).unwrap_or(n_layers));
             consume(job, receiver, |tar| merger.layer(level, tar))?;
             if merger.end_layer().map_err(|e| merge(&job.what, e))? {
-                let (sender, receiver) = sync_channel(QUEUE);
+                let (sender, receiver) = sync_channel(queue);
+                let shared = &shared;
                 thread::Builder::new()
                     .name("layer".to_owned())
-                    .spawn_scoped(scope, move || run_job(source, job, &sender, &()))
+                    .spawn_scoped(scope, move || run_job(shared, job, &sender, &()))
                     .map_err(FlattenError::Thread)?;
                 consume(job, receiver, |tar| merger.rescue(tar))?;
             }
@@ -208,7 +265,7 @@ pub fn flatten<S: FileSink>(
     })?;
     add_all(&mut merger, Level(0), fallbacks).map_err(|e| merge("added directories", e))?;
     let tree = merger.finish().map_err(|e| merge("the layers", e))?;
-    Ok(Flattened { tree, n_fetched: image.manifest.layers.iter().map(|l| l.size).sum() })
+    Ok(Flattened { tree, n_fetched: compressed })
 }
 
 /// Lists the layers, top first.
@@ -225,7 +282,7 @@ fn plan_jobs(image: &ImageParts) -> Result<Vec<Job<'_>>, FlattenError> {
             let media_type = descriptor.media_type.chars().take(100).collect();
             return Err(FlattenError::NotALayer { what, media_type });
         }
-        jobs.push(Job { layer_idx, what, descriptor, diff_id });
+        jobs.push(Job { layer_idx, position: jobs.len(), what, descriptor, diff_id });
     }
     Ok(jobs)
 }
@@ -244,17 +301,17 @@ fn add_all<S: FileSink>(
 
 /// Runs a layer's parse, then drains its stream to the end, so that every byte is verified. An error of
 /// the stream explains an error of the parse and is preferred to it.
-fn consume(
+fn consume<'t>(
     job: &Job<'_>,
-    receiver: Receiver<Message>,
-    parse: impl FnOnce(&mut TarReader<ChannelReader>) -> Result<(), MergeError>,
+    receiver: Receiver<Message<'t>>,
+    parse: impl FnOnce(&mut TarReader<ChannelReader<'t>>) -> Result<(), MergeError>,
 ) -> Result<(), FlattenError> {
     let mut tar = TarReader::new(ChannelReader { receiver, chunk: Vec::new(), at: 0, end: None });
     let parsed = parse(&mut tar);
     let mut reader = tar.into_inner();
-    if let Err(MergeError::Sink(source)) = parsed {
-        // The output is broken: nothing more to learn from the layer.
-        return Err(FlattenError::Merge { what: job.what.clone(), source: MergeError::Sink(source) });
+    if let Err(source @ (MergeError::Sink(_) | MergeError::Memory(_))) = parsed {
+        // The output is broken, or there is no room for it: nothing more to learn from the layer.
+        return Err(FlattenError::Merge { what: job.what.clone(), source });
     }
     reader.drain();
     match (reader.end, parsed) {
@@ -268,21 +325,21 @@ fn consume(
     }
 }
 
-struct ChannelReader {
-    receiver: Receiver<Message>,
+struct ChannelReader<'t> {
+    receiver: Receiver<Message<'t>>,
     chunk: Vec<u8>,
     at: usize,
     end: Option<Result<(), FlattenError>>,
 }
 
-impl ChannelReader {
+impl ChannelReader<'_> {
     /// Gets the next chunk; false at the end, good or bad.
     fn refill(&mut self) -> bool {
         if self.end.is_some() {
             return false;
         }
         match self.receiver.recv() {
-            Ok(Message::Chunk(chunk)) => {
+            Ok(Message::Chunk(chunk, _room)) => {
                 self.chunk = chunk;
                 self.at = 0;
                 true
@@ -301,7 +358,7 @@ impl ChannelReader {
     }
 }
 
-impl Read for ChannelReader {
+impl Read for ChannelReader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.at == self.chunk.len() {
             self.chunk.clear();
@@ -320,47 +377,63 @@ impl Read for ChannelReader {
     }
 }
 
-fn run_job(source: &dyn LayerSource, job: &Job<'_>, sender: &SyncSender<Message>, progress: &dyn Progress) {
-    let result = stream_layer(source, job, sender, progress);
+fn run_job<'t>(
+    shared: &Shared<'t>,
+    job: &Job<'_>,
+    sender: &SyncSender<Message<'t>>,
+    progress: &dyn Progress,
+) {
+    let result = stream_layer(shared, job, sender, progress);
     // If nobody listens any more, nobody wants to know.
     let _ = sender.send(Message::End(result));
 }
 
-fn stream_layer(
-    source: &dyn LayerSource,
+fn stream_layer<'t>(
+    shared: &Shared<'t>,
     job: &Job<'_>,
-    sender: &SyncSender<Message>,
+    sender: &SyncSender<Message<'t>>,
     progress: &dyn Progress,
 ) -> Result<(), FlattenError> {
+    let what = || job.what.clone();
     let fetch = |source: io::Error| match VerifyError::in_io(&source) {
         Some(error) => FlattenError::Verify(Box::new(error.clone())),
-        None => FlattenError::Fetch { what: job.what.clone(), source },
+        None => FlattenError::Fetch { what: what(), source },
     };
-    let raw = source.open_layer(&job.what, job.descriptor).map_err(fetch)?;
+    let raw = shared.source.open_layer(&job.what, job.descriptor).map_err(fetch)?;
     let counted = Counted { inner: raw, layer_idx: job.layer_idx, progress };
-    let mut verified = VerifiedReader::new(job.what.clone(), job.descriptor, counted);
+    let mut verified = VerifiedReader::new(what(), job.descriptor, counted);
     let mut hasher = Hasher::new(job.diff_id.algorithm());
-    let unpacked = pump(&mut verified, &mut hasher, sender);
-    if let Err(PumpError::NobodyListens) = unpacked {
-        return Ok(());
+    let unpacked = pump(shared, job.position, &mut verified, &mut hasher, sender);
+    // Of these, the rest of the layer can explain nothing, and a bomb is to end here.
+    match unpacked {
+        Err(PumpError::NobodyListens) => return Ok(()),
+        Err(PumpError::TooLarge) => {
+            let (limit, compressed) = (shared.plain_limit, shared.compressed);
+            return Err(FlattenError::TooLarge { what: what(), limit, compressed });
+        }
+        Err(PumpError::Read(ref source)) => {
+            if let Some(source) = memory_in(source) {
+                return Err(FlattenError::Memory { what: what(), source });
+            }
+        }
+        Ok(()) => {}
     }
     // The decoder stops at its own end mark or its first complaint; the digest is over all bytes, and a
     // wrong one is the better explanation.
     io::copy(&mut verified, &mut io::sink()).map_err(fetch)?;
-    match unpacked {
-        Ok(()) => {}
-        Err(PumpError::Read(source)) => {
-            return Err(FlattenError::Decompress { what: job.what.clone(), source });
-        }
-        Err(PumpError::TooLarge) => return Err(FlattenError::TooLarge { what: job.what.clone() }),
-        Err(PumpError::NobodyListens) => return Ok(()),
+    if let Err(PumpError::Read(source)) = unpacked {
+        return Err(FlattenError::Decompress { what: what(), source });
     }
     let actual = hasher.finish();
     if actual == *job.diff_id {
         Ok(())
     } else {
-        Err(FlattenError::DiffId { what: job.what.clone(), expected: job.diff_id.clone(), actual })
+        Err(FlattenError::DiffId { what: what(), expected: job.diff_id.clone(), actual })
     }
+}
+
+fn memory_in(error: &io::Error) -> Option<MemoryExhausted> {
+    error.get_ref()?.downcast_ref::<MemoryExhausted>().copied()
 }
 
 enum PumpError {
@@ -369,14 +442,53 @@ enum PumpError {
     NobodyListens,
 }
 
-fn pump<R: Read + Send>(
+/// The windows of one layer's decoder: small ones are planned for, large ones come one at a time, when it is the
+/// layer's turn, and from the ledger.
+struct LayerWindows<'t> {
+    turns: &'t Turns,
+    ledger: &'t Ledger,
+    position: usize,
+    small: u64,
+    /// Bytes taken from the ledger. A decoder keeps its largest window.
+    taken: u64,
+}
+
+impl Windows for LayerWindows<'_> {
+    fn ask(&mut self, bytes: u64) -> io::Result<()> {
+        if bytes <= self.small {
+            return Ok(());
+        }
+        if bytes > MAX_WINDOW {
+            return Err(too_large(bytes, MAX_WINDOW));
+        }
+        self.turns.wait_for(self.position).map_err(|_| io::Error::other("the conversion has ended"))?;
+        if bytes > self.taken {
+            self.ledger.take(bytes - self.taken, "the window of a zstd layer").map_err(io::Error::other)?;
+            self.taken = bytes;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for LayerWindows<'_> {
+    fn drop(&mut self) {
+        self.ledger.give(self.taken);
+    }
+}
+
+fn pump<'t, R: Read + Send>(
+    shared: &Shared<'t>,
+    position: usize,
     verified: &mut R,
     hasher: &mut Hasher,
-    sender: &SyncSender<Message>,
+    sender: &SyncSender<Message<'t>>,
 ) -> Result<(), PumpError> {
-    let (_, mut plain) = decompress(verified).map_err(PumpError::Read)?;
-    let mut total = 0u64;
+    let small = shared.memory.small_window;
+    let windows = LayerWindows { turns: shared.turns, ledger: shared.ledger, position, small, taken: 0 };
+    let (_, mut plain) = decompress_within(verified, windows).map_err(PumpError::Read)?;
     loop {
+        // Before the memory is taken, not after.
+        let room = shared.turns.room(position).map_err(|_| PumpError::NobodyListens)?;
         let mut chunk = vec![0; CHUNK];
         let mut have = 0;
         let mut ended = false;
@@ -391,13 +503,13 @@ fn pump<R: Read + Send>(
                 Err(e) => return Err(PumpError::Read(e)),
             }
         }
-        total += have as u64;
-        if total > MAX_LAYER_BYTES {
+        let total = shared.plain.fetch_add(have as u64, Ordering::Relaxed).saturating_add(have as u64);
+        if total > shared.plain_limit {
             return Err(PumpError::TooLarge);
         }
         chunk.truncate(have);
         hasher.update(&chunk);
-        if have > 0 && sender.send(Message::Chunk(chunk)).is_err() {
+        if have > 0 && sender.send(Message::Chunk(chunk, room)).is_err() {
             return Err(PumpError::NobodyListens);
         }
         if ended {

@@ -4,6 +4,9 @@
 
 use std::io::{self, BufReader, Read};
 
+use super::frames::{Frames, UpTo, Windows};
+use crate::resources::MAX_WINDOW;
+
 /// Compression of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -15,9 +18,6 @@ pub enum Compression {
     Zstd,
 }
 
-/// Largest zstd window accepted, as a power of two: 128 MiB, the format's own advice for decoders that
-/// read strangers' files, and the limit of `zstd --ultra` without `--long`.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// Bytes looked at.
 const MAGIC_LEN: usize = 4;
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
@@ -25,12 +25,19 @@ const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// Compressed bytes read at a time.
 const BUFFER: usize = 128 * 1024;
 
-/// Returns a reader of the uncompressed bytes of `source`, and what it found.
+/// Returns a reader of the uncompressed bytes of `source`, and what it found. The window of a zstd decoder may be
+/// as large as 128 MiB, the format's own advice for those who read strangers' files.
 ///
 /// # Errors
 /// When the first bytes cannot be read or the decoder cannot be set up.
-pub fn decompress<'a>(
+pub fn decompress<'a>(source: impl Read + Send + 'a) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
+    decompress_within(source, UpTo(MAX_WINDOW))
+}
+
+/// As [`decompress`], with somebody who decides about windows.
+pub(crate) fn decompress_within<'a>(
     mut source: impl Read + Send + 'a,
+    windows: impl Windows + 'a,
 ) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
     let mut magic = [0u8; MAGIC_LEN];
     let mut have = 0;
@@ -56,11 +63,7 @@ pub fn decompress<'a>(
         Compression::Gzip => {
             Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(BUFFER, whole)))
         }
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::new(whole)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-            Box::new(decoder)
-        }
+        Compression::Zstd => Box::new(Frames::new(whole, windows)?),
     };
     Ok((compression, reader))
 }

@@ -10,7 +10,7 @@ pub(crate) struct Pax {
     pub(crate) gid: Option<u64>,
     /// Whole seconds; fractions are cut (towards the past).
     pub(crate) mtime: Option<i64>,
-    /// Extended attributes in the order written; a later record of the same name replaces.
+    /// Extended attributes, sorted by name; a later record of the same name has replaced an earlier one.
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(crate) sparse: SparsePax,
 }
@@ -26,9 +26,15 @@ pub(crate) struct SparsePax {
     pub(crate) numbers: Vec<u64>,
 }
 
+/// Longest name and value of an extended attribute that Linux knows (`XATTR_NAME_MAX`, `XATTR_SIZE_MAX`).
+const MAX_XATTR_NAME: usize = 255;
+const MAX_XATTR_VALUE: usize = 65_536;
 /// Most records in one extended header.
 const MAX_RECORDS: usize = 65_536;
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
+/// How libarchive (bsdtar) writes them as well: the name in URL encoding, the value in base64
+/// (libarchive-formats(5), "Pax interchange format").
+const LIBARCHIVE_PREFIX: &[u8] = b"LIBARCHIVE.xattr.";
 
 /// Parses the body of an extended header; `None` if it is malformed.
 pub(crate) fn parse(mut body: &[u8]) -> Option<Pax> {
@@ -54,7 +60,15 @@ pub(crate) fn parse(mut body: &[u8]) -> Option<Pax> {
         let equals = record.iter().position(|b| *b == b'=')?;
         take_record(&mut pax, &record[..equals], &record[equals + 1..])?;
     }
+    keep_last(&mut pax.xattrs);
     Some(pax)
+}
+
+/// Drops all but the last of each name. Once at the end: a header can have tens of thousands.
+fn keep_last(xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>) {
+    xattrs.reverse();
+    xattrs.sort_by(|a, b| a.0.cmp(&b.0));
+    xattrs.dedup_by(|later, kept| later.0 == kept.0);
 }
 
 fn take_record(pax: &mut Pax, key: &[u8], value: &[u8]) -> Option<()> {
@@ -76,15 +90,72 @@ fn take_record(pax: &mut Pax, key: &[u8], value: &[u8]) -> Option<()> {
         }
         _ => {
             if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
-                if name.is_empty() || name.contains(&0) {
-                    return None;
-                }
-                pax.xattrs.retain(|(n, _)| n != name);
-                pax.xattrs.push((name.to_vec(), value.to_vec()));
+                add_xattr(pax, name.to_vec(), value.to_vec())?;
+            } else if let Some(name) = key.strip_prefix(LIBARCHIVE_PREFIX) {
+                add_xattr(pax, url_decoded(name)?, base64(value)?)?;
             }
         }
     }
     Some(())
+}
+
+/// Adds an attribute that Linux could have, or refuses it.
+fn add_xattr(pax: &mut Pax, name: Vec<u8>, value: Vec<u8>) -> Option<()> {
+    let fits = !name.is_empty() && name.len() <= MAX_XATTR_NAME && value.len() <= MAX_XATTR_VALUE;
+    if !fits || name.contains(&0) {
+        return None;
+    }
+    pax.xattrs.push((name, value));
+    Some(())
+}
+
+/// Undoes `%XX`; a percent sign that starts none stands for itself, as in libarchive.
+fn url_decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        match (first, after) {
+            (b'%', [high, low, after @ ..]) if digit(high).is_some() && digit(low).is_some() => {
+                decoded.push(digit(high)? << 4 | digit(low)?);
+                rest = after;
+            }
+            _ => decoded.push(*first),
+        }
+    }
+    Some(decoded)
+}
+
+/// Decodes base64 (RFC 4648 §4) with or without padding.
+fn base64(text: &[u8]) -> Option<Vec<u8>> {
+    let digits = text.strip_suffix(b"==").or_else(|| text.strip_suffix(b"=")).unwrap_or(text);
+    let mut decoded = Vec::with_capacity(digits.len() / 4 * 3 + 2);
+    for group in digits.chunks(4) {
+        let mut bits = 0u32;
+        for digit in group {
+            let value = match digit {
+                b'A'..=b'Z' => digit - b'A',
+                b'a'..=b'z' => digit - b'a' + 26,
+                b'0'..=b'9' => digit - b'0' + 52,
+                b'+' => 62,
+                b'/' => 63,
+                _ => return None,
+            };
+            bits = bits << 6 | u32::from(value);
+        }
+        let n = match group.len() {
+            4 => 3,
+            3 => 2,
+            2 => 1,
+            // One digit is less than a byte.
+            _ => return None,
+        };
+        // The bytes are at the upper end of 24 bits, whatever the number of digits.
+        bits <<= 6 * (4 - group.len());
+        decoded.extend_from_slice(&bits.to_be_bytes()[1..=n]);
+    }
+    Some(decoded)
 }
 
 pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
@@ -139,6 +210,58 @@ mod tests {
         assert_eq!(pax.path.as_deref(), Some(&b"a\xff/b"[..]));
         assert_eq!((pax.mtime, pax.uid), (Some(12), Some(4_000_000_000)));
         assert_eq!(pax.xattrs, [(b"user.x".to_vec(), b"new".to_vec())]);
+    }
+
+    #[test]
+    fn reads_both_forms_of_attributes() {
+        let body = [
+            record("LIBARCHIVE.xattr.user.a%20b%3d", b"AQID"),
+            record("LIBARCHIVE.xattr.user.one", b"/w"),
+            record("LIBARCHIVE.xattr.user.padded", b"+w=="),
+            record("LIBARCHIVE.xattr.user.two", b"aGk"),
+            record("LIBARCHIVE.xattr.user.none", b""),
+            record("LIBARCHIVE.xattr.user.100%", b"AA"),
+            record("SCHILY.xattr.user.two", b"later"),
+        ]
+        .concat();
+        let xattrs = parse(&body).unwrap().xattrs;
+        let shown: Vec<(&str, &[u8])> = xattrs
+            .iter()
+            .map(|(name, value)| (std::str::from_utf8(name).unwrap(), value.as_slice()))
+            .collect();
+        let want: [(&str, &[u8]); 6] = [
+            ("user.100%", b"\0"),
+            ("user.a b=", b"\x01\x02\x03"),
+            ("user.none", b""),
+            ("user.one", b"\xff"),
+            ("user.padded", b"\xfb"),
+            ("user.two", b"later"),
+        ];
+        assert_eq!(shown, want);
+        for (key, value) in [
+            ("LIBARCHIVE.xattr.user.a", &b"A"[..]),
+            ("LIBARCHIVE.xattr.user.a", b"A-BC"),
+            ("LIBARCHIVE.xattr.user.a", b"AB=C"),
+            ("LIBARCHIVE.xattr.user.%00", b"AA"),
+            ("LIBARCHIVE.xattr.", b"AA"),
+            ("SCHILY.xattr.", b"x"),
+            (&format!("SCHILY.xattr.user.{}", "n".repeat(251)), b"x"),
+            ("SCHILY.xattr.user.a", &[b'x'; 65_537]),
+        ] {
+            assert_eq!(parse(&record(key, value)), None, "{key}");
+        }
+        assert!(parse(&record("SCHILY.xattr.user.a", &[b'x'; 65_536])).is_some());
+    }
+
+    #[test]
+    fn many_attributes_take_no_longer_than_few() {
+        // The most that fit into an extended header of 1 MiB: with a search for each, half a minute.
+        let n = 40_000;
+        let body: Vec<u8> = (0..n).flat_map(|n| record(&format!("SCHILY.xattr.u.{n:x}"), b"")).collect();
+        assert!(body.len() < 1 << 20);
+        let began = std::time::Instant::now();
+        assert_eq!(parse(&body).unwrap().xattrs.len(), n);
+        assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
     }
 
     #[test]

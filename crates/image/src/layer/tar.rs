@@ -4,8 +4,11 @@
 //! ones, `..` components, NUL bytes, over-long ones. Device nodes are ordinary entries here; whoever
 //! mounts the result decides about them.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Seek};
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use thiserror::Error;
 
 use super::header::{BLOCK, Header, gnu_sparse_continuation};
@@ -107,6 +110,38 @@ pub struct Entry {
     pub kind: EntryKind,
     /// Owner, mode, time and attributes.
     pub meta: Meta,
+}
+
+/// The content of a file on its way into an image.
+pub trait Content: Read {
+    /// Passes over zeros that are here without being stored, and returns their number; the next read gives
+    /// what follows. An answer of 0 does not mean that no zero follows.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    fn skip_hole(&mut self) -> io::Result<u64> {
+        Ok(0)
+    }
+}
+
+impl Content for &[u8] {}
+
+impl Content for io::Empty {}
+
+/// A file of this machine: its holes are asked of the file system (lseek(2), `SEEK_DATA`).
+impl Content for File {
+    fn skip_hole(&mut self) -> io::Result<u64> {
+        let at = self.stream_position()?;
+        let next = match rustix::fs::seek(&*self, SeekFrom::Data(at)) {
+            Ok(next) => next,
+            // No data from here to the end.
+            Err(Errno::NXIO) => rustix::fs::seek(&*self, SeekFrom::End(0))?,
+            // Some file systems know nothing of holes.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            Err(errno) => return Err(errno.into()),
+        };
+        Ok(next.saturating_sub(at))
+    }
 }
 
 /// Reads entries one after the other; the data of the current entry is read through [`Read`].
@@ -391,6 +426,15 @@ impl<R: Read> Read for TarReader<R> {
         };
         self.position += n as u64;
         Ok(n)
+    }
+}
+
+impl<R: Read> Content for TarReader<R> {
+    fn skip_hole(&mut self) -> io::Result<u64> {
+        let Some((map, piece)) = &mut self.sparse else { return Ok(0) };
+        let Run::Hole(len) = map.run_at(self.position, piece) else { return Ok(0) };
+        self.position += len;
+        Ok(len)
     }
 }
 

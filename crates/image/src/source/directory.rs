@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::file_error::FileError;
 use crate::flatten::{MergeError, Merger};
-use crate::layer::{Entry, EntryKind};
+use crate::layer::{Content, Entry, EntryKind};
 use crate::layer_name;
 use crate::progress::{Event, Progress};
 use crate::sink::FileSink;
@@ -179,7 +179,7 @@ impl<S: FileSink> Walk<'_, '_, S> {
         self.give(Entry { path, kind: EntryKind::File { size }, meta }, &mut File::from(fd))
     }
 
-    fn give(&mut self, entry: Entry, data: &mut impl io::Read) -> Result<(), DirectoryError> {
+    fn give(&mut self, entry: Entry, data: &mut impl Content) -> Result<(), DirectoryError> {
         let path = entry.path.clone();
         let given = self.merger.literal_entry(entry, data);
         given.map_err(|source| DirectoryError::Take { path: self.host_path(&path), source })

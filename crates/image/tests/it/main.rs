@@ -1,6 +1,7 @@
 //! Tests of the image crate against archives built here and against independent tools.
 
 mod convert;
+mod hostile;
 mod logins;
 mod merge;
 mod registry;
@@ -9,3 +10,4 @@ mod tar;
 mod tar_builder;
 mod tools;
 mod transport;
+mod whole;

@@ -1,6 +1,8 @@
 //! What layers mean together, in tables: layers bottom first, then the expected tree.
 
-use situla_image::{Child, Directory, InodeKind, Level, MemorySink, MergeError, Merger, TarReader, Tree};
+use situla_image::{
+    Child, Directory, InodeKind, Ledger, Level, MemorySink, MergeError, Merger, TarReader, Tree,
+};
 
 use crate::tar_builder::TarBuilder;
 
@@ -8,7 +10,8 @@ use crate::tar_builder::TarBuilder;
 fn merge(layers: &[Vec<u8>]) -> Result<(Tree<Vec<u8>>, u64), MergeError> {
     let mut sink = MemorySink::default();
     let top = u32::try_from(layers.len()).expect("few layers");
-    let mut merger = Merger::new(&mut sink, Level(top));
+    let ledger = Ledger::default();
+    let mut merger = Merger::new(&mut sink, &ledger, Level(top));
     for (idx, layer) in layers.iter().enumerate().rev() {
         merger.layer(
             Level(u32::try_from(idx).expect("few layers") + 1),

@@ -12,6 +12,9 @@
 //! followed block by block without storing anything; should it part ways, the compressed blocks up
 //! to there are copied from the output. So duplicates of any length cost neither space nor
 //! compression, memory stays bounded, and the result does not depend on timing.
+//!
+//! **Holes** are blocks of zeros: they have a size word and nothing else. They may come as such, many at
+//! once, and give the same bytes as zeros that were written.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -20,6 +23,7 @@ use crate::layout::DATA_RAW;
 use crate::writer::compress::{Block, Pool, Ticket};
 use crate::writer::error::{Result, WriteError};
 use crate::writer::sink::Sink;
+use crate::writer::trail::{Hash, Trail};
 
 /// Full blocks of a file that are held in memory before it is decided how it goes on.
 const HOLD: usize = 8;
@@ -28,7 +32,9 @@ const MAX_CANDIDATES: usize = 16;
 /// Buffers kept for reuse beyond those in work.
 const SPARE_BUFFERS: usize = 4;
 
-type Hash = [u8; 32];
+/// What is kept of a file's digest. Half of it: a file that is taken for another one by design would have to match it
+/// in 128 bits, and there may be a million of them in memory.
+type Identity = [u8; 16];
 
 /// Content of a regular file that a writer has taken in.
 ///
@@ -47,16 +53,40 @@ impl StoredFile {
 }
 
 /// Where the content of a file is in the image.
+///
+/// Most files are smaller than a block: what only larger ones have is apart, as there may be millions of them.
 #[derive(Debug, Default)]
 pub(crate) struct Extent {
     pub(crate) size: u64,
     pub(crate) start: u64,
-    pub(crate) words: Vec<u32>,
-    /// Bytes in blocks that are holes.
-    pub(crate) sparse: u64,
     pub(crate) fragment: Option<(u32, u32)>,
-    /// Hashes of the full blocks, if the file is long enough to be followed by another one.
-    hashes: Vec<Hash>,
+    blocks: Option<Box<Blocks>>,
+}
+
+/// The full blocks of a file.
+#[derive(Debug, Default)]
+struct Blocks {
+    words: Vec<u32>,
+    /// Bytes in blocks that are holes.
+    sparse: u64,
+    /// Their digests, if the file is long enough to be followed by another one.
+    trail: Trail,
+}
+
+impl Extent {
+    /// The size words of its blocks.
+    pub(crate) fn words(&self) -> &[u32] {
+        self.blocks.as_ref().map_or(&[], |blocks| &blocks.words)
+    }
+
+    /// Bytes in blocks that are holes.
+    pub(crate) fn sparse(&self) -> u64 {
+        self.blocks.as_ref().map_or(0, |blocks| blocks.sparse)
+    }
+
+    fn blocks(&mut self) -> &mut Blocks {
+        self.blocks.get_or_insert_default()
+    }
 }
 
 /// What a submitted block becomes part of.
@@ -70,7 +100,8 @@ enum Place {
 #[derive(Debug)]
 enum Pending {
     Block(Place, Ticket),
-    Hole(usize),
+    /// So many holes of a file.
+    Holes(usize, u64),
 }
 
 /// How a file that is being written goes on.
@@ -89,7 +120,7 @@ enum Mode {
 struct Open {
     mode: Mode,
     size: u64,
-    hashes: Vec<Hash>,
+    trail: Trail,
     /// The block being filled.
     current: Vec<u8>,
 }
@@ -103,13 +134,12 @@ pub(crate) struct DataWriter<W> {
     /// Place and size word of each fragment block.
     pub(crate) fragments: Vec<(u64, u32)>,
     block_size: usize,
-    hole_hash: Hash,
     pending: VecDeque<Pending>,
     spare: Vec<Vec<u8>>,
     open: Option<Open>,
     fragment: Vec<u8>,
     n_fragments: u32,
-    by_content: HashMap<Hash, u32>,
+    by_content: HashMap<Identity, u32>,
     by_beginning: HashMap<Hash, Vec<u32>>,
     pub(crate) n_duplicates: u64,
 }
@@ -122,7 +152,6 @@ impl<W: Read + Write + Seek> DataWriter<W> {
             extents: Vec::new(),
             fragments: Vec::new(),
             block_size,
-            hole_hash: hash(&vec![0; block_size]),
             pending: VecDeque::new(),
             spare: Vec::new(),
             open: None,
@@ -139,7 +168,7 @@ impl<W: Read + Write + Seek> DataWriter<W> {
             return Err(WriteError::Order { what: "begin_file before finish_file" });
         }
         let current = self.buffer();
-        self.open = Some(Open { mode: Mode::Holding(Vec::new()), size: 0, hashes: Vec::new(), current });
+        self.open = Some(Open { mode: Mode::Holding(Vec::new()), size: 0, trail: Trail::default(), current });
         Ok(())
     }
 
@@ -179,6 +208,71 @@ impl<W: Read + Write + Seek> DataWriter<W> {
         }
     }
 
+    /// Adds zeros without having them.
+    pub(crate) fn hole(&mut self, mut len: u64) -> Result<()> {
+        let block_size = self.block_size as u64;
+        let open = self.open.as_ref().ok_or(NOT_BEGUN)?;
+        let filled = open.current.len() as u64;
+        if filled > 0 {
+            let now = len.min(block_size - filled);
+            self.zeros(now)?;
+            len -= now;
+        }
+        self.hole_blocks(len / block_size)?;
+        self.zeros(len % block_size)
+    }
+
+    /// Adds zeros that fit into the current block.
+    fn zeros(&mut self, len: u64) -> Result<()> {
+        let open = self.open.as_mut().ok_or(NOT_BEGUN)?;
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.block_size - open.current.len());
+        open.current.resize(open.current.len() + len, 0);
+        if open.current.len() == self.block_size { self.end_block() } else { Ok(()) }
+    }
+
+    /// Adds whole blocks of zeros where no block is begun.
+    fn hole_blocks(&mut self, mut count: u64) -> Result<()> {
+        let block_size = self.block_size as u64;
+        while count > 0 {
+            let mut open = self.open.take().ok_or(NOT_BEGUN)?;
+            let step = match &mut open.mode {
+                Mode::Holding(_) => {
+                    // There are few of them before it is decided how the file goes on.
+                    self.open = Some(open);
+                    self.zeros(block_size)?;
+                    count -= 1;
+                    continue;
+                }
+                Mode::Following(candidates) => {
+                    let at = open.trail.len();
+                    let holes = |index: &u32| self.trail_of(*index).map_or(0, |trail| trail.holes_from(at));
+                    let still: Vec<u32> = candidates.iter().copied().filter(|i| holes(i) > 0).collect();
+                    match still.iter().map(holes).min() {
+                        Some(alike) => {
+                            *candidates = still;
+                            alike.min(count)
+                        }
+                        None => {
+                            self.part_ways(candidates, at)?;
+                            open.mode = Mode::Streaming;
+                            0
+                        }
+                    }
+                }
+                Mode::Streaming => {
+                    self.pending.push_back(Pending::Holes(self.extents.len() - 1, count));
+                    self.settle(self.pool.depth())?;
+                    count
+                }
+            };
+            open.trail.push_holes(step);
+            open.size = open.size.checked_add(step.saturating_mul(block_size)).ok_or(TOO_LONG)?;
+            count -= step;
+            self.open = Some(open);
+        }
+        Ok(())
+    }
+
     /// Forgets the file being written, unless some of it has been submitted already.
     pub(crate) fn abandon(&mut self) {
         self.open = None;
@@ -188,7 +282,7 @@ impl<W: Read + Write + Seek> DataWriter<W> {
         let mut open = self.open.take().ok_or(NOT_BEGUN)?;
         open.size += open.current.len() as u64;
         let tail = std::mem::take(&mut open.current);
-        let identity = identity(&open.hashes, &tail, open.size);
+        let identity = identity(&open.trail, &tail, open.size);
         if !matches!(open.mode, Mode::Streaming)
             && let Some(index) = self.by_content.get(&identity).copied()
         {
@@ -202,17 +296,18 @@ impl<W: Read + Write + Seek> DataWriter<W> {
         let index = match std::mem::replace(&mut open.mode, Mode::Streaming) {
             Mode::Streaming => self.extents.len() - 1,
             Mode::Holding(blocks) => self.submit_held(blocks)?,
-            Mode::Following(candidates) => self.part_ways(&candidates, open.hashes.len())?,
+            Mode::Following(candidates) => self.part_ways(&candidates, open.trail.len())?,
         };
         let fragment = self.add_tail(&tail)?;
         self.recycle(tail);
         let known = u32::try_from(index).map_err(|_| TOO_MANY_FILES)?;
-        if open.hashes.len() >= HOLD {
-            let alike = self.by_beginning.entry(beginning(&open.hashes)).or_default();
+        if open.trail.len() >= HOLD as u64 {
+            let alike = self.by_beginning.entry(open.trail.beginning(HOLD as u64)).or_default();
+            // Nobody follows the others, so nothing need be known of them.
             if alike.len() < MAX_CANDIDATES {
                 alike.push(known);
+                self.extents[index].blocks().trail = open.trail;
             }
-            self.extents[index].hashes = open.hashes;
         }
         let extent = &mut self.extents[index];
         extent.size = open.size;
@@ -221,27 +316,37 @@ impl<W: Read + Write + Seek> DataWriter<W> {
         Ok(StoredFile { index: known, size: open.size })
     }
 
-    /// Writes everything that is still in work, the last fragment included.
-    pub(crate) fn drain(&mut self) -> Result<()> {
+    /// Writes everything that is still in work, the last fragment included, and drops what is only needed to
+    /// recognise content: the tables come now, which take memory as well.
+    pub(crate) fn end_files(&mut self) -> Result<()> {
+        if self.open.is_some() {
+            return Err(WriteError::Order { what: "the end of all files before finish_file" });
+        }
         self.flush_fragment()?;
-        self.settle(0)
+        self.settle(0)?;
+        self.by_content = HashMap::new();
+        self.by_beginning = HashMap::new();
+        self.spare = Vec::new();
+        Ok(())
     }
 
     fn end_block(&mut self) -> Result<()> {
         let mut open = self.open.take().ok_or(NOT_BEGUN)?;
         let fresh = self.buffer();
         let block = std::mem::replace(&mut open.current, fresh);
-        let zero = is_zero(&block);
-        let block_hash = if zero { self.hole_hash } else { hash(&block) };
+        let block_hash = (!is_zero(&block)).then(|| hash(&block));
         open.size += block.len() as u64;
-        open.hashes.push(block_hash);
+        match block_hash {
+            Some(hash) => open.trail.push(hash),
+            None => open.trail.push_holes(1),
+        }
         match &mut open.mode {
             Mode::Streaming => self.submit(self.extents.len() - 1, block)?,
             Mode::Holding(held) => {
                 held.push(block);
                 if held.len() == HOLD {
                     let held = std::mem::take(held);
-                    open.mode = match self.by_beginning.get(&beginning(&open.hashes)) {
+                    open.mode = match self.by_beginning.get(&open.trail.beginning(HOLD as u64)) {
                         Some(alike) => {
                             let alike = alike.clone();
                             held.into_iter().for_each(|block| self.recycle(block));
@@ -255,8 +360,13 @@ impl<W: Read + Write + Seek> DataWriter<W> {
                 }
             }
             Mode::Following(candidates) => {
-                let at = open.hashes.len() - 1;
-                let same = |index: &u32| self.extents[*index as usize].hashes.get(at) == Some(&block_hash);
+                let at = open.trail.len() - 1;
+                let same = |index: &u32| {
+                    self.trail_of(*index).is_some_and(|trail| match &block_hash {
+                        Some(hash) => trail.hash(at) == Some(hash),
+                        None => trail.holes_from(at) > 0,
+                    })
+                };
                 let still: Vec<u32> = candidates.iter().copied().filter(same).collect();
                 if still.is_empty() {
                     let index = self.part_ways(candidates, at)?;
@@ -281,21 +391,29 @@ impl<W: Read + Write + Seek> DataWriter<W> {
         Ok(index)
     }
 
+    fn trail_of(&self, index: u32) -> Option<&Trail> {
+        self.extents.get(index as usize)?.blocks.as_ref().map(|blocks| &blocks.trail)
+    }
+
     /// Makes a new file that starts with a copy of the first `count` blocks of the first candidate.
-    fn part_ways(&mut self, candidates: &[u32], count: usize) -> Result<usize> {
+    fn part_ways(&mut self, candidates: &[u32], count: u64) -> Result<usize> {
         let index = self.new_extent()?;
         let Some(from) = candidates.first().map(|candidate| *candidate as usize) else { return Ok(index) };
         // The places of the candidate's blocks are known once they are written.
         self.settle(0)?;
-        let words = self.extents[from].words[..count].to_vec();
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let words = self.extents[from].words().get(..count).unwrap_or_default().to_vec();
         let length = words.iter().map(|word| u64::from(word & !DATA_RAW)).sum();
         let start = self.sink.position();
         self.sink.repeat(self.extents[from].start, length)?;
         let n_holes = words.iter().filter(|word| **word == 0).count();
         let extent = &mut self.extents[index];
-        extent.start = start;
-        extent.sparse = (n_holes * self.block_size) as u64;
-        extent.words = words;
+        // Nothing is copied of a file that starts with holes: then the place is that of the first block to come.
+        if length > 0 {
+            extent.start = start;
+        }
+        let sparse = (n_holes * self.block_size) as u64;
+        *extent.blocks() = Blocks { words, sparse, trail: Trail::default() };
         Ok(index)
     }
 
@@ -310,7 +428,7 @@ impl<W: Read + Write + Seek> DataWriter<W> {
     fn submit(&mut self, index: usize, block: Vec<u8>) -> Result<()> {
         if is_zero(&block) {
             self.recycle(block);
-            self.pending.push_back(Pending::Hole(index));
+            self.pending.push_back(Pending::Holes(index, 1));
             return self.settle(self.pool.depth());
         }
         self.submit_block(Place::File(index), block)
@@ -350,10 +468,11 @@ impl<W: Read + Write + Seek> DataWriter<W> {
     fn settle(&mut self, depth: usize) -> Result<()> {
         while let Some(oldest) = self.pending.pop_front() {
             match oldest {
-                Pending::Hole(index) => {
-                    let extent = &mut self.extents[index];
-                    extent.words.push(0);
-                    extent.sparse += self.block_size as u64;
+                Pending::Holes(index, count) => {
+                    let blocks = self.extents[index].blocks();
+                    let len = usize::try_from(count).ok().and_then(|n| blocks.words.len().checked_add(n));
+                    blocks.words.resize(len.ok_or(TOO_LONG)?, 0);
+                    blocks.sparse += count.saturating_mul(self.block_size as u64);
                 }
                 Pending::Block(place, ticket) if self.pending.len() >= depth => {
                     let block = ticket.wait()?;
@@ -383,7 +502,7 @@ impl<W: Read + Write + Seek> DataWriter<W> {
                 if extent.start == 0 {
                     extent.start = start;
                 }
-                extent.words.push(word);
+                extent.blocks().words.push(word);
             }
             Place::Fragment => self.fragments.push((start, word)),
         }
@@ -405,6 +524,7 @@ impl<W: Read + Write + Seek> DataWriter<W> {
 }
 
 const NOT_BEGUN: WriteError = WriteError::Order { what: "content before begin_file" };
+const TOO_LONG: WriteError = WriteError::TooMany { what: "bytes in a file", limit: u64::MAX };
 const TOO_MANY_FILES: WriteError = WriteError::TooMany { what: "files", limit: u32::MAX as u64 };
 const TOO_MANY_FRAGMENTS: WriteError = WriteError::TooMany { what: "fragments", limit: u32::MAX as u64 };
 
@@ -412,18 +532,15 @@ fn hash(bytes: &[u8]) -> Hash {
     *blake3::hash(bytes).as_bytes()
 }
 
-/// Identifies the first `HOLD` blocks of a file.
-fn beginning(hashes: &[Hash]) -> Hash {
-    hash(hashes.get(..HOLD).unwrap_or(hashes).as_flattened())
-}
-
 /// Identifies the content of a file.
-fn identity(hashes: &[Hash], tail: &[u8], size: u64) -> Hash {
+fn identity(trail: &Trail, tail: &[u8], size: u64) -> Identity {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&size.to_le_bytes());
-    hasher.update(hashes.as_flattened());
+    trail.hash_into(&mut hasher);
     hasher.update(&hash(tail));
-    *hasher.finalize().as_bytes()
+    let mut identity = Identity::default();
+    hasher.finalize_xof().fill(&mut identity);
+    identity
 }
 
 fn is_zero(block: &[u8]) -> bool {

@@ -272,19 +272,19 @@ impl Builder<'_> {
         let (fragment, offset) = extent.fragment.unwrap_or((NONE32, 0));
         let basic = (u32::try_from(extent.start), u32::try_from(extent.size));
         let mut record = match basic {
-            (Ok(start), Ok(size)) if plan.links == 1 && xattr == NONE32 && extent.sparse == 0 => {
+            (Ok(start), Ok(size)) if plan.links == 1 && xattr == NONE32 && extent.sparse() == 0 => {
                 let mut record = self.head(kind::FILE, metadata, plan.number)?;
                 record.u32(start).u32(fragment).u32(offset).u32(size);
                 record
             }
             _ => {
                 let mut record = self.head(kind::FILE + kind::EXTENDED, metadata, plan.number)?;
-                record.u64(extent.start).u64(extent.size).u64(extent.sparse).u32(plan.links);
+                record.u64(extent.start).u64(extent.size).u64(extent.sparse()).u32(plan.links);
                 record.u32(fragment).u32(offset).u32(xattr);
                 record
             }
         };
-        for word in &extent.words {
+        for word in extent.words() {
             record.u32(*word);
         }
         self.put(id, &record)

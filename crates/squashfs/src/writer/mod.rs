@@ -10,6 +10,7 @@ mod error;
 mod inodes;
 mod sink;
 mod tables;
+mod trail;
 mod tree;
 
 use std::io::{Read, Seek, Write};
@@ -134,6 +135,15 @@ impl<W: Read + Write + Seek> Writer<W> {
         self.data.write(content)
     }
 
+    /// Adds zeros to the file begun, without having them in memory: the same bytes as if they were written.
+    /// Each block of them still takes four bytes of the image and of memory.
+    ///
+    /// # Errors
+    /// No file was begun, or the output refuses.
+    pub fn hole(&mut self, len: u64) -> Result<()> {
+        self.data.hole(len)
+    }
+
     /// Ends the file begun.
     ///
     /// # Errors
@@ -142,13 +152,22 @@ impl<W: Read + Write + Seek> Writer<W> {
         self.data.finish()
     }
 
+    /// Says that no more files come. Without it, [`Writer::finish`] does; but what is needed to find duplicates takes
+    /// memory that the making of the tree may have use for.
+    ///
+    /// # Errors
+    /// A file is begun and not finished, or the output refuses.
+    pub fn end_files(&mut self) -> Result<()> {
+        self.data.end_files()
+    }
+
     /// Writes the tree and completes the image; returns what was written and the output.
     ///
     /// # Errors
     /// The tree cannot be expressed, or the output refuses; the image is not usable then.
     pub fn finish(self, tree: &Tree) -> Result<(Summary, W)> {
         let mut data = self.data;
-        data.drain()?;
+        data.end_files()?;
         let compressor = data.pool.inline();
         let sink = &mut data.sink;
         let built = inodes::build(tree, &data.extents, compressor)?;

@@ -95,12 +95,17 @@ impl Tree {
     ///
     /// # Errors
     /// The name is empty, too long, `.` or `..`, has a slash or NUL in it, or `dir` is no directory.
-    pub fn link(&mut self, dir: NodeId, name: &[u8], node: NodeId) -> Result<Option<NodeId>> {
-        check_name(name)?;
+    pub fn link(
+        &mut self,
+        dir: NodeId,
+        name: impl AsRef<[u8]> + Into<Vec<u8>>,
+        node: NodeId,
+    ) -> Result<Option<NodeId>> {
+        check_name(name.as_ref())?;
         let NodeKind::Directory(names) = &mut self.node_mut(dir).kind else {
             return Err(WriteError::Tree { what: "a name in a node that is no directory" });
         };
-        Ok(names.insert(name.to_vec(), node))
+        Ok(names.insert(name.into(), node))
     }
 
     /// The node that `dir` names `name`, if it does.
@@ -158,8 +163,8 @@ mod tests {
         for name in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
             assert!(matches!(tree.link(tree.root(), name, fifo), Err(WriteError::Name { .. })), "{name:?}");
         }
-        assert_eq!(tree.link(tree.root(), &[0xff; 255], fifo).unwrap(), None);
-        assert_eq!(tree.link(tree.root(), &[0xff; 255], tree.root()).unwrap(), Some(fifo));
+        assert_eq!(tree.link(tree.root(), [0xff; 255], fifo).unwrap(), None);
+        assert_eq!(tree.link(tree.root(), [0xff; 255], tree.root()).unwrap(), Some(fifo));
         assert!(matches!(tree.link(fifo, b"x", fifo), Err(WriteError::Tree { .. })));
         assert_eq!(tree.child(tree.root(), b"x"), None);
     }
