@@ -2,8 +2,13 @@
 
 mod convert;
 mod hostile;
+#[path = "../support/layers.rs"]
+mod layers;
 mod logins;
 mod merge;
+#[path = "../../../../fuzz/mutate.rs"]
+mod mutate;
+mod mutations;
 mod registry;
 mod store;
 mod tar;
