@@ -26,6 +26,7 @@ pub mod privileged;
 pub mod records;
 pub mod releases;
 pub mod slurm_lines;
+pub mod small_jobs;
 pub mod soak;
 pub mod stored_images;
 pub mod uses;
@@ -133,6 +134,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("exhaustion::limits", exhaustion::limits),
     ("exhaustion::no_namespaces_left", exhaustion::no_namespaces_left),
     ("exhaustion::full_places", exhaustion::full_places),
+    ("small_jobs::address_space", small_jobs::address_space),
+    ("small_jobs::control_group", small_jobs::control_group),
     ("exhaustion::dead_mounts", exhaustion::dead_mounts),
     ("extracted::without_a_device", extracted::without_a_device),
     ("extracted::killed_while_extracting", extracted::killed_while_extracting),
@@ -325,6 +328,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "kernel_mounts::by_root" | "kernel_mounts::of_others" | "kernel_mounts::many_at_once" => {
             kernel_mounts::erofs_maker()
         }
+        "small_jobs::control_group" => small_jobs::ready(),
         "crowds::mpi_copies_directly" => crowds::compilers(),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),

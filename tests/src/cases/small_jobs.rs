@@ -1,0 +1,142 @@
+//! Conversions in jobs that have little: they finish, or name the limit; no process of theirs is ever killed for want
+//! of memory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Desk;
+use crate::command::{self, Output};
+use crate::environment::PATIENCE;
+use crate::tier::{Check, Skip};
+
+/// Whether the conversion was made; the other outcome is one error that names a limit in MiB.
+fn made_or_named(output: Output) -> Result<bool, String> {
+    if output.status.success() {
+        return Ok(true);
+    }
+    let one = output.stderr.lines().filter(|line| line.starts_with("error:")).count() == 1;
+    let output = output.expect_code(125)?.expect_text("MiB")?;
+    if one { Ok(false) } else { Err(format!("not one error\n{output}")) }
+}
+
+/// At every size of the address space, an image is made or one reason is given.
+///
+/// # Errors
+/// Another reason, none, or a size that changes nothing.
+pub fn address_space(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("address-space")?;
+    let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
+    let mut made = Vec::new();
+    for mib in [100, 120, 140, 200, 300, 500, 1000, 4000] {
+        let limit = format!("--as={}", mib << 20);
+        let words = ["prlimit", &limit, "situla", "convert", "--force", &layout, "a.sqsh"];
+        made.push(made_or_named(desk.env.as_user(dir.path(), words)?)?);
+    }
+    if made.first() != Some(&false) || made.last() != Some(&true) || !made.is_sorted() {
+        return Err(format!("the address space changes nothing, or more is less: {made:?}").into());
+    }
+    Ok(())
+}
+
+/// A control group with so many bytes of memory and no swap, which goes with the case.
+struct Group {
+    path: PathBuf,
+    is_unified: bool,
+}
+
+impl Group {
+    fn new(name: &str, bytes: u64) -> Result<Self, String> {
+        let (parent, is_unified) = parent().map_err(|Skip(reason)| reason)?;
+        let group = Self { path: parent.join(format!("situla-{name}-{}", std::process::id())), is_unified };
+        let io = |e: std::io::Error| format!("{}: {e}", group.path.display());
+        fs::create_dir(&group.path).map_err(io)?;
+        let limit = if is_unified { "memory.max" } else { "memory.limit_in_bytes" };
+        fs::write(group.path.join(limit), bytes.to_string()).map_err(io)?;
+        if is_unified {
+            // Not there without swap.
+            let _ = fs::write(group.path.join("memory.swap.max"), "0");
+        }
+        Ok(group)
+    }
+
+    /// Runs a command of the user in the group, on one processor.
+    fn run(&self, desk: &Desk, dir: &Path, words: &[&str]) -> Result<Output, String> {
+        let inside = desk.env.user_command(dir, words)?;
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$1/cgroup.procs\" && shift && exec taskset -c 0 \"$@\"", "sh"]);
+        command
+            .arg(&self.path)
+            .arg(inside.get_program())
+            .args(inside.get_args())
+            .current_dir(dir)
+            .env_clear();
+        command.envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command::run(command, PATIENCE)
+    }
+
+    /// Processes that the kernel has killed in the group for want of memory.
+    fn n_killed(&self) -> Result<u64, String> {
+        let file = if self.is_unified { "memory.events" } else { "memory.oom_control" };
+        let path = self.path.join(file);
+        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+        count.ok_or_else(|| format!("{}: no count of kills", path.display()))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // What stays is found by the look for leaks.
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// Where groups with a limit of memory can be made, and whether they are of version 2.
+fn parent() -> Result<(PathBuf, bool), Skip> {
+    let mounted = Path::new("/sys/fs/cgroup");
+    let enabled = fs::read_to_string(mounted.join("cgroup.subtree_control")).unwrap_or_default();
+    if enabled.split_whitespace().any(|controller| controller == "memory") {
+        return Ok((mounted.to_owned(), true));
+    }
+    let version_1 = mounted.join("memory");
+    if version_1.join("memory.limit_in_bytes").exists() {
+        return Ok((version_1, false));
+    }
+    Err(Skip("no control groups with limits of memory on this machine".into()))
+}
+
+/// Whether groups can be made.
+///
+/// # Errors
+/// They cannot.
+pub fn ready() -> Result<(), Skip> {
+    parent().map(drop)
+}
+
+/// In a control group of little memory and with one processor, an image is made, or the limit is named where it has too
+/// many files; the kernel kills nothing.
+///
+/// # Errors
+/// It does, or a limit changes nothing.
+pub fn control_group(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("small-job")?;
+    // As many files as 128 MiB have no room for, and 512 MiB have.
+    let script =
+        "mkdir many && cd many && for d in $(seq 400); do mkdir $d; (cd $d && seq 700 | xargs touch); done";
+    desk.env.as_user(dir.path(), ["sh", "-c", script])?.success()?;
+    let large = "head -c 300M /dev/urandom > many/large";
+    desk.env.as_user(dir.path(), ["sh", "-c", large])?.success()?;
+    for (mib, source, expected) in
+        [(32u64, "many/1", false), (80, "many/1", true), (128, "many", false), (512, "many", true)]
+    {
+        let group = Group::new("small", mib << 20)?;
+        let words = ["situla", "convert", "--force", source, "a.sqsh"];
+        let made = made_or_named(group.run(desk, dir.path(), &words)?)?;
+        let n_killed = group.n_killed()?;
+        if made != expected || n_killed > 0 {
+            return Err(format!("{source} in {mib} MiB: made {made}, {n_killed} killed").into());
+        }
+    }
+    Ok(())
+}
