@@ -74,8 +74,8 @@ impl Resources {
             return Err(TooLittleMemory { limit, needed: MEMORY_FLOOR });
         }
         let total = limit.min(MEMORY_CAP);
-        // The kernel counts sockets, page tables and pages being written as well, and estimates are estimates.
-        let usable = total - total / 8;
+        // The kernel counts sockets, page tables and pages being written as well.
+        let usable = total - total / 16;
         let threads_share = usable / 8 / THREAD;
         let n_threads = n_cpus.clamp(1, MAX_THREADS).min(usize::try_from(threads_share).unwrap_or(1)).max(1);
         let small_window = SMALL_WINDOW.min(usable / 32);
@@ -184,7 +184,7 @@ mod tests {
                     + (FETCHER + memory.small_window) * plan.n_fetchers as u64
                     + 2 * memory.queues
                     + memory.growing;
-                assert!(sum <= limit.min(512 * MIB) * 7 / 8 + MIB, "{limit_mib} MiB, {n_cpus}: {plan:?}");
+                assert!(sum <= limit.min(512 * MIB) * 15 / 16 + MIB, "{limit_mib} MiB, {n_cpus}: {plan:?}");
                 assert!(plan.n_threads >= 1 && plan.n_threads <= n_cpus.max(1), "{plan:?}");
                 assert!((1..=4).contains(&plan.n_fetchers), "{plan:?}");
                 // Something must be left for the image itself.
