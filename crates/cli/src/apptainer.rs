@@ -21,6 +21,7 @@ use crate::commands::convert::{Conversion, Source, unpack_source};
 use crate::commands::instance::InstanceCommand;
 use crate::commands::pull::{Fetch, parse_reference};
 use crate::commands::run::RunCommand;
+use crate::commands::sif::SifCommand;
 use crate::commands::transfer::Transfer;
 use crate::events::EventOptions;
 use crate::native::parse_start;
@@ -80,6 +81,9 @@ enum Command {
     /// Manage the images that were fetched
     #[command(subcommand)]
     Cache(ApptainerCache),
+    /// Manipulate Singularity Image Format (SIF) images
+    #[command(subcommand)]
+    Sif(SifCommand),
     /// Show the version
     Version,
 }
@@ -308,6 +312,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Some(Command::Pull(arguments)) => return pull(arguments, cli.global.show()),
         Some(Command::Build(arguments)) => return build(&arguments, cli.global.show()),
         Some(Command::Cache(command)) => return apptainer_cache(&command),
+        Some(Command::Sif(command)) => return commands::sif::sif(command),
         Some(Command::Version) => {
             data(&format!("{VERSION}\n"))?;
             return Ok(ExitCode::SUCCESS);

@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
+use situla_image::sif::{SifEditError, SifError};
 use situla_image::{
     ClientError, ConvertError, DirectoryError, Doing, FileError, FlattenError, KeyringError, LayoutError,
-    PullError, ResolveError, SourceError, StoreError, TreeError, VerifyError,
+    PullError, ResolveError, SifFileError, SourceError, StoreError, TreeError, VerifyError,
 };
 use situla_records::EngineClass;
 
@@ -33,6 +34,11 @@ impl CommandError {
     /// A conversion failed.
     pub(crate) fn convert(error: &ConvertError) -> Self {
         judged(error, of_convert(error))
+    }
+
+    /// A SIF file cannot be looked at or changed.
+    pub(crate) fn sif(error: &SifFileError) -> Self {
+        judged(error, of_sif(error))
     }
 
     /// The extracted images of this node failed.
@@ -231,6 +237,39 @@ fn of_convert(error: &ConvertError) -> Judgement {
         ConvertError::Damaged { .. } => {
             (Class::DigestMismatch, Some("delete that file and pull again; check the disk it is on"))
         }
+    }
+}
+
+fn of_sif(error: &SifFileError) -> Judgement {
+    use EngineClass as Class;
+    const CUT: &str = "the file may be cut short or damaged; copy or pull it again";
+    let of_read = |source: &SifError| match source {
+        SifError::UnknownId { .. } => (Class::BadOption, Some("see `situla sif list` for the ids")),
+        SifError::NotSif => (Class::ImageCorrupt, Some("name a .sif file; `situla convert` makes one")),
+        _ => (Class::ImageCorrupt, Some(CUT)),
+    };
+    match error {
+        SifFileError::File(source) => of_file(source),
+        SifFileError::Read { source, .. } => of_read(source),
+        SifFileError::Busy { .. } => (Class::SetupFailed, Some("try again when it has ended")),
+        SifFileError::NotAddable { .. } => (Class::BadOption, Some("name a file with the object's content")),
+        SifFileError::Dump(_) => (Class::SetupFailed, Some("check where standard output leads")),
+        SifFileError::Edit { source, .. } => match source {
+            SifEditError::Read(source) => of_read(source),
+            SifEditError::Write(_) => (Class::SetupFailed, Some("check that the disk has room")),
+            SifEditError::Source(_) => (Class::SetupFailed, None),
+            SifEditError::Full(_) => (Class::SetupFailed, Some("delete an object that is not needed first")),
+            SifEditError::SecondPrimary(_) => (
+                Class::BadOption,
+                Some(
+                    "add a system for another architecture with --parttype system, or delete the primary first",
+                ),
+            ),
+            SifEditError::UnknownGroup(_) => (Class::BadOption, Some("see `situla sif list` for the groups")),
+            SifEditError::Name | SifEditError::Alignment(_) | SifEditError::Field => {
+                (Class::BadOption, Some("correct the option"))
+            }
+        },
     }
 }
 

@@ -54,6 +54,9 @@ enum Command {
     Cache(commands::cache::CacheCommand),
     /// Show what an image is and how it wants to be run
     Inspect(commands::inspect::InspectArgs),
+    /// List, add, delete and dump the objects in a SIF file
+    #[command(subcommand)]
+    Sif(commands::sif::SifCommand),
     /// List the records of runs
     Runs(commands::runs::RunsArgs),
     /// Show the record of one step on one node
@@ -162,6 +165,7 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Prune(arguments) => commands::prune::prune(&arguments),
         Command::Cache(command) => commands::cache::cache(command),
         Command::Inspect(arguments) => commands::inspect::inspect(&arguments),
+        Command::Sif(command) => commands::sif::sif(command),
         Command::Runs(arguments) => commands::runs::runs(&arguments),
         Command::Show(arguments) => commands::runs::show(&arguments),
         Command::Completion(arguments) => commands::manual::completion(&arguments, command_tree()),

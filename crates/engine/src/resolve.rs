@@ -10,7 +10,7 @@ use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Platform, Ref
 use situla_plan::{ImageIdentity, Place, RootfsIdentity, RootfsSource, Text};
 use situla_policy::{Image as PolicyImage, RegistryImage};
 use situla_records::EngineClass;
-use situla_sif::{FsType, SifFile};
+use situla_sif::{Arch, FsType, SifFile};
 use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::error::EngineError;
@@ -357,7 +357,7 @@ fn open_file(path: &Path, shown: &str) -> Result<(RootfsSource, ImageView, Optio
     let (offset, length) = if head.starts_with(SQUASHFS_MAGIC) {
         (0, length)
     } else if head.get(SIF_MAGIC_OFFSET..).is_some_and(|magic| magic == SIF_MAGIC) {
-        primary_partition(&file, shown)?
+        root_partition(&file, shown)?
     } else {
         return Err(EngineError::UnknownFormat { path: shown.to_owned() });
     };
@@ -368,11 +368,12 @@ fn open_file(path: &Path, shown: &str) -> Result<(RootfsSource, ImageView, Optio
     Ok((source, ImageView::Squashfs(Box::new(image)), Some(descriptor)))
 }
 
-/// Offset and length of the root file system of a SIF image.
-fn primary_partition(file: &File, shown: &str) -> Result<(u64, u64), EngineError> {
+/// Offset and length of the root file system that a SIF image has for this machine.
+fn root_partition(file: &File, shown: &str) -> Result<(u64, u64), EngineError> {
     let fail = |source| EngineError::Sif { path: shown.to_owned(), source };
     let sif = SifFile::open(file).map_err(|error| fail(error.into()))?;
-    let partition = sif.primary_partition().map_err(|error| fail(error.into()))?;
+    let native = Arch::from_go_name(&Platform::native().architecture);
+    let partition = sif.root_partition(native).map_err(|error| fail(error.into()))?;
     if partition.fs != FsType::Squashfs {
         return Err(fail(format!("its root file system is {:?}, not SquashFS", partition.fs).into()));
     }

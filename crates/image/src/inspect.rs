@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use serde::Serialize;
-use situla_oci::{Digest, Document, ExecConfig, ImageConfig, MAX_CONFIG_BYTES};
-use situla_sif::{DataType, FsType, Kind, SifFile};
+use situla_oci::{Digest, Document, ExecConfig, ImageConfig, MAX_CONFIG_BYTES, Platform};
+use situla_sif::{Arch, DataType, FsType, SifFile};
 use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::additions::{CONFIG_PATH, MANIFEST_PATH};
 use crate::convert::{ConvertError, hash_range};
 use crate::file_error::FileError;
 use crate::identity::{FileIdentity, Identities};
+use crate::sif_file::SifDescription;
 
 /// First bytes of a SquashFS.
 const SQUASHFS_MAGIC: &[u8] = b"hsqs";
@@ -71,32 +72,6 @@ pub struct ImageLayer {
     /// Media type.
     pub media_type: String,
     /// Compressed size in bytes.
-    pub bytes: u64,
-}
-
-/// A SIF's own facts.
-#[derive(Debug, Clone, Serialize)]
-pub struct SifDescription {
-    /// The first line, which starts the container.
-    pub launch: String,
-    /// Architecture in Go's spelling.
-    pub architecture: &'static str,
-    /// What the file holds.
-    pub objects: Vec<SifObjectInfo>,
-}
-
-/// An object of a SIF.
-#[derive(Debug, Clone, Serialize)]
-pub struct SifObjectInfo {
-    /// Object id.
-    pub id: u32,
-    /// Type; for a partition with file system and role.
-    pub kind: String,
-    /// Name.
-    pub name: String,
-    /// Offset in the file.
-    pub offset: u64,
-    /// Size in bytes.
     pub bytes: u64,
 }
 
@@ -181,8 +156,10 @@ fn open_sif<'f>(path: &Path, file: &'f File) -> Result<SifFile<&'f File>, Conver
 }
 
 fn sif_window(path: &Path, sif: &SifFile<&File>) -> Result<RootWindow, ConvertError> {
-    let partition =
-        sif.primary_partition().map_err(|source| ConvertError::SifRead { path: path.to_owned(), source })?;
+    let native = Arch::from_go_name(&Platform::native().architecture);
+    let partition = sif
+        .root_partition(native)
+        .map_err(|source| ConvertError::SifRead { path: path.to_owned(), source })?;
     if partition.fs != FsType::Squashfs {
         return Err(ConvertError::SifFs { path: path.to_owned(), fs: partition.fs });
     }
@@ -210,7 +187,7 @@ pub fn inspect(path: &Path, hash: bool, identities: Option<&Identities>) -> Resu
         FileKind::Sif => {
             let mut sif = open_sif(path, &file)?;
             let config = sif_config(path, &mut sif)?;
-            ("sif", sif_window(path, &sif)?, Some(describe_sif(&sif)), config)
+            ("sif", sif_window(path, &sif)?, Some(SifDescription::of(&sif)), config)
         }
     };
     let mut found = Inspection::empty(name, path, Some(metadata.len()));
@@ -289,24 +266,6 @@ impl Inspection {
     }
 }
 
-fn describe_sif(sif: &SifFile<&File>) -> SifDescription {
-    let objects = sif.objects().iter().map(|object| SifObjectInfo {
-        id: object.id,
-        kind: match object.kind {
-            Kind::Partition { fs, part, arch } => format!("partition ({fs:?}, {part:?}, {})", arch.go_name()),
-            Kind::Other(data_type) => format!("{data_type:?}"),
-        },
-        name: object.name.clone(),
-        offset: object.offset,
-        bytes: object.size,
-    });
-    SifDescription {
-        launch: sif.launch_line().trim_end().to_owned(),
-        architecture: sif.arch().go_name(),
-        objects: objects.collect(),
-    }
-}
-
 /// The execution parameters that a SIF carries beside its root file system.
 fn sif_config(path: &Path, sif: &mut SifFile<&File>) -> Result<Option<ExecConfig>, ConvertError> {
     let Some(object) = sif.find(DataType::GenericJson, SIF_CONFIG).cloned() else { return Ok(None) };
@@ -376,7 +335,8 @@ mod tests {
             assert_eq!(found.sif.is_some(), kind == "sif");
         }
         let objects = inspect(&sif, false, None).unwrap().sif.unwrap().objects;
-        assert!(objects.iter().any(|object| object.kind.starts_with("partition (Squashfs")), "{objects:?}");
+        let root = objects.iter().find_map(|object| object.partition.as_ref()).unwrap();
+        assert_eq!((root.fs, root.role), ("squashfs", "primary"), "{objects:?}");
     }
 
     #[test]

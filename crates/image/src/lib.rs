@@ -23,6 +23,7 @@ mod process_identity;
 mod progress;
 mod pull;
 mod resources;
+mod sif_file;
 mod sink;
 mod source;
 mod squash;
@@ -49,9 +50,7 @@ pub use flatten::{
 };
 pub use identity::{FileIdentity, Identities};
 pub use image_parts::{Addition, ImageParts};
-pub use inspect::{
-    FileKind, ImageLayer, Inspection, SifDescription, SifObjectInfo, SquashfsFacts, file_kind, inspect,
-};
+pub use inspect::{FileKind, ImageLayer, Inspection, SquashfsFacts, file_kind, inspect};
 pub use key::{CONVERTER_VERSION, Recipe};
 pub(crate) use layer::printable as layer_name;
 pub use layer::{
@@ -61,7 +60,13 @@ pub use process_identity::{realm, start_time};
 pub use progress::{Event, Progress};
 pub use pull::{PullError, PulledImage, pull, pull_from};
 pub use resources::{Ledger, MemoryExhausted, MemoryPlan, Resources, TooLittleMemory};
+pub use sif_file::{
+    PartitionInfo, SifAddition, SifDescription, SifFileError, SifObjectInfo, add_sif_object,
+    delete_sif_object, describe_sif, dump_sif_object,
+};
 pub use sink::{FileSink, MemorySink};
+/// The codes of SIF objects, for those who add some.
+pub use situla_sif as sif;
 pub use source::{
     DirectoryError, FetchedManifest, ImageSource, LayoutError, LayoutImage, Owners, ResolveError,
     SourceError, resolve,

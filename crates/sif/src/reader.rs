@@ -1,16 +1,18 @@
 //! Reading a SIF that anybody may have written.
 //!
 //! Counts, offsets and sizes are checked against the file's real length before anything is allocated or
-//! followed. Only `offset` and `size` of a descriptor are used; older writers computed the padded size
-//! in another way.
+//! followed, and nothing may lie over anything else. Of a descriptor's sizes only `size` is used: writers
+//! differ in how they computed the padded one.
 
+use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use thiserror::Error;
 
+use crate::codes::{Arch, DataType, FsType, PartType};
+use crate::descriptor::{DescriptorInfo, Kind};
 use crate::layout::{
-    Arch, DESCRIPTOR_LEN, DataType, FsType, GROUP_MASK, HEADER_LEN, LAUNCH_LEN, MAGIC, NAME_LEN, PartType,
-    VERSION, descriptor, header,
+    DESCRIPTOR_LEN, HEADER_LEN, LAUNCH_LEN, MAGIC, NO_TIME, VERSION, descriptor, field, header, text,
 };
 
 /// Most descriptors a file may announce. Writers make 48; the table grows only in hand-made files.
@@ -42,7 +44,7 @@ pub enum SifError {
     )]
     OutOfBounds {
         /// Which part.
-        what: &'static str,
+        what: Region,
         /// Its offset.
         offset: i64,
         /// Its length.
@@ -50,17 +52,49 @@ pub enum SifError {
         /// Length of the file.
         file_len: u64,
     },
-    /// The descriptor table is too long or its size does not fit its count.
-    #[error("SIF descriptor table is corrupt ({total} descriptors in {size} bytes)")]
+    /// Two parts of the file share bytes.
+    #[error("SIF file is corrupt: {0} and {1} overlap")]
+    Overlap(Region, Region),
+    /// The descriptor table is too long, or its counts do not fit each other.
+    #[error("SIF descriptor table is corrupt ({total} descriptors, {free} of them free, in {size} bytes)")]
     Table {
         /// Announced number of descriptors.
         total: i64,
+        /// Announced number of unused ones.
+        free: i64,
         /// Announced size in bytes.
         size: i64,
     },
-    /// There is no primary system partition, or more than one.
-    #[error("SIF has {0} primary system partitions instead of one")]
-    PrimaryCount(usize),
+    /// Two objects have the same id.
+    #[error("SIF file is corrupt: two objects have the id {0}")]
+    SameId(u32),
+    /// No object has the id.
+    #[error("SIF file has no object {id} (it has {})", ids(found))]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// The ids that there are.
+        found: Vec<u32>,
+    },
+    /// There is no root file system.
+    #[error("SIF file has no primary system partition")]
+    NoRoot,
+    /// Which of several root file systems is meant is not clear.
+    #[error("SIF file has {count} system partitions for {arch}")]
+    SeveralRoots {
+        /// How many.
+        count: usize,
+        /// The architecture that they share.
+        arch: Arch,
+    },
+    /// None of several root file systems is for the architecture.
+    #[error("SIF file has no system partition for {wanted} (it has those for {})", names(found))]
+    OtherArch {
+        /// The architecture asked for.
+        wanted: Arch,
+        /// Those that there are.
+        found: Vec<Arch>,
+    },
     /// The object is larger than the limit.
     #[error("SIF object of {size} bytes is larger than {limit} bytes")]
     ObjectTooLarge {
@@ -71,44 +105,121 @@ pub enum SifError {
     },
 }
 
-/// Type and type-specific fields of an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A partition.
-    Partition {
-        /// File system.
-        fs: FsType,
-        /// Role.
-        part: PartType,
-        /// Architecture.
-        arch: Arch,
-    },
-    /// Any other object.
-    Other(DataType),
+fn ids(found: &[u32]) -> String {
+    let words: Vec<String> = found.iter().map(u32::to_string).collect();
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
 }
 
-/// One used descriptor.
+fn names(found: &[Arch]) -> String {
+    let words: Vec<&str> = found.iter().map(|arch| arch.go_name()).collect();
+    words.join(", ")
+}
+
+/// A part of the file, for messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Region {
+    /// The global header.
+    Header,
+    /// The descriptor table.
+    Table,
+    /// What the header calls data.
+    DataSection,
+    /// An object, by its id.
+    Object(u32),
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header => f.write_str("the header"),
+            Self::Table => f.write_str("the descriptor table"),
+            Self::DataSection => f.write_str("the data section"),
+            Self::Object(id) => write!(f, "object {id}"),
+        }
+    }
+}
+
+/// The global header. Offsets and sizes are checked to lie inside the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DescriptorInfo {
-    /// Object id.
-    pub id: u32,
-    /// Group, if the object is in one.
-    pub group: Option<u32>,
-    /// Raw link: an object id, or a group id with the top four bits set; 0 for none.
-    pub link: u32,
-    /// Type and its fields.
-    pub kind: Kind,
-    /// Offset of the object in the file; checked to lie inside it.
-    pub offset: u64,
-    /// Size of the object in bytes; checked to lie inside the file.
-    pub size: u64,
-    /// Name; invalid UTF-8 is replaced.
-    pub name: String,
+pub struct Header {
+    /// First line of the file, which starts the container.
+    pub launch: String,
+    /// Architecture of the primary partition, as the writer said it.
+    pub arch: Arch,
+    /// The file's identifier; zero where the writer kept chance out of the file.
+    pub id: [u8; 16],
+    /// When the file was made, in Unix seconds; `None` where the writer kept times out of it.
+    pub created: Option<i64>,
+    /// When it was changed, likewise.
+    pub modified: Option<i64>,
+    /// Unused descriptors, as the writer counted them.
+    pub n_free: u64,
+    /// Descriptors of the table.
+    pub n_descriptors: u64,
+    /// Where the table starts.
+    pub table_offset: u64,
+    /// Size of the table in bytes.
+    pub table_size: u64,
+    /// Where the data section starts.
+    pub data_offset: u64,
+    /// Size of the data section in bytes. Objects may lie outside it: some writers do not count what they
+    /// delete.
+    pub data_size: u64,
 }
 
-/// Where the root file system is.
+impl Header {
+    fn parse(head: &[u8; HEADER_LEN], file_len: u64) -> Result<Self, SifError> {
+        if head[header::MAGIC..header::VERSION] != MAGIC[..] {
+            return Err(SifError::NotSif);
+        }
+        let version: [u8; 3] = field(head, header::VERSION);
+        if version != *VERSION {
+            return Err(SifError::Version(text(&version)));
+        }
+        let long = |at: usize| i64::from_le_bytes(field(head, at));
+        let time = |at: usize| Some(long(at)).filter(|time| *time != NO_TIME);
+        let (free, total) = (long(header::DESCR_FREE), long(header::DESCR_TOTAL));
+        let size = long(header::DESCR_SIZE);
+        let corrupt = SifError::Table { total, free, size };
+        let Ok(n_descriptors) = u64::try_from(total) else { return Err(corrupt) };
+        if n_descriptors > MAX_DESCRIPTORS || u64::try_from(size) != Ok(n_descriptors * DESCRIPTOR_LEN as u64)
+        {
+            return Err(corrupt);
+        }
+        let n_free = u64::try_from(free).ok().filter(|free| *free <= n_descriptors).ok_or(corrupt)?;
+        let (table_offset, table_size) = inside(Region::Table, long(header::DESCR_OFFSET), size, file_len)?;
+        let (data_offset, data_size) = match (long(header::DATA_OFFSET), long(header::DATA_SIZE)) {
+            // An empty section may start behind the end of the file, where the first object will be.
+            (offset, 0) => inside(Region::DataSection, offset, 0, u64::MAX)?,
+            (offset, size) => inside(Region::DataSection, offset, size, file_len)?,
+        };
+        Ok(Self {
+            launch: text(&head[..LAUNCH_LEN]),
+            arch: Arch::from_field(field(head, header::ARCH)),
+            id: field(head, header::ID),
+            created: time(header::CREATED),
+            modified: time(header::MODIFIED),
+            n_free,
+            n_descriptors,
+            table_offset,
+            table_size,
+            data_offset,
+            data_size,
+        })
+    }
+
+    /// The bytes of the file that are not for objects.
+    pub(crate) fn reserved(&self) -> [(Region, u64, u64); 2] {
+        [
+            (Region::Header, 0, HEADER_LEN as u64),
+            (Region::Table, self.table_offset, self.table_offset.saturating_add(self.table_size)),
+        ]
+    }
+}
+
+/// Where a root file system is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PrimaryPartition {
+pub struct RootPartition {
     /// File system.
     pub fs: FsType,
     /// Architecture.
@@ -119,21 +230,18 @@ pub struct PrimaryPartition {
     pub len: u64,
 }
 
-/// An opened SIF.
+/// Header and table as they stand in the file, beside what they mean.
 #[derive(Debug)]
-pub struct SifFile<R> {
-    inner: R,
-    launch: String,
-    arch: Arch,
-    descriptors: Vec<DescriptorInfo>,
+pub(crate) struct Tables {
+    pub(crate) head: [u8; HEADER_LEN],
+    pub(crate) header: Header,
+    pub(crate) table: Vec<u8>,
+    pub(crate) objects: Vec<DescriptorInfo>,
 }
 
-impl<R: Read + Seek> SifFile<R> {
-    /// Reads header and descriptors.
-    ///
-    /// # Errors
-    /// When the source cannot be read, is no SIF, or any number in it leads outside the file.
-    pub fn open(mut inner: R) -> Result<Self, SifError> {
+impl Tables {
+    /// Reads and checks header and descriptors.
+    pub(crate) fn load(inner: &mut (impl Read + Seek)) -> Result<Self, SifError> {
         let file_len = inner.seek(SeekFrom::End(0)).map_err(|e| read("the file length", e))?;
         inner.rewind().map_err(|e| read("the header", e))?;
         let mut head = [0u8; HEADER_LEN];
@@ -141,47 +249,87 @@ impl<R: Read + Seek> SifFile<R> {
             io::ErrorKind::UnexpectedEof => SifError::NotSif,
             _ => read("the header", e),
         })?;
-        if head[header::MAGIC..header::VERSION] != MAGIC[..] {
-            return Err(SifError::NotSif);
-        }
-        let version: [u8; 3] = field(&head, header::VERSION);
-        if version != *VERSION {
-            return Err(SifError::Version(text(&version)));
-        }
-        let total = i64::from_le_bytes(field(&head, header::DESCR_TOTAL));
-        let table_offset = i64::from_le_bytes(field(&head, header::DESCR_OFFSET));
-        let size = i64::from_le_bytes(field(&head, header::DESCR_SIZE));
-        let n_descriptors = usize::try_from(total)
-            .ok()
-            .filter(|n| *n as u64 <= MAX_DESCRIPTORS)
-            .ok_or(SifError::Table { total, size })?;
-        let table_len = n_descriptors * DESCRIPTOR_LEN;
-        if size != table_len as i64 {
-            return Err(SifError::Table { total, size });
-        }
-        let (at, _) = inside("the descriptor table", table_offset, size, file_len)?;
-        inner.seek(SeekFrom::Start(at)).map_err(|e| read("the descriptor table", e))?;
-        let mut table = vec![0u8; table_len];
+        let header = Header::parse(&head, file_len)?;
+        inner.seek(SeekFrom::Start(header.table_offset)).map_err(|e| read("the descriptor table", e))?;
+        // At most MAX_DESCRIPTORS of them, so this fits.
+        let mut table = vec![0u8; usize::try_from(header.table_size).unwrap_or(0)];
         inner.read_exact(&mut table).map_err(|e| read("the descriptor table", e))?;
-        let descriptors = table
-            .chunks_exact(DESCRIPTOR_LEN)
-            .filter(|raw| raw[descriptor::USED] != 0)
-            .map(|raw| parse_descriptor(raw, file_len))
-            .collect::<Result<Vec<_>, _>>()?;
-        let launch = text(&head[..LAUNCH_LEN]);
-        Ok(Self { inner, launch, arch: Arch::from_field(field(&head, header::ARCH)), descriptors })
+        let mut objects = Vec::new();
+        for raw in table.as_chunks::<DESCRIPTOR_LEN>().0.iter().filter(|raw| raw[descriptor::USED] != 0) {
+            let long = |at: usize| i64::from_le_bytes(field(raw, at));
+            let region = Region::Object(u32::from_le_bytes(field(raw, descriptor::ID)));
+            let place = inside(region, long(descriptor::OFFSET), long(descriptor::SIZE), file_len)?;
+            objects.push(DescriptorInfo::parse(raw, place));
+        }
+        check_ids(&objects)?;
+        check_overlaps(&header, &objects)?;
+        Ok(Self { head, header, table, objects })
+    }
+}
+
+fn check_ids(objects: &[DescriptorInfo]) -> Result<(), SifError> {
+    let mut ids: Vec<u32> = objects.iter().map(|object| object.id).collect();
+    ids.sort_unstable();
+    match ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(SifError::SameId(pair[0])),
+        None => Ok(()),
+    }
+}
+
+fn check_overlaps(header: &Header, objects: &[DescriptorInfo]) -> Result<(), SifError> {
+    let mut regions = header.reserved().to_vec();
+    // The data section is no object, but must not be where header and table are.
+    let data_end = header.data_offset.saturating_add(header.data_size);
+    for (region, start, end) in &regions {
+        if header.data_size > 0 && header.data_offset < *end && *start < data_end {
+            return Err(SifError::Overlap(*region, Region::DataSection));
+        }
+    }
+    regions.extend(objects.iter().map(|object| (Region::Object(object.id), object.offset, object.end())));
+    // What is empty shares no byte with anything.
+    regions.retain(|(_, start, end)| start < end);
+    regions.sort_by_key(|(_, start, _)| *start);
+    match regions.windows(2).find(|pair| pair[0].2 > pair[1].1) {
+        Some(pair) => Err(SifError::Overlap(pair[0].0, pair[1].0)),
+        None => Ok(()),
+    }
+}
+
+/// An opened SIF.
+#[derive(Debug)]
+pub struct SifFile<R> {
+    inner: R,
+    header: Header,
+    descriptors: Vec<DescriptorInfo>,
+}
+
+impl<R: Read + Seek> SifFile<R> {
+    /// Reads header and descriptors.
+    ///
+    /// # Errors
+    /// When the source cannot be read, is no SIF, any number in it leads outside the file, parts of it
+    /// overlap, or two objects have one id.
+    pub fn open(mut inner: R) -> Result<Self, SifError> {
+        let Tables { header, objects, .. } = Tables::load(&mut inner)?;
+        Ok(Self { inner, header, descriptors: objects })
+    }
+
+    /// Returns the header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
     }
 
     /// Returns the launch line.
     #[must_use]
     pub fn launch_line(&self) -> &str {
-        &self.launch
+        &self.header.launch
     }
 
     /// Returns the header's architecture: that of the primary partition, as the writer said it.
     #[must_use]
     pub fn arch(&self) -> Arch {
-        self.arch
+        self.header.arch
     }
 
     /// Returns the used descriptors in table order.
@@ -190,27 +338,62 @@ impl<R: Read + Seek> SifFile<R> {
         &self.descriptors
     }
 
-    /// Finds the root file system.
+    /// Finds the root file system for an architecture.
+    ///
+    /// The primary system partition is it, if the file has no other system. Of several, the one for
+    /// `wanted` is it; where two are, the primary one. A primary one that names no architecture stands for
+    /// any that no other is for.
     ///
     /// # Errors
-    /// When there is none, or more than one: which of them ran would depend on the reader.
-    pub fn primary_partition(&self) -> Result<PrimaryPartition, SifError> {
-        let mut found = self.descriptors.iter().filter_map(|d| match d.kind {
-            Kind::Partition { fs, part: PartType::PrimarySystem, arch } => {
-                Some(PrimaryPartition { fs, arch, offset: d.offset, len: d.size })
+    /// When there is none, when none of several is for `wanted`, or when which is meant would depend on the
+    /// reader.
+    pub fn root_partition(&self, wanted: Arch) -> Result<RootPartition, SifError> {
+        let mut primary = Vec::new();
+        let mut systems = Vec::new();
+        for object in &self.descriptors {
+            if let Kind::Partition { fs, part, arch } = object.kind {
+                let found = RootPartition { fs, arch, offset: object.offset, len: object.size };
+                match part {
+                    PartType::PrimarySystem => primary.push(found),
+                    PartType::System => systems.push(found),
+                    _ => {}
+                }
             }
-            _ => None,
-        });
-        match (found.next(), found.count()) {
-            (Some(partition), 0) => Ok(partition),
-            (first, more) => Err(SifError::PrimaryCount(usize::from(first.is_some()) + more)),
         }
+        match (primary.as_slice(), systems.as_slice()) {
+            ([], _) => return Err(SifError::NoRoot),
+            ([only], []) => return Ok(*only),
+            _ => {}
+        }
+        for found in [&primary, &systems] {
+            let mut fitting = found.iter().filter(|partition| partition.arch == wanted);
+            match (fitting.next(), fitting.count()) {
+                (Some(partition), 0) => return Ok(*partition),
+                (Some(_), more) => return Err(SifError::SeveralRoots { count: more + 1, arch: wanted }),
+                (None, _) => {}
+            }
+        }
+        if let [only] = primary.as_slice()
+            && only.arch == Arch::UNKNOWN
+        {
+            return Ok(*only);
+        }
+        let found = primary.iter().chain(&systems).map(|partition| partition.arch).collect();
+        Err(SifError::OtherArch { wanted, found })
     }
 
     /// Finds the first object of a type and name.
     #[must_use]
     pub fn find(&self, data_type: DataType, name: &str) -> Option<&DescriptorInfo> {
-        self.descriptors.iter().find(|d| d.kind == Kind::Other(data_type) && d.name == name)
+        self.descriptors.iter().find(|d| d.kind.data_type() == data_type && d.name == name)
+    }
+
+    /// Finds an object by its id.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn object(&self, id: u32) -> Result<&DescriptorInfo, SifError> {
+        self.descriptors.iter().find(|object| object.id == id).ok_or_else(|| unknown(id, &self.descriptors))
     }
 
     /// Reads an object of at most [`MAX_OBJECT_BYTES`] into memory.
@@ -244,32 +427,11 @@ impl<R: Read + Seek> SifFile<R> {
     }
 }
 
-fn parse_descriptor(raw: &[u8], file_len: u64) -> Result<DescriptorInfo, SifError> {
-    let int = |at: usize| i32::from_le_bytes(field(raw, at));
-    let uint = |at: usize| u32::from_le_bytes(field(raw, at));
-    let long = |at: usize| i64::from_le_bytes(field(raw, at));
-    let (offset, size) = inside("an object", long(descriptor::OFFSET), long(descriptor::SIZE), file_len)?;
-    let kind = match DataType::from_code(int(descriptor::DATA_TYPE)) {
-        DataType::Partition => Kind::Partition {
-            fs: FsType::from_code(int(descriptor::EXTRA)),
-            part: PartType::from_code(int(descriptor::EXTRA + 4)),
-            arch: Arch::from_field(field(raw, descriptor::EXTRA + 8)),
-        },
-        other => Kind::Other(other),
-    };
-    let group = uint(descriptor::GROUP);
-    Ok(DescriptorInfo {
-        id: uint(descriptor::ID),
-        group: (group != GROUP_MASK).then_some(group & !GROUP_MASK),
-        link: uint(descriptor::LINK),
-        kind,
-        offset,
-        size,
-        name: text(&raw[descriptor::NAME..descriptor::NAME + NAME_LEN]),
-    })
+pub(crate) fn unknown(id: u32, objects: &[DescriptorInfo]) -> SifError {
+    SifError::UnknownId { id, found: objects.iter().map(|object| object.id).collect() }
 }
 
-fn inside(what: &'static str, offset: i64, len: i64, file_len: u64) -> Result<(u64, u64), SifError> {
+fn inside(what: Region, offset: i64, len: i64, file_len: u64) -> Result<(u64, u64), SifError> {
     let checked = || {
         let (start, size) = (u64::try_from(offset).ok()?, u64::try_from(len).ok()?);
         (start.checked_add(size)? <= file_len).then_some((start, size))
@@ -279,16 +441,4 @@ fn inside(what: &'static str, offset: i64, len: i64, file_len: u64) -> Result<(u
 
 fn read(what: &'static str, source: io::Error) -> SifError {
     SifError::Read { what, source }
-}
-
-/// Copies the `N` bytes at `at`; all callers pass offsets inside fixed-size records.
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut out = [0; N];
-    out.copy_from_slice(&bytes[at..at + N]);
-    out
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

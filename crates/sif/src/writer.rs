@@ -9,10 +9,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use thiserror::Error;
 
-use crate::layout::{
-    Arch, DESCRIPTOR_LEN, DataType, FsType, GROUP_MASK, HEADER_LEN, MAGIC, NAME_LEN, PartType, VERSION,
-    descriptor, header,
-};
+use crate::codes::{Arch, DataType, FsType, PartType};
+use crate::descriptor::{DescriptorInfo, Kind, Link};
+use crate::layout::{DESCRIPTOR_LEN, HEADER_LEN, MAGIC, NAME_LEN, NO_TIME, VERSION, header};
 
 /// First line of the file: makes `./image.sif` start the container.
 pub const LAUNCH_LINE: &str = "#!/usr/bin/env run-singularity\n";
@@ -23,11 +22,9 @@ const TABLE_OFFSET: u64 = 4096;
 const TABLE_LEN: u64 = (N_SLOTS * DESCRIPTOR_LEN) as u64;
 const DATA_OFFSET: u64 = TABLE_OFFSET + TABLE_LEN;
 /// Partitions start on a page so that they can be mounted or mapped.
-const PARTITION_ALIGN: u64 = 4096;
-/// What the format's own tools write for "no time": year 1, in Unix seconds.
-const NO_TIME: i64 = -62_135_596_800;
+pub(crate) const PARTITION_ALIGN: u64 = 4096;
 /// The one group of every object, so that one signature covers the file.
-const GROUP: u32 = GROUP_MASK | 1;
+const GROUP: u32 = 1;
 
 /// Why a SIF cannot be written.
 #[derive(Debug, Error)]
@@ -106,7 +103,7 @@ impl<W: Write + Seek> SifWriter<W> {
         for (slot, object) in deffile.into_iter().chain(objects).enumerate() {
             out.write_all(&object.bytes).map_err(SifWriteError::Write)?;
             let size = object.bytes.len() as u64;
-            push_descriptor(&mut table, slot, object.data_type, &object.name, end, size, end, &[])?;
+            push_descriptor(&mut table, slot, Kind::Other(object.data_type), &object.name, (end, size), end)?;
             end += size;
         }
         let partition_offset = end.next_multiple_of(PARTITION_ALIGN);
@@ -154,19 +151,14 @@ impl<W: Write + Seek> SifWriter<W> {
     /// # Errors
     /// When writing fails.
     pub fn finish(mut self, len: u64) -> Result<W, SifWriteError> {
-        let mut extra = Vec::with_capacity(11);
-        extra.extend_from_slice(&FsType::Squashfs.code().to_le_bytes());
-        extra.extend_from_slice(&PartType::PrimarySystem.code().to_le_bytes());
-        extra.extend_from_slice(&self.arch.field());
+        let (fs, part) = (FsType::Squashfs, PartType::PrimarySystem);
         push_descriptor(
             &mut self.table,
             self.n_used,
-            DataType::Partition,
+            Kind::Partition { fs, part, arch: self.arch },
             "rootfs.sqsh",
-            self.partition_offset,
-            len,
+            (self.partition_offset, len),
             self.previous_end,
-            &extra,
         )?;
         let n_free = N_SLOTS - self.table.len() / DESCRIPTOR_LEN;
         self.table.resize(N_SLOTS * DESCRIPTOR_LEN, 0);
@@ -197,40 +189,34 @@ impl<W: Write + Seek> SifWriter<W> {
     }
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one argument per field of the record; a struct would repeat it"
-)]
+/// Appends the descriptor of an object at `place` (offset and size), behind one that ended at
+/// `previous_end`.
 fn push_descriptor(
     table: &mut Vec<u8>,
     slot: usize,
-    data_type: DataType,
+    kind: Kind,
     name: &str,
-    offset: u64,
-    size: u64,
+    place: (u64, u64),
     previous_end: u64,
-    extra: &[u8],
 ) -> Result<(), SifWriteError> {
     if name.len() >= NAME_LEN {
         return Err(SifWriteError::NameTooLong(name.to_owned()));
     }
-    let id = u32::try_from(slot + 1).map_err(|_| SifWriteError::TooManyObjects(slot))?;
+    let (offset, size) = place;
     let padded = (offset - previous_end).checked_add(size).ok_or(SifWriteError::TooLarge)?;
-    let mut raw = [0u8; DESCRIPTOR_LEN];
-    let mut put = |at: usize, bytes: &[u8]| raw[at..at + bytes.len()].copy_from_slice(bytes);
-    put(descriptor::DATA_TYPE, &data_type.code().to_le_bytes());
-    put(descriptor::USED, &[1]);
-    put(descriptor::ID, &id.to_le_bytes());
-    put(descriptor::GROUP, &GROUP.to_le_bytes());
-    put(descriptor::LINK, &0u32.to_le_bytes());
-    put(descriptor::OFFSET, &signed(offset)?.to_le_bytes());
-    put(descriptor::SIZE, &signed(size)?.to_le_bytes());
-    put(descriptor::SIZE_PADDED, &signed(padded)?.to_le_bytes());
-    put(descriptor::CREATED, &NO_TIME.to_le_bytes());
-    put(descriptor::MODIFIED, &NO_TIME.to_le_bytes());
-    put(descriptor::NAME, name.as_bytes());
-    put(descriptor::EXTRA, extra);
-    table.extend_from_slice(&raw);
+    let descriptor = DescriptorInfo {
+        id: u32::try_from(slot + 1).map_err(|_| SifWriteError::TooManyObjects(slot))?,
+        group: Some(GROUP),
+        link: Link::None,
+        kind,
+        offset,
+        size,
+        created: None,
+        modified: None,
+        owner: (0, 0),
+        name: name.to_owned(),
+    };
+    table.extend_from_slice(&descriptor.to_bytes(padded).ok_or(SifWriteError::TooLarge)?);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use situla_sif::{
-    Arch, DataType, FsType, Kind, LAUNCH_LINE, SifError, SifFile, SifObject, SifOptions, SifWriteError,
+    Arch, DataType, FsType, LAUNCH_LINE, Region, SifError, SifFile, SifObject, SifOptions, SifWriteError,
     SifWriter,
 };
 
@@ -36,7 +36,7 @@ fn reads_what_it_wrote() {
     let names: Vec<&str> = sif.objects().iter().map(|d| d.name.as_str()).collect();
     assert_eq!(names, ["deffile", "inspect-metadata.json", "oci-config.json", "rootfs.sqsh"]);
     assert!(sif.objects().iter().enumerate().all(|(i, d)| d.id as usize == i + 1 && d.group == Some(1)));
-    let part = sif.primary_partition().unwrap();
+    let part = sif.root_partition(Arch::UNKNOWN).unwrap();
     assert_eq!((part.fs, part.arch.go_name(), part.offset % 4096), (FsType::Squashfs, "amd64", 0));
     let at = usize::try_from(part.offset).unwrap();
     assert_eq!(&bytes[at..at + payload.len()], payload.as_slice());
@@ -55,7 +55,7 @@ fn a_partition_written_in_place_gives_the_same_file() {
 #[test]
 fn header_bytes_are_those_of_the_format() {
     let bytes = build(b"x");
-    let long = |at: usize| i64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    let long = |at: usize| long_at(&bytes, at);
     assert_eq!(&bytes[..32], b"#!/usr/bin/env run-singularity\n\0");
     assert_eq!(&bytes[32..48], b"SIF_MAGIC\x0001\x0002\0");
     assert_eq!(bytes[48..64], [0; 16]);
@@ -63,6 +63,10 @@ fn header_bytes_are_those_of_the_format() {
     assert_eq!([long(80), long(88), long(96), long(104), long(112)], [44, 48, 4096, 28080, 32176]);
     assert_eq!(long(112) + long(120), i64::try_from(bytes.len()).unwrap());
     assert!(bytes[128..4096].iter().all(|b| *b == 0));
+}
+
+fn long_at(bytes: &[u8], at: usize) -> i64 {
+    i64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
 #[test]
@@ -83,11 +87,33 @@ fn refuses_damage() {
     for offset in [-1, i64::MAX, i64::MAX - 28080, 1 << 40] {
         assert!(matches!(with(96, offset), Err(SifError::OutOfBounds { .. })), "{offset}");
     }
+    for value in [-1, 49, i64::MIN] {
+        assert!(matches!(with(80, value), Err(SifError::Table { .. })), "{value} free");
+    }
+    // Offset and size of the data section.
+    for value in [-1, i64::MAX, i64::MIN] {
+        assert!(matches!(with(112, value), Err(SifError::OutOfBounds { .. })), "{value}");
+        assert!(matches!(with(120, value), Err(SifError::OutOfBounds { .. })), "{value}");
+    }
+    assert!(matches!(with(112, 4096), Err(SifError::Overlap(Region::Table, Region::DataSection))));
+    assert!(matches!(with(112, 0), Err(SifError::Overlap(Region::Header, Region::DataSection))));
     // Offset and size of the first object.
     for value in [-1, i64::MAX, i64::MIN] {
         assert!(matches!(with(4096 + 17, value), Err(SifError::OutOfBounds { .. })), "{value}");
         assert!(matches!(with(4096 + 25, value), Err(SifError::OutOfBounds { .. })), "{value}");
     }
+    let second = long_at(&good, 4096 + 585 + 17);
+    for (offset, with_what) in
+        [(0, Region::Header), (127, Region::Header), (4096, Region::Table), (second, Region::Object(2))]
+    {
+        let Err(SifError::Overlap(first, other)) = with(4096 + 17, offset) else { panic!("{offset}") };
+        let mut both = [first, other];
+        both.sort_by_key(|region| *region != Region::Object(1));
+        assert_eq!(both, [Region::Object(1), with_what], "{offset}");
+    }
+    let mut twice = good.clone();
+    twice[4096 + 585 + 5] = 1;
+    assert!(matches!(SifFile::open(Cursor::new(twice)), Err(SifError::SameId(1))));
     let mut version = good.clone();
     version[43] = b'2';
     assert!(matches!(SifFile::open(Cursor::new(version)), Err(SifError::Version(_))));
@@ -106,25 +132,10 @@ fn no_single_changed_byte_makes_the_reader_panic() {
                     assert!(object.offset + object.size <= good.len() as u64);
                     sif.read_object(object).unwrap();
                 }
-                let _ = sif.primary_partition();
+                let _ = sif.root_partition(Arch::UNKNOWN);
             }
         }
     }
-}
-
-#[test]
-fn a_second_or_missing_primary_partition_is_refused() {
-    let mut bytes = build(&[1; 100]);
-    let part = 4096 + 3 * 585;
-    let raw = bytes[part..part + 585].to_vec();
-    bytes[part + 585..part + 2 * 585].copy_from_slice(&raw);
-    let sif = SifFile::open(Cursor::new(&bytes)).unwrap();
-    assert!(matches!(sif.primary_partition(), Err(SifError::PrimaryCount(2))));
-    bytes[part + 4] = 0;
-    bytes[part + 585 + 4] = 0;
-    let sif = SifFile::open(Cursor::new(&bytes)).unwrap();
-    assert!(matches!(sif.primary_partition(), Err(SifError::PrimaryCount(0))));
-    assert!(!sif.objects().iter().any(|d| matches!(d.kind, Kind::Partition { .. })));
 }
 
 #[test]

@@ -25,6 +25,7 @@ pub mod private_images;
 pub mod privileged;
 pub mod records;
 pub mod releases;
+pub mod sif_files;
 pub mod slurm_lines;
 pub mod small_jobs;
 pub mod soak;
@@ -86,6 +87,7 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("convert_there_and_back", image_commands::convert_there_and_back),
     ("convert_refuses", image_commands::convert_refuses),
     ("unpacked", image_commands::unpacked),
+    ("sif_edits_refuse", sif_files::sif_edits_refuse),
     ("interrupted_pull", image_commands::interrupted_pull),
     ("private_images::logins", private_images::logins),
     ("private_images::files_of_other_tools", private_images::files_of_other_tools),
@@ -106,6 +108,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("apptainer_runs_ours", privileged::apptainer_runs_ours),
     ("we_run_apptainers", privileged::we_run_apptainers),
     ("same_as_apptainer", privileged::same_as_apptainer),
+    ("sif_edits_on_both_sides", sif_files::sif_edits_on_both_sides),
+    ("kernel_and_we_read_alike", sif_files::kernel_and_we_read_alike),
     ("pull", privileged::pull),
     ("pull_of_a_tampered_layer", privileged::pull_of_a_tampered_layer),
     ("pull_and_exec", image_commands::pull_and_exec),
@@ -311,7 +315,9 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "accounts::only_by_name_service" => accounts::ready(),
         "plan_runs_nothing" => no_helpers::tracer(),
         "no_helper_is_started" => no_helpers::tracer().and_then(|()| privileged::registry_program()),
-        "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" => privileged::apptainer_tree(env),
+        "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" | "sif_edits_on_both_sides" => {
+            privileged::apptainer_tree(env)
+        }
         "pull"
         | "pull_of_a_tampered_layer"
         | "pull_and_exec"

@@ -13,7 +13,7 @@ use crate::images::WITNESS;
 use crate::tier::{self, Check, Skip};
 
 /// A mount that ends with the case.
-struct Mounted(PathBuf);
+pub(super) struct Mounted(pub(super) PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {

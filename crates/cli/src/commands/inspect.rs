@@ -142,7 +142,7 @@ fn in_words(found: &Inspection) -> String {
                 format!(
                     "{} {} {} ({} at offset {})",
                     object.id,
-                    object.kind,
+                    object.listed,
                     printable(&object.name),
                     size(object.bytes),
                     object.offset

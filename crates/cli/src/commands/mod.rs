@@ -13,5 +13,6 @@ pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod runs;
+pub(crate) mod sif;
 pub(crate) mod task_killed;
 pub(crate) mod transfer;

@@ -11,7 +11,7 @@ use situla_image::{
     convert_directory, convert_file, convert_image,
 };
 use situla_oci::Platform;
-use situla_sif::{DataType, SifFile};
+use situla_sif::{Arch, DataType, SifFile};
 
 use crate::tar_builder::TarBuilder;
 use crate::tools::{gzip, have, layout, run, skip, zstd};
@@ -164,7 +164,7 @@ fn sif_and_squashfs_turn_into_each_other_unchanged() {
     let config = file.find(DataType::GenericJson, "oci-config.json").unwrap().clone();
     let config: serde_json::Value = serde_json::from_slice(&file.read_object(&config).unwrap()).unwrap();
     assert_eq!(config, serde_json::from_str::<serde_json::Value>(EXEC).unwrap());
-    assert_eq!(file.primary_partition().unwrap().arch.go_name(), "amd64");
+    assert_eq!(file.root_partition(Arch::UNKNOWN).unwrap().arch.go_name(), "amd64");
 
     for (from, to, format) in
         [("a.sqsh", "c.sqsh", OutputFormat::Sqsh), ("a.sif", "c.sif", OutputFormat::Sif)]

@@ -28,7 +28,7 @@ pub(crate) fn sif(data: &[u8]) -> bool {
         }
     }
     assert!(sif.launch_line().len() <= 4 * 32, "the launch line is a field of 32 bytes");
-    match sif.primary_partition() {
+    match sif.root_partition(situla_sif::Arch::from_go_name("amd64")) {
         Ok(root) => {
             assert!(objects.iter().any(|object| (object.offset, object.size) == (root.offset, root.len)));
             true
