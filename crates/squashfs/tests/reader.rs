@@ -14,52 +14,6 @@ use support::compare::{Changes, image_with_tree};
 use support::{have, mksquashfs, open, tree};
 
 #[test]
-fn reads_what_mksquashfs_writes() {
-    if !have("mksquashfs") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("tree");
-    tree::build(&root, 3000);
-    let image = dir.path().join("image.sqfs");
-    let matrix = [
-        "-comp gzip",
-        "-comp gzip -Xcompression-level 1 -b 4096",
-        "-comp lzo",
-        "-comp lzo -Xalgorithm lzo1x_1 -b 4096",
-        "-comp lzo -Xalgorithm lzo1x_1_15 -b 1M",
-        "-comp lz4",
-        "-comp lz4 -Xhc -b 64K",
-        "-comp xz",
-        "-comp xz -Xbcj x86,arm",
-        "-comp xz -Xdict-size 8K -b 8K",
-        "-comp zstd -Xcompression-level 3",
-        "-comp zstd -Xcompression-level 3 -b 4096",
-        "-comp zstd -Xcompression-level 3 -b 1M",
-        "-comp zstd -Xcompression-level 1 -noD",
-        "-comp zstd -Xcompression-level 1 -noI",
-        "-comp zstd -Xcompression-level 1 -noF",
-        "-comp zstd -Xcompression-level 1 -noX -noId",
-        "-comp zstd -Xcompression-level 1 -noI -noD -noF -noX",
-        "-comp zstd -Xcompression-level 1 -no-fragments",
-        "-comp zstd -Xcompression-level 1 -always-use-fragments",
-        "-comp zstd -Xcompression-level 1 -no-exports",
-        "-comp zstd -Xcompression-level 1 -no-xattrs",
-        "-comp zstd -Xcompression-level 1 -all-root",
-        "-comp zstd -Xcompression-level 1 -no-duplicates -no-sparse -nopad",
-    ];
-    for options in matrix {
-        mksquashfs(&root, &image, &options.split(' ').collect::<Vec<_>>());
-        let changes =
-            Changes { all_root: options.contains("all-root"), no_xattrs: options.contains("no-xattrs") };
-        let count = image_with_tree(&open(&image), &root, changes);
-        assert!(count > 3050, "{options}: {count} entries");
-        let exported = open(&image).inode_by_number(1).unwrap();
-        assert_eq!(exported.is_none(), options.contains("no-exports"), "{options}");
-    }
-}
-
-#[test]
 fn reads_large_directories() {
     if !have("mksquashfs") {
         return;
@@ -92,7 +46,8 @@ fn reads_files_over_four_gibibytes() {
         file.write_all_at(format!("mark-{index}").as_bytes(), *mark).unwrap();
     }
     let image = dir.path().join("image.sqfs");
-    mksquashfs(&root, &image, &["-comp", "lz4", "-b", "16K"]);
+    // mksquashfs reads the holes, and the smaller its blocks the longer it takes for them.
+    mksquashfs(&root, &image, &["-comp", "lz4", "-b", "128K"]);
     let image = open(&image);
     let inode = image.resolve("huge", true).unwrap().unwrap();
     assert_eq!(inode.size, size);
@@ -107,8 +62,8 @@ fn reads_files_over_four_gibibytes() {
     assert!(hole.iter().all(|byte| *byte == 0));
     // What may hold data is told without reading it, by blocks; the end of the file is in its tail.
     let after = |offset: u64| image.skip_hole(&inode, offset).unwrap();
-    for (from, to) in [(0, 0), (5, 5), (16 << 10, 77_000_000), (3 << 30, (4 << 30) - 9), (5 << 30, size)] {
-        assert_eq!(after(from) / (16 << 10), to / (16 << 10), "from {from}");
+    for (from, to) in [(0, 0), (5, 5), (128 << 10, 77_000_000), (3 << 30, (4 << 30) - 9), (5 << 30, size)] {
+        assert_eq!(after(from) / (128 << 10), to / (128 << 10), "from {from}");
     }
     assert_eq!((after(size), after(size - 1)), (size, size - 1));
 }

@@ -55,8 +55,32 @@ fn set_xattr(path: &Path, name: &str, value: &[u8]) {
     }
 }
 
+/// Sizes of files around those of blocks, of 4 KiB and 128 KiB.
+const LENGTHS: [usize; 12] =
+    [1, 100, 4095, 4096, 4097, 8192, 65_536, 131_071, 131_072, 131_073, 300_000, 1_500_000];
+/// Few sizes, for trees of which many images are made: less than any block, two of the smallest ones and a bit, and
+/// more than the largest.
+const FEW_LENGTHS: [usize; 4] = [1, 100, 4097, (1 << 20) + 5000];
+
 /// A tree with a bit of everything; `n_many` files in its largest directory.
 pub(crate) fn build(root: &Path, n_many: usize) {
+    build_with(root, n_many, &LENGTHS);
+    let library = fs::read(std::env::current_exe().unwrap()).unwrap();
+    fs::write(root.join("sub/deeper/program"), &library[..library.len().min(2_000_000)]).unwrap();
+    fs::File::create(root.join("sub/only-hole")).unwrap().set_len(2 << 20).unwrap();
+}
+
+/// A tree with a bit of everything that is quick to make an image of: its directory listings and inodes still take
+/// more than one block of metadata.
+pub(crate) fn build_small(root: &Path) {
+    build_with(root, 280, &FEW_LENGTHS);
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn build_with(root: &Path, n_many: usize, lengths: &[usize]) {
     let mut random = Random(7);
     let root_user = super::is_root();
     for dir in ["empty", "sub/deeper/deepest", "many", "links", "special", "attributes"] {
@@ -64,19 +88,19 @@ pub(crate) fn build(root: &Path, n_many: usize) {
     }
 
     fs::write(root.join("zero-length"), b"").unwrap();
-    for length in [1, 100, 4095, 4096, 4097, 8192, 65_536, 131_071, 131_072, 131_073, 300_000, 1_500_000] {
+    for length in lengths {
+        let length = *length;
         fs::write(root.join(format!("sub/text-{length}")), random.words(length)).unwrap();
         fs::write(root.join(format!("sub/noise-{length}")), random.noise(length)).unwrap();
     }
-    fs::write(root.join("sub/deeper/copy"), fs::read(root.join("sub/text-300000")).unwrap()).unwrap();
-    let library = fs::read(std::env::current_exe().unwrap()).unwrap();
-    fs::write(root.join("sub/deeper/program"), &library[..library.len().min(2_000_000)]).unwrap();
+    // Stored once: the largest, whose end lies in a fragment.
+    let largest = format!("sub/text-{}", lengths.iter().max().unwrap());
+    fs::copy(root.join(largest), root.join("sub/deeper/copy")).unwrap();
 
     // Holes at the start, in the middle and at the end.
     let sparse = fs::File::create(root.join("sub/sparse")).unwrap();
     sparse.write_all_at(&random.words(5000), 3 << 20).unwrap();
     sparse.set_len((5 << 20) + 17).unwrap();
-    fs::File::create(root.join("sub/only-hole")).unwrap().set_len(2 << 20).unwrap();
 
     for index in 0..n_many {
         fs::write(root.join(format!("many/entry-{index:06}-{}", index * 7919 % 1000)), format!("{index}\n"))
@@ -127,7 +151,10 @@ pub(crate) fn build(root: &Path, n_many: usize) {
         set_xattr(&root.join("attributes/one"), "trusted.secret", b"\0\x01\x02");
         let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         set_xattr(&root.join("attributes/one"), "security.capability", &capability);
-        set_xattr(&root.join("special/null"), "trusted.dev", b"1");
+        // Only these may have attributes that are not the user's own: each kind of inode has a longer form for them.
+        for name in ["special/null", "special/disk", "special/fifo", "special/socket", "links/relative"] {
+            set_xattr(&root.join(name), "trusted.kind", name.as_bytes());
+        }
         chown(root.join("sub/text-100"), Some(1000), Some(100_000)).unwrap();
         chown(root.join("sub/text-1"), Some(65_534), Some(u32::MAX - 1)).unwrap();
     }
@@ -137,7 +164,7 @@ pub(crate) fn build(root: &Path, n_many: usize) {
     for (name, mode) in
         [("sub/text-1", 0o4755), ("sub/text-100", unreadable), ("empty", 0o1777), ("sub", 0o2750)]
     {
-        fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).unwrap();
+        set_mode(&root.join(name), mode);
     }
     for (index, name) in
         ["links/broken", "sub/text-1", "special/fifo", "many", "empty", ""].iter().enumerate()
