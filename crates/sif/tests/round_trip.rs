@@ -66,7 +66,7 @@ fn header_bytes_are_those_of_the_format() {
 }
 
 fn long_at(bytes: &[u8], at: usize) -> i64 {
-    i64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    i64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 #[test]

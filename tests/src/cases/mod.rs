@@ -110,6 +110,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("same_as_apptainer", privileged::same_as_apptainer),
     ("sif_edits_on_both_sides", sif_files::sif_edits_on_both_sides),
     ("kernel_and_we_read_alike", sif_files::kernel_and_we_read_alike),
+    ("images_for_other_tools", sif_files::images_for_other_tools),
     ("pull", privileged::pull),
     ("pull_of_a_tampered_layer", privileged::pull_of_a_tampered_layer),
     ("pull_and_exec", image_commands::pull_and_exec),
@@ -318,7 +319,8 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" | "sif_edits_on_both_sides" => {
             privileged::apptainer_tree(env)
         }
-        "pull"
+        "images_for_other_tools"
+        | "pull"
         | "pull_of_a_tampered_layer"
         | "pull_and_exec"
         | "stored_images::used_ones_stay"

@@ -125,3 +125,30 @@ pub fn kernel_and_we_read_alike(desk: &Desk) -> Check {
     }
     Ok(())
 }
+
+/// What we write for other tools comes back the same: an image of ours as a layout and as an archive, and a layout through
+/// both; skopeo understands them.
+///
+/// # Errors
+/// It does not.
+pub fn images_for_other_tools(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("others")?;
+    let situla = |words: &[&str]| desk.env.as_user(dir.path(), ["situla"].iter().chain(words));
+    let image = desk.images.path("tiny.sqsh");
+    let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
+    for (source, name) in [(image.as_str(), "file"), (layout.as_str(), "layout")] {
+        let (oci, docker) = (format!("oci:{name}:v"), format!("docker-archive:{name}.tar:test/{name}:1"));
+        for target in [&oci, &docker] {
+            situla(&["convert", source, target])?.success()?.expect_text("manifest sha256:")?;
+            // The same tag, and the same file, are not replaced unasked.
+            situla(&["convert", source, target])?.expect_code(125)?.expect_text("--force")?;
+            desk.env.as_user(dir.path(), ["skopeo", "inspect", "--config", target])?.success()?;
+            let back = format!("{name}-{}.sqsh", target.split(':').next().unwrap_or_default());
+            situla(&["convert", target, &back])?.success()?;
+            situla(&["exec", &format!("./{back}"), "cat", WITNESS])?
+                .success()?
+                .expect_text("situla tiny image")?;
+        }
+    }
+    Ok(())
+}
