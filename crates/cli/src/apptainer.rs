@@ -11,13 +11,13 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use situla_engine::{Action, Personality};
-use situla_image::{OutputFormat, Owners, file_kind};
+use situla_image::{OutputFormat, Owners, Source, file_kind};
 use situla_oci::Platform;
 
 use crate::command_error::CommandError;
 use crate::commands;
 use crate::commands::apptainer_cache::{ApptainerCache, apptainer_cache};
-use crate::commands::convert::{Conversion, Source, unpack_source};
+use crate::commands::convert::{Conversion, parse_source, unpack_source};
 use crate::commands::instance::InstanceCommand;
 use crate::commands::pull::{Fetch, parse_reference};
 use crate::commands::run::RunCommand;
@@ -166,7 +166,7 @@ struct BuildArgs {
     /// The image to make
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
-    /// docker://REF, oci:DIR, a directory or an image file
+    /// docker://REF, oci:DIR, oci-archive:FILE, docker-archive:FILE, a directory or an image file
     #[arg(value_name = "SOURCE")]
     source: String,
 }
@@ -405,7 +405,7 @@ fn build(arguments: &BuildArgs, show: Show) -> Result<ExitCode, CommandError> {
             "name a file, or another directory with --sandbox",
         ));
     }
-    let source = Source::parse(&arguments.source)?;
+    let source = parse_source(&arguments.source)?;
     if let Source::Path(path) = &source
         && path.is_file()
         && file_kind(path).is_err()

@@ -5,8 +5,9 @@ use std::io::ErrorKind;
 
 use situla_image::sif::{SifEditError, SifError};
 use situla_image::{
-    ClientError, ConvertError, DirectoryError, Doing, FileError, FlattenError, KeyringError, LayoutError,
-    PullError, ResolveError, SifFileError, SourceError, StoreError, TreeError, VerifyError,
+    ArchiveError, ClientError, ConvertError, DirectoryError, DockerArchiveError, Doing, FileError,
+    FlattenError, KeyringError, LayerWriteError, LayoutError, PullError, ResolveError, SaveError,
+    SifFileError, SourceError, SourceNameError, StoreError, TreeError, VerifyError,
 };
 use situla_records::EngineClass;
 
@@ -51,7 +52,33 @@ impl CommandError {
         judged(error, of_store(error))
     }
 
-    /// A layout directory cannot be used.
+    /// The name of a source makes no sense.
+    pub(crate) fn source_name(error: &SourceNameError) -> Self {
+        let remedy = match error {
+            SourceNameError::Reference { .. } => "write docker://REGISTRY/NAME:TAG, or NAME@sha256:...",
+            SourceNameError::Scheme(_) => "use docker://REGISTRY/NAME:TAG",
+            SourceNameError::Tag { .. } => "write oci:DIR:TAG",
+            SourceNameError::Digest { .. } => {
+                "write oci:DIR@sha256:... or oci:DIR@sha512:..., with all digits"
+            }
+            SourceNameError::Kind(_) => {
+                "save it with `docker save` or `skopeo copy SOURCE oci:DIR:TAG` first"
+            }
+        };
+        CommandError::usage(error.to_string(), remedy)
+    }
+
+    /// An image cannot be saved to a layout or archive.
+    pub(crate) fn save(error: &SaveError) -> Self {
+        judged(error, of_save(error))
+    }
+
+    /// An archive of `docker save` cannot be used.
+    pub(crate) fn docker_archive(error: &DockerArchiveError) -> Self {
+        judged(error, of_docker_archive(error))
+    }
+
+    /// A layout cannot be used.
     pub(crate) fn layout(error: &LayoutError) -> Self {
         judged(error, of_layout(error))
     }
@@ -179,6 +206,9 @@ fn of_io(error: &std::io::Error) -> Judgement {
         }
         if let Some(layout) = inner.downcast_ref::<LayoutError>() {
             return of_layout(layout);
+        }
+        if let Some(archive) = inner.downcast_ref::<DockerArchiveError>() {
+            return of_docker_archive(archive);
         }
     }
     (EngineClass::FetchFailed, Some("try again; if it stays, check the network and the proxy"))
@@ -333,15 +363,73 @@ fn of_store(error: &StoreError) -> Judgement {
 }
 
 fn of_layout(error: &LayoutError) -> Judgement {
+    use EngineClass as Class;
     match error {
         LayoutError::File(source) => of_file(source),
-        LayoutError::NoSuchTag { .. } => {
-            (EngineClass::ImageMissing, Some("`skopeo list-tags oci:DIR` lists its tags"))
+        LayoutError::Archive(source) => of_archive(source),
+        LayoutError::NoSuchImage { .. } => {
+            (Class::ImageMissing, Some("`skopeo list-tags oci:DIR` lists its tags"))
         }
-        LayoutError::Ambiguous { .. } => (EngineClass::BadOption, Some("write oci:DIR:TAG")),
-        LayoutError::TooLarge { .. } | LayoutError::Index { .. } | LayoutError::NotALayout { .. } => {
-            (EngineClass::ImageCorrupt, Some("name a directory that holds an OCI image layout"))
+        LayoutError::Ambiguous { .. } => {
+            (Class::BadOption, Some("write oci:DIR:TAG, or oci:DIR@sha256:... with the digest of one"))
         }
+        LayoutError::Version { .. } => (Class::ImageCorrupt, Some("make it again with a tool of today")),
+        LayoutError::TooLarge { .. } | LayoutError::Index { .. } | LayoutError::NotALayout { .. } => (
+            Class::ImageCorrupt,
+            Some("name a directory that holds an OCI image layout, with the files oci-layout and index.json"),
+        ),
+    }
+}
+
+fn of_save(error: &SaveError) -> Judgement {
+    use EngineClass as Class;
+    match error {
+        SaveError::Resolve(source) => of_resolve(source),
+        SaveError::Image(source) => of_convert(source),
+        SaveError::Layout(source) => of_layout(source),
+        SaveError::File(source) => of_file(source),
+        SaveError::Copy { source, .. } => of_io(source),
+        SaveError::Layer(LayerWriteError::Write(_)) => (Class::SetupFailed, Some(NO_ROOM)),
+        SaveError::Layer(LayerWriteError::Read { .. }) => {
+            (Class::ImageCorrupt, Some("the file may be cut short or damaged; copy or pull it again"))
+        }
+        SaveError::Layer(_) => {
+            (Class::SetupFailed, Some("rename the file in the image, or keep the image as a .sqsh"))
+        }
+        SaveError::DiffId { .. } => (Class::DigestMismatch, Some(DAMAGED)),
+        SaveError::LayerCount { .. } => (Class::ImageCorrupt, Some(DAMAGED)),
+        SaveError::Exists(_) => (Class::BadOption, Some("choose another name or tag, or use --force")),
+        SaveError::NotALayout { .. } => (Class::BadOption, Some("name an OCI layout or an empty directory")),
+        SaveError::Name(_) => {
+            (Class::BadOption, Some("write docker-archive:FILE:NAME:TAG, in small letters"))
+        }
+    }
+}
+
+fn of_archive(error: &ArchiveError) -> Judgement {
+    use EngineClass as Class;
+    match error {
+        ArchiveError::File(source) => of_file(source),
+        ArchiveError::Decompress { .. } => {
+            (Class::ImageCorrupt, Some("it may be cut short, or the disk full; check both"))
+        }
+        ArchiveError::Tar { .. } | ArchiveError::Missing { .. } | ArchiveError::Twice { .. } => {
+            (Class::ImageCorrupt, Some("the archive may be cut short or damaged; copy or save it again"))
+        }
+    }
+}
+
+fn of_docker_archive(error: &DockerArchiveError) -> Judgement {
+    use EngineClass as Class;
+    match error {
+        DockerArchiveError::Archive(source) => of_archive(source),
+        DockerArchiveError::File(source) => of_file(source),
+        DockerArchiveError::NotSaved { .. } => {
+            (Class::ImageCorrupt, Some("save it again with `docker save`; an OCI layout is oci-archive:FILE"))
+        }
+        DockerArchiveError::Config { .. } => (Class::ImageCorrupt, Some(DAMAGED)),
+        DockerArchiveError::NoSuchImage { .. } => (Class::ImageMissing, Some("name one of those")),
+        DockerArchiveError::Ambiguous { .. } => (Class::BadOption, Some("write docker-archive:FILE:NAME")),
     }
 }
 

@@ -6,10 +6,10 @@ use std::error::Error;
 use std::path::Path;
 
 use situla_image::{
-    Client, ClientOptions, ConvertOptions, Converted, LayoutImage, OutputFormat, Owners, Resources,
+    Client, ClientOptions, ConvertOptions, Converted, LayoutImage, OutputFormat, Owners, Resources, Source,
     convert_directory, convert_file, convert_image,
 };
-use situla_oci::{Platform, Reference};
+use situla_oci::Platform;
 
 #[expect(clippy::print_stdout, reason = "an example shows its result")]
 fn main() -> Result<(), Box<dyn Error>> {
@@ -30,18 +30,16 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn convert(source: &str, out: &Path, options: &ConvertOptions) -> Result<Converted, Box<dyn Error>> {
     let format = OutputFormat::of_path(out);
     let platform = Platform::native();
-    if source.starts_with("docker://") {
-        let client = Client::new(ClientOptions::default());
-        let reference = Reference::parse(source)?;
-        return Ok(convert_image(&client.image(&reference), &platform, out, format, options, &())?);
-    }
-    if let Some(layout) = source.strip_prefix("oci:") {
-        let (dir, tag) = match layout.rsplit_once(':') {
-            Some((dir, tag)) => (dir, Some(tag.parse()?)),
-            None => (layout, None),
-        };
-        let image = LayoutImage::open(Path::new(dir), tag.as_ref())?;
-        return Ok(convert_image(&image, &platform, out, format, options, &())?);
+    match Source::parse(source)? {
+        Source::Registry(named) => {
+            let client = Client::new(ClientOptions::default());
+            return Ok(convert_image(&client.image(&named.reference), &platform, out, format, options, &())?);
+        }
+        Source::Layout(dir, which) => {
+            let image = LayoutImage::open(&dir, &which)?;
+            return Ok(convert_image(&image, &platform, out, format, options, &())?);
+        }
+        _ => {}
     }
     let path = Path::new(source);
     if path.is_dir() {

@@ -330,7 +330,8 @@ pub(crate) fn image_tree(
     Ok(flat.map_err(ConvertError::Flatten)?.tree)
 }
 
-fn directory_tree(
+/// Takes over a directory tree into `sink`.
+pub(crate) fn directory_tree(
     dir: &Path,
     owners: Owners,
     format: OutputFormat,

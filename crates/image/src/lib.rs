@@ -28,6 +28,7 @@ mod sink;
 mod source;
 mod squash;
 mod store;
+mod targets;
 mod traces;
 mod tree;
 mod trees;
@@ -68,13 +69,14 @@ pub use sink::{FileSink, MemorySink};
 /// The codes of SIF objects, for those who add some.
 pub use situla_sif as sif;
 pub use source::{
-    DirectoryError, FetchedManifest, ImageSource, LayoutError, LayoutImage, Owners, ResolveError,
-    SourceError, resolve,
+    ArchiveError, DirectoryError, DockerArchiveError, DockerArchiveImage, FetchedManifest, ImageSource,
+    LayoutError, LayoutImage, Owners, ResolveError, Source, SourceError, SourceNameError, Which, resolve,
 };
 pub use store::{
     Acquired, Lease, Place, RoomLeft, Store, StoreEntry, StoreError, StoreLimits, StoreOptions, StorePruned,
     StoredImage, UseMark, User,
 };
+pub use targets::{LayerWriteError, SaveError, SavedImage, Target, save_directory, save_file, save_image};
 pub use traces::abandon;
 pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree, Xattrs};
 pub use trees::{CachedTree, Pruned, TreeCache, TreeError, TreeLease, TreeLimits};

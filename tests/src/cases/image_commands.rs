@@ -88,7 +88,7 @@ pub fn convert_refuses(desk: &Desk) -> Check {
         (vec!["situla", "convert", "text.def", "new/"], 125, "text.def"),
         (vec!["situla", "convert", "./none", "a.sif"], 125, "none"),
         (vec!["situla", "convert", "text.def", "a.sif"], 125, "text.def"),
-        (vec!["situla", "convert", "oci:.", "a.sif"], 125, "index.json"),
+        (vec!["situla", "convert", "oci:.", "a.sif"], 125, "OCI image layout"),
         (vec!["situla", "pull", "library://a/b"], 2, "docker://"),
         (vec!["apptainer", "build", "taken.sif", &tree], 255, "already exists"),
         (vec!["apptainer", "build", "a.sif", "text.def"], 255, "definition"),

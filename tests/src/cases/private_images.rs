@@ -94,7 +94,7 @@ pub fn files_of_other_tools(desk: &Desk) -> Check {
     expect_no_secret(&run("enroot", &enroot)?.success()?.to_string())?;
     write("netrc", &format!("machine {host} login me password {PASSWORD}\n"))?;
     let netrc = format!("NETRC={}", dir.path().join("netrc").display());
-    run("netrc", &format!("{netrc} situla pull {}", source.replace("me@", "")))?.success()?;
+    run("by-netrc", &format!("{netrc} situla pull {}", source.replace("me@", "")))?.success()?;
     write(
         "registries.conf",
         &format!(

@@ -70,7 +70,8 @@ pub fn sif_edits_on_both_sides(desk: &Desk) -> Check {
 /// It is not refused.
 pub fn sif_edits_refuse(desk: &Desk) -> Check {
     let dir = desk.env.work_dir("sif-refuse")?;
-    dir.write("text", "precious")?;
+    // The user's, who could write it.
+    desk.env.as_user(dir.path(), ["sh", "-c", "printf precious >text"])?.success()?;
     let image = desk.images.path("tiny.sif");
     for (words, code, text) in [
         (vec!["situla", "sif", "list", "text"], 125, "not a SIF file"),

@@ -1,24 +1,25 @@
-//! `situla convert`: any source to a `.sqsh` or `.sif` file or a directory, without the store.
+//! `situla convert`: any source to a `.sqsh` or `.sif` file, a directory, a layout or an archive, without the store.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use situla_image::{
-    Client, ConvertError, Converted, Doing, FileError, LayoutImage, OutputFormat, Owners, Unpacked,
-    convert_directory, convert_file, convert_image, unpack_file, unpack_image,
+    Client, ConvertError, Converted, DockerArchiveImage, Doing, FileError, ImageSource, LayoutImage,
+    OutputFormat, Owners, SavedImage, Source, Target, Unpacked, convert_directory, convert_file,
+    convert_image, save_directory, save_file, save_image, unpack_file, unpack_image,
 };
-use situla_oci::{Digest, EnrootReference, Tag};
+use situla_oci::Digest;
 
 use super::pull::{Fetch, parse_reference};
 use super::transfer::{Made, Transfer, TransferOptions, convert_options};
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
-use crate::output::{data, note};
+use crate::output::{data, note, size};
 use crate::progress::Meter;
 
-/// Convert an image, an OCI layout or a directory to a .sqsh or .sif file, or unpack one.
+/// Convert an image, a layout, an archive or a directory to a .sqsh or .sif file, or unpack one.
 #[derive(Args, Debug)]
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
@@ -26,11 +27,12 @@ pub(crate) struct ConvertArgs {
     /// Whose the files of a directory are in the image
     #[arg(long, value_enum, default_value_t = OwnersChoice::Keep, value_name = "WHOSE")]
     owners: OwnersChoice,
-    /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], or docker://REGISTRY/NAME:TAG
+    /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], or
+    /// docker://REGISTRY/NAME:TAG; a layout's image may also be named by @sha256:DIGEST or @sha512:DIGEST
     #[arg(value_name = "SOURCE")]
     source: String,
     /// The file to write, whose name ends in .sif or .sqsh; or the directory to unpack to, with a / at
-    /// the end
+    /// the end; or oci:DIR[:TAG], or docker-archive:FILE[:NAME:TAG]
     #[arg(value_name = "TARGET")]
     target: PathBuf,
 }
@@ -44,6 +46,15 @@ enum OwnersChoice {
     Root,
 }
 
+impl OwnersChoice {
+    fn owners(self) -> Owners {
+        match self {
+            OwnersChoice::Keep => Owners::Keep,
+            OwnersChoice::Root => Owners::Root,
+        }
+    }
+}
+
 /// Converts.
 pub(crate) fn convert(arguments: &ConvertArgs) -> Result<ExitCode, CommandError> {
     match run(arguments) {
@@ -53,17 +64,21 @@ pub(crate) fn convert(arguments: &ConvertArgs) -> Result<ExitCode, CommandError>
 }
 
 fn run(arguments: &ConvertArgs) -> Result<(), CommandError> {
+    if let Some(target) = arguments.target.to_str().map(Target::parse) {
+        match target {
+            Ok(Some(target)) => return save(arguments, &target),
+            Ok(None) => {}
+            Err(error) => return Err(CommandError::source_name(&error)),
+        }
+    }
     if arguments.target.as_os_str().as_encoded_bytes().ends_with(b"/") {
         return unpack(arguments);
     }
     let conversion = Conversion {
-        source: Source::parse(&arguments.source)?,
+        source: parse_source(&arguments.source)?,
         format: output_format(&arguments.target)?,
         target: &arguments.target,
-        owners: match arguments.owners {
-            OwnersChoice::Keep => Owners::Keep,
-            OwnersChoice::Root => Owners::Root,
-        },
+        owners: arguments.owners.owners(),
         transfer: arguments.options.transfer(),
     };
     let (converted, skipped) = conversion.run()?;
@@ -82,13 +97,45 @@ fn run(arguments: &ConvertArgs) -> Result<(), CommandError> {
     data(&made.described())
 }
 
+/// Brings an image to a layout or archive.
+fn save(arguments: &ConvertArgs, target: &Target) -> Result<(), CommandError> {
+    let transfer = arguments.options.transfer();
+    let source = parse_source(&arguments.source)?;
+    let client = client(&source, &transfer)?;
+    remove_temporaries_on_signal();
+    let meter = Meter::start(transfer.show, "");
+    let options = convert_options(transfer.overwrite)?;
+    let overwrite = options.overwrite;
+    let saved = match open_image(&source, client.as_ref(), target.path())? {
+        Opened::Image(image) => save_image(&*image, &transfer.platform, target, overwrite, &meter),
+        Opened::Path(path) if path.is_dir() => {
+            save_directory(path, arguments.owners.owners(), target, &options, &meter)
+        }
+        Opened::Path(path) => save_file(path, target, overwrite, &meter),
+    };
+    let skipped = meter.finish();
+    for skipped in skipped.iter().filter(|_| transfer.warn) {
+        note(&format!("warning: left out {skipped}"));
+    }
+    let SavedImage { manifest_digest, n_layers, bytes } =
+        saved.map_err(|error| CommandError::save(&error))?;
+    if arguments.options.json {
+        let value = serde_json::json!({
+            "target": target.to_string(), "manifest_digest": manifest_digest.to_string(),
+            "layers": n_layers, "bytes": bytes, "skipped": skipped,
+        });
+        return data(&format!("{value}\n"));
+    }
+    data(&format!("{target}: {n_layers} layers, {}\nmanifest {manifest_digest}\n", size(bytes)))
+}
+
 /// Unpacks an image to a directory.
 fn unpack(arguments: &ConvertArgs) -> Result<(), CommandError> {
     let began = std::time::Instant::now();
     // Without the slash, which the name of no directory has.
     let target: PathBuf = arguments.target.components().collect();
     let transfer = arguments.options.transfer();
-    let source = Source::parse(&arguments.source)?;
+    let source = parse_source(&arguments.source)?;
     let (unpacked, manifest, skipped) = unpack_source(source, &target, &transfer)?;
     if arguments.options.json {
         let value = serde_json::json!({
@@ -114,28 +161,20 @@ pub(crate) fn unpack_source(
             "remove it first, or name one that does not exist",
         ));
     }
-    let client = source.client(transfer)?;
+    let client = client(&source, transfer)?;
     remove_temporaries_on_signal();
     let meter = Meter::start(transfer.show, "");
     let options = convert_options(false)?;
-    let of_manifest = |(digest, unpacked)| (Some(digest), unpacked);
-    let unpacked = match (&source, &client) {
-        (Source::Registry(named), Some(client)) => {
-            let image = client.image(&named.reference);
-            unpack_image(&image, &transfer.platform, target, &options, &meter).map(of_manifest)
-        }
-        (Source::Registry(_), None) => return Err(no_client()),
-        (Source::Layout(dir, tag), _) => {
-            let image = LayoutImage::open(dir, tag.as_ref()).map_err(|error| CommandError::layout(&error))?;
-            unpack_image(&image, &transfer.platform, target, &options, &meter).map(of_manifest)
-        }
-        (Source::Path(path), _) if path.is_dir() => {
+    let unpacked = match open_image(&source, client.as_ref(), target)? {
+        Opened::Image(image) => unpack_image(&*image, &transfer.platform, target, &options, &meter)
+            .map(|(digest, unpacked)| (Some(digest), unpacked)),
+        Opened::Path(path) if path.is_dir() => {
             return Err(CommandError::usage(
                 format!("{} is a directory already", path.display()),
                 "copy it with `cp -a`",
             ));
         }
-        (Source::Path(path), _) => {
+        Opened::Path(path) => {
             unpack_file(path, target, options.n_threads, &meter).map(|unpacked| (None, unpacked))
         }
     };
@@ -147,56 +186,54 @@ pub(crate) fn unpack_source(
     Ok((unpacked, digest, skipped))
 }
 
-fn no_client() -> CommandError {
-    CommandError::refused("setup-failed", "no client for a registry", "")
+/// Understands the name of a source.
+pub(crate) fn parse_source(text: &str) -> Result<Source, CommandError> {
+    // What a reference means is the host's business as well: short names, and whose login is used.
+    if text.contains("://") {
+        return parse_reference(text).map(Source::Registry);
+    }
+    Source::parse(text).map_err(|error| CommandError::source_name(&error))
 }
 
-/// Where an image comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// A registry.
-    Registry(EnrootReference),
-    /// An OCI layout directory, and which of its images.
-    Layout(PathBuf, Option<Tag>),
+/// The client of the registry, if the source is in one.
+fn client(source: &Source, transfer: &Transfer) -> Result<Option<Client>, CommandError> {
+    let Source::Registry(image) = source else { return Ok(None) };
+    let context = Context::gather()?;
+    let fetch = Fetch { image: image.clone(), transfer: transfer.clone() };
+    fetch.client(&context).map(Some)
+}
+
+/// A source, open.
+enum Opened<'s> {
+    /// An OCI image, wherever it is.
+    Image(Box<dyn ImageSource + 's>),
     /// A file or directory.
-    Path(PathBuf),
+    Path(&'s Path),
 }
 
-impl Source {
-    /// Understands `docker://REF`, `oci:DIR[:TAG]` and paths.
-    pub(crate) fn parse(text: &str) -> Result<Self, CommandError> {
-        // The kinds that other tools know: such a name is no file that was mistyped.
-        const OTHERS: [&str; 4] = ["oci-archive:", "docker-archive:", "docker-daemon:", "instance:"];
-        if text.contains("://") {
-            return parse_reference(text).map(Source::Registry);
+/// Opens a source. What has to be decompressed first goes where `target` will be: there must be room anyway.
+fn open_image<'s>(
+    source: &'s Source,
+    client: Option<&'s Client>,
+    target: &Path,
+) -> Result<Opened<'s>, CommandError> {
+    let scratch = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let failed = |error| CommandError::layout(&error);
+    Ok(Opened::Image(match source {
+        Source::Registry(image) => match client {
+            Some(client) => Box::new(client.image(&image.reference)),
+            None => return Err(CommandError::refused("setup-failed", "no client for a registry", "")),
+        },
+        Source::Layout(dir, which) => Box::new(LayoutImage::open(dir, which).map_err(failed)?),
+        Source::LayoutArchive(path, which) => {
+            Box::new(LayoutImage::open_archive(path, which, scratch).map_err(failed)?)
         }
-        if let Some(rest) = text.strip_prefix("oci:") {
-            // A name may have colons; what exists as it is needs no tag cut off.
-            let cut = rest.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
-            return match cut.filter(|_| !Path::new(rest).is_dir()) {
-                None => Ok(Source::Layout(rest.into(), None)),
-                Some((dir, tag)) => match tag.parse::<Tag>() {
-                    Ok(tag) => Ok(Source::Layout(dir.into(), Some(tag))),
-                    Err(error) => Err(CommandError::usage(format!("{text}: {error}"), "write oci:DIR:TAG")),
-                },
-            };
-        }
-        if let Some(kind) = OTHERS.iter().find(|kind| text.starts_with(**kind)) {
-            return Err(CommandError::usage(
-                format!("images of the kind {kind} cannot be read"),
-                "unpack it, or turn it into an OCI layout with `skopeo copy SOURCE oci:DIR:TAG`",
-            ));
-        }
-        Ok(Source::Path(text.into()))
-    }
-
-    /// The client of the registry, if it is one.
-    fn client(&self, transfer: &Transfer) -> Result<Option<Client>, CommandError> {
-        let Source::Registry(image) = self else { return Ok(None) };
-        let context = Context::gather()?;
-        let fetch = Fetch { image: image.clone(), transfer: transfer.clone() };
-        fetch.client(&context).map(Some)
-    }
+        Source::DockerArchive(path, name) => Box::new(
+            DockerArchiveImage::open(path, name.as_deref(), scratch)
+                .map_err(|error| CommandError::docker_archive(&error))?,
+        ),
+        Source::Path(path) => return Ok(Opened::Path(path)),
+    }))
 }
 
 /// A conversion, whichever command asked for it.
@@ -212,7 +249,7 @@ impl Conversion<'_> {
     /// Converts; also gives the files that cannot be in an image and were left out.
     pub(crate) fn run(self) -> Result<(Converted, Vec<String>), CommandError> {
         check_output(self.target, self.transfer.overwrite)?;
-        let client = self.source.client(&self.transfer)?;
+        let client = client(&self.source, &self.transfer)?;
         remove_temporaries_on_signal();
         let meter = Meter::start(self.transfer.show, "");
         let converted = self.converted(client.as_ref(), &meter)?;
@@ -223,30 +260,17 @@ impl Conversion<'_> {
         Ok((converted, skipped))
     }
 
-    fn converted(
-        &self,
-        client: Option<&situla_image::Client>,
-        meter: &Meter,
-    ) -> Result<Converted, CommandError> {
+    fn converted(&self, client: Option<&Client>, meter: &Meter) -> Result<Converted, CommandError> {
         let options = convert_options(self.transfer.overwrite)?;
         let (target, format) = (self.target, self.format);
-        let converted = match (&self.source, client) {
-            (Source::Registry(named), Some(client)) => {
-                let source = client.image(&named.reference);
-                convert_image(&source, &self.transfer.platform, target, format, &options, meter)
+        let converted = match open_image(&self.source, client, target)? {
+            Opened::Image(source) => {
+                convert_image(&*source, &self.transfer.platform, target, format, &options, meter)
             }
-            (Source::Registry(_), None) => {
-                return Err(no_client());
-            }
-            (Source::Layout(dir, tag), _) => {
-                let source = LayoutImage::open(dir, tag.as_ref());
-                let source = source.map_err(|error| CommandError::layout(&error))?;
-                convert_image(&source, &self.transfer.platform, target, format, &options, meter)
-            }
-            (Source::Path(path), _) if path.is_dir() => {
+            Opened::Path(path) if path.is_dir() => {
                 convert_directory(path, self.owners, target, format, &options, meter)
             }
-            (Source::Path(path), _) => convert_file(path, target, format, &options),
+            Opened::Path(path) => convert_file(path, target, format, &options),
         };
         converted.map_err(|error| CommandError::convert(&error))
     }
@@ -293,24 +317,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_are_told_apart() {
-        let tag = |text: &str| Some(text.parse::<Tag>().unwrap());
-        let dir = tempfile::tempdir().unwrap();
-        let odd = dir.path().join("with:colon");
-        std::fs::create_dir(&odd).unwrap();
-        for (text, expected) in [
-            ("oci:layout", Source::Layout("layout".into(), None)),
-            ("oci:/a/layout:1.0", Source::Layout("/a/layout".into(), tag("1.0"))),
-            ("oci:/a:b/layout", Source::Layout("/a:b/layout".into(), None)),
-            (&format!("oci:{}", odd.display()), Source::Layout(odd.clone(), None)),
-            (&format!("oci:{}:x", odd.display()), Source::Layout(odd.clone(), tag("x"))),
-            ("./a.sif", Source::Path("./a.sif".into())),
-            ("docker://r.example/a:1", Source::Registry(parse_reference("r.example/a:1").unwrap())),
+    fn wrong_names_of_sources_have_remedies() {
+        for (text, remedy) in [
+            ("oras://a/b:1", "docker://"),
+            ("docker://A/b", "docker://REGISTRY"),
+            ("oci:dir:b@d", "oci:DIR:TAG"),
+            ("oci:dir@sha256:12", "@sha256:"),
+            ("docker-daemon:a:1", "docker save"),
         ] {
-            assert_eq!(Source::parse(text).unwrap(), expected, "{text}");
-        }
-        for text in ["oci:dir:b@d", "docker-archive:x.tar", "oras://a/b:1"] {
-            assert!(Source::parse(text).is_err(), "{text}");
+            let json = parse_source(text).unwrap_err().to_json();
+            assert_eq!(json["class"], "bad-option", "{text}");
+            assert!(json["remedy"].as_str().unwrap().contains(remedy), "{text}: {json}");
         }
     }
 

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 use situla_engine::store_places;
-use situla_image::{Identities, Inspection};
+use situla_image::{Identities, Inspection, Source};
 use situla_oci::{EnrootReference, Platform};
 
-use super::convert::Source;
+use super::convert::parse_source;
 use super::images::{failed, look};
 use super::transfer::recipe;
 use crate::Context;
@@ -44,11 +44,11 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
         situla_image::inspect(path, arguments.hash, identities.as_ref())
             .map_err(|error| CommandError::convert(&error))
     };
-    let found = match Source::parse(&arguments.image)? {
+    let found = match parse_source(&arguments.image)? {
         Source::Path(path) => described(&path)?,
-        Source::Layout(..) => {
+        Source::Layout(..) | Source::LayoutArchive(..) | Source::DockerArchive(..) => {
             return Err(CommandError::usage(
-                "OCI layouts are not inspected",
+                "layouts and archives are not inspected",
                 "use `skopeo inspect`, or convert it first",
             ));
         }

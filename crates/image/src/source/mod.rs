@@ -1,7 +1,10 @@
 //! Where images come from, and how a source becomes one verified manifest and configuration.
 
+mod archive;
 mod directory;
+mod docker_archive;
 mod layout;
+mod name;
 
 use std::io::Read;
 
@@ -11,9 +14,17 @@ use situla_oci::{
 };
 use thiserror::Error;
 
+pub use archive::ArchiveError;
 pub(crate) use directory::walk;
 pub use directory::{DirectoryError, Owners};
+pub(crate) use docker_archive::{
+    CONFIG_TYPE, LAYER_TYPE, LIST_FILE, MANIFEST_TYPE, descriptor, manifest_bytes,
+};
+pub use docker_archive::{DockerArchiveError, DockerArchiveImage};
+pub(crate) use layout::{INDEX_FILE, LAYOUT_FILE, REF_NAME, blob};
 pub use layout::{LayoutError, LayoutImage};
+pub use name::{Source, SourceNameError, Which};
+pub(crate) use name::{split_name, which};
 
 use crate::client::ClientError;
 use crate::flatten::LayerSource;
@@ -37,12 +48,12 @@ pub enum SourceError {
     /// A registry.
     #[error(transparent)]
     Registry(ClientError),
-    /// A layout directory.
+    /// A layout, in a directory or an archive.
     #[error(transparent)]
     Layout(LayoutError),
 }
 
-/// One image in a registry, a layout directory, …
+/// One image in a registry, a layout, an archive, …
 pub trait ImageSource: LayerSource {
     /// Fetches the manifest or index that the image's name points to.
     ///

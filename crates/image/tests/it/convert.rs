@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use situla_image::{
-    ConvertError, ConvertOptions, FlattenError, LayoutImage, OutputFormat, Owners, VerifyError,
+    ConvertError, ConvertOptions, FlattenError, LayoutImage, OutputFormat, Owners, VerifyError, Which,
     convert_directory, convert_file, convert_image,
 };
 use situla_oci::Platform;
@@ -88,7 +88,7 @@ fn unsquash(image: &Path, to: &Path) {
 #[test]
 fn a_layout_becomes_the_same_squashfs_at_any_thread_count() {
     let dir = tempfile::tempdir().unwrap();
-    let image = LayoutImage::open(&layout(dir.path(), &sample_layers(), EXEC), None).unwrap();
+    let image = LayoutImage::open(&layout(dir.path(), &sample_layers(), EXEC), &Which::Only).unwrap();
     let mut digests = Vec::new();
     for (n, n_threads) in [1, 1, 4].into_iter().enumerate() {
         let out = dir.path().join(format!("{n}.sqsh"));
@@ -112,7 +112,7 @@ fn unsquashfs_sees_what_the_layers_mean() {
     let dir = tempfile::tempdir().unwrap();
     let source = layout(dir.path(), &sample_layers(), EXEC);
     let out = dir.path().join("x.sqsh");
-    let image = LayoutImage::open(&source, None).unwrap();
+    let image = LayoutImage::open(&source, &Which::Only).unwrap();
     let made = convert_image(&image, &amd64(), &out, OutputFormat::Sqsh, &options(2), &()).unwrap();
     let root = dir.path().join("root");
     unsquash(&out, &root);
@@ -145,7 +145,7 @@ fn unsquashfs_sees_what_the_layers_mean() {
 fn sif_and_squashfs_turn_into_each_other_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let image = LayoutImage::open(&layout(dir.path(), &sample_layers(), EXEC), None).unwrap();
+    let image = LayoutImage::open(&layout(dir.path(), &sample_layers(), EXEC), &Which::Only).unwrap();
     let sqsh =
         convert_image(&image, &amd64(), &path("a.sqsh"), OutputFormat::Sqsh, &options(1), &()).unwrap();
     let sif = convert_image(&image, &amd64(), &path("a.sif"), OutputFormat::Sif, &options(1), &()).unwrap();
@@ -215,7 +215,7 @@ fn a_failed_conversion_leaves_nothing() {
         }
         let out_dir = dir.path().join("out");
         fs::create_dir(&out_dir).unwrap();
-        let image = LayoutImage::open(&source, None).unwrap();
+        let image = LayoutImage::open(&source, &Which::Only).unwrap();
         let out = out_dir.join("x.sqsh");
         let error = convert_image(&image, &amd64(), &out, OutputFormat::Sqsh, &options(2), &()).unwrap_err();
         let ConvertError::Flatten(error) = error else { panic!("{name}: {error:?}") };
@@ -350,7 +350,7 @@ fn agrees_with_umoci() {
     umoci(&["repack", "--image", "oci:v", "b2"]);
     umoci(&["unpack", "--image", "oci:v", "final"]);
 
-    let image = LayoutImage::open(&path("oci"), Some(&"v".parse().unwrap())).unwrap();
+    let image = LayoutImage::open(&path("oci"), &Which::Tag("v".parse().unwrap())).unwrap();
     let out = path("x.sqsh");
     convert_image(&image, &Platform::native(), &out, OutputFormat::Sqsh, &options(2), &()).unwrap();
     unsquash(&out, &path("ours"));

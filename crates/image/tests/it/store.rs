@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use situla_image::{
     ConvertOptions, LayoutImage, Place, PullError, PulledImage, Recipe, RoomLeft, Store, StoreEntry,
-    StoreError, StoreLimits, StoreOptions, UseMark, pull_from,
+    StoreError, StoreLimits, StoreOptions, UseMark, Which, pull_from,
 };
 use situla_oci::{Digest, Reference};
 
@@ -50,7 +50,7 @@ impl Scene {
     fn source(&self, text: &str) -> LayoutImage {
         let tar = TarBuilder::new().file("file", text.as_bytes()).build();
         let dir = layout(&self.path(&format!("source-{text}")), &[(tar.clone(), gzip(&tar))], "{}");
-        LayoutImage::open(&dir, None).expect("a layout")
+        LayoutImage::open(&dir, &Which::Only).expect("a layout")
     }
 }
 
@@ -214,7 +214,7 @@ fn what_is_too_large_is_refused_before_its_first_byte() {
     let (head, rest) = listed.split_once("\"size\":").unwrap();
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
     fs::write(&index, format!("{head}\"size\":{}{}", text.len(), &rest[end..])).unwrap();
-    let source = LayoutImage::open(&scene.path("source-a/layout"), None).unwrap();
+    let source = LayoutImage::open(&scene.path("source-a/layout"), &Which::Only).unwrap();
     let (reference, platform) = (Scene::reference("a"), "linux/amd64".parse().unwrap());
     let refused = pull_from(&source, &reference, &platform, &store, &ConvertOptions::default(), &());
     let Err(PullError::Store(StoreError::NoRoom { needed, left, .. })) = &refused else {
@@ -329,7 +329,7 @@ fn a_key_keeps_its_bytes_for_ever() {
     let tar =
         TarBuilder::new().mtime(1_000_000).dir("d").file("d/file", b"content").symlink("l", "d/file").build();
     let dir = layout(&scene.path("fixed"), &[(tar.clone(), tar)], "{\"Env\":[\"A=b\"]}");
-    let (source, store) = (LayoutImage::open(&dir, None).unwrap(), scene.store());
+    let (source, store) = (LayoutImage::open(&dir, &Which::Only).unwrap(), scene.store());
     let (reference, platform) = (Scene::reference("fixed"), "linux/amd64".parse().unwrap());
     let made = [None, Some(1000)].map(|source_date_epoch| {
         let options = ConvertOptions { source_date_epoch, ..ConvertOptions::default() };

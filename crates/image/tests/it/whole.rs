@@ -6,7 +6,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use situla_image::{ConvertOptions, Event, LayoutImage, OutputFormat, Progress, TarReader, convert_image};
+use situla_image::{
+    ConvertOptions, Event, LayoutImage, OutputFormat, Progress, TarReader, Which, convert_image,
+};
 use situla_oci::Platform;
 use situla_squashfs::{FileType, Image, Inode, InodeKind, ReadOptions};
 
@@ -28,7 +30,7 @@ fn convert(dir: &Path, layers: &[Vec<u8>]) -> (PathBuf, Vec<String>) {
         }
     }
     let layers: Vec<_> = layers.iter().map(|tar| (tar.clone(), gzip(tar))).collect();
-    let source = LayoutImage::open(&layout(dir, &layers, "{}"), None).expect("a layout");
+    let source = LayoutImage::open(&layout(dir, &layers, "{}"), &Which::Only).expect("a layout");
     let platform: Platform = "linux/amd64".parse().expect("a platform");
     let out = dir.join("image.sqsh");
     let notes = Notes(std::sync::Mutex::new(Vec::new()));

@@ -1,0 +1,209 @@
+//! What the name of an image source means: a registry, a layout, an archive, or a path.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use situla_oci::{Digest, DigestError, EnrootReference, Reference, ReferenceError, Tag};
+use thiserror::Error;
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A registry, and whose login is used there.
+    Registry(EnrootReference),
+    /// An OCI layout directory, and which of its images.
+    Layout(PathBuf, Which),
+    /// An OCI layout in a tar archive, and which of its images.
+    LayoutArchive(PathBuf, Which),
+    /// An archive as `docker save` writes it, and the name of one of its images.
+    DockerArchive(PathBuf, Option<String>),
+    /// A file or directory.
+    Path(PathBuf),
+}
+
+/// Which image of several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Which {
+    /// The only one.
+    #[default]
+    Only,
+    /// The one with a tag; if several have it, the one for the platform.
+    Tag(Tag),
+    /// The one with a digest.
+    Digest(Digest),
+}
+
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Only => Ok(()),
+            Self::Tag(tag) => f.write_str(tag.as_str()),
+            Self::Digest(digest) => write!(f, "@{digest}"),
+        }
+    }
+}
+
+/// Why a text names no source.
+#[derive(Debug, Error)]
+pub enum SourceNameError {
+    /// No reference to an image in a registry.
+    #[error("{text} is no image reference: {source}")]
+    Reference {
+        /// The text.
+        text: String,
+        /// The cause.
+        source: ReferenceError,
+    },
+    /// A scheme other than that of registries.
+    #[error("images of the kind {0}:// cannot be pulled")]
+    Scheme(String),
+    /// What follows the last colon is no tag.
+    #[error("{text}: {source}")]
+    Tag {
+        /// The text.
+        text: String,
+        /// The cause.
+        source: ReferenceError,
+    },
+    /// What follows the `@` is no digest.
+    #[error("{text}: {source}")]
+    Digest {
+        /// The text.
+        text: String,
+        /// The cause.
+        source: DigestError,
+    },
+    /// A kind that other tools know.
+    #[error("images of the kind {0} cannot be read")]
+    Kind(&'static str),
+}
+
+/// Kinds that other tools know: such a name is no file that was mistyped.
+const OTHERS: [&str; 3] = ["docker-daemon:", "containers-storage:", "instance:"];
+
+impl Source {
+    /// Understands `docker://REF`, `oci:DIR[:TAG|@DIGEST]`, `oci-archive:FILE[:TAG|@DIGEST]`,
+    /// `docker-archive:FILE[:NAME]` and paths.
+    ///
+    /// # Errors
+    /// When the text has one of these forms and breaks its rules, or another form that is known elsewhere.
+    pub fn parse(text: &str) -> Result<Self, SourceNameError> {
+        if let Some((scheme, _)) = text.split_once("://") {
+            if scheme != "docker" {
+                return Err(SourceNameError::Scheme(scheme.to_owned()));
+            }
+            let reference = Reference::parse(text);
+            return reference
+                .map(|reference| Source::Registry(EnrootReference { user: None, reference }))
+                .map_err(|source| SourceNameError::Reference { text: text.to_owned(), source });
+        }
+        if let Some(rest) = text.strip_prefix("oci:") {
+            return which(text, rest).map(|(path, which)| Source::Layout(path, which));
+        }
+        if let Some(rest) = text.strip_prefix("oci-archive:") {
+            return which(text, rest).map(|(path, which)| Source::LayoutArchive(path, which));
+        }
+        if let Some(rest) = text.strip_prefix("docker-archive:") {
+            let (path, name) = split_name(rest);
+            return Ok(Source::DockerArchive(path, name));
+        }
+        match OTHERS.iter().find(|kind| text.starts_with(**kind)) {
+            Some(kind) => Err(SourceNameError::Kind(kind)),
+            None => Ok(Source::Path(text.into())),
+        }
+    }
+}
+
+/// Splits `PATH[:TAG|@DIGEST]`. A path may have these characters itself: what exists as it is has nothing
+/// to be cut off.
+pub(crate) fn which(text: &str, rest: &str) -> Result<(PathBuf, Which), SourceNameError> {
+    if Path::new(rest).exists() {
+        return Ok((rest.into(), Which::Only));
+    }
+    if let Some((path, digest)) = rest.rsplit_once('@')
+        && digest.contains(':')
+        && !digest.contains('/')
+    {
+        let digest = digest
+            .parse::<Digest>()
+            .map_err(|source| SourceNameError::Digest { text: text.to_owned(), source })?;
+        return Ok((path.into(), Which::Digest(digest)));
+    }
+    match rest.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
+        None => Ok((rest.into(), Which::Only)),
+        Some((path, tag)) => match tag.parse::<Tag>() {
+            Ok(tag) => Ok((path.into(), Which::Tag(tag))),
+            Err(source) => Err(SourceNameError::Tag { text: text.to_owned(), source }),
+        },
+    }
+}
+
+/// Splits `PATH[:NAME]`, where the name of an image may have a port, slashes and a tag.
+pub(crate) fn split_name(rest: &str) -> (PathBuf, Option<String>) {
+    if Path::new(rest).exists() {
+        return (rest.into(), None);
+    }
+    // The shortest path that exists; else the first colon ends it.
+    let cuts = || rest.match_indices(':').map(|(at, _)| (&rest[..at], &rest[at + 1..]));
+    let found = cuts().find(|(path, _)| Path::new(path).exists()).or_else(|| cuts().next());
+    match found {
+        Some((path, name)) if !name.is_empty() => (path.into(), Some(name.to_owned())),
+        _ => (rest.into(), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn sources_are_told_apart() {
+        let tag = |text: &str| Which::Tag(text.parse().unwrap());
+        let digest = |text: &str| Which::Digest(text.parse().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("with:colon");
+        std::fs::create_dir(&odd).unwrap();
+        let sha256 = format!("sha256:{HEX}");
+        let sha512 = format!("sha512:{HEX}{HEX}");
+        for (text, expected) in [
+            ("oci:layout", Source::Layout("layout".into(), Which::Only)),
+            ("oci:/a/layout:1.0", Source::Layout("/a/layout".into(), tag("1.0"))),
+            ("oci:/a:b/layout", Source::Layout("/a:b/layout".into(), Which::Only)),
+            (&format!("oci:{}", odd.display()), Source::Layout(odd.clone(), Which::Only)),
+            (&format!("oci:{}:x", odd.display()), Source::Layout(odd.clone(), tag("x"))),
+            (&format!("oci:l@{sha256}"), Source::Layout("l".into(), digest(&sha256))),
+            (&format!("oci:l@{sha512}"), Source::Layout("l".into(), digest(&sha512))),
+            ("oci-archive:a.tar", Source::LayoutArchive("a.tar".into(), Which::Only)),
+            ("oci-archive:a.tar:v1", Source::LayoutArchive("a.tar".into(), tag("v1"))),
+            (&format!("oci-archive:a.tar@{sha256}"), Source::LayoutArchive("a.tar".into(), digest(&sha256))),
+            ("docker-archive:a.tar", Source::DockerArchive("a.tar".into(), None)),
+            (
+                "docker-archive:a.tar:r.example:5000/b:1",
+                Source::DockerArchive("a.tar".into(), Some("r.example:5000/b:1".to_owned())),
+            ),
+            (
+                &format!("docker-archive:{}:b:1", odd.display()),
+                Source::DockerArchive(odd.clone(), Some("b:1".to_owned())),
+            ),
+            ("./a.sif", Source::Path("./a.sif".into())),
+            (
+                "docker://r.example/a:1",
+                Source::Registry(EnrootReference { user: None, reference: "r.example/a:1".parse().unwrap() }),
+            ),
+        ] {
+            assert_eq!(Source::parse(text).unwrap(), expected, "{text}");
+        }
+        for text in [
+            "oci:dir:b@d",
+            "oci:dir@sha256:12",
+            "oci-archive:a.tar:",
+            "docker-daemon:x:1",
+            "oras://a/b:1",
+            "docker://A/b",
+        ] {
+            assert!(Source::parse(text).is_err(), "{text}");
+        }
+    }
+}
