@@ -257,30 +257,30 @@ fn list(objects: &[SifObjectInfo]) -> String {
     text
 }
 
-/// The header in Apptainer's words, which scripts take apart.
+/// The header in Apptainer's words, which scripts take apart. What is not set has no line.
 fn header(found: &SifDescription) -> String {
     let size = |bytes: u64| {
-        const UNITS: [&str; 5] = ["B", "KB", "MB", "GB", "TB"];
+        const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
         let unit = (0..UNITS.len() - 1).find(|unit| bytes >> (10 * unit) < 1024).unwrap_or(UNITS.len() - 1);
-        format!("{}{}", bytes >> (10 * unit), UNITS[unit])
+        format!("{} {}", bytes >> (10 * unit), UNITS[unit])
     };
+    let is_set = |id: &&String| id.chars().any(|digit| !matches!(digit, '0' | '-'));
     let rows = [
-        // The line has an end of its own, and an empty one follows.
-        ("Launch:", format!("{}\n", found.launch)),
-        ("Magic:", "SIF_MAGIC".to_owned()),
-        ("Version:", "01".to_owned()),
-        ("Arch:", found.architecture.to_owned()),
-        ("ID:", found.id.clone()),
-        ("Ctime:", utc(found.created)),
-        ("Mtime:", utc(found.modified)),
-        ("Dfree:", found.descriptors_free.to_string()),
-        ("Dtotal:", found.descriptors.to_string()),
-        ("Descoff:", found.descriptors_offset.to_string()),
-        ("Descrlen:", size(found.descriptors_bytes)),
-        ("Dataoff:", found.data_offset.to_string()),
-        ("Datalen:", size(found.data_bytes)),
+        ("Launch Script:", Some(found.launch.clone())),
+        ("Version:", Some("01".to_owned())),
+        ("Primary Architecture:", Some(found.architecture.to_owned())),
+        ("ID:", Some(&found.id).filter(is_set).cloned()),
+        ("Created At:", found.created.map(|time| utc(Some(time)))),
+        ("Modified At:", found.modified.map(|time| utc(Some(time)))),
+        ("Descriptors Free:", Some(found.descriptors_free.to_string())),
+        ("Descriptors Total:", Some(found.descriptors.to_string())),
+        ("Descriptors Offset:", Some(found.descriptors_offset.to_string())),
+        ("Descriptors Size:", Some(size(found.descriptors_bytes))),
+        ("Data Offset:", Some(found.data_offset.to_string())),
+        ("Data Size:", Some(size(found.data_bytes))),
     ];
-    rows.map(|(name, value)| format!("{name:<10}{value}\n")).concat()
+    let rows = rows.into_iter().filter_map(|(name, value)| Some(format!("{name:<22}{}\n", value?)));
+    rows.collect()
 }
 
 /// A time as Go prints it, whose zero is the first day of year 1.
@@ -479,10 +479,17 @@ ID   |GROUP   |LINK    |SIF POSITION (start-end)  |TYPE
 2    |NONE    |1   (G) |36864-37912               |Signature (SHA-256)
 ";
         assert_eq!(list(&found.objects), want);
-        let want = "Launch:   #!/usr/bin/env run-singularity\n\nMagic:    SIF_MAGIC\nVersion:  01\nArch:     amd64\n\
-                    ID:       00000000-0000-0000-0000-000000000000\nCtime:    0001-01-01 00:00:00 +0000 UTC\n\
-                    Mtime:    0001-01-01 00:00:00 +0000 UTC\nDfree:    46\nDtotal:   48\nDescoff:  4096\n\
-                    Descrlen: 27KB\nDataoff:  32176\nDatalen:  5KB\n";
+        let want = "\
+Launch Script:        #!/usr/bin/env run-singularity
+Version:              01
+Primary Architecture: amd64
+Descriptors Free:     46
+Descriptors Total:    48
+Descriptors Offset:   4096
+Descriptors Size:     27 KiB
+Data Offset:          32176
+Data Size:            5 KiB
+";
         assert_eq!(header(&found), want);
     }
 }
