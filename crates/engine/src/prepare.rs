@@ -190,7 +190,9 @@ fn decided(
     phases.end("admit");
     let stores = store_places(site, host);
     let identities = stores.own.as_deref().map(Identities::of_store);
-    let opening = Opening { requested: &request.image, progress: request.progress, acts, identities, stores };
+    let epoch = host.variable("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok());
+    let (requested, progress) = (request.image.as_str(), request.progress);
+    let opening = Opening { requested, progress, acts, identities, stores, epoch };
     let (opened, use_mark) = resolve::open(&named, &opening)?;
     resolve::expect_judged(&opened, &asked)?;
     phases.end("resolve");

@@ -194,6 +194,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) identities: Option<Identities>,
     /// Where a plan looks for an image of a registry.
     pub(crate) stores: StorePlaces,
+    /// `SOURCE_DATE_EPOCH`, by which images are made: others are not looked for.
+    pub(crate) epoch: Option<u32>,
 }
 
 /// How often an image is fetched that somebody removes as soon as it is there.
@@ -243,7 +245,10 @@ fn stored(named: &EnrootReference, opening: &Opening<'_>) -> Result<Resolved, En
     let own = opening.stores.own.as_deref().ok_or_else(absent)?;
     let store = Store::look(own, opening.stores.site.as_deref(), StoreOptions::default());
     let found = store.and_then(|store| match store.lookup(reference, &Platform::native())? {
-        Some(manifest) => store.get(&manifest, &Recipe::of(&ConvertOptions::default())),
+        Some(manifest) => {
+            let options = ConvertOptions { source_date_epoch: opening.epoch, ..ConvertOptions::default() };
+            store.get(&manifest, &Recipe::of(&options))
+        }
         None => Ok(None),
     });
     // A store that cannot be read has nothing for us; whoever fetches is told what is wrong with it.

@@ -76,13 +76,13 @@ impl Programs {
     pub(super) fn expand(&self, text: &str) -> Result<Secret, String> {
         let mut command = Command::new("/bin/sh");
         // As enroot does. The file is the user's own.
-        command.args(["-c", &format!("echo {text}")]);
-        let done = self.run(&mut command, b"")?;
+        // On its input, where no other user can read it as he can arguments.
+        let done = self.run(&mut command, format!("echo {text}\n").as_bytes())?;
         let output = String::from_utf8_lossy(&done.output);
         let password = output.trim_end_matches(['\n', '\r']);
         if !done.status.success() || password.is_empty() {
-            let said = shorten(&String::from_utf8_lossy(&done.errors), &[]);
-            return Err(format!("the shell makes nothing of it: {said}"));
+            // What the shell says may repeat the text, and that may be a password that only begins with a dollar.
+            return Err(format!("the shell makes nothing of it ({})", done.status));
         }
         Ok(Secret::new(password))
     }

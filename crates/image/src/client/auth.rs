@@ -130,10 +130,10 @@ fn take_value(text: &str) -> Option<(String, &str)> {
 
 impl TokenService {
     /// Returns where to ask for a token to read `repository`; without one, for a token that only says who we are.
-    pub(crate) fn token_url(&self, repository: Option<&Repository>) -> Url {
+    pub(crate) fn token_url(&self, repository: Option<&Repository>, with_login: bool) -> Url {
         let mut url = self.realm.clone();
         let mut separator = if url.path.contains('?') { '&' } else { '?' };
-        for (key, value) in self.parameters(repository) {
+        for (key, value) in self.parameters(repository, with_login) {
             url.path.push_str(&format!("{separator}{key}={}", query_escape(&value)));
             separator = '&';
         }
@@ -146,16 +146,22 @@ impl TokenService {
             "grant_type=refresh_token&client_id={CLIENT_ID}&refresh_token={}",
             query_escape(refresh.expose())
         );
-        for (key, value) in self.parameters(repository) {
+        for (key, value) in self.parameters(repository, true) {
             form.push_str(&format!("&{key}={}", query_escape(&value)));
         }
         Secret::new(form)
     }
 
-    fn parameters(&self, repository: Option<&Repository>) -> Vec<(&'static str, String)> {
-        let default_scope = || repository.map(|name| format!("repository:{name}:pull"));
+    /// With a login what is asked for is ours to say: a challenge could name another repository, and more than reading.
+    fn parameters(&self, repository: Option<&Repository>, with_login: bool) -> Vec<(&'static str, String)> {
+        let own_scope = repository.map(|name| format!("repository:{name}:pull"));
         let service = self.service.clone().map(|service| ("service", service));
-        let scope = self.scope.clone().or_else(default_scope).map(|scope| ("scope", scope));
+        let scope = match (own_scope, with_login) {
+            (Some(own), true) => Some(own),
+            (_, true) => None,
+            (own, false) => self.scope.clone().or(own),
+        };
+        let scope = scope.map(|scope| ("scope", scope));
         service.into_iter().chain(scope).collect()
     }
 }
@@ -209,7 +215,7 @@ mod tests {
         let repository = "a/b".parse().unwrap();
         match challenge {
             Challenge::Basic => Some("basic".to_owned()),
-            Challenge::Bearer(service) => Some(service.token_url(Some(&repository)).to_string()),
+            Challenge::Bearer(service) => Some(service.token_url(Some(&repository), false).to_string()),
         }
     }
 
@@ -267,7 +273,18 @@ mod tests {
             form.expose(),
             "grant_type=refresh_token&client_id=situla&refresh_token=r%2Bt%3D&service=s%26x&scope=repository:a/b:pull"
         );
-        assert_eq!(service.token_url(None).to_string(), "https://h/t?service=s%26x");
+        // A login is used for what we want alone, whatever the challenge names.
+        let greedy =
+            Challenge::parse_all(r#"Bearer realm="https://h/t",scope="repository:other/x:pull,push""#);
+        let greedy = greedy.into_iter().find_map(|challenge| match challenge {
+            Challenge::Bearer(service) => Some(service),
+            Challenge::Basic => None,
+        });
+        let greedy = greedy.unwrap();
+        assert!(greedy.token_url(Some(&repository), false).to_string().contains("other/x:pull"));
+        let with_login = greedy.token_url(Some(&repository), true).to_string();
+        assert!(!with_login.contains("other/x") && with_login.contains(":pull"), "{with_login}");
+        assert_eq!(service.token_url(None, false).to_string(), "https://h/t?service=s%26x");
     }
 
     #[test]

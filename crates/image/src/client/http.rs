@@ -275,9 +275,12 @@ impl Http {
             }
             (Challenge::Bearer(service), _) => service,
         };
-        // A login may be kept under the name of the token service, as enroot does.
+        // A login may be kept under the name of the token service, as enroot does; where that is another host than the
+        // registry, it is not used: any registry can name any realm, and would be given a token of another one's.
         let login = match (login, service.realm.authority.parse::<Registry>()) {
-            (None, Ok(host)) if host != *registry => self.login(&host, None)?,
+            (None, Ok(realm)) if realm != *registry && host_of(&realm) == host_of(registry) => {
+                self.login(&realm, None)?
+            }
             (login, _) => login,
         };
         if login.is_some() && !origin.may_name(&service.realm) {
@@ -327,7 +330,8 @@ impl Http {
             let basic = login.and_then(Login::to_basic);
             let header = basic.map(|basic| Secret::new(format!("Basic {}", basic.expose())));
             let question = Question { what, is_small: true, ..Question::default() };
-            self.send(origin, &service.token_url(repository), question, header.as_ref())?
+            let url = service.token_url(repository, header.is_some());
+            self.send(origin, &url, question, header.as_ref())?
         };
         let problem =
             |problem: &str| ClientError::Protocol { what: what.to_owned(), problem: problem.to_owned() };
@@ -399,10 +403,28 @@ fn headers<'a>(response: &'a Response<Body>, name: &'a str) -> impl Iterator<Ite
 }
 
 fn small_body(response: &mut Response<Body>) -> Vec<u8> {
-    let mut body = Vec::new();
-    // The body only adds words to an error; a broken one adds none.
-    let _ = response.body_mut().as_reader().take(MAX_SMALL_BODY).read_to_end(&mut body);
+    /// A server that drips is not waited for: the body only adds words to an error.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let began = Instant::now();
+    let (mut body, mut part) = (Vec::new(), [0; 8192]);
+    let mut reader = response.body_mut().as_reader().take(MAX_SMALL_BODY);
+    // A broken one adds none.
+    while began.elapsed() < PATIENCE
+        && let Ok(read) = reader.read(&mut part)
+        && read > 0
+    {
+        body.extend_from_slice(part.get(..read).unwrap_or_default());
+    }
     body
+}
+
+/// The host of `HOST[:PORT]`.
+fn host_of(registry: &Registry) -> String {
+    let text = registry.to_string();
+    match text.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit())) {
+        Some((host, _)) => host.to_owned(),
+        None => text,
+    }
 }
 
 /// Makes an error of a response that is none of those expected; `secrets` are not repeated.

@@ -32,7 +32,7 @@ use crate::key::Recipe;
 use crate::output::{Existing, PendingFile};
 use crate::progress::Progress;
 use records::{ImageRecord, RECORD_VERSION, REF_VERSION, RefRecord, list_dir, write_record};
-use shelf::Shelf;
+use shelf::{Shelf, manifest_of};
 
 /// The directories of a store.
 const DIRECTORIES: [&str; 5] = ["images", "refs", "leases", "tmp", "uses"];
@@ -149,6 +149,9 @@ impl Store {
     /// site's store: an image there would be whose anybody wants it to be.
     pub fn open(dir: &Path, site: Option<&Path>, options: StoreOptions) -> Result<Self, StoreError> {
         let store = Self::look(dir, site, options)?;
+        if !store.is_shared() && may_be_exchanged_below(dir)? {
+            return Err(StoreError::NotPrivate { path: dir.to_owned() });
+        }
         for path in DIRECTORIES.map(|name| dir.join(name)) {
             let failed = |source| FileError { doing: Doing::CreateDirectory, path: path.clone(), source };
             if !store.is_shared() {
@@ -159,9 +162,6 @@ impl Store {
                 // Whatever the umask: it is there for others.
                 fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(failed)?;
             }
-        }
-        if !store.is_shared() && may_be_exchanged_below(dir)? {
-            return Err(StoreError::NotPrivate { path: dir.to_owned() });
         }
         Ok(store)
     }
@@ -183,6 +183,10 @@ impl Store {
             Some(site) if is_same(site, dir) => (shelf(dir, Place::Site), None),
             site => (shelf(dir, Place::Own), site.map(|site| shelf(site, Place::Site))),
         };
+        // An image in another user's store would be whatever he says it is.
+        if own.place == Place::Own && fs::metadata(dir).is_ok_and(|metadata| !is_ours(&metadata)) {
+            return Err(StoreError::NotPrivate { path: dir.to_owned() });
+        }
         Ok(Self { own, site, options })
     }
 
@@ -321,7 +325,8 @@ impl Store {
         let tmp = self.own.dir.join("tmp");
         for name in list_dir(&tmp)? {
             let stem = name.trim_start_matches('.').split('.').next().unwrap_or_default();
-            if tidy::is_retired(&name) {
+            // What is not ours stays, whoever has chosen a directory with other things in it as a store.
+            if tidy::is_retired(&name) || manifest_of(stem).is_none() {
                 continue;
             }
             if Some(stem) == ours || !self.lease_path(stem).exists() {
@@ -339,9 +344,18 @@ fn is_same(a: &Path, b: &Path) -> bool {
     a == b || matches!((id(a), id(b)), (Ok(a), Ok(b)) if a == b)
 }
 
+/// Whether something belongs to the user of this process.
+fn is_ours(metadata: &fs::Metadata) -> bool {
+    metadata.uid() == rustix::process::geteuid().as_raw()
+}
+
 /// Takes from others what they may do with a directory.
 fn close_to_others(path: &Path) -> Result<(), StoreError> {
-    let metadata = fs::metadata(path).map_err(FileError::read(path))?;
+    // Not through a link, and nothing of another user's: whoever has planted either would have us change what he likes.
+    let metadata = fs::symlink_metadata(path).map_err(FileError::read(path))?;
+    if !metadata.is_dir() || !is_ours(&metadata) {
+        return Err(StoreError::NotPrivate { path: path.to_owned() });
+    }
     if metadata.permissions().mode() & 0o077 == 0 {
         return Ok(());
     }
@@ -356,7 +370,11 @@ fn close_to_others(path: &Path) -> Result<(), StoreError> {
 
 /// Whether others may put another directory in the place of one in `dir`, whatever the mode of that is.
 fn may_be_exchanged_below(dir: &Path) -> Result<bool, StoreError> {
-    let mode = fs::metadata(dir).map_err(FileError::read(dir))?.permissions().mode();
+    let metadata = match fs::metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(FileError::read(dir))?,
+    };
+    let mode = metadata.permissions().mode();
     // In a sticky directory everybody has his own entries.
     Ok(mode & 0o022 != 0 && mode & 0o1000 == 0)
 }

@@ -123,10 +123,12 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             other => other.map_err(FileError::write(&image.path))?,
         }
-        if !force && is_used()? {
+        // Where that cannot be told it goes back as well.
+        let again = if force { Ok(false) } else { is_used() };
+        if !matches!(again, Ok(false)) {
             // A run has begun between the two looks. One that has missed it meanwhile has it made anew.
             fs::rename(&away, &image.path).map_err(FileError::write(&image.path))?;
-            return Ok(false);
+            return again.map(|_| false);
         }
         if suffix != RETIRED {
             remove_file(&away)?;

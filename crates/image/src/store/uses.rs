@@ -17,11 +17,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_NOW};
 
 use super::records::list_dir;
 use super::shelf::{manifest_of, placed};
@@ -57,8 +57,13 @@ impl UseMark {
         let name = Mark::name(stem, pid, start_time(pid)?, realm_name(), &host_name());
         let uses = store.join("uses");
         let path = uses.join(name);
-        let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        drop(made.ok()?);
+        // Any directory of this shape is taken for a store: nothing is written where another user could lead us elsewhere.
+        let place = fs::symlink_metadata(&uses).ok()?;
+        let is_own = place.uid() == rustix::process::geteuid().as_raw() && place.mode() & 0o022 == 0;
+        if !place.is_dir() || !is_own {
+            return None;
+        }
+        drop(open_mark(&path).ok()?);
         let mark = UseMark { path, pid };
         note_use(&uses.join(stem));
         Some(mark)
@@ -82,12 +87,19 @@ fn note_use(path: &Path) {
     if is_recent {
         return;
     }
-    if OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).is_ok() {
+    if let Ok(file) = open_mark(path) {
         // By the clock of the file server, not of this machine.
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
-        let _ = rustix::fs::utimensat(CWD, path, &times, AtFlags::empty());
+        let _ = rustix::fs::futimens(&file, &times);
     }
+}
+
+/// Opens a mark, making it if need be: never through a link, and without waiting, should there be a FIFO.
+fn open_mark(path: &Path) -> std::io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).unwrap_or_default();
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
 }
 
 /// A process that uses an image.
@@ -206,12 +218,37 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use situla_oci::Digest;
 
     use super::*;
 
     fn stem() -> String {
         format!("{}-0123456789ab", Digest::sha256(b"m").file_stem())
+    }
+
+    #[test]
+    fn a_mark_is_made_through_no_link() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let (store, outside) = (dir.path().join("store"), dir.path().join("outside"));
+        fs::create_dir_all(store.join("images")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        let image = store.join(format!("images/{}.sqsh", stem()));
+        fs::write(&image, b"x").unwrap();
+        symlink(&outside, store.join("uses")).unwrap();
+        assert!(UseMark::make(&image).is_none());
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        fs::remove_file(store.join("uses")).unwrap();
+        fs::create_dir(store.join("uses")).unwrap();
+        fs::set_permissions(store.join("uses"), fs::Permissions::from_mode(0o700)).unwrap();
+        // The time of the last use is no way out either.
+        symlink(outside.join("made"), store.join("uses").join(stem())).unwrap();
+        assert!(UseMark::make(&image).is_some());
+        assert!(!outside.join("made").exists());
+        fs::set_permissions(store.join("uses"), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(UseMark::make(&image).is_none());
     }
 
     #[test]

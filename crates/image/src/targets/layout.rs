@@ -33,10 +33,13 @@ impl LayoutWriter {
             return Ok(writer);
         }
         match fs::read_dir(dir) {
-            Ok(mut entries) => match entries.next() {
-                Some(_) => Err(SaveError::NotALayout { path: dir.to_owned() }),
-                None => Ok(writer),
-            },
+            // Blobs alone are what a save that was interrupted has left.
+            Ok(mut entries) => {
+                match entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "blobs")) {
+                    false => Err(SaveError::NotALayout { path: dir.to_owned() }),
+                    true => Ok(writer),
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(writer),
             Err(e) => Err(FileError::write(dir)(e).into()),
         }

@@ -136,9 +136,9 @@ fn to_layout(
     overwrite: bool,
     progress: &dyn Progress,
 ) -> Result<SavedImage, SaveError> {
-    let mut bytes = 0;
+    let mut bytes: u64 = 0;
     for (idx, layer) in image.manifest.layers.iter().enumerate() {
-        bytes += layer.size;
+        bytes = bytes.saturating_add(layer.size);
         if !layout.has(layer) {
             let what = format!("layer {} of {}", idx + 1, image.manifest.layers.len());
             let copy = |error| SaveError::Copy { what: what.clone(), source: error };
@@ -155,7 +155,11 @@ fn to_layout(
     let entry = descriptor(media_type, image.digest.clone(), image.manifest_bytes.len() as u64);
     layout.add(&entry, tag, overwrite)?;
     let n_layers = image.manifest.layers.len();
-    Ok(SavedImage { manifest_digest: image.digest.clone(), n_layers, bytes: bytes + config.size })
+    Ok(SavedImage {
+        manifest_digest: image.digest.clone(),
+        n_layers,
+        bytes: bytes.saturating_add(config.size),
+    })
 }
 
 /// Writes bytes that were verified against `digest` before, whatever its algorithm.

@@ -121,8 +121,16 @@ fn of_many_that_come_at_once_one_works() {
     let seen = Seen::default();
     let leases: Vec<(Digest, PathBuf, u64)> = std::thread::scope(|scope| {
         let one = || {
-            let digest = scene.fill(&path, &seen).unwrap();
-            let lease = scene.cache.lease(&digest).unwrap().unwrap();
+            // Another one may look just now whether it is made, with a lock that keeps this one out: as a run does, it
+            // asks again.
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            let (digest, lease) = loop {
+                let digest = scene.fill(&path, &seen).unwrap();
+                match scene.cache.lease(&digest).unwrap() {
+                    Some(lease) => break (digest, lease),
+                    None => assert!(std::time::Instant::now() < deadline, "it is never free"),
+                }
+            };
             let inode = fs::metadata(lease.path()).unwrap().ino();
             (digest, lease.path().to_owned(), inode)
         };

@@ -170,6 +170,34 @@ fn a_login_is_told_to_the_token_service_alone() {
 }
 
 #[test]
+fn a_registry_gets_no_token_by_the_login_of_another_host() {
+    let seen = Seen::default();
+    let noted = seen.clone();
+    let tokens = serve(move |request| {
+        note(&noted, "tokens", request);
+        status(200, "", br#"{"token":"t0k3n"}"#)
+    });
+    let registry = serve(move |request| match authorization(request).as_str() {
+        "Bearer t0k3n" => status(200, "", b"{}"),
+        _ => {
+            // Another host by its name, whose login is there.
+            let realm = format!("http://localhost:{tokens}/token");
+            let scope = "repository:other/private:pull,push";
+            status(401, &format!("www-authenticate: Bearer realm=\"{realm}\",scope=\"{scope}\"\r\n"), b"")
+        }
+    });
+    let of_another = Arc::new(One {
+        host: format!("localhost:{tokens}"),
+        login: password(),
+        n_asked: AtomicUsize::new(0),
+    });
+    // Whatever comes of it, the login was not told.
+    let _ = client(of_another).fetch_manifest(&reference(registry));
+    let seen = seen.lock().unwrap();
+    assert!(!seen.is_empty() && seen.iter().all(|request| request.ends_with(" -")), "{seen:?}");
+}
+
+#[test]
 fn a_token_service_is_not_followed_elsewhere_with_a_login() {
     let seen = Seen::default();
     let noted = seen.clone();

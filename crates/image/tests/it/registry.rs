@@ -435,9 +435,14 @@ fn leases_of_the_dead_are_taken_over() {
         assert!(remove());
         fs::write(&lease, text).unwrap();
         fs::write(store_dir.join(format!("tmp/.{stem}.77.0.tmp")), b"left over").unwrap();
-        fs::write(store_dir.join("tmp/.sha256-00.77.0.tmp"), b"left over").unwrap();
+        let other = format!("tmp/.sha256-{}.77.0.tmp", "0".repeat(64));
+        fs::write(store_dir.join(other), b"left over").unwrap();
+        // Somebody else's, in a directory that is a store as well.
+        fs::write(store_dir.join("tmp/thesis.tmp"), b"precious").unwrap();
         let again = pull_with(&store, &name, &()).unwrap_or_else(|e| panic!("{what}: {e:?}"));
         assert_eq!((again.was_present, &again.rootfs_digest), (false, &pulled.rootfs_digest), "{what}");
+        assert_eq!(fs::read(store_dir.join("tmp/thesis.tmp")).unwrap(), b"precious", "{what}");
+        fs::remove_file(store_dir.join("tmp/thesis.tmp")).unwrap();
         assert_eq!(leftovers(dir.path()), Vec::<String>::new(), "{what}");
     }
     // One that shows signs of life is waited for.
