@@ -153,14 +153,15 @@ impl Heard<'_> {
         self.recorder.error(error);
     }
 
-    /// Records and tells how the payload has ended.
-    pub(crate) fn exit(&mut self, exit: Exit) {
+    /// Records and tells how the payload has ended, and gives how this process is to end.
+    pub(crate) fn exit(&mut self, exit: Exit) -> Exit {
         self.recorder.exit(exit);
-        let exit = match exit {
+        let recorded = match exit {
             Exit::Code(code) => RecordedExit::Code(code),
             Exit::Signal(signal) => RecordedExit::Signal(signal),
         };
-        self.tell(RunEvent::Exit { exit });
+        self.tell(RunEvent::Exit { exit: recorded });
+        self.recorder.told(exit)
     }
 }
 

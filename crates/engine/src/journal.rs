@@ -14,6 +14,7 @@ use crate::error::EngineError;
 use crate::host::Host;
 use crate::request::Personality;
 use crate::status::FailureKind;
+use crate::step_end::has_others;
 
 /// Names of the phases up to the frozen Plan, with the moment at which each ended.
 #[derive(Clone, Debug)]
@@ -62,6 +63,8 @@ pub(crate) struct Recorder {
     step_cgroup: Option<String>,
     /// By whose conventions this process ends where the failure is ours.
     personality: Personality,
+    /// Whether it is one of several tasks, which are to end where a process of ours is killed.
+    has_others: bool,
 }
 
 impl Recorder {
@@ -86,6 +89,7 @@ impl Recorder {
             plan: None,
             step_cgroup: host.step_cgroup.clone(),
             personality,
+            has_others: has_others(host),
         }
     }
 
@@ -172,12 +176,25 @@ impl Recorder {
             Exit::Signal(signal) => RecordedExit::Signal(signal),
         };
         // A shell around the victim reports 128 + 9.
-        let killed = matches!(exit, RecordedExit::Signal(SIGKILL) | RecordedExit::Code(137));
+        let killed = matches!(exit, RecordedExit::Signal(SIGKILL) | RecordedExit::Code(KILLED));
         let seen = self.step_cgroup.as_deref().filter(|_| killed);
         if let Some(evidence) = seen.and_then(|step| out_of_memory(step, self.task.local)) {
             self.write(EventKind::Observed { cause: Cause::Oom, evidence });
         }
         self.write(EventKind::TaskExit { task: self.task, exit });
+    }
+
+    /// How this process is to end after a payload that ended so, which was recorded. Where one task of several
+    /// dies by KILL without a record that its payload did, it was killed itself, and the whole step ends. So a
+    /// payload's death by KILL that could not be recorded is told as a shell tells it.
+    pub(crate) fn told(&self, exit: Exit) -> Exit {
+        let unrecorded = self.journal.is_none() && self.has_others;
+        if unrecorded && exit == Exit::Signal(SIGKILL) { Exit::Code(KILLED) } else { exit }
+    }
+
+    /// Whether somebody must stay to tell a killed payload from a killed process of ours.
+    pub(crate) fn must_tell(&self) -> bool {
+        self.has_others
     }
 
     /// Records that the payload was not started, or was lost.
@@ -217,6 +234,9 @@ impl Recorder {
 
 /// Out-of-memory kills end a process with this signal.
 const SIGKILL: i32 = 9;
+
+/// What a shell makes of it.
+const KILLED: i32 = 128 + SIGKILL;
 
 impl Observer for Recorder {
     fn phase(&mut self, name: &'static str) {

@@ -324,7 +324,7 @@ impl Prepared {
     }
 
     /// Runs the payload. Where nobody need wait for it (no image to serve, nothing shared, no
-    /// record, no `listener`) this process becomes the payload and does not return.
+    /// record, no other task of the step, no `listener`) this process becomes the payload and does not return.
     ///
     /// # Errors
     /// The payload could not be started, or its container was lost. A listener is not told of that: who
@@ -334,7 +334,8 @@ impl Prepared {
         let Prepared { plan, image, lease, use_mark: _use_mark, watch, recorder, rank, warnings, .. } = self;
         let alone = matches!(plan.share, situla_plan::Share::Nobody { .. }) && lease.is_none();
         let alone = alone && !plan.spec.linux.has(NamespaceKind::Pid) && plan.spec.hooks.is_none();
-        if image.is_none() && alone && !recorder.is_wanted() && listener.is_none() {
+        let unheard = !recorder.is_wanted() && !recorder.must_tell() && listener.is_none();
+        if image.is_none() && alone && unheard {
             return Err(EngineError::Runtime(situla_runtime::replace(&plan)));
         }
         let run = recorder.run().to_owned();
@@ -348,8 +349,7 @@ impl Prepared {
                     heard.error(&error);
                     return Err(error);
                 }
-                heard.exit(exit);
-                Ok(exit)
+                Ok(heard.exit(exit))
             }
             Err(failure) => {
                 let error = EngineError::Runtime(failure);

@@ -62,10 +62,6 @@ impl OwnRecord {
         Some(OwnRecord { directory, id: id?, task, restarts: allocation.restart_count })
     }
 
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
     /// What is recorded of the job as it was started this time; `None` where that cannot be read.
     pub(crate) fn read(&self) -> Option<Vec<Record>> {
         let mut records = match load(&self.directory, &self.id) {
@@ -208,6 +204,11 @@ impl StepEnd {
             _ => Err(StepEndError::Silent { step: self.steps.join(" ") }),
         }
     }
+}
+
+/// Whether this process is one of several tasks of a step.
+pub(crate) fn has_others(host: &Host) -> bool {
+    host.allocation.as_ref().and_then(others).is_some()
 }
 
 /// The names of a step that has other tasks: each component of a heterogeneous job has a step of that number.

@@ -416,46 +416,73 @@ pub fn a_record_that_hangs(site: &Site) -> Check {
     Ok(())
 }
 
-/// Where no record can be read or written, the plugin cannot tell a task process that was killed from a program that has
-/// killed itself: the step goes on, as with such a program, and `srun` tells of the kill.
+/// Where no record can be written, a killed process of ours ends the step all the same; a program that kills itself does
+/// not, and is told as a shell tells it.
 ///
 /// # Errors
-/// The other node's task is ended, or the kill does not show.
+/// The other node's task goes on after the first kill, or is ended by the second; or a kill does not show.
 pub fn kill_without_a_record(site: &Site) -> Check {
     /// Longer than the plugin takes to find out, and Slurm to end a step.
     const AFTERWARDS: Duration = Duration::from_secs(4);
     let dir = site.env().work_dir("norecord")?;
-    let here = dir.path().display().to_string();
     let watch = Watch::begin(site.env().uid()?);
-    let options = [
-        format!("--container-image={}", site.images.path("tiny.sqsh")),
-        format!("--container-mounts={here}"),
-        format!("--container-workdir={here}"),
-    ];
-    let script = "touch go$SLURM_JOB_ID.$SLURM_PROCID; while [ ! -e end ]; do usleep 100000; done; touch came-to-its-end";
-    let args = ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=1"].into_iter();
-    let args = args.chain(options.iter().map(String::as_str)).chain(["sh", "-c", script]);
     // No directory can be made there, by anybody.
     let nowhere = [("XDG_STATE_HOME", "/proc/situla-has-no-records")];
-    let (name, running) = site.cluster.start_srun_with(dir.path(), &nowhere, args)?;
-    let id = site.cluster.wait_running(&name)?;
-    let hit = hit_on_first_node(&watch, dir.path(), &id, Kind::Task, 1);
-    if hit.is_ok() {
-        // Not a wait for anything: nothing is to happen in that time.
-        std::thread::sleep(AFTERWARDS);
+    let begin = "touch go$SLURM_JOB_ID.$SLURM_PROCID";
+    let wait = "while [ ! -e end$SLURM_JOB_ID ]; do usleep 100000; done; touch over$SLURM_JOB_ID";
+    let killed = "test $SLURM_PROCID = 1 || kill -9 $$";
+    for entrance in entrances(site, dir.path()) {
+        let story = |why: String| format!("{}: {why}", entrance.name);
+        let start = |script: String| {
+            let args = ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=1"].into_iter();
+            let args = args.chain(entrance.words.iter().map(String::as_str)).chain(["sh", "-c", &script]);
+            site.cluster.start_srun_with(dir.path(), &nowhere, args)
+        };
+        let no_record = |id: &str| match outcome::records(&site.cluster, &format!("{id}.0")) {
+            Err(why) if why.contains("there is no record") => Ok(()),
+            other => Err(story(format!("a record where none can be: {other:#?}"))),
+        };
+
+        let (name, running) = start(format!("{begin}; {wait}"))?;
+        let id = site.cluster.wait_running(&name)?;
+        let hit = hit_on_first_node(&watch, dir.path(), &id, Kind::Task, 1);
+        if hit.is_err() {
+            site.cluster.admin(&["scancel", &id])?;
+        }
+        let begun = Instant::now();
+        let output = running.finish(PATIENCE)?;
+        let took = begun.elapsed();
+        hit.map_err(|why| story(format!("{why}\n{output}")))?;
+        site.cluster.settled()?;
+        let left = watch.look();
+        if took > KILL_WAIT || !left.is_empty() || output.status.success() {
+            return Err(story(format!("it took {took:?}; these go on: {left:?}\n{output}")).into());
+        }
+        no_record(&id)?;
+
+        let (name, running) = start(format!("{begin}; {killed}; {wait}"))?;
+        let id = site.cluster.wait_running(&name)?;
+        let both = || (0..2).all(|rank| dir.path().join(format!("go{id}.{rank}")).exists());
+        let begun = wait_until(PATIENCE, both);
+        if begun {
+            // Not a wait for anything: nothing is to happen in that time.
+            std::thread::sleep(AFTERWARDS);
+        }
+        dir.write(&format!("end{id}"), "")?;
+        let output = running.finish(PATIENCE)?;
+        let came = dir.path().join(format!("over{id}")).exists();
+        let job = site.cluster.job(&name, output)?;
+        // sacct takes 128 away from a status beyond it; of a signal it would say 0:9.
+        let exit = (job.output.code(), job.account.state.as_str(), job.account.exit.as_str());
+        let step = job.step("0")?;
+        if !begun || !came || exit != (128 + 9, "FAILED", "9:0") || step.exit != "9:0" {
+            let why =
+                format!("begun: {begun}, to its end: {came}, accounting says {:?} {step:?}", job.account);
+            return Err(story(format!("{why}\n{}", job.output)).into());
+        }
+        no_record(&id)?;
     }
-    dir.write("end", "")?;
-    let output = running.finish(PATIENCE)?;
-    hit.map_err(|why| format!("{why}\n{output}"))?;
-    let came = dir.path().join("came-to-its-end").exists();
-    let job = site.cluster.job(&name, output.expect_code(128 + 9)?)?;
-    if !came || job.account.state != "FAILED" {
-        return Err(format!("to its end: {came}, accounting says {:?}\n{}", job.account, job.output).into());
-    }
-    match outcome::records(&site.cluster, &format!("{id}.0")) {
-        Err(story) if story.contains("there is no record") => Ok(()),
-        other => Err(format!("a record where none can be: {other:#?}").into()),
-    }
+    Ok(())
 }
 
 /// Kills the first `victim` of the first node, once all payloads have begun.

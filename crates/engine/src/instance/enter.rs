@@ -117,10 +117,7 @@ impl Entering {
         let mut heard = Heard { recorder, listener };
         heard.planned(&plan, &warnings);
         match visit.enter(&plan, &run, &mut heard) {
-            Ok(exit) => {
-                heard.exit(exit);
-                Ok(exit)
-            }
+            Ok(exit) => Ok(heard.exit(exit)),
             Err(failure) => {
                 let error = EngineError::Runtime(failure);
                 heard.error(&error);
