@@ -10,10 +10,12 @@ use crate::step_end::OwnRecord;
 pub enum Killed {
     /// Its payload, which ended by itself before; or the task had been told to end.
     InOrder,
-    /// The process of ours that waited for the payload, or that was about to start it: where that ends as a payload
-    /// that was killed, it has recorded so before. Or Slurm has killed the whole step without a warning, which
+    /// The process of ours that waited for the payload. Or Slurm has killed the whole step without a warning, which
     /// cannot be told from that.
     Lost,
+    /// No record knows the task: if it was ours, it was lost, before there was one or where none could be written.
+    /// One that ends as a payload that was killed has recorded so before.
+    Unrecorded,
 }
 
 /// Signals by which a process is told to end: HUP, INT, QUIT, TERM, XCPU. Others only inform it.
@@ -21,12 +23,12 @@ const TELL_TO_END: [i32; 5] = [1, 2, 3, 15, 24];
 
 /// Finds out from the record whether the task that `host` describes, which has died by KILL, was lost.
 pub fn judge_killed(host: &Host) -> Killed {
-    let Some(own) = OwnRecord::of(host) else { return Killed::Lost };
+    let Some(own) = OwnRecord::of(host) else { return Killed::Unrecorded };
     let records = own.read().unwrap_or_default();
     match records.iter().filter_map(|record| is_over(record, &own)).reduce(|all, one| all && one) {
         Some(true) => Killed::InOrder,
-        // Without a record: it was killed before it had one, or could not write one.
-        Some(false) | None => Killed::Lost,
+        Some(false) => Killed::Lost,
+        None => Killed::Unrecorded,
     }
 }
 

@@ -327,16 +327,15 @@ fn task_exit(spank: Handle) -> Result<(), String> {
     let (given, settings) = with_state(|state| (state.given.clone(), state.settings.clone()));
     let Some(settings) = settings else { return Ok(()) };
     let in_container = given.complete(|name| spank.variable(name))?.get(ContainerOption::Image).is_some();
-    let is_own = || {
-        let arguments = spank.arguments()?;
-        Some(killed::is_own(arguments.get(0)?, &settings.trampoline))
-    };
+    let arguments = spank.arguments();
+    let program = arguments.as_ref().and_then(|arguments| arguments.get(0)).filter(|_| !in_container);
+    let is_own = in_container || program.is_some_and(|program| killed::is_own(program, &settings.trampoline));
     let (job, step) = spank.job_and_step();
-    if step > LAST_STEP_OF_SRUN || !(in_container || is_own().unwrap_or(false)) {
+    if step > LAST_STEP_OF_SRUN || !is_own {
         return Ok(());
     }
     check_trampoline(&settings)?;
-    if killed::look_into(spank, &task, &settings.trampoline)? {
+    if killed::look_into(spank, &task, &settings.trampoline, program)? {
         // Whether somebody has cancelled the step that way cannot be known here.
         let what = "was killed while its container ran; ending the step";
         report_error(&format!("situla: task {} {what} (job {job}, step {step})", task.rank));

@@ -88,16 +88,23 @@ pub(crate) fn is_own(program: &CStr, trampoline: &CStr) -> bool {
             || OWN_NAMES.iter().any(|own| found.as_deref() == Some(OsStr::new(own))))
 }
 
-/// Starts the trampoline, and waits for it. Gives whether the step is being ended because of this task.
+/// Starts the trampoline, and waits for it. Gives whether the step is being ended because of this task. `program` is
+/// what the task was where only its name says that it was ours.
 ///
 /// # Errors
 /// It cannot be started, or says that the step could not be ended.
-pub(crate) fn look_into(spank: Handle, task: &TaskEnd, trampoline: &CStr) -> Result<bool, String> {
+pub(crate) fn look_into(
+    spank: Handle,
+    task: &TaskEnd,
+    trampoline: &CStr,
+    program: Option<&CStr>,
+) -> Result<bool, String> {
     // It is being ended already, or cannot be, or has had its time.
     if LEFT.is_used_up() {
         return Ok(false);
     }
-    let environment = environment(spank, task)?;
+    let mut environment = environment(spank, task)?;
+    environment.extend(program.and_then(|program| entry(PROGRAM, program.to_bytes())));
     let job = Job {
         program: trampoline,
         argument: c"task-killed",
@@ -128,9 +135,15 @@ pub(crate) fn look_into(spank: Handle, task: &TaskEnd, trampoline: &CStr) -> Res
 /// What the trampoline says where the payload's death was its own.
 const NOT_LOST: i32 = 1;
 
+/// Tells the trampoline which program the task was. Looking at a user's path is for it, not for root.
+const PROGRAM: &[u8] = b"SITULA_KILLED_PROGRAM";
+
+fn entry(name: &[u8], value: &[u8]) -> Option<CString> {
+    CString::new([name, b"=", value].concat()).ok()
+}
+
 /// The trampoline's environment, as `NAME=VALUE`.
 fn environment(spank: Handle, task: &TaskEnd) -> Result<Vec<CString>, String> {
-    let entry = |name: &[u8], value: &[u8]| CString::new([name, b"=", value].concat()).ok();
     let mut found = Vec::new();
     for name in OF_JOB {
         if let Some(value) = spank.variable(name)? {

@@ -2,6 +2,7 @@
 //! step is the standard: with a container `srun` and accounting must say the same.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,9 @@ const SLURM_KILL_WAIT: Duration = Duration::from_secs(5);
 
 /// The same, and what Slurm needs around it on two cores.
 pub(super) const KILL_WAIT: Duration = Duration::from_secs(5 + 6);
+
+/// Longer than the plugin takes to find out what a kill was, and Slurm to end a step.
+const UNDISTURBED: Duration = Duration::from_secs(4);
 
 /// How often slurmctld looks whether jobs have reached their limits.
 pub(super) const LIMIT_PERIOD: Duration = Duration::from_secs(30);
@@ -422,8 +426,6 @@ pub fn a_record_that_hangs(site: &Site) -> Check {
 /// # Errors
 /// The other node's task goes on after the first kill, or is ended by the second; or a kill does not show.
 pub fn kill_without_a_record(site: &Site) -> Check {
-    /// Longer than the plugin takes to find out, and Slurm to end a step.
-    const AFTERWARDS: Duration = Duration::from_secs(4);
     let dir = site.env().work_dir("norecord")?;
     let watch = Watch::begin(site.env().uid()?);
     // No directory can be made there, by anybody.
@@ -466,7 +468,7 @@ pub fn kill_without_a_record(site: &Site) -> Check {
         let begun = wait_until(PATIENCE, both);
         if begun {
             // Not a wait for anything: nothing is to happen in that time.
-            std::thread::sleep(AFTERWARDS);
+            std::thread::sleep(UNDISTURBED);
         }
         dir.write(&format!("end{id}"), "")?;
         let output = running.finish(PATIENCE)?;
@@ -483,6 +485,35 @@ pub fn kill_without_a_record(site: &Site) -> Check {
         no_record(&id)?;
     }
     Ok(())
+}
+
+/// A program that has a name of ours and is none of ours dies by KILL without consequences: the plugin leaves other
+/// engines alone.
+///
+/// # Errors
+/// The other node's task is ended.
+pub fn kill_of_another_engine(site: &Site) -> Check {
+    let dir = site.env().work_dir("other")?;
+    let other = dir.path().join("apptainer");
+    let script = "#!/bin/sh\ntouch go.$SLURM_PROCID\ntest $SLURM_PROCID = 1 || kill -9 $$\n\
+                  while [ ! -e end ]; do sleep 0.1; done\ntouch over\n";
+    dir.write("apptainer", script)?;
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o755))?;
+    let other = other.display().to_string();
+    let args = ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=1", &other];
+    let (_, running) = site.cluster.start_srun(dir.path(), args)?;
+    let begun = wait_until(PATIENCE, || (0..2).all(|rank| dir.path().join(format!("go.{rank}")).exists()));
+    if begun {
+        // Not a wait for anything: nothing is to happen in that time.
+        std::thread::sleep(UNDISTURBED);
+    }
+    dir.write("end", "")?;
+    let output = running.finish(PATIENCE)?;
+    if begun && dir.path().join("over").exists() {
+        output.expect_code(128 + 9)?;
+        return Ok(());
+    }
+    Err(format!("begun: {begun}, and the other task did not come to its end\n{output}").into())
 }
 
 /// Kills the first `victim` of the first node, once all payloads have begun.

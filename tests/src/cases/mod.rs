@@ -291,6 +291,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("attacks::outside_the_step", attacks::outside_the_step),
     ("uses::background_runs_stay_apart", uses::background_runs_stay_apart),
     ("ends::kill_without_a_record", ends::kill_without_a_record),
+    ("ends::kill_of_another_engine", ends::kill_of_another_engine),
     ("export::keeps_the_container", export::keeps_the_container),
     ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
     ("faults::image_changes_under_a_job", faults::image_changes_under_a_job),
