@@ -19,13 +19,13 @@ pub enum Forked {
 /// is a tenth of the price of reading `num_threads` from `/proc/self/stat`.
 pub fn is_single_threaded() -> bool {
     use std::os::unix::fs::MetadataExt;
-    match std::fs::metadata("/proc/self/task") {
-        Ok(task) => task.nlink() == 3,
-        // Where /proc is not mounted: this flag changes nothing and is refused to a process with threads
-        // (unshare(2)).
-        // SAFETY: unshare takes flags; this one moves the process nowhere.
-        Err(_) => unsafe { libc::unshare(libc::CLONE_THREAD) == 0 },
+    if std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() == 3) {
+        return true;
     }
+    // Where /proc is not mounted, or a container has something else at its place: this flag changes nothing and
+    // is refused to a process with threads (unshare(2)).
+    // SAFETY: unshare takes flags; this one moves the process nowhere.
+    unsafe { libc::unshare(libc::CLONE_THREAD) == 0 }
 }
 
 /// Forks. Fails with `EBUSY` in a process with more than one thread: there the child could find a

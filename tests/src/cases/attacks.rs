@@ -6,6 +6,7 @@
 
 mod image;
 mod inside;
+mod over_proc;
 mod tenants;
 
 use std::fs;
@@ -25,6 +26,7 @@ pub use image::{
 pub use inside::{
     control_groups, descriptors_and_variables, own_binary, processes_and_mounts, working_directory,
 };
+pub use over_proc::over_mounted_proc;
 pub use tenants::{
     a_strangers_step, another_tenants_view, entering_an_instance, entering_tasks, noise_at_the_meeting_point,
     outside_the_step,

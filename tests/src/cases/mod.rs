@@ -123,6 +123,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::descriptors_and_variables", attacks::descriptors_and_variables),
     ("attacks::processes_and_mounts", attacks::processes_and_mounts),
     ("attacks::links_out_of_the_image", attacks::links_out_of_the_image),
+    ("attacks::over_mounted_proc", attacks::over_mounted_proc),
     ("attacks::swapped_directories", attacks::swapped_directories),
     ("attacks::control_groups", attacks::control_groups),
     ("attacks::exchanged_sources", attacks::exchanged_sources),

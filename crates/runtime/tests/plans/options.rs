@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -709,4 +709,78 @@ fn subordinate_ids_are_mapped_by_the_hosts_programs() {
             );
         }
     }
+}
+
+/// What a neighbour has laid out as `/proc` is mounted there: nothing of ours goes by it, and nothing is written to it.
+#[test]
+fn what_is_mounted_over_proc_is_not_believed() {
+    let Some(bench) = Bench::prepare() else { return };
+    let (fake, host) = (bench.path("fake"), bench.path("host"));
+    fs::create_dir(&host).unwrap();
+    // By these it would have no descriptors, and many threads.
+    for directory in ["self/fd", "self/task/1", "self/task/2", "self/attr", "sys/kernel"] {
+        fs::create_dir_all(fake.join(directory)).unwrap();
+    }
+    let files = [
+        "self/attr/current",
+        "self/attr/exec",
+        "self/uid_map",
+        "self/setgroups",
+        "sys/kernel/hostname",
+        "secret",
+    ];
+    for file in files {
+        fs::write(fake.join(file), "fake\n").unwrap();
+    }
+    let refused = |refused: &str| match std::env::var("REFUSE") {
+        Ok(all) => format!("{all},{refused}"),
+        Err(_) => format!("38:{refused}"),
+    };
+    for kind in [Kind::Directory, Kind::Image] {
+        for pid in [false, true] {
+            let (up, go) = (bench.path("up"), bench.path("go"));
+            let script = "if (: <&9) 2>/dev/null; then echo open; fi; cat /proc/self/attr/current /proc/secret; \
+                          echo > /real/up; while ! test -e /real/go; do busybox sleep 0.01; done";
+            let plan = bench.plan(kind, script, |plan| {
+                if pid {
+                    with_namespaces(plan, &["pid"]);
+                }
+                let bind = |source: &std::path::Path, destination: &str| json!({"destination": destination, "source": source, "type": "bind", "options": ["rbind"]});
+                let mounts = plan["spec"]["mounts"].as_array_mut().unwrap();
+                mounts.push(bind(&fake, "/proc"));
+                mounts.push(bind(&bench.path(""), "/real"));
+                plan["spec"]["linux"]["maskedPaths"] = json!(["/proc/secret", "/proc/kcore"]);
+                plan["spec"]["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+            });
+            let mut command = Command::new("sh");
+            command.args(["-c", "exec 9<\"$1\"; exec \"$2\" \"$3\"", "sh"]).args([&host, &runner(), &plan]);
+            // Where the kernel does not close all at once, `/proc` says what there is to close.
+            command.env("REFUSE", refused("close_range"));
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut runner = command.spawn().unwrap();
+            wait_until("the payload", || up.exists() || runner.try_wait().unwrap().is_some());
+            let kept = has_open("situla-init", &host);
+            fs::write(&go, "").unwrap();
+            let (out, err) = text(&finish(runner));
+            assert_eq!(out, "fake\n", "{kind:?} {pid}: {err}");
+            assert!(!kept, "{kind:?}: init has the host's directory open");
+            for path in [up, go] {
+                fs::remove_file(path).unwrap();
+            }
+            for file in files {
+                assert_eq!(fs::read_to_string(fake.join(file)).unwrap(), "fake\n", "{kind:?} {pid}: {file}");
+            }
+        }
+    }
+}
+
+/// Whether a process of this name has `path` open; root alone sees that of all.
+fn has_open(name: &str, path: &std::path::Path) -> bool {
+    let entries = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let mut named = entries
+        .filter(|process| fs::read_to_string(process.join("comm")).is_ok_and(|comm| comm.trim_end() == name));
+    named.any(|process| {
+        let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        open.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path))
+    })
 }
