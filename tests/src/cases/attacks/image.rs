@@ -11,16 +11,16 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode, RenameFlags};
 
 use super::{Desk, Hostile, SECRET, all_refused, without};
-use crate::command;
+use crate::command::{self, Output};
 use crate::environment::PATIENCE;
 use crate::tier::Check;
 
 /// Links of the image in place of the directories and files that every container mounts something on, absolute
-/// and by `..`, to the host's directory and to what `/proc` says about our own process. Whether the container
-/// starts or is refused: nothing of the host is shown, and nothing is made there.
+/// and by `..`, to the host's directory and to what `/proc` says about our own process. Those that lead to a place
+/// in the image are mounted on there, the others are refused: nothing of the host is shown, and nothing is made there.
 ///
 /// # Errors
-/// A link led out of the image.
+/// A link led out of the image, or a container did not start that was to, or for another reason.
 pub fn links_out_of_the_image(desk: &Desk) -> Check {
     let places = ["etc", "dev", "proc", "sys", "tmp", "etc/passwd", "etc/group", "etc/hosts", "home"];
     for place in places {
@@ -41,7 +41,7 @@ pub fn links_out_of_the_image(desk: &Desk) -> Check {
             // Where /tmp leads to is where the host's own /tmp is mounted.
             let made = if place == "tmp" { "inner/made" } else { "made" };
             let script = format!(
-                "cat /etc/passwd /{place} /{place}/secret /{place}/inner/x 2>&1; ls /{place}/; echo >/{place}/{made}"
+                "echo began; cat /etc/passwd /{place} /{place}/secret /{place}/inner/x 2>&1; ls /{place}/; echo >/{place}/{made}"
             );
             hostile
                 .each_kind(|image| {
@@ -49,11 +49,13 @@ pub fn links_out_of_the_image(desk: &Desk) -> Check {
                     // A /dev of its own has devices of the host's bound into it.
                     let own: &[&[&str]] = if place == "dev" { &[&["--contain"]] } else { &[] };
                     for options in [&[][..], &options[..]].iter().chain(own) {
-                        let ran = hostile.shell(image, options, &script)?;
-                        if ran.timed_out {
-                            return Err(format!("it hangs\n{ran}").into());
+                        let ran = without(hostile.shell(image, options, &script)?, SECRET)?;
+                        let bound = options.contains(&"--bind");
+                        if starts(place, target.starts_with("/proc/"), bound) {
+                            began(&ran)?;
+                        } else {
+                            refused(&ran, &["cannot be opened inside the image", "cannot look into image"])?;
                         }
-                        without(ran, SECRET)?;
                     }
                     Ok(())
                 })
@@ -69,12 +71,46 @@ pub fn links_out_of_the_image(desk: &Desk) -> Check {
     hostile.each_kind(|image| {
         for destination in ["/link/x", "/up/x", "/../../../../x", "/tmp/../../x", &format!("/up{host}/x")] {
             let bind = format!("/usr:{destination}");
-            let ran = hostile.shell(image, &["--bind", &bind], "ls /x /link/x")?;
-            without(ran, SECRET)?;
+            let ran = hostile.shell(image, &["--bind", &bind], "echo began; ls /x /link/x")?;
+            let ran = without(ran, SECRET)?;
+            if destination.contains("..") {
+                refused(&ran, &["must be an absolute path below / without .."])?;
+            } else {
+                began(&ran)?;
+                // What was bound is seen, in the image.
+                ran.expect_text("share")?;
+            }
             hostile.untouched()?;
         }
         Ok(())
     })
+}
+
+/// Whether a container starts where the image has a link at `place`: what is mounted there, or with a bind below it,
+/// needs a place inside that the link leads to. By way of `/proc` there is none, and the server makes none.
+fn starts(place: &str, leads_through_proc: bool, bound: bool) -> bool {
+    if bound {
+        return place.starts_with("etc") && !leads_through_proc;
+    }
+    // What is mounted at the others, or below them, is left out where it cannot be, or not mounted by default.
+    !leads_through_proc || !["etc", "proc", "sys", "tmp"].contains(&place)
+}
+
+/// Fails unless the payload has begun.
+fn began(ran: &Output) -> Result<(), String> {
+    if ran.timed_out || !ran.stdout.starts_with("began\n") {
+        return Err(format!("it was to start\n{ran}"));
+    }
+    Ok(())
+}
+
+/// Fails unless the start was refused for one of these reasons.
+fn refused(ran: &Output, reasons: &[&str]) -> Result<(), String> {
+    let is_expected = ran.code() == 125 && reasons.iter().any(|reason| ran.stderr.contains(reason));
+    if ran.timed_out || !is_expected || !ran.stdout.is_empty() {
+        return Err(format!("it was to be refused: {reasons:?}\n{ran}"));
+    }
+    Ok(())
 }
 
 /// A directory of the image is exchanged for a link to the host, and back, while containers start that mount
@@ -203,11 +239,11 @@ pub fn exchanged_sources(desk: &Desk) -> Check {
     Ok(())
 }
 
-/// Account files that are no account files, too long, full of lines for other parsers, or something that is
-/// never read to its end: the container starts or is refused, at once, and the user stays who he is.
+/// Account files that are no account files, full of lines for other parsers, or something that is never read to its
+/// end: the container starts, at once, and the user stays who he is. One that is too long is refused.
 ///
 /// # Errors
-/// He does not, or it hangs.
+/// He does not, it hangs, or does not start.
 pub fn account_files(desk: &Desk) -> Check {
     type Change = fn(&Hostile<'_>, &str) -> Result<(), String>;
     let uid = desk.env.uid()?;
@@ -236,7 +272,10 @@ pub fn account_files(desk: &Desk) -> Check {
             .each_kind(|image| {
                 // A program that reads none of them: it would wait for the FIFO itself.
                 let ran = hostile.run(&["exec", "--no-home", image, "stat", "-Lc", "%u", "/proc/self"])?;
-                if ran.timed_out || (ran.code() != 125 && ran.stdout.trim() != uid.to_string()) {
+                if *name == "too long" {
+                    return Ok(refused(&ran, &["cannot make the container's account files"])?);
+                }
+                if ran.timed_out || ran.code() != 0 || ran.stdout.trim() != uid.to_string() {
                     return Err(ran.to_string().into());
                 }
                 Ok(())
@@ -247,18 +286,19 @@ pub fn account_files(desk: &Desk) -> Check {
     Ok(())
 }
 
-/// Scripts that the image has for its environment, and a configuration, full of commands. They may run inside;
-/// on the host, where alone the directory can be written to, nothing happens.
+/// Scripts that the image has for its environment, and a configuration, full of commands. Scripts run inside, and
+/// what a configuration says is taken by its letters; on the host, where alone the directory can be written to, nothing
+/// happens.
 ///
 /// # Errors
-/// A command of the image ran on the host.
+/// A command of the image ran on the host, or a container did not start.
 pub fn environment_scripts(desk: &Desk) -> Check {
     let hostile = Hostile::new(desk, "scripts")?;
     let made = hostile.host().join("made").display().to_string();
     let commands = format!(
         "touch {made}\nexport A=$(touch {made})\nexport B=`touch {made}`\nexport C=\"${{X:-$(touch {made})}}\"\n\
          export D=${{X:=$(touch {made})}}\nexport BASH_ENV={made} ENV={made} LD_PRELOAD={made} LD_AUDIT={made}\n\
-         export PATH=/evil:$PATH\nexport SITULA_TASK_PROGRAM=/evil\n: > {made}\n"
+         export PATH=/evil:$PATH\nexport SITULA_TASK_PROGRAM=/evil\n( : > {made} )\necho script >&2\n"
     );
     for script in ["10-docker2singularity.sh", "90-environment.sh", "91-environment.sh"] {
         hostile.write(&format!(".singularity.d/env/{script}"), &commands)?;
@@ -275,18 +315,22 @@ pub fn environment_scripts(desk: &Desk) -> Check {
             hostile.write(".situla/config.json", &config.to_string())?;
         }
         hostile.each_kind(|image| {
-            for words in [
-                &["exec", image, "true"][..],
-                &["plan", image, "true"],
-                &["run", image],
-                &["exec", "--cleanenv", image, "env"],
+            // What is run; and what shows that it ran, and that the commands were there to be run.
+            let scripts = if with_config { "" } else { "script\n" };
+            let value = if with_config { variable.as_str() } else { "A=\n" };
+            for (words, out, err) in [
+                (&["exec", image, "sh", "-c", "echo ran"][..], "ran\n", scripts),
+                (&["plan", image, "true"], "\"bindings\"", ""),
+                (&["run", image], "ran\n", "touch: "),
+                (&["exec", "--cleanenv", image, "env"], value, scripts),
             ] {
                 let words = [&words[..1], &["--no-home"], &words[1..]].concat();
                 let ran = hostile.run(&words)?;
-                if ran.timed_out {
-                    return Err(ran.to_string().into());
-                }
                 hostile.untouched().map_err(|e| super::story(&words.join(" "), &e))?;
+                let ran = ran.success()?;
+                if !ran.stdout.contains(out) || !ran.stderr.contains(err) {
+                    return Err(format!("expected {out:?} and {err:?}\n{ran}").into());
+                }
             }
             Ok(())
         })?;
