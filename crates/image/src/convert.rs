@@ -469,8 +469,9 @@ pub(crate) fn publish(
     let file = pending.file().map_err(failed)?;
     converted.bytes = file.metadata().map_err(failed)?.len();
     if format == OutputFormat::Sif {
-        // The launch line makes `./image.sif` start the container.
-        file.set_permissions(Permissions::from_mode(0o755)).map_err(failed)?;
+        // The launch line makes `./image.sif` start the container: whoever may read it may execute it.
+        let mode = file.metadata().map_err(failed)?.permissions().mode();
+        file.set_permissions(Permissions::from_mode(mode | ((mode & 0o444) >> 2))).map_err(failed)?;
     }
     let existing = if options.overwrite { Existing::Replace } else { Existing::Refuse };
     pending.publish(out, existing).map_err(failed)?;

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use situla_oci::Digest;
 
-use crate::output::temporary_name;
+use crate::output::{temporary_name, write_for_owner};
 
 /// Version of the records.
 const RECORD_VERSION: u32 = 1;
@@ -117,7 +117,7 @@ impl Identities {
         let record = IdentityRecord { version: RECORD_VERSION, digest: digest.clone() };
         let bytes = serde_json::to_vec(&record).map_err(io::Error::other)?;
         let pending = self.directory.join(temporary_name("identity", "tmp"));
-        fs::write(&pending, bytes)
+        write_for_owner(&pending, &bytes)
             .and_then(|()| fs::rename(&pending, self.path(identity)))
             .inspect_err(|_| drop(fs::remove_file(&pending)))
     }

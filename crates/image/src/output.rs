@@ -4,10 +4,10 @@
 //! process leaves nothing behind; elsewhere a hidden temporary name beside the final one is used.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,6 +33,17 @@ pub(crate) enum Existing {
     Replace,
     /// Fail with `AlreadyExists`.
     Refuse,
+}
+
+/// Writes a new file that nobody but its owner reads, whatever the umask.
+pub(crate) fn write_for_owner(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
+}
+
+/// Makes a directory, and those that lead to it, in which others may read and nobody else may write, whatever the
+/// umask allows.
+pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);

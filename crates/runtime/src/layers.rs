@@ -2,6 +2,7 @@
 //! and of a place for what the payload writes.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
@@ -157,7 +158,9 @@ fn prepare_upper(
 
 fn new_directory(session: &Path, name: &str) -> Result<PathBuf, Failure> {
     let path = session.join(name);
-    std::fs::create_dir(&path)
+    std::fs::DirBuilder::new()
+        .mode(0o755)
+        .create(&path)
         .or_fail(FailureClass::Overlay, || format!("cannot make {}", path.display()))?;
     Ok(path)
 }

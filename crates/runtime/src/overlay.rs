@@ -1,10 +1,10 @@
 //! An overlay above a whole root directory: the last resort where something must be shown in the root
 //! itself that the directory does not have (see [`crate::covers`]).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{OFlags, fstat};
@@ -32,7 +32,9 @@ pub(crate) fn mount_overlay(
     let lower_path = PathBuf::from(fd_path(lower.as_fd()));
     lower.settle_within(&session, "lower").map_err(fail("cannot attach the root directory"))?;
     for directory in [&upper, &work] {
-        std::fs::create_dir(directory)
+        DirBuilder::new()
+            .mode(0o755)
+            .create(directory)
             .or_fail(FailureClass::Rootfs, || format!("cannot make {}", directory.display()))?;
     }
     copy_mode(lower.as_fd(), "", &upper)?;
@@ -87,7 +89,7 @@ pub(crate) fn lay_patch(
 /// Makes `path` in the upper layer.
 fn make_directory(lower: BorrowedFd<'_>, path: &str, upper: &Path) -> Result<(), Failure> {
     let made = upper.join(path);
-    match std::fs::create_dir(&made) {
+    match DirBuilder::new().mode(0o755).create(&made) {
         Ok(()) => copy_mode(lower, path, &made),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error).or_fail(FailureClass::Rootfs, || format!("cannot make {}", made.display())),

@@ -7,7 +7,9 @@
 mod image;
 mod inside;
 mod over_proc;
+mod over_proc;
 mod tenants;
+mod umask;
 
 use std::fs;
 use std::io::Write;
@@ -27,10 +29,12 @@ pub use inside::{
     control_groups, descriptors_and_variables, own_binary, processes_and_mounts, working_directory,
 };
 pub use over_proc::over_mounted_proc;
+pub use over_proc::over_mounted_proc;
 pub use tenants::{
     a_strangers_step, another_tenants_view, entering_an_instance, entering_tasks, noise_at_the_meeting_point,
     outside_the_step,
 };
+pub use umask::open_umask;
 
 /// Programs of a hostile image.
 const APPLETS: [&str; 12] =

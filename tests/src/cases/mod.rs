@@ -135,6 +135,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::a_strangers_step", attacks::a_strangers_step),
     ("attacks::noise_at_the_meeting_point", attacks::noise_at_the_meeting_point),
     ("attacks::another_tenants_view", attacks::another_tenants_view),
+    ("attacks::open_umask", attacks::open_umask),
     ("accounts::only_by_name_service", accounts::only_by_name_service),
     ("accounts::subordinate_ids", accounts::subordinate_ids),
     ("exhaustion::limits", exhaustion::limits),

@@ -17,7 +17,7 @@ use crate::images::WITNESS;
 use crate::tier::Check;
 
 /// What no output and no file but the one for logins may hold.
-const PASSWORD: &str = "correct-horse-battery";
+pub(super) const PASSWORD: &str = "correct-horse-battery";
 /// base64("me:" + PASSWORD)
 const BASIC: &str = "Basic bWU6Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5";
 /// What the token service gives for it.
@@ -139,19 +139,19 @@ fn expect_no_secret_below(dir: &Path) -> Result<(), Box<dyn std::error::Error>> 
 
 /// How a registry finds out who asks.
 #[derive(Clone, Copy)]
-enum Asks {
+pub(super) enum Asks {
     Password,
     Token,
 }
 
 /// A registry of one OCI layout that answers to one user; its own token service, where it wants tokens.
-struct Guarded {
-    address: String,
+pub(super) struct Guarded {
+    pub(super) address: String,
     stop: Arc<AtomicBool>,
 }
 
 impl Guarded {
-    fn serve(layout: PathBuf, asks_for: Asks) -> Result<Self, String> {
+    pub(super) fn serve(layout: PathBuf, asks_for: Asks) -> Result<Self, String> {
         let io = |e: std::io::Error| format!("the guarded registry: {e}");
         let listener = TcpListener::bind("127.0.0.1:0").map_err(io)?;
         let address = listener.local_addr().map_err(io)?.to_string();

@@ -1,8 +1,8 @@
 //! Reading and writing files with secrets.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use situla_image::KeyringError;
@@ -66,7 +66,8 @@ pub(super) fn save(path: &Path, config: &DockerConfig) -> Result<(), KeyringErro
             .to_owned(),
     };
     let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(directory).map_err(failed)?;
+    // Nobody else is to exchange the file, whatever the umask allows.
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = directory.join(format!(".{name}.{}.tmp", std::process::id()));
     // What a process of the same id has left is no obstacle; a link put there instead is not followed.

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -158,7 +159,7 @@ pub(super) fn try_create(
     let stem = stem(manifest, recipe);
     let path = store.lease_path(&stem);
     let failed = || FileError::write(&path);
-    let mut file = match OpenOptions::new().write(true).create_new(true).open(&path) {
+    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
         Err(e) => return Err(failed()(e).into()),

@@ -29,7 +29,7 @@ pub use uses::{UseMark, User};
 
 use crate::file_error::{Doing, FileError};
 use crate::key::Recipe;
-use crate::output::{Existing, PendingFile};
+use crate::output::{Existing, PendingFile, make_directories};
 use crate::progress::Progress;
 use records::{ImageRecord, RECORD_VERSION, REF_VERSION, RefRecord, list_dir, write_record};
 use shelf::{Shelf, manifest_of};
@@ -158,8 +158,8 @@ impl Store {
                 DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
                 close_to_others(&path)?;
             } else if !path.is_dir() {
-                fs::create_dir_all(&path).map_err(failed)?;
-                // Whatever the umask: it is there for others.
+                make_directories(&path).map_err(failed)?;
+                // Whatever the umask takes away: it is there for others.
                 fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(failed)?;
             }
         }

@@ -14,7 +14,7 @@ use situla_oci::{Algorithm, Descriptor, Digest, DigestWriter, MAX_MANIFEST_BYTES
 
 use super::SaveError;
 use crate::file_error::FileError;
-use crate::output::{Existing, PendingFile, write_atomically};
+use crate::output::{Existing, PendingFile, make_directories, write_atomically};
 use crate::source::{INDEX_FILE, LAYOUT_FILE, LayoutError, REF_NAME, blob};
 
 /// A layout being written to.
@@ -59,7 +59,7 @@ impl LayoutWriter {
     ) -> Result<(Digest, u64, T), SaveError> {
         let dir = self.dir.join("blobs").join(algorithm.name());
         let failed = || FileError::write(dir.clone());
-        fs::create_dir_all(&dir).map_err(failed())?;
+        make_directories(&dir).map_err(failed())?;
         let pending = PendingFile::create(&dir, "blob").map_err(failed())?;
         let file = io::BufWriter::with_capacity(1 << 20, pending.file().map_err(failed())?);
         let mut out = DigestWriter::new(algorithm, file);

@@ -16,6 +16,7 @@ use super::{Locking, MAX_TRIES, RECORD_VERSION, TreeCache, TreeError, TreeRecord
 use crate::convert::ConvertError;
 use crate::file_error::FileError;
 use crate::identity::FileIdentity;
+use crate::output::write_for_owner;
 use crate::progress::{Event, Progress};
 use crate::traces::Trace;
 use crate::unpack::unpack;
@@ -217,7 +218,7 @@ pub(super) fn write_json(path: &Path, record: &impl Serialize) -> Result<(), Tre
     let pending = path.with_extension(format!("{}.new", std::process::id()));
     let bytes = serde_json::to_vec(record).map_err(io::Error::other);
     let written = bytes
-        .and_then(|bytes| fs::write(&pending, bytes))
+        .and_then(|bytes| write_for_owner(&pending, &bytes))
         .and_then(|()| fs::rename(&pending, path))
         .inspect_err(|_| drop(fs::remove_file(&pending)));
     Ok(written.map_err(FileError::write(path))?)
