@@ -8,7 +8,8 @@ use crate::tier::Check;
 
 /// The program belongs to the user, as one that he has installed himself, and its directory is not visible
 /// inside. The image makes it run inside (by its command, by a link, by an interpreter line), the payload looks
-/// for it at the process that waits: in no way does it get hold of the file.
+/// for it at the process that waits, or at the first one of its PID namespace: in no way does it get hold of the file,
+/// as root of the container neither.
 ///
 /// # Errors
 /// It does.
@@ -28,15 +29,23 @@ pub fn own_binary(desk: &Desk) -> Check {
     hostile.each_kind(|image| {
         let commands =
             ["/proc/self/exe", "/proc/thread-self/exe", "own", "/bin/own", "other", "twice", "script", "linked", "nested"];
-        for command in commands {
-            let ran = run(&["exec", "--no-home", image, command, "--version"])?;
-            without(ran.expect_code(126).map_err(|e| format!("{command}: {e}"))?, "situla 0")?;
+        let ways = [&[][..], &["--root"], &["--pid"], &["--root", "--pid"]];
+        for options in ways {
+            for command in commands {
+                let words = [&["exec", "--no-home"], options, &[image, command, "--version"]].concat();
+                let ran = run(&words)?.expect_code(126).map_err(|e| format!("{options:?} {command}: {e}"))?;
+                without(ran, "situla 0")?;
+            }
         }
         let script = "p=/proc/$PPID; grep -q ^situla $p/comm || echo done: it is not there; \
              for f in exe cwd root; do if readlink $p/$f 2>/dev/null; then echo done: $p/$f; else echo refused: $f; fi; done; \
              if (: <$p/exe) 2>/dev/null; then echo done: $p/exe; else echo refused: read; fi; \
              if (: >>$p/exe) 2>/dev/null; then echo done: $p/exe; else echo refused: write; fi";
-        all_refused(run(&["exec", "--no-home", "--record", image, "sh", "-c", script])?, 5)
+        for options in ways {
+            let words = [&["exec", "--no-home", "--record"], options, &[image, "sh", "-c", script]].concat();
+            all_refused(run(&words)?, 5).map_err(|e| super::story(&options.join(" "), &e))?;
+        }
+        Ok(())
     })?;
     if fs::read(&program)? != bytes {
         return Err("the program was changed".into());
