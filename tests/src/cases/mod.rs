@@ -20,6 +20,7 @@ pub mod kills;
 pub mod neighbour;
 pub mod no_helpers;
 pub mod options;
+pub mod packaging;
 pub mod policy;
 pub mod private_images;
 pub mod privileged;
@@ -155,6 +156,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("kernel_mounts::many_at_once", kernel_mounts::many_at_once),
     ("killed_pull", kills::killed_pull),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
+    ("apparmor_profile", packaging::apparmor_profile),
     ("no_helper_is_started", no_helpers::nothing_is_started),
 ];
 
@@ -341,6 +343,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         }
         "small_jobs::control_group" => small_jobs::ready(),
         "crowds::mpi_copies_directly" => crowds::compilers(),
+        "apparmor_profile" => packaging::parser(env),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),
         "slurm_of_sid" => releases::prepared(env, "sid"),
