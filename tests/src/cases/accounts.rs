@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::Desk;
+use super::attacks::tenants;
 use crate::command::{Output, run, words};
 use crate::environment::{PATIENCE, WorkDir};
 use crate::tier::{Check, Skip};
@@ -124,6 +125,85 @@ pub fn subordinate_ids(desk: &Desk) -> Check {
     Ok(())
 }
 
+/// A range that is the user's, and another one.
+const RANGES: [(&str, &str); 2] = [("some", "1000000"), ("other", "3000000")];
+
+/// Tasks of a step share a container only if all ids are mapped alike in it: with subordinate ids and without, and with
+/// those that were given to the user meanwhile, they have one each.
+///
+/// # Errors
+/// They share one with other ids, or do not share the same.
+pub fn sharing_by_ids(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("sharing")?;
+    for (name, first) in RANGES {
+        dir.write(name, &format!("{}:{first}:100\n", desk.env.user()))?;
+    }
+    let own = desk.env.uid()?;
+    let map = |lines: &[(u32, &str, u32)]| -> String {
+        lines.iter().map(|(inside, outside, n)| format!("{inside} {outside} {n}\n")).collect()
+    };
+    let own = own.to_string();
+    let [some, other] = RANGES.map(|(_, first)| map(&[(0, own.as_str(), 1), (1, first, 100)]));
+    let root = map(&[(0, own.as_str(), 1)]);
+    let subids = "--fakeroot --subids";
+    for (tasks, shared) in [
+        ([("some", subids, &some), ("some", subids, &some)], true),
+        ([("some", subids, &some), ("some", "--fakeroot", &root)], false),
+        ([("some", "--fakeroot", &root), ("some", subids, &some)], false),
+        ([("some", subids, &some), ("other", subids, &other)], false),
+    ] {
+        for image in [desk.images.path("tiny.sqsh"), desk.env.image_tree("tiny").display().to_string()] {
+            let [first, second] =
+                both(desk, &dir, tasks.map(|(ranges, options, _)| (ranges, options)), &image)?;
+            let namespace = |said: &str| said.lines().next().unwrap_or_default().to_owned();
+            let seen = [&first, &second]
+                .map(|said| said.lines().skip(1).map(|line| format!("{line}\n")).collect::<String>());
+            let expected = tasks.map(|(_, _, map)| map.clone());
+            if seen != expected || (namespace(&first) == namespace(&second)) != shared {
+                let options = tasks.map(|(ranges, options, _)| (ranges, options));
+                return Err(
+                    format!("{options:?}: {first}{second}expected {expected:?}, shared: {shared}").into()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What two tasks of a step, each with ranges and options of its own, say of their container, in which both are at once.
+fn both(desk: &Desk, dir: &WorkDir, tasks: [(&str, &str); 2], image: &str) -> Result<[String; 2], String> {
+    let gate = desk.env.work_dir("gate")?;
+    let (here, shown) = (dir.path().display().to_string(), gate.path().display().to_string());
+    let inside = format!(
+        "{{ readlink /proc/self/ns/user; tr -s ' ' </proc/self/uid_map | sed 's/^ //'; }} >{shown}/new-$SLURM_PROCID; \
+         mv {shown}/new-$SLURM_PROCID {shown}/task-$SLURM_PROCID; while [ ! -e {shown}/go ]; do sleep 0.05; done"
+    );
+    let job = tenants::job();
+    let as_user = desk.env.script("as-user").display().to_string();
+    let start = |rank: u32| {
+        let (ranges, options) = tasks.get(usize::try_from(rank).unwrap_or(0)).copied().unwrap_or_default();
+        format!(
+            "unshare --mount --propagation slave sh -c 'mount --bind {here}/{ranges} /etc/subuid && mount --bind {here}/{ranges} /etc/subgid && \
+             exec {as_user} {} env {} situla exec --no-home --bind {shown} {options} {image} sh -c \"$0\"' \"$1\" & \
+             while kill -0 $! && [ ! -e {shown}/task-{rank} ]; do sleep 0.05; done",
+            desk.env.user(),
+            tenants::step_variables(job, rank, 2).join(" ")
+        )
+    };
+    // With a PID namespace go the keepers, which would wait for tasks that are in another container.
+    let script = format!("{}; {}; touch {shown}/go; wait", start(0), start(1));
+    let mut command =
+        words(["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "slave"]);
+    command.args(["bash", "-c", &script, "bash", &inside]).current_dir("/");
+    command.env_clear().env("PATH", desk.env.search_path());
+    let ran = run(command, PATIENCE)?;
+    let said = [0, 1].map(|rank| fs::read_to_string(gate.path().join(format!("task-{rank}"))));
+    match said {
+        [Ok(first), Ok(second)] => Ok([first, second]),
+        _ => Err(format!("a task did not start\n{ran}")),
+    }
+}
+
 /// Name, home, shell and groups are those of the service, whatever the environment says.
 ///
 /// # Errors
@@ -141,24 +221,42 @@ pub fn only_by_name_service(desk: &Desk) -> Check {
     }
     let tree = desk.env.image_tree("tiny").display().to_string();
     let situla = desk.env.situla().display().to_string();
+    let apptainer = desk.env.situla().with_file_name("apptainer").display().to_string();
     let sif = desk.images.path("tiny.sqsh");
     let lying = ["env", "USER=somebody", "LOGNAME=somebody", "HOME=/tmp", "SHELL=/bin/false"];
     let bare = ["env", "-i", "PATH=/no/such"];
     for image in [&tree, &sif] {
-        for (environment, how) in [(&lying[..], "exec"), (&bare, "exec")] {
+        // By either command line, and as the plugin starts a task.
+        let bind = service.dir.path().display().to_string();
+        let task = [
+            "SITULA_TASK_PROGRAM=/bin/sh".to_owned(),
+            format!("SITULA_TASK_IMAGE={image}"),
+            format!("SITULA_TASK_MOUNTS={bind}:{bind}"),
+            format!("SITULA_TASK_WORKDIR={home}"),
+        ];
+        let as_task: Vec<&str> = ["/usr/bin/env"]
+            .into_iter()
+            .chain(task.iter().map(String::as_str))
+            .chain([situla.as_str()])
+            .collect();
+        let ways: [&[&str]; 3] = [
+            &[&situla, "exec", "-B", &bind, image, "/bin/sh"],
+            &[&apptainer, "exec", "-B", &bind, image, "/bin/sh"],
+            &as_task,
+        ];
+        for (environment, way) in ways.iter().flat_map(|way| [(&lying[..], way), (&bare, way)]) {
             let script = format!(
                 "PATH=/bin:/usr/bin; id -un; id -gn; echo $HOME; pwd; grep ^{NAME}: /etc/passwd; grep ^situla- /etc/group; \
                  cat ../of-guild; cat ../of-others 2>/dev/null || echo kept"
             );
-            let bind = service.dir.path().display().to_string();
-            let command = [situla.as_str(), how, "-B", &bind, image, "/bin/sh", "-c", &script];
-            let output = service.run(&[environment, &command].concat())?.success()?;
+            let command = [environment, way, &["-c", &script]].concat();
+            let output = service.run(&command)?.success()?;
             let expected = format!(
                 "{NAME}\nsitula-nss\n{home}\n{home}\n{NAME}:x:{UID}:54321:Only by Name Service:{home}:/bin/ash\n\
                  situla-nss:x:54321:{NAME}\nsitula-guild:x:54322:{NAME}\nread\nkept\n"
             );
             if output.stdout != expected {
-                return Err(format!("{environment:?}: expected {expected}\n{output}").into());
+                return Err(format!("{way:?}, {environment:?}: expected {expected}\n{output}").into());
             }
         }
     }

@@ -8,7 +8,7 @@ mod image;
 mod inside;
 mod over_proc;
 mod over_proc;
-mod tenants;
+pub(super) mod tenants;
 mod umask;
 
 use std::fs;

@@ -139,6 +139,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::open_umask", attacks::open_umask),
     ("accounts::only_by_name_service", accounts::only_by_name_service),
     ("accounts::subordinate_ids", accounts::subordinate_ids),
+    ("accounts::sharing_by_ids", accounts::sharing_by_ids),
     ("exhaustion::limits", exhaustion::limits),
     ("exhaustion::no_namespaces_left", exhaustion::no_namespaces_left),
     ("exhaustion::full_places", exhaustion::full_places),

@@ -21,7 +21,7 @@ const STRANGER: &str = "nobody";
 const PRIVATE: &str = "the-tenants-own-value";
 
 /// What a task of a step of some tasks on this node finds in its environment, by rank.
-pub(super) fn step_variables(job: u32, rank: u32, tasks: u32) -> Vec<String> {
+pub(in crate::cases) fn step_variables(job: u32, rank: u32, tasks: u32) -> Vec<String> {
     let ranks: Vec<String> = (0..tasks).map(|rank| rank.to_string()).collect();
     [
         format!("SLURM_JOB_ID={job}"),
@@ -41,7 +41,7 @@ pub(super) fn step_variables(job: u32, rank: u32, tasks: u32) -> Vec<String> {
 }
 
 /// A job number that no job has; different at each call, so that cases do not meet.
-pub(super) fn job() -> u32 {
+pub(in crate::cases) fn job() -> u32 {
     2_000_000_000 + std::process::id() * 100 + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
 
