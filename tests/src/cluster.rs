@@ -100,6 +100,12 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The same cluster, for another user of it.
+    #[must_use]
+    pub fn of_user(&self, name: &str) -> Self {
+        Self { env: self.env.of_user(name), ..self.clone() }
+    }
+
     /// The surroundings it was found in.
     #[must_use]
     pub fn env(&self) -> &TestEnv {

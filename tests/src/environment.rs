@@ -72,6 +72,12 @@ impl TestEnv {
         self.full
     }
 
+    /// The same surroundings of another user of the machine.
+    #[must_use]
+    pub fn of_user(&self, name: &str) -> Self {
+        Self { user: name.to_owned(), ids: account(name), ..self.clone() }
+    }
+
     /// A script of the repository.
     #[must_use]
     pub fn script(&self, name: &str) -> PathBuf {

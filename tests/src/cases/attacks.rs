@@ -7,8 +7,8 @@
 mod image;
 mod inside;
 mod over_proc;
-mod over_proc;
 pub(super) mod tenants;
+mod two_jobs;
 mod umask;
 
 use std::fs;
@@ -29,11 +29,11 @@ pub use inside::{
     control_groups, descriptors_and_variables, own_binary, processes_and_mounts, working_directory,
 };
 pub use over_proc::over_mounted_proc;
-pub use over_proc::over_mounted_proc;
 pub use tenants::{
     a_strangers_step, another_tenants_view, entering_an_instance, entering_tasks, noise_at_the_meeting_point,
     outside_the_step,
 };
+pub use two_jobs::two_users_jobs;
 pub use umask::open_umask;
 
 /// Programs of a hostile image.

@@ -123,8 +123,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::working_directory", attacks::working_directory),
     ("attacks::descriptors_and_variables", attacks::descriptors_and_variables),
     ("attacks::processes_and_mounts", attacks::processes_and_mounts),
-    ("attacks::links_out_of_the_image", attacks::links_out_of_the_image),
     ("attacks::over_mounted_proc", attacks::over_mounted_proc),
+    ("attacks::links_out_of_the_image", attacks::links_out_of_the_image),
     ("attacks::swapped_directories", attacks::swapped_directories),
     ("attacks::control_groups", attacks::control_groups),
     ("attacks::exchanged_sources", attacks::exchanged_sources),
@@ -135,8 +135,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::entering_an_instance", attacks::entering_an_instance),
     ("attacks::a_strangers_step", attacks::a_strangers_step),
     ("attacks::noise_at_the_meeting_point", attacks::noise_at_the_meeting_point),
-    ("attacks::another_tenants_view", attacks::another_tenants_view),
     ("attacks::open_umask", attacks::open_umask),
+    ("attacks::another_tenants_view", attacks::another_tenants_view),
     ("accounts::only_by_name_service", accounts::only_by_name_service),
     ("accounts::subordinate_ids", accounts::subordinate_ids),
     ("accounts::sharing_by_ids", accounts::sharing_by_ids),
@@ -156,8 +156,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("kernel_mounts::of_others", kernel_mounts::of_others),
     ("kernel_mounts::many_at_once", kernel_mounts::many_at_once),
     ("killed_pull", kills::killed_pull),
-    ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("apparmor_profile", packaging::apparmor_profile),
+    ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
 ];
 
@@ -294,6 +294,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("slurm_lines::kill_in_a_heterogeneous_job", slurm_lines::kill_in_a_heterogeneous_job),
     ("slurm_lines::own_death_in_a_component", slurm_lines::own_death_in_a_component),
     ("attacks::outside_the_step", attacks::outside_the_step),
+    ("attacks::two_users_jobs", attacks::two_users_jobs),
     ("uses::background_runs_stay_apart", uses::background_runs_stay_apart),
     ("ends::kill_without_a_record", ends::kill_without_a_record),
     ("ends::kill_of_another_engine", ends::kill_of_another_engine),
@@ -342,9 +343,9 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "kernel_mounts::by_root" | "kernel_mounts::of_others" | "kernel_mounts::many_at_once" => {
             kernel_mounts::erofs_maker()
         }
+        "apparmor_profile" => packaging::parser(env),
         "small_jobs::control_group" => small_jobs::ready(),
         "crowds::mpi_copies_directly" => crowds::compilers(),
-        "apparmor_profile" => packaging::parser(env),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),
         "slurm_of_sid" => releases::prepared(env, "sid"),

@@ -65,7 +65,7 @@ fn task(
 }
 
 /// The names of meeting points of a job's steps.
-fn meeting_points(uid: u32, job: u32) -> Vec<String> {
+pub(super) fn meeting_points(uid: u32, job: u32) -> Vec<String> {
     socket_names(&format!("@situla/{uid}/{job}."))
 }
 
@@ -111,7 +111,7 @@ fn strangers(desk: &Desk, source: &str, arguments: &[&str]) -> Result<Command, S
 }
 
 /// Connects to a meeting point as a task would, and says what comes back.
-const VISIT: &str = r#"
+pub(super) const VISIT: &str = r#"
 import array, socket, struct, sys
 name = b"\0" + sys.argv[1].encode()
 for rank in [0, 1, 2, 4294967295]:
@@ -384,10 +384,10 @@ pub fn noise_at_the_meeting_point(desk: &Desk) -> Check {
 }
 
 /// What [`LOOK`] tries on each process.
-const LOOKS_AT_A_PROCESS: usize = 27;
+pub(super) const LOOKS_AT_A_PROCESS: usize = 27;
 
 /// Looks at everything of a container's processes that `/proc` has, and for their secrets where all may look.
-const LOOK: &str = r#"
+pub(super) const LOOK: &str = r#"
 import ctypes, os, sys
 private, pids = sys.argv[1].encode(), sys.argv[2:]
 libc = ctypes.CDLL(None, use_errno=True)
@@ -532,7 +532,7 @@ fn closed_directories(desk: &Desk, others: &[&str]) -> Check {
 }
 
 /// The processes of a user that have a variable with a value in their environment.
-fn with_variable(uid: u32, wanted: &str) -> Vec<String> {
+pub(super) fn with_variable(uid: u32, wanted: &str) -> Vec<String> {
     let of_user = |pid: &u32| fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() == uid);
     let has = |pid: &u32| {
         let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
