@@ -34,9 +34,7 @@ impl Installation {
                 .into_iter()
                 .find(|(path, _)| std::fs::OpenOptions::new().read(true).open(path).is_err());
         if let Some((_, why)) = missing {
-            assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "{why}");
-            // Past the test harness, which keeps the output of tests that pass.
-            let _ = writeln!(std::io::stderr(), "skipped: {why}");
+            skip(why);
             return None;
         }
         let site = Installation::new();
@@ -90,4 +88,11 @@ impl Installation {
 /// What a program wrote, as text.
 pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Says why a test does not run, or fails it where all must.
+pub(crate) fn skip(why: &str) {
+    assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "{why}");
+    // Past the test harness, which keeps the output of tests that pass.
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::installation::{Installation, text};
+use crate::installation::{Installation, skip, text};
 
 /// For what takes a moment, on a machine that does other things as well.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -249,7 +249,7 @@ fn two_readers_are_served_by_two_threads() {
     const SIZE: usize = 24 * MIB;
     const SHARE: u64 = 2_000_000;
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
-        let _ = writeln!(std::io::stderr(), "skipped: one processor");
+        skip("one processor");
         return;
     }
     let Some(site) = Installation::with_image_of(|root| {
@@ -325,7 +325,7 @@ fn a_tree_is_asked_for_once_and_not_name_by_name() {
 #[test]
 fn extended_attributes_of_the_image_are_seen_inside() {
     if !Path::new("/usr/bin/python3").exists() {
-        let _ = writeln!(std::io::stderr(), "skipped: python3 is not installed");
+        skip("python3 is not installed");
         return;
     }
     let mut has_any = true;
@@ -346,7 +346,7 @@ fn extended_attributes_of_the_image_are_seen_inside() {
         return;
     };
     if !has_any {
-        let _ = writeln!(std::io::stderr(), "skipped: temporary files have no extended attributes here");
+        skip("temporary files have no extended attributes here");
         return;
     }
     let program = r#"
@@ -427,7 +427,7 @@ fn the_bits_of_modes_are_honoured() {
 fn a_task_with_another_primary_group_gets_at_the_image() {
     const OTHER_GROUP: u32 = 65_533;
     if !rustix::process::geteuid().is_root() {
-        let _ = writeln!(std::io::stderr(), "skipped: only root can take another primary group");
+        skip("only root can take another primary group");
         return;
     }
     let Some(site) = Installation::with_image_of(|root| {
