@@ -99,6 +99,21 @@ impl<'a> Keeper<'a> {
             },
         }
     }
+
+    /// Why a payload that has ended badly may have done so: the kernel takes the mount of a server that was killed
+    /// before it shows that server as dead, and a program that finds its own code gone is faster.
+    fn verdict_after_a_bad_end(self) -> Option<&'static str> {
+        if matches!(self, Keeper::Instance(_)) {
+            // All in it end with it, whatever they did.
+            return None;
+        }
+        let watched = self.watched();
+        let mut polled = [PollFd::from_borrowed_fd(watched, PollFlags::IN)];
+        match poll(&mut polled, Some(&MOMENT)) {
+            Ok(1..) => self.verdict(),
+            _ => None,
+        }
+    }
 }
 
 impl Supervised<'_> {
@@ -178,6 +193,9 @@ impl Supervised<'_> {
             }
         };
         take(WaitIdOptions::empty()).map_err(failed)?;
+        let ended_well = own == Exit::Code(0) && told.is_none();
+        let lost = || keeper.filter(|_| !ended_well && !killed).and_then(Keeper::verdict_after_a_bad_end);
+        let failure = failure.or_else(|| lost().map(|why| Failure::new(FailureClass::ServerLost, why)));
         match failure {
             Some(failure) => Err(failure),
             None if killed => Err(Failure::new(
@@ -270,7 +288,7 @@ pub(crate) fn has_executed(child: Pid) -> bool {
     rustix::process::setpgid(Some(child), Some(child)).is_err()
 }
 
-/// How long a task waits for its keeper, which may serve other tasks still.
+/// How long a task that ends waits for its keeper, which may serve other tasks still.
 pub(crate) const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// How long the holder of an instance waits for its keeper, which nobody else needs.

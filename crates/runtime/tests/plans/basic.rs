@@ -282,6 +282,55 @@ fn a_payload_does_not_survive_its_image_or_its_parent() {
     wait_until("payload and keeper to be gone", || gone(payload) && keepers.iter().all(|pid| gone(*pid)));
 }
 
+/// The image is lost, and the payload ends because of that before the process that waits for it can look: what is told is
+/// the loss, and not how the payload fared with it.
+#[test]
+fn a_payload_that_ends_by_the_loss_of_its_image_is_told_as_lost() {
+    let Some(bench) = Bench::prepare() else { return };
+    let gate = bench.path("loss");
+    fs::create_dir(&gate).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        gate.join("go"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    for ends in ["exit 3", "kill -SEGV $$"] {
+        // Nobody has read that file yet.
+        let script = format!("echo $$ > /real/pid; read x < /real/go; cat /etc/witness || {ends}");
+        let plan = bench.plan(Kind::Image, &script, |plan| {
+            let bind = json!({"destination": "/real", "source": gate, "type": "bind", "options": ["rbind"]});
+            plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
+        });
+        let child = start(&plan, &[]);
+        let pid = gate.join("pid");
+        wait_until("the payload", || fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n')));
+        let payload = fs::read_to_string(&pid).unwrap().trim().to_owned();
+        let signal = |pid: u32, signal| {
+            let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+            rustix::process::kill_process(pid, signal).unwrap();
+        };
+        let state = |pid: &str| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(") ").next().and_then(|rest| rest.chars().next())
+        };
+        let keeper = keepers_of(child.id())[0];
+        signal(child.id(), rustix::process::Signal::STOP);
+        wait_until("the waiting process to stop", || state(&child.id().to_string()) == Some('T'));
+        signal(keeper, rustix::process::Signal::KILL);
+        wait_until("the keeper's end", || state(&keeper.to_string()) == Some('Z'));
+        fs::write(gate.join("go"), "go\n").unwrap();
+        wait_until("the payload's end", || state(&payload) == Some('Z'));
+        signal(child.id(), rustix::process::Signal::CONT);
+        let output = finish(child);
+        assert_eq!(output.status.code(), Some(125), "{ends}: {}", text(&output).1);
+        assert!(text(&output).1.contains("error: ServerLost"), "{ends}: {}", text(&output).1);
+        fs::remove_file(pid).unwrap();
+    }
+}
+
 #[test]
 fn image_files_of_any_owner_belong_to_the_user() {
     let Some(bench) = Bench::prepare() else { return };
