@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Site;
@@ -322,8 +323,12 @@ struct Mpi {
     verbose: &'static [(&'static str, &'static str)],
     /// What it says where it reads the other rank's memory.
     says: &'static [&'static str],
-    /// What it says where it must not.
-    complains: &'static str,
+    /// What it says where the ranks are in containers of their own.
+    apart: &'static str,
+    /// What it says of each message that it could not read out of the other rank's memory.
+    refused: &'static str,
+    /// Whether the message arrives all the same, in another way.
+    has_another_way: bool,
     /// Whether its libraries come from this machine: the image has none.
     of_the_host: bool,
 }
@@ -337,9 +342,18 @@ const OPEN_MPI: Mpi = Mpi {
         // Asked for by name, it is an error where it does not work.
         ("OMPI_MCA_btl_vader_single_copy_mechanism", "cma"),
         ("OMPI_MCA_btl_base_verbose", "100"),
+        // What holds at the end of MPI_Init: without permission the mechanism is another one by then.
+        ("OMPI_MCA_mpi_show_mca_params", "enviro"),
     ],
-    says: &["init of component vader returned success", "Using vader btl for send to"],
-    complains: "cma-different-user-namespace-error",
+    says: &[
+        "init of component vader returned success",
+        "Using vader btl for send to",
+        "btl_vader_single_copy_mechanism=cma",
+    ],
+    apart: "cma-different-user-namespace-error",
+    // mca_btl_vader_get_cma() says it of each process_vm_readv(2) that fails; then the message is sent in pieces.
+    refused: "Read -1, expected",
+    has_another_way: true,
     of_the_host: false,
 };
 
@@ -353,9 +367,42 @@ const MPICH: Mpi = Mpi {
         ("UCX_LOG_LEVEL", "info"),
     ],
     says: &["tag(sysv/memory cma/memory)"],
-    complains: "process_vm_readv",
+    apart: "process_vm_readv(",
+    refused: "process_vm_readv(",
+    has_another_way: false,
     of_the_host: true,
 };
+
+impl Mpi {
+    /// Both ranks have their messages, and the library says that it has read each out of the sender's memory: that it
+    /// takes this way, and of no message that it had to take another.
+    fn has_copied_directly(&self, output: Output) -> Result<Output, String> {
+        let output = output.success()?.expect_text("large messages ok, 2 ranks")?;
+        let output = self.says.iter().try_fold(output, |output, words| output.expect_text(words))?;
+        let told = format!("{}{}", output.stdout, output.stderr);
+        if [self.apart, self.refused].iter().any(|complaint| told.contains(complaint)) {
+            return Err(format!("{}: a message went another way\n{output}", self.compiler));
+        }
+        Ok(output)
+    }
+}
+
+/// How two ranks come into their container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By the plugin.
+    Plugin,
+    /// By `apptainer exec`.
+    Apptainer,
+    /// By `apptainer exec`, each into its own.
+    Apart,
+    /// By `apptainer exec`, with a filter that refuses `process_vm_readv`.
+    Refused,
+}
+
+/// Allows everything but what this is about.
+const REFUSES_READING: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+"syscalls": [{"names": ["process_vm_readv"], "action": "SCMP_ACT_ERRNO"}]}"#;
 
 /// Needs the compilers of both MPI libraries, of the release that the image is of.
 ///
@@ -369,46 +416,82 @@ pub(super) fn compilers() -> Result<(), Skip> {
     Ok(())
 }
 
-/// Open MPI and MPICH read large messages out of the sender's memory where ranks share a container, and say so; with
-/// `--no-share` they say that they cannot.
+/// Open MPI and MPICH read large messages out of the sender's memory where ranks share a container, by the plugin and by
+/// `apptainer exec`, and say so. With `--no-share`, and where a filter refuses the system call, they say that they
+/// cannot, and the same judgement finds it.
 ///
 /// # Errors
 /// They do not, or a message arrives damaged.
 pub fn mpi_copies_directly(site: &Site) -> Check {
-    /// MPICH has no deadline for a message that cannot be read.
-    const TRY: Duration = Duration::from_secs(20);
-    let sif = site.images.path("demo.sif");
-    let source = site.env().file("tests/programs/large-messages.c").display().to_string();
     for mpi in [OPEN_MPI, MPICH] {
         let dir = site.env().work_dir("cma")?;
-        let here = dir.path().display().to_string();
-        let program = format!("{here}/large-messages");
+        let program = dir.path().join("large-messages").display().to_string();
+        let source = site.env().file("tests/programs/large-messages.c").display().to_string();
         let compile = [mpi.compiler, "-O2", "-Wall", "-o", &program, &source];
         command::run(command::words(compile), PATIENCE)?.success()?;
-        let libraries = format!("/usr/lib/{}-linux-gnu:/opt/mpi-libs", std::env::consts::ARCH);
-        let of_the_host = ["--bind", &libraries, "--env", "LD_LIBRARY_PATH=/opt/mpi-libs"];
-        for shares in [true, false] {
-            let words =
-                ["-n2", "-N1", "--kill-on-bad-exit=1", mpi.start, "apptainer", "exec", "--bind", &here]
-                    .into_iter();
-            let words = words.chain((!shares).then_some("--no-share"));
-            let words = words.chain(of_the_host.into_iter().filter(|_| mpi.of_the_host));
-            let words = words.chain([sif.as_str(), program.as_str()]);
-            let (name, running) = site.cluster.start_srun_with(dir.path(), mpi.verbose, words)?;
-            let limit = if shares { PATIENCE } else { TRY };
-            let output = running.finish_within(limit)?;
-            if shares {
-                let output = output.success()?.expect_text("large messages ok, 2 ranks")?;
-                mpi.says.iter().try_fold(output, |output, words| output.expect_text(words))?;
-            } else {
-                if output.timed_out {
-                    site.cluster.admin(&["scancel", "--name", &name])?;
-                } else if output.status.success() {
-                    return Err(format!("{}: they have reached each other\n{output}", mpi.compiler).into());
+        dir.write("refuses.json", REFUSES_READING)?;
+        for way in [Way::Plugin, Way::Apptainer, Way::Apart, Way::Refused] {
+            let output = large_messages(site, &mpi, way, dir.path(), &program)?;
+            let complaint = match way {
+                Way::Plugin | Way::Apptainer => {
+                    mpi.has_copied_directly(output)?;
+                    continue;
                 }
-                output.expect_text(mpi.complains)?;
+                Way::Apart => mpi.apart,
+                Way::Refused => mpi.refused,
+            };
+            let output = output.expect_text(complaint)?;
+            if way == Way::Refused && mpi.has_another_way {
+                output.clone().success()?.expect_text("large messages ok, 2 ranks")?;
+            } else if output.status.success() {
+                return Err(
+                    format!("{}, {way:?}: they have reached each other\n{output}", mpi.compiler).into()
+                );
+            }
+            if mpi.has_copied_directly(output.clone()).is_ok() {
+                return Err(format!("{}, {way:?}: nobody has noticed it\n{output}", mpi.compiler).into());
             }
         }
     }
     Ok(())
+}
+
+/// One run of `program`, which lies in `dir`, with two ranks on a node.
+fn large_messages(site: &Site, mpi: &Mpi, way: Way, dir: &Path, program: &str) -> Result<Output, String> {
+    /// MPICH has no deadline for a message that cannot be read.
+    const TRY: Duration = Duration::from_secs(20);
+    let here = dir.display().to_string();
+    let libraries = format!("/usr/lib/{}-linux-gnu:/opt/mpi-libs", std::env::consts::ARCH);
+    let search = "LD_LIBRARY_PATH=/opt/mpi-libs";
+    let filter = format!("seccomp:{here}/refuses.json");
+    let mut words = vec!["-n2", "-N1", "--kill-on-bad-exit=1", mpi.start];
+    let image = match way {
+        Way::Plugin => format!("--container-image={}", site.images.path("demo.sqsh")),
+        _ => site.images.path("demo.sif"),
+    };
+    let mounts = match mpi.of_the_host {
+        true => format!("--container-mounts={here},{libraries}"),
+        false => format!("--container-mounts={here}"),
+    };
+    match way {
+        Way::Plugin => {
+            words.extend([image.as_str(), &mounts]);
+            words.extend(["env", search].into_iter().filter(|_| mpi.of_the_host));
+        }
+        Way::Apptainer | Way::Apart | Way::Refused => {
+            words.extend(["apptainer", "exec", "--bind", &here]);
+            words.extend((way == Way::Apart).then_some("--no-share"));
+            words.extend(["--security", &filter].into_iter().filter(|_| way == Way::Refused));
+            words.extend(["--bind", &libraries, "--env", search].into_iter().filter(|_| mpi.of_the_host));
+            words.push(&image);
+        }
+    }
+    words.push(program);
+    let (name, running) = site.cluster.start_srun_with(dir, mpi.verbose, words)?;
+    let limit = if matches!(way, Way::Plugin | Way::Apptainer) { PATIENCE } else { TRY };
+    let output = running.finish_within(limit)?;
+    if output.timed_out {
+        site.cluster.admin(&["scancel", "--name", &name])?;
+    }
+    Ok(output)
 }
