@@ -128,6 +128,21 @@ pub fn variable(pid: u32, name: &str) -> Option<String> {
     all.split(|byte| *byte == 0).find_map(of_name)
 }
 
+/// The children of a process, whatever they run.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    // One file for each thread; those that wait for payloads have one thread.
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// Whether a process has ended, waited for or not.
+#[must_use]
+pub fn is_dead(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    matches!(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()), None | Some('Z' | 'X'))
+}
+
 /// Whether a process runs our program now. In a container the program may have no path, or one that is
 /// deleted: its name is enough.
 fn is_ours(pid: u32) -> bool {

@@ -3,8 +3,10 @@
 //! instance.
 //!
 //! After each kill the step must end in time and badly, nothing may be left, and the next step and the next
-//! pull must work. The moments are random; the seed is printed when something fails, and taken from
-//! `SITULA_TEST_SEED` when it is set. How often which kind was hit in which phase is printed, too.
+//! pull must work. Half of the moments are random; the others are chosen so that each phase in which a process
+//! can be found is hit ([`AIMS`]), and the case fails where one was not. In which phase a process was is looked at
+//! while it is stopped. The seed is printed, and taken from `SITULA_TEST_SEED` when it is set, and so is how often
+//! which kind was hit in which phase.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +23,7 @@ use crate::environment::PATIENCE;
 use crate::images::WITNESS;
 use crate::leaks::Snapshot;
 use crate::outcome::{self, Exit, Outcome};
-use crate::processes::{Kind, Process, Watch, kill_if};
+use crate::processes::{self, Kind, Process, Watch, kill_if};
 use crate::random::Random;
 use crate::slow_proxy::{SlowProxy, UNLIMITED};
 use crate::tier::Check;
@@ -58,8 +60,47 @@ const VICTIMS: [Victim; 8] = [
     Victim::Instance,
 ];
 
-/// How many kills, in `make test` and in `make test-full`.
+/// No process of the step has the meeting point or has forked anything.
+const BEFORE_MEETING: &str = "before the tasks have met";
+/// Somebody leads; not all payloads have begun.
+const SETTING_UP: &str = "while setting up";
+/// All payloads have begun, and not all are done.
+const RUNNING: &str = "while the payload runs";
+/// The payload of this process has ended, or those of all have.
+const ENDING: &str = "after the payload's end";
+const FORKED: &str = "before it has namespaces";
+const INSIDE: &str = "in its namespaces, before exec";
+const FETCHING: &str = "while fetching";
+const EXTRACTING: &str = "while extracting";
+
+/// What must be hit, whatever the random moments hit.
+const AIMS: [(Victim, &str); 10] = [
+    (Victim::Task, BEFORE_MEETING),
+    (Victim::Task, SETTING_UP),
+    (Victim::Task, RUNNING),
+    (Victim::Task, ENDING),
+    (Victim::Keeper, SETTING_UP),
+    (Victim::Keeper, RUNNING),
+    (Victim::Payload, FORKED),
+    (Victim::Payload, INSIDE),
+    (Victim::Init, SETTING_UP),
+    (Victim::Init, RUNNING),
+];
+
+/// When a round is to hit.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// So long after the first look at its victim, whatever that does then.
+    After(Duration),
+    /// As soon as its victim is in this phase.
+    In(&'static str),
+}
+
+/// How many kills, in `make test` and in `make test-full`: every second one is aimed, the others take all victims in turn.
 const KILLS: (usize, usize) = (24, 240);
+
+/// How long after a payload's end the process that waits for it may still be hit; it is mostly gone by then.
+const LAST_MOMENTS: Duration = Duration::from_micros(1000);
 
 /// How often a round may be too late for its victim before the case gives up.
 const TRIES: usize = 40;
@@ -115,11 +156,17 @@ fn killed_at_random(site: &Site, wanted: usize, random: &mut Random) -> Check {
     let mut hits: BTreeMap<(Victim, &'static str), usize> = BTreeMap::new();
     let mut killed = Vec::new();
     for n in 0..wanted {
-        let victim = VICTIMS[n % VICTIMS.len()];
+        let (victim, aim) = match n % 2 {
+            0 => AIMS
+                .get(n / 2 % AIMS.len())
+                .map_or((Victim::Task, None), |(victim, phase)| (*victim, Some(*phase))),
+            _ => (VICTIMS[n / 2 % VICTIMS.len()], None),
+        };
         let dir = site.env().work_dir("kill")?;
         let round = Round { site, proxy: &proxy, source: &source, dir: dir.path(), clean: &clean };
-        let phase = round.hit(victim, random, &mut killed).map_err(|story| {
-            format!("kill {n} of {wanted}, of {victim:?}: {}", story.message().unwrap_or(""))
+        let phase = round.hit(victim, aim, random, &mut killed).map_err(|story| {
+            let aim = aim.unwrap_or("at any moment");
+            format!("kill {n} of {wanted}, of {victim:?} {aim}: {}", story.message().unwrap_or(""))
         })?;
         *hits.entry((victim, phase)).or_default() += 1;
     }
@@ -130,10 +177,12 @@ fn killed_at_random(site: &Site, wanted: usize, random: &mut Random) -> Check {
     for ((victim, phase), n) in &hits {
         writeln!(out, "  kill -9 of {victim:?} {phase}: {n}")?;
     }
+    writeln!(out, "  seed {}", random.seed())?;
     let hit = |victim: &Victim| hits.keys().any(|(other, _)| other == victim);
-    match VICTIMS.iter().find(|victim| !hit(victim)) {
-        Some(victim) => Err(format!("{victim:?} was never hit: {hits:?}").into()),
-        None => Ok(()),
+    match (VICTIMS.iter().find(|victim| !hit(victim)), AIMS.iter().find(|aim| !hits.contains_key(aim))) {
+        (Some(victim), _) => Err(format!("{victim:?} was never hit: {hits:?}").into()),
+        (None, Some((victim, phase))) => Err(format!("no {victim:?} was hit {phase}: {hits:?}").into()),
+        (None, None) => Ok(()),
     }
 }
 
@@ -142,6 +191,7 @@ impl Round<'_> {
     fn hit(
         &self,
         victim: Victim,
+        aim: Option<&'static str>,
         random: &mut Random,
         killed: &mut Vec<Killed>,
     ) -> Result<&'static str, libtest_mimic::Failed> {
@@ -150,7 +200,7 @@ impl Round<'_> {
             let phase = match victim {
                 Victim::Pull => self.user_pull(delay, random)?,
                 Victim::Instance => self.user_instance(delay, random)?,
-                _ => self.step(victim, delay, random)?.map(|one| {
+                _ => self.step(victim, aim.map_or(Moment::After(delay), Moment::In), random)?.map(|one| {
                     let phase = one.phase;
                     killed.push(one);
                     phase
@@ -167,10 +217,12 @@ impl Round<'_> {
     fn step(
         &self,
         victim: Victim,
-        delay: Duration,
+        moment: Moment,
         random: &mut Random,
     ) -> Result<Option<Killed>, libtest_mimic::Failed> {
-        let fetches = victim == Victim::Fetcher || (victim == Victim::Task && random.below(3) == 0);
+        let ends = matches!(moment, Moment::In(ENDING));
+        let by_chance = victim == Victim::Task && matches!(moment, Moment::After(_)) && random.below(3) == 0;
+        let fetches = victim == Victim::Fetcher || by_chance;
         let extracts = victim == Victim::Extractor;
         // The small one is extracted too soon.
         let (image, text, nap) = match extracts {
@@ -192,10 +244,12 @@ impl Round<'_> {
         if extracts {
             super::extracted::empty(&self.site.desk(), self.dir)?;
         }
-        let script = format!(
-            "echo >begun$SLURM_PROCID; {}; echo >done$SLURM_PROCID",
-            if short { nap } else { "sleep 1000" }
-        );
+        let work = match () {
+            () if ends => "until [ -e go ]; do usleep 2000; done",
+            () if short => nap,
+            () => "sleep 1000",
+        };
+        let script = format!("echo >begun$SLURM_PROCID; {work}; echo >done$SLURM_PROCID");
         let here = self.dir.display().to_string();
         let enter: Vec<String> = match victim {
             // The plugin has no options for these.
@@ -212,7 +266,10 @@ impl Round<'_> {
         let watch = Watch::begin(self.site.env().uid()?);
         let (name, running) =
             self.site.cluster.start_srun(self.dir, args.map(String::as_str).chain(["sh", "-c", &script]))?;
-        let phase = self.strike(&watch, victim, delay, n_tasks);
+        let phase = match moment {
+            Moment::In(ENDING) => self.strike_last(&watch, n_tasks, random),
+            _ => self.strike(&watch, victim, moment, n_tasks),
+        };
         self.proxy.pace(UNLIMITED);
         if phase.is_err() {
             self.cancel(&name)?;
@@ -226,15 +283,11 @@ impl Round<'_> {
         let took = at.elapsed();
         if output.timed_out || took > KILL_WAIT {
             self.cancel(&name)?;
-            return Err(
-                format!("killed {phase} after {delay:?}, the step went on for {took:?}\n{output}").into()
-            );
+            return Err(format!("killed {phase}, {moment:?}, the step went on for {took:?}\n{output}").into());
         }
         let finished = (0..n_tasks).all(|n| self.dir.join(format!("done{n}")).exists());
         if output.status.success() && !finished {
-            return Err(
-                format!("killed {phase} after {delay:?}, srun says that all is well\n{output}").into()
-            );
+            return Err(format!("killed {phase}, {moment:?}, srun says that all is well\n{output}").into());
         }
         let begun = self.marked("begun");
         if !extracts {
@@ -266,16 +319,24 @@ impl Round<'_> {
         &self,
         watch: &Watch,
         victim: Victim,
-        delay: Duration,
+        moment: Moment,
         n_tasks: u64,
     ) -> Result<Option<(&'static str, Instant)>, String> {
         let begun = Instant::now();
         let mut seen: Option<Instant> = None;
+        let wait = match moment {
+            // Payloads before their exec live for a few milliseconds: any moment is as good as another.
+            Moment::After(delay) if victim == Victim::Payload => delay / 200,
+            Moment::After(delay) => delay,
+            Moment::In(_) => Duration::ZERO,
+        };
+        let fits = |phase: &str| match moment {
+            Moment::After(_) => true,
+            Moment::In(aim) => aim == phase,
+        };
         while begun.elapsed() < PATIENCE {
             let ours = watch.look();
             let found = ours.iter().find(|one| is_victim(victim, one, &ours)).copied();
-            // Payloads before their exec live for a few milliseconds: any moment is as good as another.
-            let wait = if victim == Victim::Payload { delay / 200 } else { delay };
             match (found, seen) {
                 (Some(_), None) => seen = Some(Instant::now()),
                 // It has been and gone.
@@ -284,30 +345,100 @@ impl Round<'_> {
             }
             let over = ours.is_empty() && self.marked("done") > 0;
             let is_early = matches!(victim, Victim::Payload | Victim::Extractor);
-            if found.is_none() && (over || (is_early && self.marked("begun") == n_tasks)) {
+            let has_passed = matches!(moment, Moment::In(BEFORE_MEETING | SETTING_UP));
+            let all_run = || self.marked("begun") == n_tasks;
+            if (found.is_none() && (over || (is_early && all_run()))) || (has_passed && all_run()) {
                 return Ok(None);
             }
             let Some(one) = found.filter(|_| seen.is_some_and(|since| since.elapsed() >= wait)) else {
                 continue;
             };
-            let phase = self.phase(victim, &one, &ours, n_tasks);
-            let at = Instant::now();
-            return Ok(kill_if(one, || true)?.then_some((phase, at)));
+            // Stopping it for a look would change what it comes to.
+            if !fits(self.phase(victim, &one, &ours, n_tasks)) {
+                continue;
+            }
+            let (mut phase, at) = ("", Instant::now());
+            let killed = kill_if(one, || {
+                phase = self.phase(victim, &one, &watch.look(), n_tasks);
+                fits(phase)
+            })?;
+            // What is found as something else then goes on, and may come to it again.
+            if killed || matches!(moment, Moment::After(_)) {
+                return Ok(killed.then_some((phase, at)));
+            }
         }
-        Err(format!("no {victim:?} came"))
+        Err(format!("no {victim:?} came, {moment:?}"))
     }
 
+    /// Kills a process whose payload has ended: before it knows of that, or a little later. `None` if that was too late.
+    fn strike_last(
+        &self,
+        watch: &Watch,
+        n_tasks: u64,
+        random: &mut Random,
+    ) -> Result<Option<(&'static str, Instant)>, String> {
+        let later = (random.below(2) == 0)
+            .then(|| random.below(u64::try_from(LAST_MOMENTS.as_micros()).unwrap_or(0)));
+        let all_run =
+            || self.marked("begun") == n_tasks && watch.look().iter().any(|one| one.kind == Kind::Task);
+        if !wait_until(PATIENCE, all_run) {
+            return Err("not all payloads have begun".to_owned());
+        }
+        let ours = watch.look();
+        let task = ours.iter().find(|one| one.kind == Kind::Task).ok_or("no task is there")?;
+        let mut ended = false;
+        let goes_on = |ended: &mut bool| {
+            let child =
+                processes::children(task.pid).into_iter().find(|pid| ours.iter().all(|one| one.pid != *pid));
+            let go = fs::write(self.dir.join("go"), "");
+            *ended =
+                go.is_ok() && child.is_some_and(|child| wait_until(PATIENCE, || processes::is_dead(child)));
+            *ended && later.is_none()
+        };
+        let killed = kill_if(*task, || goes_on(&mut ended))?;
+        if !ended {
+            return Err("its payload did not end".to_owned());
+        }
+        let at = Instant::now();
+        let Some(later) = later.map(Duration::from_micros).filter(|_| !killed) else {
+            return Ok(killed.then_some((ENDING, at)));
+        };
+        // It runs again.
+        while at.elapsed() < later {
+            std::hint::spin_loop();
+        }
+        Ok(kill_if(*task, || true)?.then_some((ENDING, at)))
+    }
+
+    /// What a process does. It stands still, or this is no more than a guess.
     fn phase(&self, victim: Victim, one: &Process, ours: &[Process], n_tasks: u64) -> &'static str {
         let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let has = |kind: Kind| ours.iter().any(|other| other.kind == kind);
         match victim {
-            Victim::Payload if namespace(one.pid) == namespace(one.parent) => "before it has namespaces",
-            Victim::Payload => "in its namespaces, before exec",
-            _ if ours.iter().any(|other| other.kind == Kind::Fetcher) => "while fetching",
-            _ if ours.iter().any(|other| other.kind == Kind::Extractor) => "while extracting",
-            _ if self.marked("done") == n_tasks => "after the payload's end",
-            _ if self.marked("begun") == n_tasks => "while the payload runs",
-            _ => "while setting up",
+            Victim::Payload if namespace(one.pid) == namespace(one.parent) => FORKED,
+            Victim::Payload => INSIDE,
+            _ if has(Kind::Fetcher) => FETCHING,
+            _ if has(Kind::Extractor) => EXTRACTING,
+            _ if self.marked("done") == n_tasks => ENDING,
+            _ if self.marked("begun") == n_tasks => RUNNING,
+            Victim::Task
+                if self.marked("begun") == 0
+                    && !has(Kind::Keeper)
+                    && !has(Kind::Child)
+                    && !self.has_met() =>
+            {
+                BEFORE_MEETING
+            }
+            _ => SETTING_UP,
         }
+    }
+
+    /// Whether a task of the user's has taken a meeting point. The nodes share the network of this machine, and with it
+    /// these names.
+    fn has_met(&self) -> bool {
+        let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+        let of_user = self.site.env().uid().map(|uid| format!("@situla/{uid}/"));
+        of_user.is_ok_and(|of_user| sockets.contains(&of_user))
     }
 
     /// Ends a step that came away unhurt, or sees that it ended well by itself.
@@ -344,12 +475,12 @@ impl Round<'_> {
         self.marks().iter().filter(is).count() as u64
     }
 
-    /// What payloads have written.
+    /// What payloads have written, and what they wait for.
     fn marks(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.dir).into_iter().flatten().flatten();
         let is_mark = |path: &PathBuf| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("begun") || name.starts_with("done")
+            ["begun", "done", "go"].iter().any(|start| name.starts_with(start))
         };
         entries.map(|entry| entry.path()).filter(is_mark).collect()
     }
