@@ -1,6 +1,7 @@
 //! What a run meets when something is used up or has died under it: open files, processes, room on a disk, the
 //! connection to its image, the server of a mount. It says which, ends, and leaves nothing.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,8 +12,10 @@ use super::ends::KILL_WAIT;
 use super::kills::no_partial_file;
 use super::privileged::registry;
 use super::{Desk, Site};
+use crate::cluster::Job;
 use crate::command::{self, Output, wait_until};
 use crate::environment::PATIENCE;
+use crate::leaks::Snapshot;
 use crate::outcome;
 use crate::tier::Check;
 
@@ -319,6 +322,67 @@ pub fn in_a_step(site: &Site) -> Check {
     };
     if n_errors != 1 || job.account.exit != "125:0" || !records.iter().all(is_ours) {
         return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
+    }
+    Ok(())
+}
+
+/// How many tasks a step with low limits has.
+const LIMITED: usize = 4;
+
+/// What each task of a step with low limits does: it sets them for itself and enters the container.
+fn limited_step(site: &Site, limit: &str, payload: &str) -> Result<(Job, usize), String> {
+    let dir = site.env().work_dir("limits")?;
+    let image = site.images.path("tiny.sqsh");
+    let script = format!("ulimit {limit} && exec situla exec {image} sh -c '{payload}'");
+    let n_tasks = format!("-n{LIMITED}");
+    let words = [&n_tasks, "-N1", "--overcommit", "--kill-on-bad-exit=0", "bash", "-c", &script];
+    let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+    let output = running.finish_within(PATIENCE)?;
+    if output.timed_out {
+        site.cluster.admin(&["scancel", "--name", &name])?;
+        return Err(format!("ulimit {limit}: tasks hang\n{output}"));
+    }
+    let job = site.cluster.job(&name, output)?;
+    let n_ran = job.output.stdout.lines().filter(|line| *line == "ran").count();
+    Ok((job, n_ran))
+}
+
+/// Tasks of a step with few open files or processes: at every limit each of them runs or names the limit, alone or behind
+/// another that has none left; the step ends, with that status, and nothing of it is left.
+///
+/// # Errors
+/// A task hangs, says something else or nothing, or something is left.
+pub fn limits_in_a_step(site: &Site) -> Check {
+    let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
+    let mut ran = BTreeMap::new();
+    // Tasks that have few themselves, and those that must do with what is left when the others are there. Of processes all
+    // of the user count, on all nodes, which are one machine here.
+    let files = [4, 8, 10, 12, 14, 16, 20, 64].map(|limit| ("ulimit -n", format!("-n {limit}")));
+    let processes = ["1", "$(($(ps -L --no-headers -U $UID | wc -l) + 2))", "4096"];
+    let processes = processes.map(|limit| ("ulimit -u", format!("-u {limit}")));
+    for (names, limit) in files.iter().chain(&processes) {
+        let (job, n_ran) = limited_step(site, limit, "echo ran")?;
+        let errors = job.output.stderr.lines().filter(|line| line.contains("error:"));
+        let errors: Vec<&str> = errors.filter(|line| !line.starts_with("srun:")).collect();
+        let all_named = errors.iter().all(|line| line.contains(names));
+        let (state, exit) = if n_ran == LIMITED { ("COMPLETED", "0:0") } else { ("FAILED", "125:0") };
+        if n_ran + errors.len() != LIMITED
+            || !all_named
+            || (job.account.state.as_str(), job.account.exit.as_str()) != (state, exit)
+        {
+            let told = format!("ulimit {limit}: {n_ran} ran, {} did not; {:?}", errors.len(), job.account);
+            return Err(format!("{told}\n{}", job.output).into());
+        }
+        site.cluster.settled()?;
+        clean.expect_clean().map_err(|story| format!("ulimit {limit}: {story}"))?;
+        ran.insert((*names, limit.clone()), n_ran);
+    }
+    for kind in [&files[..], &processes[..]] {
+        let few = kind.first().and_then(|key| ran.get(key));
+        let many = kind.last().and_then(|key| ran.get(key));
+        if few != Some(&0) || many != Some(&LIMITED) {
+            return Err(format!("limits change nothing: {ran:?}").into());
+        }
     }
     Ok(())
 }

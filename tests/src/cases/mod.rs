@@ -17,6 +17,7 @@ pub mod image_commands;
 pub mod instances;
 pub mod kernel_mounts;
 pub mod kills;
+pub mod late;
 pub mod neighbour;
 pub mod no_helpers;
 pub mod options;
@@ -283,9 +284,12 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("crowds::sharing_switched_off", crowds::sharing_switched_off),
     ("crowds::ranks_reach_each_other", crowds::ranks_reach_each_other),
     ("crowds::mpi_copies_directly", crowds::mpi_copies_directly),
+    ("late::after_the_first_has_ended", late::after_the_first_has_ended),
+    ("late::while_the_first_fails", late::while_the_first_fails),
     ("ends::a_record_that_hangs", ends::a_record_that_hangs),
     ("exhaustion::fuse_aborted", exhaustion::fuse_aborted),
     ("exhaustion::in_a_step", exhaustion::in_a_step),
+    ("exhaustion::limits_in_a_step", exhaustion::limits_in_a_step),
     ("exhaustion::memory_of_a_step", exhaustion::memory_of_a_step),
     ("exhaustion::server_of_a_bind_dies", exhaustion::server_of_a_bind_dies),
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
@@ -321,7 +325,7 @@ const AT_LAST: &[(&str, SiteCase)] = &[("records::match_the_schema", records::ma
 fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
     match name {
         "accounts::only_by_name_service" => accounts::ready(),
-        "plan_runs_nothing" => no_helpers::tracer(),
+        "plan_runs_nothing" | "late::while_the_first_fails" => no_helpers::tracer(),
         "no_helper_is_started" => no_helpers::tracer().and_then(|()| privileged::registry_program()),
         "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" | "sif_edits_on_both_sides" => {
             privileged::apptainer_tree(env)
