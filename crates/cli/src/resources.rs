@@ -1,5 +1,6 @@
 //! What of the machine a conversion may use: processors by affinity and quota, memory by the control groups and the
-//! limit of the address space. What follows from that is decided in `situla_image::Resources`.
+//! limit of the address space. What follows from that is decided in `situla_image::Resources`; and what is written into
+//! memory above an image, in `situla_engine`.
 
 use std::path::{Path, PathBuf};
 
@@ -18,12 +19,20 @@ pub(crate) fn convert_options() -> Result<ConvertOptions, CommandError> {
     Ok(ConvertOptions::within(resources()?))
 }
 
+/// Bytes of memory that the control groups of this process leave, where one of them has a limit.
+pub(crate) fn memory_of_groups() -> Option<u64> {
+    memory_limit(&groups(), Path::new(MOUNTED), None)
+}
+
+fn groups() -> String {
+    std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+}
+
 /// What this process may use.
 pub(crate) fn resources() -> Result<Resources, CommandError> {
     // The standard library looks at the affinity mask and at the quotas of both versions of control groups.
     let n_cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let limit = memory_limit(&groups, Path::new(MOUNTED), getrlimit(Resource::As).current);
+    let limit = memory_limit(&groups(), Path::new(MOUNTED), getrlimit(Resource::As).current);
     Resources::plan(n_cpus, limit).map_err(|error| {
         let remedy = "give the job more memory (--mem), or convert the image elsewhere, as on a login node";
         CommandError::other(&error, "setup-failed", Some(remedy.to_owned()))

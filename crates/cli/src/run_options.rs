@@ -9,6 +9,7 @@ use situla_engine::{Action, Isolation, OverlayRequest, Personality, RootfsWay, R
 
 use crate::command_error::CommandError;
 use crate::output::note;
+use crate::resources;
 
 /// Which control groups a container sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -182,6 +183,7 @@ impl RunOptions {
         let overlays = self.overlay.iter().map(String::as_str).chain(set_overlays);
         request.overlays = overlays.filter(|text| !text.is_empty()).map(|text| overlay(text, cwd)).collect();
         request.writable_tmpfs = self.writable_tmpfs || set.flag("WRITABLE_TMPFS");
+        request.memory = request.writable_tmpfs.then(resources::memory_of_groups).flatten();
         request.clean_env = contain_all || self.cleanenv || set.flag("CLEANENV");
         request.no_eval = self.no_eval || set.flag("NO_EVAL");
         request.share = !(self.no_share || set.flag("NO_SHARE"));

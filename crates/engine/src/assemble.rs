@@ -398,7 +398,7 @@ fn share(
     if request.defaults.contain {
         return nobody("files of its own (--contain) belong to one task");
     }
-    if rootfs.overlay.as_ref().is_some_and(|overlay| overlay.upper == Some(Upper::Tmpfs)) {
+    if rootfs.overlay.as_ref().is_some_and(|overlay| matches!(overlay.upper, Some(Upper::Tmpfs { .. }))) {
         return nobody("what is written into memory (--writable-tmpfs) belongs to one task");
     }
     let Some(allocation) = &host.allocation else { return nobody("not in a step of Slurm") };

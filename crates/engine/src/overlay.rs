@@ -36,7 +36,8 @@ pub(crate) fn plan_layers(request: &RunRequest, host: &Host) -> Result<Layers, E
         let message = format!("{} overlays are more than the limit of {MAX_LAYERS}", request.overlays.len());
         return Err(bad(message, "merge some of them into one directory"));
     }
-    let mut overlay = Overlay { lowers: Vec::new(), upper: request.writable_tmpfs.then_some(Upper::Tmpfs) };
+    let upper = request.writable_tmpfs.then(|| Upper::Tmpfs { size: request.memory.map(share_of_memory) });
+    let mut overlay = Overlay { lowers: Vec::new(), upper };
     // The topmost was named last, and comes first in a Plan.
     for asked in request.overlays.iter().rev() {
         let shown = asked.path.display();
@@ -82,6 +83,14 @@ pub(crate) fn plan_layers(request: &RunRequest, host: &Host) -> Result<Layers, E
     }
     layers.overlay = Some(overlay);
     Ok(layers)
+}
+
+/// How much may be written into memory: half of what there is, as the kernel has it for a machine (tmpfs(5)). A program that
+/// writes more hears that there is no room; without a limit the kernel would kill it.
+fn share_of_memory(bytes: u64) -> u64 {
+    /// What else is in there, mount points and account files, needs room, and no size at all would be no limit.
+    const LEAST: u64 = 1 << 20;
+    (bytes / 2).max(LEAST)
 }
 
 fn bad(message: String, remedy: &str) -> EngineError {

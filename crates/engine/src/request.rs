@@ -110,6 +110,8 @@ pub struct RunRequest {
     pub overlays: Vec<OverlayRequest>,
     /// Whether the payload may write anywhere, into memory.
     pub writable_tmpfs: bool,
+    /// The bytes of memory that control groups leave this process, where they limit it and it matters.
+    pub memory: Option<u64>,
     /// Namespaces beside those that every container has.
     pub isolation: Isolation,
     /// A file with a filter of system calls.
@@ -153,6 +155,7 @@ impl RunRequest {
             defaults: DefaultOptions::default(),
             overlays: Vec::new(),
             writable_tmpfs: false,
+            memory: None,
             isolation: Isolation::default(),
             seccomp: None,
             root: false,

@@ -147,7 +147,15 @@ fn a_plan_says_what_the_options_mean() {
     assert_eq!(namespaces(&plain), ["user", "mount"]);
     let writable = plan(&image, &|request| request.writable_tmpfs = true);
     assert_eq!(writable["spec"]["root"]["readonly"], false);
-    assert_eq!(writable["rootfs"]["overlay"]["upper"]["kind"], "tmpfs");
+    assert_eq!(writable["rootfs"]["overlay"]["upper"], serde_json::json!({"kind": "tmpfs"}));
+    // Half of what there is, and never nothing, which would be no limit.
+    for (memory, size) in [(100 << 20, 50 << 20), (0, 1 << 20)] {
+        let limited = plan(&image, &|request| {
+            (request.writable_tmpfs, request.memory) = (true, Some(memory));
+        });
+        let upper = &limited["rootfs"]["overlay"]["upper"];
+        assert_eq!(*upper, serde_json::json!({"kind": "tmpfs", "size": size}));
+    }
     let root = plan(&image, &|request| request.root = true);
     assert_eq!(root["spec"]["process"]["user"], serde_json::json!({"uid": 0, "gid": 0}));
     assert_eq!(root["spec"]["linux"]["uidMappings"][0]["containerID"], 0);

@@ -101,7 +101,11 @@ pub struct Patch {
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Upper {
     /// Into memory, and away with the container.
-    Tmpfs,
+    Tmpfs {
+        /// The most bytes that may be there; as much as the kernel allows where none is given.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        size: Option<u64>,
+    },
     /// Into `upper` of a directory of the host, which has a `work` directory beside it.
     Directory {
         /// Absolute path on the host.

@@ -36,7 +36,7 @@ pub(crate) fn open_layers(api: &MountApi, plan: &Plan, overlay: &Overlay) -> Res
     let lowers = overlay.lowers.iter().map(open);
     let upper = match &overlay.upper {
         Some(Upper::Directory { path }) => Some(open(path)?),
-        Some(Upper::Tmpfs) | None => None,
+        Some(Upper::Tmpfs { .. }) | None => None,
     };
     Ok(LayerSources { lowers: lowers.collect::<Result<_, _>>()?, upper })
 }
@@ -51,7 +51,7 @@ pub(crate) fn mount_layers(
     place: BorrowedFd<'_>,
 ) -> Result<(Detached, Detached), Failure> {
     let fail = |what: &'static str| move |errno| Failure::of_call(FailureClass::Overlay, what, errno);
-    let session = new_tmpfs(api, &["mode=0755".to_owned()])?;
+    let session = new_tmpfs(api, &settings_of_tmpfs(overlay))?;
     session.settle(place).map_err(fail("cannot attach a tmpfs for the overlay"))?;
     let session_path = PathBuf::from(fd_path(session.as_fd()));
     let root_path = PathBuf::from(fd_path(root.as_fd()));
@@ -78,7 +78,7 @@ pub(crate) fn mount_layers(
     layers.push(root_path.display().to_string());
     let upper = match (&overlay.upper, sources.upper) {
         (None, _) => None,
-        (Some(Upper::Tmpfs), _) => {
+        (Some(Upper::Tmpfs { .. }), _) => {
             let (upper, work) =
                 (new_directory(&session_path, "upper")?, new_directory(&session_path, "work")?);
             copy_mode(root.as_fd(), "", &upper)?;
@@ -109,6 +109,17 @@ pub(crate) fn mount_layers(
         }
     })?;
     Ok((mount, session))
+}
+
+/// Options of the tmpfs that holds the layers, and with them what the payload writes.
+fn settings_of_tmpfs(overlay: &Overlay) -> Vec<String> {
+    /// A file without content takes memory, too: as many as there could be of one page, which is the kernel's own measure.
+    const PAGE: u64 = 4096;
+    let mut settings = vec!["mode=0755".to_owned()];
+    if let Some(Upper::Tmpfs { size: Some(size) }) = &overlay.upper {
+        settings.extend([format!("size={size}"), format!("nr_inodes={}", (size / PAGE).max(1))]);
+    }
+    settings
 }
 
 fn unusable_upper(path: &Path, errno: Errno) -> Failure {

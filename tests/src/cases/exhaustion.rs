@@ -16,7 +16,7 @@ use crate::cluster::Job;
 use crate::command::{self, Output, wait_until};
 use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
-use crate::outcome;
+use crate::outcome::{self, Exit};
 use crate::tier::Check;
 
 /// At every limit of open files, and of processes, a program runs or one reason is given: the limit.
@@ -88,6 +88,37 @@ pub fn memory_of_a_step(site: &Site) -> Check {
     let well = job.output.status.success() || job.account.state != "OUT_OF_MEMORY";
     if well || records.len() != 1 || records[0].class != "oom" {
         return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
+    }
+    Ok(())
+}
+
+/// A task that fills what `--writable-tmpfs` gives it is told that there is no room, long before its step runs out of memory: the step
+/// ends with the task's own status, and of a program, as record and accounting say.
+///
+/// # Errors
+/// It is killed, or can write without end.
+pub fn memory_above_an_image(site: &Site) -> Check {
+    const MIB: u64 = 120;
+    let dir = site.env().work_dir("above")?;
+    let memory = format!("--mem={MIB}");
+    let script = "dd if=/dev/zero of=/full bs=1M; echo written $(stat -c %s /full); exit 7";
+    for program in ["situla", "apptainer"] {
+        let image = site.images.path("tiny.sif");
+        let words = ["-n1", &memory, program, "exec", "--writable-tmpfs", &image, "sh", "-c", script];
+        let job = site.cluster.srun(dir.path(), words)?;
+        let output = job.output.clone().expect_code(7)?.expect_text("No space left on device")?;
+        let written =
+            output.stdout.lines().find_map(|line| line.strip_prefix("written ")?.parse::<u64>().ok());
+        let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+        let ended_itself =
+            matches!(&records[..], [one] if one.exits == [Exit::Code(7)] && !one.class.starts_with("engine"));
+        if written.is_none_or(|bytes| bytes > (MIB << 20) / 2)
+            || (job.account.state.as_str(), job.account.exit.as_str()) != ("FAILED", "7:0")
+            || !ended_itself
+        {
+            let told = format!("{written:?} bytes of {MIB} MiB, {:?}, {records:#?}", job.account);
+            return Err(format!("{told}\n{}", job.output).into());
+        }
     }
     Ok(())
 }

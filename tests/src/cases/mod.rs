@@ -146,6 +146,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("exhaustion::full_places", exhaustion::full_places),
     ("small_jobs::address_space", small_jobs::address_space),
     ("small_jobs::control_group", small_jobs::control_group),
+    ("small_jobs::written_into_memory", small_jobs::written_into_memory),
     ("exhaustion::dead_mounts", exhaustion::dead_mounts),
     ("extracted::without_a_device", extracted::without_a_device),
     ("extracted::killed_while_extracting", extracted::killed_while_extracting),
@@ -291,6 +292,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("exhaustion::in_a_step", exhaustion::in_a_step),
     ("exhaustion::limits_in_a_step", exhaustion::limits_in_a_step),
     ("exhaustion::memory_of_a_step", exhaustion::memory_of_a_step),
+    ("exhaustion::memory_above_an_image", exhaustion::memory_above_an_image),
     ("exhaustion::server_of_a_bind_dies", exhaustion::server_of_a_bind_dies),
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
@@ -349,6 +351,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         }
         "apparmor_profile" => packaging::parser(env),
         "small_jobs::control_group" => small_jobs::ready(),
+        "small_jobs::control_group" | "small_jobs::written_into_memory" => small_jobs::ready(),
         "crowds::mpi_copies_directly" => crowds::compilers(),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),
@@ -365,6 +368,7 @@ fn abilities(cluster: &Cluster, name: &str) -> Result<(), Skip> {
         | "uses::keeper_in_the_steps_cgroup"
         | "attacks::outside_the_step"
         | "exhaustion::memory_of_a_step"
+        | "exhaustion::memory_above_an_image"
             if !cluster.constrains_devices() =>
         {
             Err(Skip("Slurm has no control groups on this machine: it keeps no step apart".into()))

@@ -114,6 +114,31 @@ pub fn ready() -> Result<(), Skip> {
     parent().map(drop)
 }
 
+/// In a control group of little memory, a program that fills what `--writable-tmpfs` gives it is told that there is no room, and
+/// goes on; the kernel kills nothing, and no more than half of the memory was written.
+///
+/// # Errors
+/// It is not told, or killed.
+pub fn written_into_memory(desk: &Desk) -> Check {
+    const MIB: u64 = 96;
+    let dir = desk.env.work_dir("memory")?;
+    let fits = (MIB << 20) / 4..=(MIB << 20) / 2;
+    let group = Group::new("memory", MIB << 20)?;
+    let script = "dd if=/dev/zero of=/full bs=1M; echo written $(stat -c %s /full); exit 7";
+    for image in [desk.env.image_tree("tiny").display().to_string(), desk.images.path("tiny.sqsh")] {
+        let words = ["situla", "exec", "--writable-tmpfs", &image, "sh", "-c", script];
+        let output = group.run(desk, dir.path(), &words)?.expect_code(7)?;
+        let output = output.expect_text("No space left on device")?;
+        let written =
+            output.stdout.lines().find_map(|line| line.strip_prefix("written ")?.parse::<u64>().ok());
+        let n_killed = group.n_killed()?;
+        if written.is_none_or(|bytes| !fits.contains(&bytes)) || n_killed > 0 {
+            return Err(format!("{written:?} bytes of {MIB} MiB, {n_killed} killed\n{output}").into());
+        }
+    }
+    Ok(())
+}
+
 /// In a control group of little memory and with one processor, an image is made, or the limit is named where it has too
 /// many files; the kernel kills nothing.
 ///

@@ -57,6 +57,17 @@ fn what_is_written_above_a_root_goes_to_memory_or_to_a_directory() {
         assert_eq!(fs::read_to_string(first.join("real/only")).unwrap(), "only\n");
         let root = out.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or_default();
         assert!(root.contains("nosuid") && root.contains("nodev"), "{kind:?}: {root}");
+        // Memory that is used up is a full disk to the payload, for what it writes and for how many names it makes.
+        let overlay = json!({"upper": {"kind": "tmpfs", "size": 1 << 20}});
+        let script = "cat /dev/zero > /big; echo status $?; rm /big; \
+                      n=0; while true 2>/dev/null > /name$n; do n=$((n + 1)); done; echo names $n; exit 5";
+        let script = script.replace("rm ", "busybox rm ");
+        let output = bench.run(kind, &script, over(overlay, true));
+        let (out, err) = text(&output);
+        let names = out.lines().find_map(|line| line.strip_prefix("names ")?.parse::<u32>().ok());
+        assert!(err.contains("No space left on device"), "{kind:?}: {out}{err}");
+        assert!(out.starts_with("status 1\n") && names.is_some_and(|n| n < 300), "{kind:?}: {out}{err}");
+        assert_eq!(output.status.code(), Some(5), "{kind:?}: {err}");
         // A file cannot take anything.
         let overlay = json!({"upper": {"kind": "directory", "path": first.join("real/only")}});
         let (_, err) = text(&bench.run(kind, "exit 0", over(overlay, true)));
