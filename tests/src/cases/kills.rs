@@ -649,8 +649,15 @@ impl Killed {
             Err(story) if self.begun == 0 && story.contains("there is no record") => return Ok(()),
             Err(story) => return wrong(story),
         };
+        // Its last words are true, and nothing of the container was left to lose; that it did not get to exit is for Slurm to say.
+        let had_said = |record: &Outcome| {
+            *phase == ENDING && record.class == "ok" && record.exits.iter().all(|exit| *exit == Exit::Code(0))
+        };
+        let all_had_said = records.iter().all(had_said)
+            && records.iter().map(|record| record.exits.len() as u64).sum::<u64>() == self.n_tasks;
         let fits = |record: &Outcome| match (well, victim) {
             (true, _) => record.class == "ok",
+            (false, Victim::Task) if had_said(record) => true,
             // With the only task goes who would have said how it ended.
             (false, Victim::Task) if self.n_tasks == 1 => record.class == "incomplete",
             // Short work of other nodes may be done before Slurm hears of the kill; it is told below that not all was well.
@@ -665,7 +672,7 @@ impl Killed {
         };
         // One of each node, whether its tasks were in one container or not there yet.
         let names: BTreeSet<String> = records.iter().map(|record| record.record["id"].to_string()).collect();
-        let tells = well || records.iter().any(|record| record.class != "ok");
+        let tells = well || all_had_said || records.iter().any(|record| record.class != "ok");
         if tells
             && records.iter().all(fits)
             && names.len() == records.len()
