@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use situla_oci::{Algorithm, Digest, ExecConfig, Hasher, ImageConfig, MAX_CONFIG_BYTES, Platform};
+use situla_oci::{Algorithm, Digest, ExecConfig, Hasher, ImageConfig, MAX_CONFIG_BYTES, Manifest, Platform};
 use situla_sif::{DataType, FsType, SifError, SifObject, SifOptions, SifWriteError, SifWriter};
 use situla_squashfs::{ReadOptions, StoredFile, WriteError, WriterOptions};
 use thiserror::Error;
@@ -231,7 +231,7 @@ pub fn convert_image(
     refuse_existing(out, options)?;
     let began = Instant::now();
     let image = resolve(source, platform).map_err(ConvertError::Resolve)?;
-    progress.event(resolved(&image));
+    progress.event(resolved(&image.digest, &image.manifest));
     let resolve_time = began.elapsed();
     let pending = create_output(out)?;
     let mut converted = write_output(
@@ -289,7 +289,7 @@ pub fn unpack_image(
     progress: &dyn Progress,
 ) -> Result<(Digest, Unpacked), ConvertError> {
     let image = resolve(source, platform).map_err(ConvertError::Resolve)?;
-    progress.event(resolved(&image));
+    progress.event(resolved(&image.digest, &image.manifest));
     let pending = create_output(out)?;
     write_output(
         &pending,
@@ -306,10 +306,10 @@ pub fn unpack_image(
     Ok((image.digest, unpack(&squashfs, out, out, options.n_threads, progress)?))
 }
 
-pub(crate) fn resolved(image: &ImageParts) -> Event {
-    let layers = &image.manifest.layers;
+pub(crate) fn resolved(digest: &Digest, manifest: &Manifest) -> Event {
+    let layers = &manifest.layers;
     let bytes = layers.iter().map(|l| l.size).fold(0, u64::saturating_add);
-    Event::Resolved { manifest: image.digest.clone(), n_layers: layers.len(), bytes }
+    Event::Resolved { manifest: digest.clone(), n_layers: layers.len(), bytes }
 }
 
 /// Fetches and merges an image's layers into `sink`.

@@ -13,7 +13,7 @@ use crate::convert::{
 };
 use crate::key::Recipe;
 use crate::progress::{Event, Progress};
-use crate::source::{ImageSource, ResolveError, resolve};
+use crate::source::{FoundManifest, ImageSource, ResolveError, find_manifest};
 use crate::store::{Acquired, Place, Store, StoreError, StoredImage, least_size};
 
 /// Why a pull failed.
@@ -102,23 +102,31 @@ pub fn pull_from(
     progress: &dyn Progress,
 ) -> Result<PulledImage, PullError> {
     let began = Instant::now();
-    let image = resolve(source, platform)
-        .map_err(|source| PullError::Resolve { reference: Box::new(reference.clone()), source })?;
-    progress.event(resolved(&image));
-    let resolve_time = began.elapsed();
+    let failed = |source| PullError::Resolve { reference: Box::new(reference.clone()), source };
+    let found = find_manifest(source, platform).map_err(failed)?;
+    progress.event(resolved(&found.digest, &found.manifest));
+    let mut resolve_time = began.elapsed();
     let recipe = Recipe::of(options);
-    let only_resolved = Timings { resolve: resolve_time, ..Timings::default() };
-    if let Some(stored) = store.get(&image.digest, &recipe).map_err(PullError::Store)? {
-        progress.event(Event::Present);
-        return Ok(present(stored, only_resolved));
-    }
-    let lease = match store.acquire(&image.digest, &recipe, progress).map_err(PullError::Store)? {
-        Acquired::Present(stored) => {
-            progress.event(Event::Present);
-            return Ok(present(stored, only_resolved));
+    let is_there = |stored: StoredImage, found: FoundManifest| {
+        // Whoever made it has looked for which platform it is. An architecture that shares the store may have been another.
+        if !store.was_made_for(&stored, platform).map_err(PullError::Store)? {
+            found.complete(source, platform).map_err(failed)?;
         }
+        store.forget_dead(&stored.manifest_digest, &recipe).map_err(PullError::Store)?;
+        progress.event(Event::Present);
+        Ok(present(stored, Timings { resolve: began.elapsed(), ..Timings::default() }))
+    };
+    if let Some(stored) = store.get(&found.digest, &recipe).map_err(PullError::Store)? {
+        return is_there(stored, found);
+    }
+    let lease = match store.acquire(&found.digest, &recipe, progress).map_err(PullError::Store)? {
+        Acquired::Present(stored) => return is_there(stored, found),
         Acquired::Ours(lease) => lease,
     };
+    // Whoever has waited for the lease need not ask for more than the manifest.
+    let leased = Instant::now();
+    let image = found.complete(source, platform).map_err(failed)?;
+    resolve_time += leased.elapsed();
     // Before the first byte of a layer.
     let needed = least_size(&image.manifest.layers);
     let pending = store.create_file(&lease, needed).map_err(PullError::Store)?;
@@ -133,8 +141,9 @@ pub fn pull_from(
     )
     .map_err(|source| PullError::Convert { reference: Box::new(reference.clone()), source })?;
     let began = Instant::now();
-    let stored =
-        store.publish(lease, pending, converted.rootfs_digest, converted.bytes).map_err(PullError::Store)?;
+    let stored = store
+        .publish(lease, pending, platform, converted.rootfs_digest, converted.bytes)
+        .map_err(PullError::Store)?;
     let mut timings = converted.timings;
     timings.resolve = resolve_time;
     timings.finish += began.elapsed();

@@ -25,6 +25,7 @@ pub mod packaging;
 pub mod policy;
 pub mod private_images;
 pub mod privileged;
+pub mod pull_crashes;
 pub mod records;
 pub mod releases;
 pub mod sif_files;
@@ -159,6 +160,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("kernel_mounts::many_at_once", kernel_mounts::many_at_once),
     ("killed_pull", kills::killed_pull),
     ("apparmor_profile", packaging::apparmor_profile),
+    ("pull_crashes::at_every_step", pull_crashes::at_every_step),
+    ("pull_crashes::fifty_at_once", pull_crashes::fifty_at_once),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
 ];
@@ -342,6 +345,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "wrong_digest"
         | "exhaustion::full_places"
         | "killed_pull"
+        | "pull_crashes::fifty_at_once"
         | "faults::wrong_layer_in_a_registry"
         | "uses::image_from_a_registry"
         | "ends::scancel_while_fetching"
@@ -350,7 +354,10 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             kernel_mounts::erofs_maker()
         }
         "apparmor_profile" => packaging::parser(env),
-        "small_jobs::control_group" => small_jobs::ready(),
+        "pull_crashes::at_every_step" => {
+            privileged::registry_program()?;
+            no_helpers::tracer()
+        }
         "small_jobs::control_group" | "small_jobs::written_into_memory" => small_jobs::ready(),
         "crowds::mpi_copies_directly" => crowds::compilers(),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),

@@ -10,7 +10,7 @@ use std::io::Read;
 
 use situla_oci::{
     Descriptor, Digest, Document, ImageConfig, ImageConfigError, MAX_CONFIG_BYTES, MAX_INDEX_DEPTH,
-    MAX_MANIFEST_BYTES, ManifestError, Platform, PlatformError,
+    MAX_MANIFEST_BYTES, Manifest, ManifestError, Platform, PlatformError,
 };
 use thiserror::Error;
 
@@ -120,11 +120,48 @@ pub enum ResolveError {
     },
 }
 
+/// The verified manifest of an image: with it, it is known which image it is.
+#[derive(Debug)]
+pub(crate) struct FoundManifest {
+    /// Its digest: the identity of the image.
+    pub(crate) digest: Digest,
+    /// What it says.
+    pub(crate) manifest: Manifest,
+    bytes: Vec<u8>,
+}
+
+impl FoundManifest {
+    /// Fetches the configuration and looks whether it is for `platform`.
+    pub(crate) fn complete(
+        self,
+        source: &dyn ImageSource,
+        platform: &Platform,
+    ) -> Result<ImageParts, ResolveError> {
+        let (config_bytes, config) = fetch_config(source, &self.manifest.config)?;
+        let actual = config.platform();
+        let says_platform = !actual.os.is_empty() && !actual.architecture.is_empty();
+        if says_platform && (actual.os != platform.os || actual.architecture != platform.architecture) {
+            let error = PlatformError::NoMatch { wanted: platform.clone(), available: actual.to_string() };
+            return Err(ResolveError::Platform(Box::new(error)));
+        }
+        let FoundManifest { digest, manifest, bytes } = self;
+        Ok(ImageParts { digest, manifest_bytes: bytes, manifest, config_bytes, config })
+    }
+}
+
 /// Finds the manifest for `platform` and its configuration, everything verified.
 ///
 /// # Errors
 /// When something cannot be had, is not what its digest says, or does not fit the platform.
 pub fn resolve(source: &dyn ImageSource, platform: &Platform) -> Result<ImageParts, ResolveError> {
+    find_manifest(source, platform)?.complete(source, platform)
+}
+
+/// Finds the manifest for `platform`. One that no index names may still be for another: its configuration says.
+pub(crate) fn find_manifest(
+    source: &dyn ImageSource,
+    platform: &Platform,
+) -> Result<FoundManifest, ResolveError> {
     let mut fetched = source.fetch_top().map_err(ResolveError::Source)?;
     if let Some(descriptor) = source.top_descriptor() {
         verify_manifest(descriptor, &fetched)?;
@@ -134,22 +171,8 @@ pub fn resolve(source: &dyn ImageSource, platform: &Platform) -> Result<ImagePar
             .map_err(|source| ResolveError::Manifest { digest: fetched.digest.clone(), source })?;
         let index = match document {
             Document::Manifest(manifest) => {
-                let (config_bytes, config) = fetch_config(source, &manifest.config)?;
-                let actual = config.platform();
-                let says_platform = !actual.os.is_empty() && !actual.architecture.is_empty();
-                if says_platform && (actual.os != platform.os || actual.architecture != platform.architecture)
-                {
-                    let available = actual.to_string();
-                    let error = PlatformError::NoMatch { wanted: platform.clone(), available };
-                    return Err(ResolveError::Platform(Box::new(error)));
-                }
-                return Ok(ImageParts {
-                    digest: fetched.digest,
-                    manifest_bytes: fetched.bytes,
-                    manifest,
-                    config_bytes,
-                    config,
-                });
+                let FetchedManifest { bytes, digest, .. } = fetched;
+                return Ok(FoundManifest { digest, manifest, bytes });
             }
             Document::Index(index) => index,
         };

@@ -150,7 +150,8 @@ fn pause(waited: Duration, stale_after: Duration, is_local: bool, seed: u32) -> 
     pause * 3 / 4 + pause * (seed % 64) / 128
 }
 
-/// Makes the lease, unless somebody has it.
+/// Makes the lease, unless somebody has it. It appears with its content: whoever is killed while making it must not
+/// leave one of which nobody can tell that its holder is dead.
 pub(super) fn try_create(
     store: &Store,
     manifest: &Digest,
@@ -158,21 +159,28 @@ pub(super) fn try_create(
 ) -> Result<Option<Lease>, StoreError> {
     let stem = stem(manifest, recipe);
     let path = store.lease_path(&stem);
+    // Those who wait for it look often, and need not write each time.
+    if path.exists() {
+        return Ok(None);
+    }
     let failed = || FileError::write(&path);
-    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-        Err(e) => return Err(failed()(e).into()),
-    };
-    // Only now: before, the file may be another's.
-    let trace = Trace::of(&path);
     let holder = this_process();
     let text = serde_json::to_vec(&holder).map_err(io::Error::other).map_err(failed())?;
-    if let Err(error) = file.write_all(&text) {
-        // On a full disk nobody else need wait for it.
-        let _ = fs::remove_file(&path);
-        return Err(failed()(error).into());
-    }
+    let written = store.own.dir.join("tmp").join(temporary_name(&stem, "lease"));
+    let _written = Trace::of(&written);
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&written);
+    let file = made.and_then(|mut file| file.write_all(&text).map(|()| file));
+    let linked = file.map(|file| (fs::hard_link(&written, &path), file));
+    let _ = fs::remove_file(&written);
+    let file = match linked.map_err(failed())? {
+        (Ok(()), file) => file,
+        // Somebody has it, and may have removed what lay about for it.
+        (Err(e), _) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
+            return Ok(None);
+        }
+        (Err(e), _) => return Err(failed()(e).into()),
+    };
+    let trace = Trace::of(&path);
     let (stop, stopped) = channel();
     let pause = store.options.stale_after / 4;
     let heart = thread::Builder::new().name("lease".to_owned()).spawn(move || beat(&file, pause, &stopped));
@@ -194,6 +202,15 @@ fn beat(file: &File, pause: Duration, stopped: &std::sync::mpsc::Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(pause) {
         // If it fails the lease grows stale and another process does the work too: harmless.
         let _ = file.set_modified(SystemTime::now());
+    }
+}
+
+/// Takes away the lease of one who has published the image and was killed then: nobody else would come for it.
+pub(super) fn forget_dead(store: &Store, manifest: &Digest, recipe: &Recipe) -> Result<(), StoreError> {
+    let path = store.lease_path(&stem(manifest, recipe));
+    match read_record::<Holder>(&path)? {
+        Some(holder) if is_dead(&holder) => take_away(store, &path, Some(&holder), manifest),
+        _ => Ok(()),
     }
 }
 

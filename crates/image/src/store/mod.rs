@@ -31,7 +31,7 @@ use crate::file_error::{Doing, FileError};
 use crate::key::Recipe;
 use crate::output::{Existing, PendingFile, make_directories};
 use crate::progress::Progress;
-use records::{ImageRecord, RECORD_VERSION, REF_VERSION, RefRecord, list_dir, write_record};
+use records::{ImageRecord, RECORD_VERSION, REF_VERSION, RefRecord, list_dir, read_record, write_record};
 use shelf::{Shelf, manifest_of};
 
 /// The directories of a store.
@@ -279,6 +279,11 @@ impl Store {
         lease::acquire(self, manifest, recipe, progress)
     }
 
+    /// Takes away the lease of an image that is present, where its holder is known to be gone.
+    pub(crate) fn forget_dead(&self, manifest: &Digest, recipe: &Recipe) -> Result<(), StoreError> {
+        lease::forget_dead(self, manifest, recipe)
+    }
+
     /// Starts a file for the holder of a lease. An image of about `needed` bytes must fit.
     pub(crate) fn create_file(&self, lease: &Lease, needed: u64) -> Result<PendingFile, StoreError> {
         let dir = self.own.dir.join("tmp");
@@ -294,6 +299,7 @@ impl Store {
         &self,
         lease: Lease,
         file: PendingFile,
+        platform: &Platform,
         rootfs: Digest,
         bytes: u64,
     ) -> Result<StoredImage, StoreError> {
@@ -305,6 +311,7 @@ impl Store {
             recipe: Some(recipe),
             rootfs,
             bytes,
+            platform: Some(general(platform)),
         };
         // The record first: an image without one does not count.
         write_record(&path.with_extension("json"), &record)?;
@@ -313,6 +320,12 @@ impl Store {
         let made = fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
         let (rootfs_digest, place) = (record.rootfs, self.own.place);
         Ok(StoredImage { manifest_digest: manifest, rootfs_digest, recipe, path, bytes, place, made })
+    }
+
+    /// Whether an image is known to be for a platform; the variant is a matter of its index.
+    pub(crate) fn was_made_for(&self, image: &StoredImage, platform: &Platform) -> Result<bool, StoreError> {
+        let record = read_record::<ImageRecord>(&image.path.with_extension("json"))?;
+        Ok(record.and_then(|record| record.platform) == Some(general(platform)))
     }
 
     fn lease_path(&self, stem: &str) -> PathBuf {
@@ -377,4 +390,9 @@ fn may_be_exchanged_below(dir: &Path) -> Result<bool, StoreError> {
     let mode = metadata.permissions().mode();
     // In a sticky directory everybody has his own entries.
     Ok(mode & 0o022 != 0 && mode & 0o1000 == 0)
+}
+
+/// A platform without its variant.
+fn general(platform: &Platform) -> String {
+    format!("{}/{}", platform.os, platform.architecture)
 }

@@ -29,6 +29,9 @@ pub(super) struct ImageRecord {
     pub(super) recipe: Option<Recipe>,
     pub(super) rootfs: Digest,
     pub(super) bytes: u64,
+    /// Operating system and architecture for which it was fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) platform: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -43,7 +43,7 @@ pub fn save_image(
 ) -> Result<SavedImage, SaveError> {
     let place = Place::open(target, overwrite)?;
     let image = resolve(source, platform).map_err(SaveError::Resolve)?;
-    progress.event(resolved(&image));
+    progress.event(resolved(&image.digest, &image.manifest));
     match place {
         Place::Layout(layout, tag) => to_layout(source, &image, &layout, tag, overwrite, progress),
         Place::Archive(archive, name, existing) => {

@@ -1,0 +1,370 @@
+//! Pulls that are killed at each step of their work, and pulls that come all at once.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::Desk;
+use super::kills::{names, no_partial_file, whole_store};
+use super::privileged::registry;
+use crate::command::{self, Output};
+use crate::environment::PATIENCE;
+use crate::random::Random;
+use crate::tier::Check;
+
+/// How many kills, in `make test` and in `make test-full`.
+const KILLS: (usize, usize) = (20, 200);
+
+/// How often in all a pull may come to its end before the chosen call was made: how a layer arrives is not always the same.
+const MISSES: usize = 20;
+
+/// A pull must not wait for the dead as long as for a lease of another machine (a minute).
+const TAKEOVER: Duration = Duration::from_secs(10);
+
+/// What lies in the store at a moment, and so how far a pull has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Progress {
+    /// Neither a lease nor an image: the store is made, the registry is asked.
+    Nothing,
+    /// The right to make the image is taken.
+    Leased,
+    /// The image's record is there, and the image is not.
+    Recorded,
+    /// The image is there, and the right not yet given back.
+    Published,
+    /// The same, given back; the reference is not known.
+    Unnamed,
+    /// All of the store, but not the file that was asked for.
+    Stored,
+    /// All.
+    Complete,
+}
+
+/// A step of the work: where the store is, and whether a layer arrives meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Phase {
+    progress: Progress,
+    arriving: bool,
+}
+
+/// All that must be hit.
+const PHASES: [Phase; 8] = [
+    Phase { progress: Progress::Nothing, arriving: false },
+    Phase { progress: Progress::Leased, arriving: false },
+    Phase { progress: Progress::Leased, arriving: true },
+    Phase { progress: Progress::Recorded, arriving: false },
+    Phase { progress: Progress::Published, arriving: false },
+    Phase { progress: Progress::Unnamed, arriving: false },
+    Phase { progress: Progress::Stored, arriving: false },
+    Phase { progress: Progress::Complete, arriving: false },
+];
+
+impl Progress {
+    /// As it is found.
+    fn found(store: &Path, output: &Path) -> Option<Self> {
+        let has =
+            |part: &str, suffix: &str| names(&store.join(part)).iter().any(|name| name.ends_with(suffix));
+        let found = [
+            has("leases", ".lease"),
+            has("images", ".json"),
+            has("images", ".sqsh"),
+            has("refs", ".json"),
+            output.exists(),
+        ];
+        Some(match found {
+            [false, false, false, false, false] => Self::Nothing,
+            [true, false, false, false, false] => Self::Leased,
+            [true, true, false, false, false] => Self::Recorded,
+            [true, true, true, false, false] => Self::Published,
+            [false, true, true, false, false] => Self::Unnamed,
+            [false, true, true, true, false] => Self::Stored,
+            [false, true, true, true, true] => Self::Complete,
+            _ => return None,
+        })
+    }
+
+    /// As it is after a call that has succeeded, by what strace shows of it.
+    fn after(self, call: &str, line: &str, output: &str) -> Self {
+        match call {
+            "linkat" if line.contains("/leases/") => Self::Leased,
+            "unlink" if line.contains("/leases/") => Self::Unnamed,
+            "linkat" if line.contains("/images/") && line.contains(".json\"") => Self::Recorded,
+            "linkat" if line.contains("/images/") => Self::Published,
+            "linkat" if line.contains("/refs/") => Self::Stored,
+            "linkat" if line.contains(&format!("\"{output}\"")) => Self::Complete,
+            _ => self,
+        }
+    }
+}
+
+/// Calls at which a pull can be killed: all that change files, and those that speak with the registry.
+const CALLS: [&str; 11] = [
+    "mkdir",
+    "openat",
+    "write",
+    "fallocate",
+    "ftruncate",
+    "fsync",
+    "linkat",
+    "unlink",
+    "connect",
+    "sendto",
+    "recvfrom",
+];
+
+/// The n-th of a call in one thread.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Point {
+    call: &'static str,
+    n: usize,
+}
+
+/// Where a pull can be killed in each phase.
+type Steps = BTreeMap<Phase, Vec<Point>>;
+
+/// A pull that is killed leaves nothing partial and is no obstacle to the next one, whatever it was doing: at each step
+/// of its work, in turn, it dies on entering a system call.
+///
+/// # Errors
+/// Something partial is left, the next pull fails, waits or makes another image, or a step was not hit.
+pub fn at_every_step(desk: &Desk) -> Check {
+    let mut random = Random::new();
+    let seed = random.seed();
+    killed_in_turn(desk, &mut random)
+        .map_err(|story| format!("SITULA_TEST_SEED={seed}: {}", story.message().unwrap_or("")).into())
+}
+
+const OUTPUT: &str = "pulled.sif";
+
+fn killed_in_turn(desk: &Desk, random: &mut Random) -> Check {
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    registry(desk, "push")?;
+    let source = format!("docker://{address}/tiny:1");
+    let (points, expected) = steps(desk, &source)?;
+    if let Some(missing) = PHASES.iter().find(|phase| !points.contains_key(phase)) {
+        return Err(format!("no call is made in {missing:?}: {points:#?}").into());
+    }
+    let wanted = if desk.env.full() { KILLS.1 } else { KILLS.0 };
+    let mut hits: BTreeMap<Phase, usize> = BTreeMap::new();
+    let (mut n_missed, mut n_hit) = (0, 0);
+    while n_hit < wanted {
+        let phase = PHASES[n_hit % PHASES.len()];
+        let of_phase = &points[&phase];
+        let point = &of_phase[usize::try_from(random.below(of_phase.len() as u64))?];
+        let story = |why: String| format!("kill {n_hit}, {phase:?}, {point:?}: {why}");
+        let was_hit = killed_at(desk, &source, phase, point, &expected)
+            .map_err(|why| story(why.message().unwrap_or("").to_owned()))?;
+        if was_hit {
+            n_hit += 1;
+            *hits.entry(phase).or_default() += 1;
+        } else {
+            n_missed += 1;
+            if n_missed > MISSES {
+                return Err(story(format!("{n_missed} pulls came to their end")).into());
+            }
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    for (phase, n) in &hits {
+        writeln!(out, "  a pull killed in {phase:?}: {n}")?;
+    }
+    Ok(())
+}
+
+/// Kills one pull; false where it came to its end before.
+fn killed_at(
+    desk: &Desk,
+    source: &str,
+    phase: Phase,
+    point: &Point,
+    expected: &[u8],
+) -> Result<bool, libtest_mimic::Failed> {
+    let dir = desk.env.work_dir("crash")?;
+    let (store, target) = (dir.path().join("cache/situla"), dir.path().join(OUTPUT));
+    let inject = format!("inject={}:signal=KILL:when={}", point.call, point.n);
+    let trace = format!("trace={}", point.call);
+    let killed = pull(desk, dir.path(), source, &["-e", &trace, "-e", &inject, "-o", "/dev/null"])?;
+    if killed.code() == 0 {
+        return Ok(false);
+    }
+    if killed.code() != 128 + 9 {
+        return Err(format!("it was not killed\n{killed}").into());
+    }
+    let found = Progress::found(&store, &target);
+    if found != Some(phase.progress) {
+        return Err(format!("it was at {found:?}\n{killed}").into());
+    }
+    no_partial_file_but_a_record(&store)?;
+    if target.exists() && fs::read(&target)? != expected {
+        return Err("a partial file is under its name".into());
+    }
+    let begun = Instant::now();
+    let next = pull_again(desk, dir.path(), source)?.success()?;
+    if begun.elapsed() > TAKEOVER {
+        return Err(format!("the next pull waited {:?}\n{next}", begun.elapsed()).into());
+    }
+    whole_store(&store)?;
+    let mut left = names(dir.path());
+    left.sort();
+    if left != ["cache", OUTPUT] || fs::read(&target)? != expected {
+        return Err(format!("the next pull gave something else; there is {left:?}\n{next}").into());
+    }
+    Ok(true)
+}
+
+/// A record may be there before its image, which nothing takes for one.
+fn no_partial_file_but_a_record(store: &Path) -> Check {
+    let images = names(&store.join("images"));
+    if images.iter().any(|name| name.ends_with(".sqsh")) || images.len() > 1 {
+        return no_partial_file(store);
+    }
+    if names(&store.join("tmp")).is_empty() { Ok(()) } else { Err("there are temporary files".into()) }
+}
+
+/// A pull under strace.
+fn pull(desk: &Desk, dir: &Path, source: &str, strace: &[&str]) -> Result<Output, String> {
+    let cache = format!("XDG_CACHE_HOME={}", dir.join("cache").display());
+    let words = ["env", &cache, "strace", "-f", "-qq"].into_iter().chain(strace.iter().copied());
+    let words = words.chain(["situla", "pull", "--force", source, "-o", OUTPUT]);
+    command::start(desk.env.user_command(dir, words)?)?.finish(PATIENCE)
+}
+
+fn pull_again(desk: &Desk, dir: &Path, source: &str) -> Result<Output, String> {
+    let cache = format!("XDG_CACHE_HOME={}", dir.join("cache").display());
+    let words = ["env", &cache, "situla", "pull", "--force", source, "-o", OUTPUT];
+    command::start(desk.env.user_command(dir, words)?)?.finish(PATIENCE)
+}
+
+/// Which calls a pull makes in each phase, and the file that it makes.
+fn steps(desk: &Desk, source: &str) -> Result<(Steps, Vec<u8>), libtest_mimic::Failed> {
+    let dir = desk.env.work_dir("steps")?;
+    let log = dir.path().join("log");
+    let trace = format!("trace={}", CALLS.join(","));
+    pull(desk, dir.path(), source, &["-e", &trace, "-o", &log.display().to_string()])?.success()?;
+    let text = fs::read_to_string(&log)?;
+    Ok((phases(&text), fs::read(dir.path().join(OUTPUT))?))
+}
+
+/// Reads what strace has written: `TID CALL(ARGUMENTS) = RESULT` for each.
+fn phases(log: &str) -> Steps {
+    let mut found = Steps::new();
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    let main = log.split_whitespace().next().unwrap_or_default();
+    let mut progress = Progress::Nothing;
+    // strace counts in each thread, and kills at the first that comes to the number: beyond those of the first
+    // thread a number is surely another's.
+    let of_main = |call: &str| {
+        let begins = format!("{call}(");
+        log.lines()
+            .filter(|line| line.strip_prefix(main).is_some_and(|rest| rest.trim_start().starts_with(&begins)))
+            .count()
+    };
+    for line in log.lines() {
+        let Some((thread, rest)) = line.split_once(' ') else { continue };
+        let rest = rest.trim_start();
+        let Some(call) =
+            CALLS.iter().find(|call| rest.strip_prefix(**call).is_some_and(|rest| rest.starts_with('(')))
+        else {
+            continue;
+        };
+        let n = counts.entry((thread, call)).or_default();
+        *n += 1;
+        let point = Point { call, n: *n };
+        let arriving = thread != main;
+        if !arriving {
+            found.entry(Phase { progress, arriving }).or_default().push(point);
+            if !rest.contains(") = -1 ") {
+                progress = progress.after(call, rest, OUTPUT);
+            }
+        } else if *call == "recvfrom" && *n > of_main(call) && progress == Progress::Leased {
+            found.entry(Phase { progress, arriving }).or_default().push(point);
+        }
+    }
+    found
+}
+
+/// Fifty processes that pull one image at once fetch it once: the registry's own log has each blob one time.
+///
+/// # Errors
+/// One fails, or a blob was asked for again.
+pub fn fifty_at_once(desk: &Desk) -> Check {
+    const PROCESSES: usize = 50;
+    let dir = desk.env.work_dir("fifty")?;
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    // A repository of its own, so that the log has nothing else of it.
+    let name = format!("fifty-{}", std::process::id());
+    let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
+    let target = format!("docker://{address}/{name}:1");
+    let words = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &layout, &target];
+    desk.env.as_user(dir.path(), words)?.success()?;
+    let log = PathBuf::from(std::env::var_os("SITULA_REGISTRY_STATE").ok_or("no SITULA_REGISTRY_STATE")?);
+    let log = log.join("log/registry.out");
+    let pushed = fs::metadata(&log)?.len();
+    let cache = format!("XDG_CACHE_HOME={}", dir.path().join("cache").display());
+    let pulls: Vec<_> = (0..PROCESSES)
+        .map(|n| {
+            let output = format!("{n}.sif");
+            let words = ["env", &cache, "situla", "pull", &target, "-o", &output];
+            command::start(desk.env.user_command(dir.path(), words)?)
+        })
+        .collect::<Result<_, String>>()?;
+    for pull in pulls {
+        pull.finish(PATIENCE)?.success()?;
+    }
+    let first = fs::read(dir.path().join("0.sif"))?;
+    for n in 1..PROCESSES {
+        if fs::read(dir.path().join(format!("{n}.sif")))? != first {
+            return Err(format!("{n}.sif differs from the first").into());
+        }
+    }
+    whole_store(&dir.path().join("cache/situla"))?;
+    let text = fs::read(&log)?;
+    let text = String::from_utf8_lossy(text.get(usize::try_from(pushed)?..).unwrap_or_default()).into_owned();
+    let mut fetched: BTreeMap<&str, usize> = BTreeMap::new();
+    let begins = format!("/v2/{name}/blobs/");
+    for line in text.lines().filter(|line| line.contains("\"GET ")) {
+        if let Some(digest) =
+            line.split(begins.as_str()).nth(1).and_then(|rest| rest.split_whitespace().next())
+        {
+            *fetched.entry(digest).or_default() += 1;
+        }
+    }
+    // A configuration and a layer.
+    if fetched.len() == 2 && fetched.values().all(|times| *times == 1) {
+        return Ok(());
+    }
+    Err(format!("each blob should have been fetched once: {fetched:?}\n{text}").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_read_from_a_trace() {
+        let log = "\
+10 mkdir(\"/c/situla\", 0700) = 0
+10 linkat(AT_FDCWD, \"/c/situla/tmp/.a.1.2.lease\", AT_FDCWD, \"/c/situla/leases/a.lease\", 0) = 0
+10 recvfrom(4, \"x\", 9, 0, NULL, NULL) = 9
+11 recvfrom(4, \"x\", 9, 0, NULL, NULL) = 9
+11 recvfrom(4,  <unfinished ...>
+11 <... recvfrom resumed>\"y\", 9, 0, NULL, NULL) = 9
+10 linkat(AT_FDCWD, \"/proc/self/fd/7\", AT_FDCWD, \"/c/situla/images/a.json\", AT_SYMLINK_FOLLOW) = 0
+10 fsync(8) = 0
+10 linkat(AT_FDCWD, \"/proc/self/fd/6\", AT_FDCWD, \"/c/situla/images/a.sqsh\", AT_SYMLINK_FOLLOW) = 0
+10 unlink(\"/c/situla/leases/a.lease\") = 0
+10 linkat(AT_FDCWD, \"/proc/self/fd/5\", AT_FDCWD, \"/c/situla/refs/b.json\", AT_SYMLINK_FOLLOW) = 0
+10 linkat(AT_FDCWD, \"/proc/self/fd/5\", AT_FDCWD, \"pulled.sif\", AT_SYMLINK_FOLLOW) = 0
+10 fsync(8) = 0
+";
+        let found = phases(log);
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), PHASES);
+        let of = |progress, arriving| found[&Phase { progress, arriving }].clone();
+        assert_eq!(of(Progress::Leased, true), [Point { call: "recvfrom", n: 2 }]);
+        assert_eq!(of(Progress::Complete, false), [Point { call: "fsync", n: 2 }]);
+        let recorded = [Point { call: "fsync", n: 1 }, Point { call: "linkat", n: 3 }];
+        assert_eq!(of(Progress::Recorded, false), recorded);
+    }
+}
