@@ -102,7 +102,9 @@ pub(super) fn acquire(
         if let Some(image) = store.get(manifest, recipe)? {
             return Ok(Acquired::Present(image));
         }
-        if let Some(lease) = try_create(store, manifest, recipe)? {
+        if let Some(lease) = try_create(store, stem(manifest, recipe), manifest, recipe)? {
+            // Somebody may have been killed while he removed it.
+            store.settle_leaving(&lease.stem)?;
             // The one who had it may have published between our two looks.
             store.see_others_files();
             if let Some(image) = store.get(manifest, recipe)? {
@@ -150,14 +152,32 @@ fn pause(waited: Duration, stale_after: Duration, is_local: bool, seed: u32) -> 
     pause * 3 / 4 + pause * (seed % 64) / 128
 }
 
-/// Makes the lease, unless somebody has it. It appears with its content: whoever is killed while making it must not
-/// leave one of which nobody can tell that its holder is dead.
-pub(super) fn try_create(
+/// Makes the lease of `stem`, unless somebody has it who may be alive.
+pub(super) fn try_take(
     store: &Store,
+    stem: String,
     manifest: &Digest,
     recipe: &Recipe,
 ) -> Result<Option<Lease>, StoreError> {
-    let stem = stem(manifest, recipe);
+    if let Some(lease) = try_create(store, stem.clone(), manifest, recipe)? {
+        return Ok(Some(lease));
+    }
+    let path = store.lease_path(&stem);
+    match read_record::<Holder>(&path)? {
+        Some(holder) if is_dead(&holder) => take_away(store, &path, Some(&holder), manifest)?,
+        _ => return Ok(None),
+    }
+    try_create(store, stem, manifest, recipe)
+}
+
+/// Makes the lease, unless somebody has it. It appears with its content: whoever is killed while making it must not
+/// leave one of which nobody can tell that its holder is dead.
+fn try_create(
+    store: &Store,
+    stem: String,
+    manifest: &Digest,
+    recipe: &Recipe,
+) -> Result<Option<Lease>, StoreError> {
     let path = store.lease_path(&stem);
     // Those who wait for it look often, and need not write each time.
     if path.exists() {

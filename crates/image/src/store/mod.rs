@@ -191,7 +191,8 @@ impl Store {
     }
 
     /// Whether this is the site's store, in the hands of its administrator.
-    fn is_shared(&self) -> bool {
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
         self.own.place == Place::Site
     }
 
@@ -337,9 +338,9 @@ impl Store {
     fn remove_leftovers(&self, ours: Option<&str>) -> Result<(), StoreError> {
         let tmp = self.own.dir.join("tmp");
         for name in list_dir(&tmp)? {
-            let stem = name.trim_start_matches('.').split('.').next().unwrap_or_default();
+            let stem = tidy::stem_in(&name);
             // What is not ours stays, whoever has chosen a directory with other things in it as a store.
-            if tidy::is_retired(&name) || manifest_of(stem).is_none() {
+            if tidy::is_kept(&name) || manifest_of(stem).is_none() {
                 continue;
             }
             if Some(stem) == ours || !self.lease_path(stem).exists() {

@@ -2,31 +2,36 @@
 //!
 //! An image is removed in steps that a crash may interrupt anywhere: it is moved out of its place, so that no run
 //! finds it any more, then marks of runs are looked for once more, then it goes. While that happens its lease is
-//! held, so that nobody makes it meanwhile.
+//! held, so that nobody makes it meanwhile. Between the two steps it has a name of its own, under which nothing is
+//! swept unseen: whoever gets the lease next puts it back, since a run may have begun in between.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use situla_oci::{Digest, Reference};
 
-use super::lease::try_create;
+use super::lease::{Lease, try_take};
 use super::records::{list_dir, remove_file};
 use super::shelf::{manifest_of, stem};
-use super::uses::{User, Uses};
+use super::uses::{ABANDONED_AFTER, User, Uses};
 use super::{Store, StoreError, StoredImage};
 use crate::convert::hash_from;
 use crate::file_error::FileError;
+use crate::key::Recipe;
 use crate::output::temporary_name;
 
 /// How long an image of a shared store stays out of its place before it is removed: nobody leaves marks there, and
-/// the jobs of any node may run from it.
-const RETIRED_FOR: Duration = Duration::from_secs(30 * 86400);
+/// the jobs of any node may run from it. So each is held to be in use for as long as a mark of another machine counts.
+const RETIRED_FOR: Duration = ABANDONED_AFTER;
 
 /// The end of the name of a retired image.
 const RETIRED: &str = "retired";
+
+/// The end of the name of an image that was taken out of its place, before its marks were looked for again.
+const LEAVING: &str = "leaving";
 
 /// Longer than an image takes to be published, between its record and itself.
 const BEING_PUBLISHED: Duration = Duration::from_secs(3600);
@@ -117,30 +122,95 @@ impl Store {
         if !force && is_used()? {
             return Ok(false);
         }
-        let suffix = if self.is_shared() && !force { RETIRED } else { "tmp" };
-        let away = self.own.dir.join("tmp").join(temporary_name(&stem, suffix));
-        match fs::rename(&image.path, &away) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            other => other.map_err(FileError::write(&image.path))?,
-        }
+        let away = self.take_out(image)?;
         // Where that cannot be told it goes back as well.
         let again = if force { Ok(false) } else { is_used() };
         if !matches!(again, Ok(false)) {
             // A run has begun between the two looks. One that has missed it meanwhile has it made anew.
-            fs::rename(&away, &image.path).map_err(FileError::write(&image.path))?;
+            match fs::rename(&away, &image.path) {
+                // It was gone before.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                other => other.map_err(FileError::write(&image.path))?,
+            }
             return again.map(|_| false);
         }
-        if suffix != RETIRED {
+        // Without its record nobody would put it back.
+        remove_file(&image.path.with_extension("json"))?;
+        if self.is_shared() && !force {
+            let retired = self.own.dir.join("tmp").join(temporary_name(&stem, RETIRED));
+            match fs::rename(&away, &retired) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                other => other.map_err(FileError::write(&retired))?,
+            }
+        } else {
             remove_file(&away)?;
         }
-        remove_file(&image.path.with_extension("json"))?;
         remove_file(&self.own.dir.join("uses").join(&stem))?;
         self.forget_refs(&image.manifest_digest)?;
         Ok(true)
     }
 
-    fn try_lease(&self, image: &StoredImage) -> Result<Option<super::Lease>, StoreError> {
-        try_create(self, &image.manifest_digest, &image.recipe)
+    fn try_lease(&self, image: &StoredImage) -> Result<Option<Lease>, StoreError> {
+        // By the name of its files, which an earlier version may have chosen: what is in `tmp` is judged by that.
+        try_take(self, stem_of(image), &image.manifest_digest, &image.recipe)
+    }
+
+    /// Takes an image out of its place; tells where it is now.
+    fn take_out(&self, image: &StoredImage) -> Result<PathBuf, StoreError> {
+        let away = self.own.dir.join("tmp").join(temporary_name(&stem_of(image), LEAVING));
+        match fs::rename(&image.path, &away) {
+            // Somebody else was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(away),
+            other => Ok(other.map(|()| away).map_err(FileError::write(&image.path))?),
+        }
+    }
+
+    /// Puts back what a crash has left on its way out; the caller has the lease of `stem`. What cannot go back,
+    /// because its place is taken or its record is gone, is removed unless a run may be using it.
+    pub(super) fn settle_leaving(&self, stem: &str) -> Result<(), StoreError> {
+        let tmp = self.own.dir.join("tmp");
+        for name in list_dir(&tmp)?.iter().filter(|name| is_leaving(name) && stem_in(name) == stem) {
+            let (away, place) = (tmp.join(name), self.own.image_path(stem));
+            if place.with_extension("json").exists() {
+                match fs::hard_link(&away, &place) {
+                    Ok(()) => {
+                        remove_file(&away)?;
+                        continue;
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    // There are file systems without hard links. The lease keeps others from making the image.
+                    Err(_) if !place.exists() => {
+                        fs::rename(&away, &place).map_err(FileError::write(&place))?;
+                        continue;
+                    }
+                    Err(error) => return Err(FileError::write(&place)(error).into()),
+                }
+            }
+            if self.is_shared() {
+                let retired = tmp.join(temporary_name(stem, RETIRED));
+                fs::rename(&away, &retired).map_err(FileError::write(&retired))?;
+            } else if !Uses::read(&self.own.dir)?.users.contains_key(stem) {
+                remove_file(&away)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Settles all that crashes have left on its way out and nobody is at work on.
+    fn settle_all_leaving(&self) -> Result<(), StoreError> {
+        let names = list_dir(&self.own.dir.join("tmp"))?;
+        let stems: BTreeSet<&str> =
+            names.iter().filter(|name| is_leaving(name)).map(|n| stem_in(n)).collect();
+        for stem in stems {
+            let Some(manifest) = manifest_of(stem) else { continue };
+            // Nothing is made under this lease, so the recipe does not matter.
+            let lease = try_take(self, stem.to_owned(), &manifest, &Recipe::unwritten())?;
+            if lease.is_some() {
+                self.settle_leaving(stem)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes what references meant a manifest of which there is no image.
@@ -165,6 +235,9 @@ impl Store {
     /// The store cannot be read or changed.
     pub fn prune(&self, limits: &StoreLimits, dry_run: bool) -> Result<StorePruned, StoreError> {
         let mut pruned = StorePruned::default();
+        if !dry_run {
+            self.settle_all_leaving()?;
+        }
         let (mut entries, uses) = self.used_entries()?;
         entries.retain(|entry| entry.image.path.starts_with(&self.own.dir));
         let now = uses.now.unwrap_or_else(SystemTime::now);
@@ -246,9 +319,22 @@ impl Store {
     }
 }
 
-/// Whether this is the name of a retired image.
-pub(super) fn is_retired(name: &str) -> bool {
+/// Whether this is the name of an image that is kept though it is not in its place.
+pub(super) fn is_kept(name: &str) -> bool {
+    is_retired(name) || is_leaving(name)
+}
+
+fn is_retired(name: &str) -> bool {
     name.rsplit('.').next() == Some(RETIRED)
+}
+
+fn is_leaving(name: &str) -> bool {
+    name.rsplit('.').next() == Some(LEAVING)
+}
+
+/// The stem in the name of a temporary file.
+pub(super) fn stem_in(name: &str) -> &str {
+    name.trim_start_matches('.').split('.').next().unwrap_or_default()
 }
 
 fn age_of(path: &Path, now: SystemTime) -> Option<Duration> {
@@ -260,4 +346,97 @@ fn age_of(path: &Path, now: SystemTime) -> Option<Duration> {
 fn stem_of(image: &StoredImage) -> String {
     let named = image.path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned);
     named.unwrap_or_else(|| stem(&image.manifest_digest, &image.recipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::convert::ConvertOptions;
+    use crate::process_identity::realm;
+    use crate::store::{Acquired, StoreOptions, UseMark};
+
+    fn open(dir: &Path) -> Store {
+        Store::open(&dir.join("store"), None, StoreOptions::default()).unwrap()
+    }
+
+    fn put(store: &Store) -> StoredImage {
+        let (manifest, recipe) = (Digest::sha256(b"m"), Recipe::of(&ConvertOptions::default()));
+        let Acquired::Ours(lease) = store.acquire(&manifest, &recipe, &()).unwrap() else { panic!("empty") };
+        let file = store.create_file(&lease, 5).unwrap();
+        file.file().unwrap().write_all(b"image").unwrap();
+        store.publish(lease, file, &situla_oci::Platform::native(), Digest::sha256(b"image"), 5).unwrap()
+    }
+
+    const ALL: StoreLimits = StoreLimits { bytes: Some(0), age: None };
+
+    #[test]
+    fn a_removal_that_was_killed_takes_no_image_from_a_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, other) = (open(dir.path()), open(dir.path()));
+        let image = put(&store);
+        // Killed before the second look; meanwhile a run has begun, and somebody else makes an image.
+        let away = store.take_out(&image).unwrap();
+        let run = UseMark::make(&image.path).unwrap();
+        other.remove_leftovers(None).unwrap();
+        assert_eq!(fs::read(&away).unwrap(), b"image");
+        let pruned = other.prune(&ALL, false).unwrap();
+        assert_eq!((pruned.removed.len(), pruned.used.len()), (0, 1));
+        assert_eq!(fs::read(&image.path).unwrap(), b"image");
+        drop(run);
+        // Without a run it goes all the same, also past the lease of the one that was killed.
+        store.take_out(&image).unwrap();
+        let (boot, namespace) = realm();
+        let dead = serde_json::json!({
+            "realm": format!("{boot} {namespace}"), "host": "here", "pid": std::process::id(), "started": 1, "serial": 0,
+        });
+        fs::write(store.lease_path(&stem_of(&image)), dead.to_string()).unwrap();
+        assert_eq!(other.prune(&ALL, false).unwrap().removed.len(), 1);
+        for part in ["images", "tmp", "leases"] {
+            assert_eq!(list_dir(&dir.path().join("store").join(part)).unwrap(), [""; 0], "{part}");
+        }
+    }
+
+    #[test]
+    fn whoever_wants_an_image_on_its_way_out_has_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        let image = put(&store);
+        store.take_out(&image).unwrap();
+        let acquired = store.acquire(&image.manifest_digest, &image.recipe, &()).unwrap();
+        let Acquired::Present(back) = acquired else { panic!("it is there") };
+        assert_eq!((back.path, fs::read(&image.path).unwrap()), (image.path.clone(), b"image".to_vec()));
+        // Where it was made anew the old one stays as long as somebody may read it.
+        let away = store.take_out(&image).unwrap();
+        fs::write(&image.path, b"image").unwrap();
+        let run = UseMark::make(&image.path).unwrap();
+        store.prune(&StoreLimits::default(), false).unwrap();
+        assert!(away.exists());
+        drop(run);
+        store.prune(&StoreLimits::default(), false).unwrap();
+        assert!(!away.exists() && image.path.exists());
+    }
+
+    #[test]
+    fn an_image_is_leased_by_the_name_of_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        let image = put(&store);
+        // As the first version of the store has named it.
+        let stem = image.manifest_digest.file_stem();
+        let old = store.own.image_path(&stem);
+        fs::rename(&image.path, &old).unwrap();
+        let record = serde_json::json!({
+            "version": 1, "manifest": image.manifest_digest, "rootfs": image.rootfs_digest, "bytes": image.bytes,
+        });
+        fs::write(old.with_extension("json"), record.to_string()).unwrap();
+        remove_file(&image.path.with_extension("json")).unwrap();
+        let image = store.list().unwrap().remove(0);
+        assert_eq!(image.path, old);
+        let lease = try_take(&store, stem, &image.manifest_digest, &image.recipe).unwrap().unwrap();
+        assert!(!store.remove(&image, false).unwrap(), "somebody is at work on it");
+        drop(lease);
+        assert!(store.remove(&image, false).unwrap());
+    }
 }
