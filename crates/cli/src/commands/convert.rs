@@ -111,7 +111,7 @@ fn save(arguments: &ConvertArgs, target: &Target) -> Result<(), CommandError> {
         Opened::Path(path) if path.is_dir() => {
             save_directory(path, arguments.owners.owners(), target, &options, &meter)
         }
-        Opened::Path(path) => save_file(path, target, overwrite, &meter),
+        Opened::Path(path) => save_file(path, target, &options, &meter),
     };
     let skipped = meter.finish();
     for skipped in skipped.iter().filter(|_| transfer.warn) {

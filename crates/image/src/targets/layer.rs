@@ -54,19 +54,24 @@ pub enum LayerWriteError {
     },
 }
 
-/// Writes all of `image` as a tar.
+/// Writes all of `image` as a tar, in which no file is younger than `latest`.
 pub(crate) fn write_layer(
     image: &Image,
+    latest: Option<u32>,
     out: &mut dyn Write,
     progress: &dyn Progress,
 ) -> Result<(), LayerWriteError> {
-    let mut writer = LayerWriter { image, out, progress, names: HashMap::new(), buffer: vec![0; CHUNK] };
+    let latest = latest.unwrap_or(u32::MAX);
+    let mut writer =
+        LayerWriter { image, latest, out, progress, names: HashMap::new(), buffer: vec![0; CHUNK] };
     writer.tree()?;
     writer.out.write_all(&END).and_then(|()| writer.out.flush()).map_err(LayerWriteError::Write)
 }
 
 struct LayerWriter<'a> {
     image: &'a Image,
+    /// The latest time that a file may have.
+    latest: u32,
     out: &'a mut dyn Write,
     progress: &'a dyn Progress,
     /// The first name of each file that has several, by inode.
@@ -119,7 +124,7 @@ impl LayerWriter<'_> {
             mode: inode.mode,
             uid: inode.uid,
             gid: inode.gid,
-            mtime: inode.mtime,
+            mtime: inode.mtime.min(self.latest),
             ..EntryHeader::plain(path, 0)
         };
         let is_directory = matches!(inode.kind, InodeKind::Directory(_));

@@ -16,6 +16,7 @@ use super::SaveError;
 use crate::file_error::FileError;
 use crate::output::{Existing, PendingFile, make_directories, write_atomically};
 use crate::source::{INDEX_FILE, LAYOUT_FILE, LayoutError, REF_NAME, blob};
+use crate::verify::VerifiedReader;
 
 /// A layout being written to.
 #[derive(Debug)]
@@ -45,10 +46,15 @@ impl LayoutWriter {
         }
     }
 
-    /// Tells whether a blob of this size is there.
+    /// Tells whether a blob is there, whole: others write into layouts as well, and a disk may have lost some of it.
     pub(crate) fn has(&self, descriptor: &Descriptor) -> bool {
         let path = self.dir.join(blob(&descriptor.digest));
-        path.metadata().is_ok_and(|found| found.is_file() && found.len() == descriptor.size)
+        if !path.metadata().is_ok_and(|found| found.is_file() && found.len() == descriptor.size) {
+            return false;
+        }
+        let Ok(file) = File::open(&path) else { return false };
+        let mut verified = VerifiedReader::new("a blob of the layout", descriptor, file);
+        io::copy(&mut verified, &mut io::sink()).is_ok()
     }
 
     /// Writes a blob; `write` fills it. Gives its digest and size, and what `write` gave.

@@ -59,13 +59,13 @@ pub fn save_image(
 pub fn save_file(
     input: &Path,
     target: &Target,
-    overwrite: bool,
+    options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<SavedImage, SaveError> {
     let image = open_file(input)?;
-    let place = Place::open(target, overwrite)?;
+    let place = Place::open(target, options.overwrite)?;
     let description = Description::of_file(input, &image)?;
-    built(&image, description, place, overwrite, progress)
+    built(&image, description, place, options, progress)
 }
 
 /// Makes an image of one layer of a directory and brings it to `target`, by way of a file without a name.
@@ -79,8 +79,7 @@ pub fn save_directory(
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<SavedImage, SaveError> {
-    let overwrite = options.overwrite;
-    let place = Place::open(target, overwrite)?;
+    let place = Place::open(target, options.overwrite)?;
     // One program walks trees and keeps hard links, attributes and holes: that for images.
     let scratch = target.path();
     let pending = create_output(scratch).map_err(SaveError::Image)?;
@@ -98,7 +97,7 @@ pub fn save_directory(
     .map_err(SaveError::Image)?;
     let file = pending.file().map_err(FileError::write(scratch))?;
     let image = Image::open(file, ReadOptions::default()).map_err(not_squashfs(dir))?;
-    built(&image, Description::of_directory(), place, overwrite, progress)
+    built(&image, Description::of_directory(), place, &options, progress)
 }
 
 /// An open target. Opening refuses early, before minutes of work.
@@ -233,15 +232,16 @@ fn built(
     image: &Image,
     description: Description,
     place: Place<'_>,
-    overwrite: bool,
+    options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<SavedImage, SaveError> {
+    let latest = options.source_date_epoch;
     match place {
         Place::Layout(layout, tag) => {
             let (digest, size, diff_id) = layout.put(Algorithm::Sha256, |out| {
                 let gzip = GzEncoder::new(out, Compression::new(GZIP_LEVEL));
                 let mut plain = DigestWriter::new(Algorithm::Sha256, gzip);
-                write_layer(image, &mut plain, progress).map_err(SaveError::Layer)?;
+                write_layer(image, latest, &mut plain, progress).map_err(SaveError::Layer)?;
                 let (gzip, diff_id, _) = plain.finish();
                 let finished = gzip.finish();
                 finished.map_err(|source| SaveError::Copy { what: "the layer".to_owned(), source })?;
@@ -251,11 +251,16 @@ fn built(
             let (config, bytes) = put_config(&layout, description, &diff_id)?;
             let manifest = manifest_bytes(&config, std::slice::from_ref(&layer));
             let (manifest_digest, length) = layout.put_bytes(&manifest)?;
-            layout.add(&descriptor(MANIFEST_TYPE, manifest_digest.clone(), length), tag, overwrite)?;
+            layout.add(
+                &descriptor(MANIFEST_TYPE, manifest_digest.clone(), length),
+                tag,
+                options.overwrite,
+            )?;
             Ok(SavedImage { manifest_digest, n_layers: 1, bytes: bytes + size })
         }
         Place::Archive(mut archive, name, existing) => {
-            let write = |out: &mut dyn Write| write_layer(image, out, progress).map_err(SaveError::Layer);
+            let write =
+                |out: &mut dyn Write| write_layer(image, latest, out, progress).map_err(SaveError::Layer);
             let (diff_id, size) = archive.layer(write)?;
             let config = description.config(&diff_id);
             archive.finish(&config, name, existing)?;

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 use situla_image::{
-    ConvertOptions, DockerArchiveImage, LayoutImage, OutputFormat, Owners, SaveError, Target, Which,
-    convert_directory, convert_image, resolve, save_directory, save_file, save_image,
+    ConvertOptions, DockerArchiveImage, LayerSource, LayoutImage, OutputFormat, Owners, SaveError, TarReader,
+    Target, Which, convert_directory, convert_image, resolve, save_directory, save_file, save_image,
 };
 use situla_oci::{Digest, Platform};
 
@@ -180,13 +180,13 @@ fn trees_and_files_become_images_of_one_layer() {
     situla_image::convert_file(&sqsh, &sif, OutputFormat::Sif, &options()).unwrap();
     let to = |name: &str| target(&format!("oci:{}:v", dir.path().join(name).display()));
     let of_dir = save_directory(&root, Owners::Keep, &to("d"), &ConvertOptions::default(), &()).unwrap();
-    let of_sqsh = save_file(&sqsh, &to("s"), false, &()).unwrap();
-    let of_sif = save_file(&sif, &to("f"), false, &()).unwrap();
+    let of_sqsh = save_file(&sqsh, &to("s"), &ConvertOptions::default(), &()).unwrap();
+    let of_sif = save_file(&sif, &to("f"), &ConvertOptions::default(), &()).unwrap();
     assert_eq!(of_dir, of_sqsh);
     assert_eq!(of_sif.manifest_digest, of_sqsh.manifest_digest);
     let archive = dir.path().join("a.tar");
     let in_archive = target(&format!("docker-archive:{}:a:1", archive.display()));
-    let saved = save_file(&sqsh, &in_archive, false, &()).unwrap();
+    let saved = save_file(&sqsh, &in_archive, &ConvertOptions::default(), &()).unwrap();
     let read = DockerArchiveImage::open(&archive, None, dir.path()).unwrap();
     assert_eq!(resolve(&read, &Platform::native()).unwrap().digest, saved.manifest_digest);
     if !have("trees_and_files_become_images_of_one_layer", &["umoci"]) {
@@ -197,6 +197,48 @@ fn trees_and_files_become_images_of_one_layer() {
     umoci.args(["unpack", "--rootless", "--image"]).arg(format!("{}:v", dir.path().join("d").display()));
     run(umoci.arg(&bundle));
     assert_eq!(listing(&bundle.join("rootfs")), listing(&root));
+}
+
+#[test]
+fn no_file_is_younger_than_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    let sqsh = dir.path().join("a.sqsh");
+    convert_directory(&root, Owners::Keep, &sqsh, OutputFormat::Sqsh, &options(), &()).unwrap();
+    let dated = ConvertOptions { source_date_epoch: Some(1000), ..options() };
+    let to = |name: &str| target(&format!("oci:{}:v", dir.path().join(name).display()));
+    let of_file = save_file(&sqsh, &to("file"), &dated, &()).unwrap();
+    assert_eq!(of_file, save_directory(&root, Owners::Keep, &to("dir"), &dated, &()).unwrap());
+    assert_ne!(of_file, save_file(&sqsh, &to("plain"), &options(), &()).unwrap());
+    let archive = dir.path().join("a.tar");
+    save_file(&sqsh, &target(&format!("docker-archive:{}", archive.display())), &dated, &()).unwrap();
+    let read = DockerArchiveImage::open(&archive, None, dir.path()).unwrap();
+    let parts = resolve(&read, &Platform::native()).unwrap();
+    let layer = read.open_layer("the layer", &parts.manifest.layers[0]).unwrap();
+    let mut entries = TarReader::new(layer);
+    let mut n_entries = 0;
+    while let Some(entry) = entries.next_entry().unwrap() {
+        assert!(entry.meta.mtime <= 1000, "{entry:?}");
+        n_entries += 1;
+    }
+    assert!(n_entries > 8);
+}
+
+#[test]
+fn a_damaged_blob_of_a_layout_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = layout(dir.path(), &layers(), EXEC);
+    let image = LayoutImage::open(&source, &Which::Only).unwrap();
+    let out = dir.path().join("out");
+    let to = target(&format!("oci:{}:v", out.display()));
+    save_image(&image, &amd64(), &to, false, &()).unwrap();
+    let layer = resolve(&image, &amd64()).unwrap().manifest.layers.remove(0);
+    let blob = out.join("blobs/sha256").join(layer.digest.hex());
+    let whole = fs::read(&blob).unwrap();
+    fs::remove_file(&blob).unwrap();
+    fs::write(&blob, vec![0; whole.len()]).unwrap();
+    save_image(&image, &amd64(), &to, true, &()).unwrap();
+    assert!(fs::read(&blob).unwrap() == whole);
 }
 
 #[test]
@@ -232,7 +274,7 @@ fn a_configuration_goes_the_whole_way() {
     let sif = dir.path().join("a.sif");
     convert_image(&image, &amd64(), &sif, OutputFormat::Sif, &options(), &()).unwrap();
     let out = dir.path().join("out");
-    save_file(&sif, &target(&format!("oci:{}", out.display())), false, &()).unwrap();
+    save_file(&sif, &target(&format!("oci:{}", out.display())), &ConvertOptions::default(), &()).unwrap();
     let back = LayoutImage::open(&out, &Which::Only).unwrap();
     let parts = resolve(&back, &amd64()).unwrap();
     assert_eq!(parts.config.config, resolve(&image, &amd64()).unwrap().config.config);
