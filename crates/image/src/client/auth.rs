@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use situla_oci::Repository;
+use situla_oci::{Registry, Repository};
 
 use super::secret::Secret;
 use super::url::{Url, query_escape};
@@ -36,6 +36,13 @@ impl Challenge {
         let mut found: Vec<Self> = headers.flat_map(Self::parse_all).collect();
         let bearer = found.iter().position(|challenge| matches!(challenge, Self::Bearer(_)));
         (!found.is_empty()).then(|| found.swap_remove(bearer.unwrap_or(0)))
+    }
+
+    /// The token service of a registry as a place of logins, where it is another port of the same host.
+    pub(crate) fn realm_of(&self, registry: &Registry) -> Option<Registry> {
+        let Self::Bearer(service) = self else { return None };
+        let realm: Registry = service.realm.authority.parse().ok()?;
+        (realm != *registry && realm.host() == registry.host()).then_some(realm)
     }
 
     fn parse_all(header: &str) -> Vec<Self> {

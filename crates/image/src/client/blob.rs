@@ -34,6 +34,34 @@ pub(crate) struct ResumingBlob<'c> {
     /// Where the last failure was.
     failed_at: u64,
     pace: Pace,
+    lost: Lost,
+}
+
+/// The time that interruptions have taken, in all: silence before they were noticed, failed requests, and pauses.
+#[derive(Debug)]
+struct Lost {
+    began: Instant,
+    /// When the last byte came, or the last loss was counted.
+    since: Instant,
+    lost: Duration,
+}
+
+impl Lost {
+    fn new(now: Instant) -> Self {
+        Self { began: now, since: now, lost: Duration::ZERO }
+    }
+
+    fn progress(&mut self, now: Instant) {
+        self.since = now;
+    }
+
+    /// Counts what was lost up to now, and a pause that is to come. Tells whether that is still worth it: up to
+    /// `patience`, and later up to half of the time that the transfer has taken.
+    fn may_pause(&mut self, now: Instant, pause: Duration, patience: Duration) -> bool {
+        self.lost = self.lost.saturating_add(now.saturating_duration_since(self.since)).saturating_add(pause);
+        self.since = now.checked_add(pause).unwrap_or(now);
+        self.lost <= patience.max(now.saturating_duration_since(self.began) / 2)
+    }
 }
 
 /// How much a connection brings, by the time that we wait for it: not while what it brought is worked on.
@@ -76,6 +104,7 @@ impl<'c> ResumingBlob<'c> {
             n_resumes: 0,
             failed_at: 0,
             pace: Pace::default(),
+            lost: Lost::new(Instant::now()),
         };
         http.with_retries(n_attempts, || blob.request())?;
         Ok(blob)
@@ -150,7 +179,11 @@ impl<'c> ResumingBlob<'c> {
         if self.n_failures >= self.http.options().n_attempts.max(1) || self.n_resumes > MAX_RESUMES {
             return false;
         }
-        let Some(pause) = self.http.pause(self.n_failures, asked, Instant::now()) else { return false };
+        let now = Instant::now();
+        let Some(pause) = self.http.pause(self.n_failures, asked, now) else { return false };
+        if !self.lost.may_pause(now, pause, self.http.options().patience) {
+            return false;
+        }
         std::thread::sleep(pause);
         true
     }
@@ -182,6 +215,7 @@ impl Read for ResumingBlob<'_> {
                 Ok(0) => return Ok(0),
                 Ok(n) => {
                     self.position = self.position.saturating_add(n as u64);
+                    self.lost.progress(Instant::now());
                     self.body = Some(body);
                     return Ok(n);
                 }
@@ -202,6 +236,32 @@ fn range_start(header: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_interruptions_take_adds_up() {
+        let (second, patience) = (Duration::from_secs(1), Duration::from_secs(10));
+        let began = Instant::now();
+        let at = |n: u32| began + second * n;
+        // Each time something comes, and then nothing for three seconds.
+        let mut lost = Lost::new(began);
+        let found: Vec<bool> = (1..6)
+            .map(|n| {
+                lost.progress(at(4 * n - 3));
+                lost.may_pause(at(4 * n), Duration::ZERO, patience)
+            })
+            .collect();
+        assert_eq!(found, [true, true, true, false, false]);
+        // A long transfer may lose more, but not most of its time.
+        let mut long = Lost::new(began);
+        let found: Vec<bool> = (1..20)
+            .map(|n| {
+                long.progress(at(100 * n - 3));
+                long.may_pause(at(100 * n), second, patience)
+            })
+            .collect();
+        assert!(found.iter().all(|may| *may));
+        assert!(!long.may_pause(at(1901), Duration::from_secs(2000), patience));
+    }
 
     #[test]
     fn a_connection_that_drips_is_too_slow() {

@@ -259,7 +259,18 @@ impl Http {
         what: &str,
     ) -> Result<Proof, ClientError> {
         let Target { registry, repository, .. } = origin.target;
-        let login = self.login(registry, repository.as_ref())?;
+        let found = self.login(registry, repository.as_ref());
+        // A login may be kept under the name of the token service, as enroot does; where that is another host than the
+        // registry, it is not used: any registry can name any realm, and would be given a token of another one's. That
+        // the registry's own name has no login of the user who was named is no reason not to look there.
+        let login = match (found, challenge.realm_of(registry)) {
+            (found @ (Ok(None) | Err(_)), Some(realm)) => match self.login(&realm, None) {
+                Ok(Some(login)) => Some(login),
+                Ok(None) => found?,
+                Err(error) => found.and(Err(error))?,
+            },
+            (found, _) => found?,
+        };
         let service = match (challenge, &login) {
             (_, Some(Credentials { login: Login::RegistryToken(token), origin })) => {
                 let header = Secret::new(format!("Bearer {}", token.expose()));
@@ -274,14 +285,6 @@ impl Http {
                 return Ok(Proof::new(header, Some(origin.clone()), None));
             }
             (Challenge::Bearer(service), _) => service,
-        };
-        // A login may be kept under the name of the token service, as enroot does; where that is another host than the
-        // registry, it is not used: any registry can name any realm, and would be given a token of another one's.
-        let login = match (login, service.realm.authority.parse::<Registry>()) {
-            (None, Ok(realm)) if realm != *registry && host_of(&realm) == host_of(registry) => {
-                self.login(&realm, None)?
-            }
-            (login, _) => login,
         };
         if login.is_some() && !origin.may_name(&service.realm) {
             let realm = Url { path: String::new(), ..service.realm.clone() }.to_string();
@@ -416,15 +419,6 @@ fn small_body(response: &mut Response<Body>) -> Vec<u8> {
         body.extend_from_slice(part.get(..read).unwrap_or_default());
     }
     body
-}
-
-/// The host of `HOST[:PORT]`.
-fn host_of(registry: &Registry) -> String {
-    let text = registry.to_string();
-    match text.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit())) {
-        Some((host, _)) => host.to_owned(),
-        None => text,
-    }
 }
 
 /// Makes an error of a response that is none of those expected; `secrets` are not repeated.

@@ -303,6 +303,51 @@ fn identity_tokens_are_exchanged_and_replaced() {
     assert_eq!(*seen.lock().unwrap(), [form("r%2B0"), form("r1"), form("r2")]);
 }
 
+/// Has the login of one user at a token service, and of nobody of that name at the registry.
+#[derive(Debug)]
+struct Elsewhere(String);
+
+impl Keyring for Elsewhere {
+    fn login(
+        &self,
+        registry: &Registry,
+        _: Option<&Repository>,
+    ) -> Result<Option<Credentials>, KeyringError> {
+        if registry.as_str() == self.0 {
+            return Ok(Some(Credentials { login: password(), origin: "the file".to_owned() }));
+        }
+        let message = format!("no password of me is known at {registry}");
+        Err(KeyringError { message, remedy: String::new() })
+    }
+
+    fn certificates(&self, _: &str) -> Result<Option<Certificates>, KeyringError> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn the_login_of_one_user_may_be_kept_with_the_token_service() {
+    let tokens = serve(|request| match authorization(request).as_str() {
+        BASIC => status(200, "", br#"{"token":"t"}"#),
+        _ => status(401, "", b""),
+    });
+    let port = serve(move |request| match authorization(request).as_str() {
+        "Bearer t" => status(200, "", b"{}"),
+        _ => {
+            let challenge = format!("www-authenticate: Bearer realm=\"http://127.0.0.1:{tokens}/token\"\r\n");
+            status(401, &challenge, b"")
+        }
+    });
+    let ask = |host: String| {
+        let options = ClientOptions { keyring: Arc::new(Elsewhere(host)), ..ClientOptions::default() };
+        Client::new(options).fetch_manifest(&reference(port))
+    };
+    ask(format!("127.0.0.1:{tokens}")).unwrap();
+    // Where neither has it, what is said is about the registry that was named.
+    let error = ask("127.0.0.1:1".to_owned()).unwrap_err();
+    assert!(shown(&error).contains(&format!("is known at 127.0.0.1:{port}")), "{error:?}");
+}
+
 #[test]
 fn registry_tokens_are_sent_as_they_are() {
     let port = serve(|request| match authorization(request).as_str() {
