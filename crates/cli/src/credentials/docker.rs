@@ -1,5 +1,7 @@
 //! Docker's `config.json`, and the files of the same form that Podman, Skopeo and Apptainer keep.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 use situla_image::{Login, Secret};
 use situla_oci::{Registry, Repository};
@@ -70,6 +72,25 @@ impl DockerConfig {
         (!suffix.is_empty()).then(|| (suffix.to_owned(), registry.to_string()))
     }
 
+    /// All helpers that may have a login for a registry, the one that keeps new ones first.
+    pub(super) fn helpers(&self, registry: &Registry) -> Vec<String> {
+        let own = self.0.get("credHelpers").and_then(Value::as_object);
+        let own = own.and_then(|helpers| named(helpers, &keys(registry, None))).map(|(_, suffix)| suffix);
+        let found = own.into_iter().chain(self.0.get("credsStore")).filter_map(Value::as_str);
+        found.filter(|suffix| !suffix.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// The names by which helpers may know a registry: ours, those in the file, and the URLs that Docker writes.
+    pub(super) fn servers(&self, registry: &Registry) -> BTreeSet<String> {
+        let mut servers = BTreeSet::from([registry.to_string()]);
+        servers.extend(["", "/v1/", "/v2/"].map(|path| format!("https://{registry}{path}")));
+        for part in ["auths", "credHelpers"] {
+            let names = self.0.get(part).and_then(Value::as_object).into_iter().flat_map(Map::keys);
+            servers.extend(names.filter(|name| is_named(name, registry)).cloned());
+        }
+        servers
+    }
+
     /// Puts a login into the file; `None` leaves the mark of one that a helper has.
     pub(super) fn insert(&mut self, registry: &Registry, login: Option<&Login>) {
         self.remove(registry);
@@ -100,7 +121,7 @@ impl DockerConfig {
     pub(super) fn remove(&mut self, registry: &Registry) -> bool {
         let Some(entries) = self.0.get_mut("auths").and_then(Value::as_object_mut) else { return false };
         let before = entries.len();
-        entries.retain(|key, _| normal(key) != registry.as_str());
+        entries.retain(|key, _| !is_named(key, registry));
         entries.len() < before
     }
 }
@@ -124,6 +145,11 @@ fn named<'m>(entries: &'m Map<String, Value>, keys: &[String]) -> Option<(&'m st
     let found =
         exact.or_else(|| keys.iter().find_map(|key| entries.iter().find(|(name, _)| normal(name) == *key)));
     found.map(|(key, value)| (key.as_str(), value))
+}
+
+/// Whether a key means a registry, in whatever spelling.
+pub(super) fn is_named(key: &str, registry: &Registry) -> bool {
+    normal(key) == registry.as_str()
 }
 
 /// `https://host/v1/` and the like without what is no host; a repository stays.

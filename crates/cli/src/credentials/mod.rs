@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use situla_image::{Certificates, ClientCertificate, Credentials, Keyring, KeyringError, Login, Secret};
 use situla_oci::{Registry, Repository};
 
-use self::docker::{DockerConfig, Found};
+use self::docker::{DockerConfig, Found, is_named};
 use self::netrc::Password;
 use self::program::Programs;
 
@@ -43,13 +43,15 @@ impl Files {
     /// Keeps a login, in a file or with the helper that the file names for the registry; tells where it is.
     pub(crate) fn keep(&self, registry: &Registry, login: &Login) -> Result<String, KeyringError> {
         let path = self.written()?;
-        let mut config = file::load(path)?;
-        let helper = config.helper(registry);
+        // A helper may ask a person something: nobody is kept waiting for that.
+        let helper = file::load(path)?.helper(registry);
         if let Some((suffix, server)) = &helper {
             self.programs.store(suffix, server, login).map_err(|message| of_helper(message, path))?;
         }
-        config.insert(registry, Some(login).filter(|_| helper.is_none()));
-        file::save(path, &config)?;
+        file::update(path, |config| {
+            config.insert(registry, Some(login).filter(|_| helper.is_none()));
+            true
+        })?;
         Ok(match helper {
             Some((suffix, _)) => format!("docker-credential-{suffix}"),
             None => path.display().to_string(),
@@ -59,21 +61,33 @@ impl Files {
     /// Forgets what [`Files::keep`] keeps; tells whether there was a login.
     pub(crate) fn forget(&self, registry: &Registry) -> Result<bool, KeyringError> {
         let path = self.written()?;
-        let mut config = file::load(path)?;
-        let helper = config.helper(registry);
+        let config = file::load(path)?;
         let mut known = false;
-        if let Some((suffix, server)) = &helper {
-            let failed = |message| of_helper(message, path);
-            known = self.programs.get(suffix, server).map_err(failed)?.is_some();
-            if known {
-                self.programs.erase(suffix, server).map_err(failed)?;
+        for (index, suffix) in config.helpers(registry).iter().enumerate() {
+            match self.erase_all(suffix, &config, registry) {
+                Ok(erased) => known |= erased,
+                // One that is not asked for this registry need not be there.
+                Err(_) if index > 0 => {}
+                Err(message) => return Err(of_helper(message, path)),
             }
         }
-        let removed = config.remove(registry);
-        if removed {
-            file::save(path, &config)?;
-        }
+        let removed = file::update(path, |config| config.remove(registry))?;
         Ok(known || removed)
+    }
+
+    /// Has a helper forget a registry under all names that it may have for it; tells whether there was a login.
+    fn erase_all(&self, suffix: &str, config: &DockerConfig, registry: &Registry) -> Result<bool, String> {
+        // Other tools have names of their own for the server, under which a secret may lie as well.
+        let mut servers = config.servers(registry);
+        servers.extend(self.programs.servers(suffix).into_iter().filter(|name| is_named(name, registry)));
+        let mut erased = false;
+        for server in servers {
+            if self.programs.get(suffix, &server)?.is_some() {
+                self.programs.erase(suffix, &server)?;
+                erased = true;
+            }
+        }
+        Ok(erased)
     }
 
     fn written(&self) -> Result<&Path, KeyringError> {

@@ -67,6 +67,13 @@ impl Programs {
         self.tell(suffix, "store", input.to_string().as_bytes(), std::slice::from_ref(secret))
     }
 
+    /// The servers for which a helper has logins; none where it cannot tell, as some cannot.
+    pub(super) fn servers(&self, suffix: &str) -> Vec<String> {
+        let Ok(done) = self.help(suffix, "list", b"") else { return Vec::new() };
+        let listed = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&done.output);
+        listed.map(|servers| servers.into_iter().map(|(server, _)| server).collect()).unwrap_or_default()
+    }
+
     /// Has a helper forget the login at `server`.
     pub(super) fn erase(&self, suffix: &str, server: &str) -> Result<(), String> {
         self.tell(suffix, "erase", server.as_bytes(), &[])
@@ -74,15 +81,23 @@ impl Programs {
 
     /// Has the shell make a password of `text`, in which it replaces variables and commands.
     pub(super) fn expand(&self, text: &str) -> Result<Secret, String> {
+        // What the shell says may repeat the text, and that may be a password that only begins with a dollar.
+        let refused = |why: &str| {
+            format!("it begins with $ and is for the shell, which {why}; quote it if it is none of that")
+        };
+        if !is_for_the_shell(text) {
+            return Err(refused("knows nothing secret of that name"));
+        }
         let mut command = Command::new("/bin/sh");
-        // As enroot does. The file is the user's own.
+        // As enroot does. The file is the user's own. A variable that is missing would make half a password of it; what a
+        // command does inside is its own business.
+        let strict = if text.contains("$(") || text.contains('`') { "" } else { "set -u\n" };
         // On its input, where no other user can read it as he can arguments.
-        let done = self.run(&mut command, format!("echo {text}\n").as_bytes())?;
+        let done = self.run(&mut command, format!("{strict}echo {text}\n").as_bytes())?;
         let output = String::from_utf8_lossy(&done.output);
         let password = output.trim_end_matches(['\n', '\r']);
         if !done.status.success() || password.is_empty() {
-            // What the shell says may repeat the text, and that may be a password that only begins with a dollar.
-            return Err(format!("the shell makes nothing of it ({})", done.status));
+            return Err(refused(&format!("makes nothing of it ({})", done.status)));
         }
         Ok(Secret::new(password))
     }
@@ -150,6 +165,13 @@ impl Programs {
             }
         }
     }
+}
+
+/// Whether a text begins with what the shell replaces by something of the user's: `$NAME`, `${...}` or `$(...)`. Its
+/// own variables, such as `$$` and `$1`, hold no password.
+fn is_for_the_shell(text: &str) -> bool {
+    let first = text.strip_prefix('$').and_then(|rest| rest.bytes().next());
+    first.is_some_and(|first| first.is_ascii_alphabetic() || b"_{(".contains(&first))
 }
 
 fn helper(suffix: &str, verb: &str) -> Result<Command, String> {
@@ -285,8 +307,16 @@ mod tests {
     #[test]
     fn the_shell_makes_passwords() {
         assert_eq!(Programs::default().expand("$(printf 'a b')").unwrap().expose(), "a b");
-        let error = Programs::default().expand("$SURELY_NOT_SET_ANYWHERE").unwrap_err();
-        assert!(error.starts_with("the shell makes nothing of it"), "{error}");
-        assert!(Programs::default().expand("$(exit 3").is_err());
+        assert_eq!(Programs::default().expand("${SURELY_NOT_SET:-x}y").unwrap().expose(), "xy");
+        // Half a password is none: these only begin with a dollar.
+        for text in
+            ["$SURELY_NOT_SET_ANYWHERE", "$ecret-hunter2", "$$hunter2", "$1hunter2", "$", "$%", "$(exit 3"]
+        {
+            let error = Programs::default().expand(text).unwrap_err();
+            assert!(error.contains("for the shell") && error.contains("quote it"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        // What a command does with variables is its own business.
+        assert_eq!(Programs::default().expand("$(echo \"a$SURELY_NOT_SET\")").unwrap().expose(), "a");
     }
 }

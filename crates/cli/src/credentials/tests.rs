@@ -50,10 +50,11 @@ impl Home {
         let kept = self.path("kept").display().to_string();
         fs::create_dir_all(self.path("kept")).unwrap();
         let script = format!(
-            "#!/bin/sh\nread -r input || :\ncase $1 in\n\
+            "#!/bin/sh\nread -r input || :\n[ \"$1\" = store ] || input=$(printf %s \"$input\" | tr / _)\ncase $1 in\n\
              get) cat '{kept}/'\"$input\" 2>/dev/null || {{ echo credentials not found in native keychain; exit 1; }};;\n\
              store) host=${{input#*ServerURL\\\":\\\"}}; printf %s \"$input\" > '{kept}/'\"${{host%%\\\"*}}\";;\n\
-             erase) rm '{kept}/'\"$input\";;\nesac\n"
+             erase) rm '{kept}/'\"$input\";;\n\
+             list) ls '{kept}' | tr _ / | sed 's/.*/\"&\":\"me\"/' | paste -sd, | sed 's/^/{{/; s/$/}}/';;\nesac\n"
         );
         let path = self.path(&format!("bin/docker-credential-{suffix}"));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -169,6 +170,50 @@ fn helpers_are_asked_told_and_made_forget() {
     let home = Home::new(&[(DOCKER, r#"{"credsStore": "gone", "auths": {"b.example": {}}}"#)]);
     let error = found(&home.files(None), "b.example");
     assert!(error.contains("docker-credential-gone") && error.contains("credsStore"), "{error}");
+}
+
+#[test]
+fn a_secret_is_forgotten_under_every_name_of_the_server() {
+    let secret = r#"{"Username": "me", "Secret": "hunter2"}"#;
+    // Docker's own name for it, one that only the helper knows, and those of others.
+    let kept = [
+        "https:__a.example_v1_",
+        "http:__a.example_x",
+        "a.example",
+        "https:__b.example_v1_",
+        "a.example:5000",
+    ];
+    let home = Home::new(&[(DOCKER, r#"{"credsStore": "test", "auths": {"https://a.example/v1/": {}}}"#)]);
+    home.install_helper("test");
+    for name in kept {
+        fs::write(home.path("kept").join(name), secret).unwrap();
+    }
+    assert!(home.files(None).forget(&"a.example".parse().unwrap()).unwrap());
+    let mut left: Vec<_> =
+        fs::read_dir(home.path("kept")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["a.example:5000", "https:__b.example_v1_"]);
+    assert!(!home.read(DOCKER).contains("a.example"));
+}
+
+#[test]
+fn logins_at_the_same_time_are_all_kept() {
+    const N: u32 = 12;
+    let home = Home::new(&[(DOCKER, r#"{"x": 1}"#)]);
+    let together = std::sync::Barrier::new(N as usize);
+    std::thread::scope(|scope| {
+        for n in 0..N {
+            let (home, together) = (&home, &together);
+            scope.spawn(move || {
+                let files = home.files(None);
+                together.wait();
+                files.keep(&format!("r{n}.example").parse().unwrap(), &password("me", "pw")).unwrap();
+            });
+        }
+    });
+    let text: serde_json::Value = serde_json::from_str(&home.read(DOCKER)).unwrap();
+    assert_eq!((text["auths"].as_object().unwrap().len(), &text["x"]), (N as usize, &serde_json::json!(1)));
+    assert_eq!(fs::read_dir(home.path(".docker")).unwrap().count(), 1, "nothing else stays");
 }
 
 #[test]
