@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use situla_image::{StoreEntry, StoreLimits, StorePruned};
+use situla_image::{Store, StoreEntry, StoreLimits, StorePruned};
 
 use super::cache::{parse_age, parse_size};
 use super::images::{described, failed, open_existing, print_json};
@@ -47,9 +47,10 @@ pub(crate) fn prune(arguments: &PruneArgs) -> Result<ExitCode, CommandError> {
 fn run(arguments: &PruneArgs) -> Result<(), CommandError> {
     let context = Context::gather()?;
     let settings = &context.site.store;
-    let of_site = StoreLimits { bytes: settings.bytes(), age: settings.age() };
-    let limits = limits(arguments, of_site)?;
-    let pruned = match open_existing(&context)? {
+    let store = open_existing(&context)?;
+    let for_users = StoreLimits { bytes: settings.bytes(), age: settings.age() };
+    let limits = limits(arguments, for_users, store.as_ref().is_some_and(Store::is_shared))?;
+    let pruned = match store {
         Some(store) => store.prune(&limits, arguments.dry_run).map_err(failed)?,
         None => StorePruned::default(),
     };
@@ -67,12 +68,18 @@ fn run(arguments: &PruneArgs) -> Result<(), CommandError> {
     data(&in_words(&pruned, arguments.dry_run))
 }
 
-/// What may stay: as the user says, else as the site does.
-fn limits(arguments: &PruneArgs, of_site: StoreLimits) -> Result<StoreLimits, CommandError> {
+/// What may stay: as the user says, else as the site does for the stores of users. What it keeps itself for all of them
+/// goes when its administrator says so.
+fn limits(
+    arguments: &PruneArgs,
+    for_users: StoreLimits,
+    is_shared: bool,
+) -> Result<StoreLimits, CommandError> {
+    let of_site = if is_shared { StoreLimits::default() } else { for_users };
     match *arguments {
         PruneArgs { all: true, .. } => Ok(StoreLimits { bytes: Some(0), age: None }),
         PruneArgs { older_than: None, keep_size: None, .. } if of_site == StoreLimits::default() => {
-            let message = "the site sets no limits, and neither do you";
+            let message = "the site sets no limits for this store, and neither do you";
             Err(CommandError::usage(message, "use --older-than, --keep-size or --all"))
         }
         PruneArgs { older_than: None, keep_size: None, .. } => Ok(of_site),
@@ -122,8 +129,11 @@ mod tests {
             (asked(Some(1), None, false), site, limits_of(Some(1), None)),
             (asked(None, Some(2), false), site, limits_of(None, Some(2))),
         ] {
-            assert_eq!(limits(&arguments, of_site).unwrap(), want, "{arguments:?}");
+            assert_eq!(limits(&arguments, of_site, false).unwrap(), want, "{arguments:?}");
         }
-        assert!(limits(&asked(None, None, false), StoreLimits::default()).is_err());
+        assert!(limits(&asked(None, None, false), StoreLimits::default(), false).is_err());
+        // The site's own store is no user's.
+        assert!(limits(&asked(None, None, false), site, true).is_err());
+        assert_eq!(limits(&asked(Some(1), None, false), site, true).unwrap(), limits_of(Some(1), None));
     }
 }

@@ -11,6 +11,7 @@ use super::images::{described, failed, open_existing, print_json};
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::output::{data, size};
+use crate::registries;
 
 /// Version of what `--json` prints here.
 const SCHEMA: u32 = 1;
@@ -48,7 +49,8 @@ fn run(arguments: &RmArgs) -> Result<(), CommandError> {
     // All are found before any goes.
     let mut chosen: Vec<&StoreEntry> = Vec::new();
     for text in &arguments.images {
-        for entry in find(&entries, text)? {
+        let short = |name: &str| registries::parse(name).ok().map(|named| named.reference);
+        for entry in find(&entries, text, &short)? {
             if !chosen.contains(&entry) {
                 chosen.push(entry);
             }
@@ -87,13 +89,18 @@ fn in_use(entry: &StoreEntry) -> CommandError {
     )
 }
 
-/// The images of the user's store that `text` names: all that were made of one manifest.
-fn find<'a>(entries: &'a [StoreEntry], text: &str) -> Result<Vec<&'a StoreEntry>, CommandError> {
+/// The images of the user's store that `text` names: all that were made of one manifest. `short` tells what a name
+/// without a registry means.
+fn find<'a>(
+    entries: &'a [StoreEntry],
+    text: &str,
+    short: &dyn Fn(&str) -> Option<Reference>,
+) -> Result<Vec<&'a StoreEntry>, CommandError> {
     let name = text.strip_prefix("docker://").unwrap_or(text);
     let hex = name.strip_prefix("sha256:").unwrap_or(name);
     let is_hex = hex.len() >= FEWEST_DIGITS && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     let digest: Option<Digest> = name.parse().ok();
-    let reference = Reference::parse(name).ok();
+    let reference = Reference::parse(name).ok().or_else(|| short(name));
     let matches = |entry: &&StoreEntry| {
         let manifest = &entry.image.manifest_digest;
         digest.as_ref() == Some(manifest)
@@ -154,17 +161,23 @@ mod tests {
             entry("c", "r.example/c:1", Place::Site),
         ];
         let a = Digest::sha256(b"a");
-        for text in ["r.example/a:1", "docker://r.example/a:1", &a.to_string(), &a.hex()[..12], a.hex()] {
-            let found = find(&entries, text).unwrap();
+        let short = |name: &str| (name == "a:1").then(|| "r.example/a:1".parse().unwrap());
+        for text in ["r.example/a:1", "docker://r.example/a:1", "a:1", "docker://a:1", a.hex()] {
+            let found = find(&entries, text, &short).unwrap();
+            assert_eq!(found, [&entries[0]], "{text}");
+        }
+        for text in [&a.to_string(), &a.hex()[..12]] {
+            let found = find(&entries, text, &short).unwrap();
             assert_eq!(found, [&entries[0]], "{text}");
         }
         for (text, message) in [
             ("r.example/a:2", "not in your store"),
             (&a.hex()[..5], "not in your store"),
             ("ffffffffffff", "not in your store"),
+            ("b:1", "not in your store"),
             ("r.example/c:1", "site's store"),
         ] {
-            let json = find(&entries, text).unwrap_err().to_json();
+            let json = find(&entries, text, &short).unwrap_err().to_json();
             assert!(json["message"].as_str().unwrap().contains(message), "{text}: {json}");
             assert!(!json["remedy"].is_null(), "{json}");
         }
