@@ -281,6 +281,28 @@ mod tests {
     }
 
     #[test]
+    fn helpers_may_know_a_registry_by_several_names() {
+        let text = r#"{
+            "credHelpers": {"http://a.example/x": "ecr-login", "b.example": "b"}, "credsStore": "pass",
+            "auths": {"A.example/v2": {}, "a.example:5000": {}, "a.example/team": {}}
+        }"#;
+        let (config, a) = (DockerConfig::parse(text).unwrap(), "a.example".parse().unwrap());
+        assert_eq!(config.helpers(&a), ["ecr-login", "pass"]);
+        let servers: Vec<String> = config.servers(&a).into_iter().collect();
+        assert_eq!(
+            servers,
+            [
+                "A.example/v2",
+                "a.example",
+                "http://a.example/x",
+                "https://a.example",
+                "https://a.example/v1/",
+                "https://a.example/v2/",
+            ]
+        );
+    }
+
+    #[test]
     fn what_others_have_written_stays() {
         let text = r#"{"HttpHeaders": {"a": "b"}, "auths": {"https://a.example/v2/": {"auth": "x"}, "b.example": {"auth": "y"}}}"#;
         let mut config = DockerConfig::parse(text).unwrap();
