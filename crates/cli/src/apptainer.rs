@@ -17,9 +17,10 @@ use situla_oci::Platform;
 use crate::command_error::CommandError;
 use crate::commands;
 use crate::commands::apptainer_cache::{ApptainerCache, apptainer_cache};
-use crate::commands::convert::{Conversion, parse_source, unpack_source};
+use crate::commands::convert::{Conversion, OwnersChoice, parse_source, unpack_source};
 use crate::commands::instance::InstanceCommand;
 use crate::commands::pull::{Fetch, parse_reference};
+use crate::commands::push::{Pushing, parse_oras};
 use crate::commands::run::RunCommand;
 use crate::commands::sif::SifCommand;
 use crate::commands::transfer::Transfer;
@@ -76,6 +77,8 @@ enum Command {
     Instance(InstanceCommand),
     /// Pull an image from a URI
     Pull(PullArgs),
+    /// Upload an image to the provided URI
+    Push(PushArgs),
     /// Build an Apptainer image
     Build(BuildArgs),
     /// Manage the images that were fetched
@@ -144,6 +147,25 @@ struct PullArgs {
 }
 
 #[derive(Args, Debug)]
+struct PushArgs {
+    /// Use http instead of https for oras://
+    #[arg(long, visible_alias = "nohttps")]
+    no_https: bool,
+    /// Look for logins in this file first
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
+    /// Push unsigned images (always so; accepted for compatibility)
+    #[arg(short = 'U', long)]
+    allow_unsigned: bool,
+    /// The image file
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// oras://REGISTRY/NAME[:TAG]
+    #[arg(value_name = "URI")]
+    uri: String,
+}
+
+#[derive(Args, Debug)]
 struct BuildArgs {
     /// Overwrite an image file if it exists
     #[arg(short = 'F', long)]
@@ -171,8 +193,8 @@ struct BuildArgs {
     source: String,
 }
 
-/// Options of Apptainer's `pull` and `build` that are not supported here (yet).
-const UNSUPPORTED_BUILDING: [&str; 22] = [
+/// Options of Apptainer's `pull`, `push` and `build` that are not supported here (yet).
+const UNSUPPORTED_BUILDING: [&str; 24] = [
     "--update",
     "--section",
     "--encrypt",
@@ -195,6 +217,8 @@ const UNSUPPORTED_BUILDING: [&str; 22] = [
     "--docker-username",
     "--docker-password",
     "--name",
+    "--description",
+    "--annotation",
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
@@ -310,6 +334,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             return commands::instance::instance(command, Personality::Apptainer, quiet);
         }
         Some(Command::Pull(arguments)) => return pull(arguments, cli.global.show()),
+        Some(Command::Push(arguments)) => return push(arguments, cli.global.show()),
         Some(Command::Build(arguments)) => return build(&arguments, cli.global.show()),
         Some(Command::Cache(command)) => return apptainer_cache(&command),
         Some(Command::Sif(command)) => return commands::sif::sif(command),
@@ -344,10 +369,11 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         [uri, ..] => (PathBuf::from(default_name(uri)), uri),
         [] => return Err(CommandError::usage("which image?", "see apptainer pull --help")),
     };
-    if !uri.starts_with("docker://") {
+    let is_sif = uri.starts_with("oras://");
+    if !is_sif && !uri.starts_with("docker://") {
         return Err(CommandError::refused(
             "bad-option",
-            format!("unable to pull {uri}: only docker:// is supported"),
+            format!("unable to pull {uri}: only docker:// and oras:// are supported"),
             "use docker://REGISTRY/NAME:TAG",
         ));
     }
@@ -358,7 +384,10 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         let message = format!("Image file already exists: {:?} - will not overwrite", output.display());
         return Err(CommandError::refused("bad-option", message, "use --force to replace it"));
     }
-    let image = parse_reference(uri)?;
+    let image = match parse_oras(uri)? {
+        Some(image) => image,
+        None => parse_reference(uri)?,
+    };
     let mut platform = Platform::native();
     if let Some(architecture) = arguments.arch.filter(|arch| *arch != platform.architecture) {
         platform = Platform { architecture, variant: None, ..platform };
@@ -367,13 +396,36 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
     let authfile = arguments.authfile.or_else(authfile);
     let transfer =
         Transfer { platform, overwrite: arguments.force, plain_http, authfile, show, ..Transfer::default() };
-    if arguments.disable_cache || is_set(&["DISABLE_CACHE"]) {
+    if is_sif {
+        Fetch { image, transfer }.sif_to_file(&output)?;
+    } else if arguments.disable_cache || is_set(&["DISABLE_CACHE"]) {
         let source = Source::Registry(image);
         let (format, owners) = (OutputFormat::Sif, Owners::Keep);
         Conversion { source, target: &output, format, owners, transfer }.run()?;
     } else {
         Fetch { image, transfer }.to_file(&output, OutputFormat::Sif)?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `apptainer push`: a SIF file as it is.
+fn push(arguments: PushArgs, show: Show) -> Result<ExitCode, CommandError> {
+    let uri = &arguments.uri;
+    if !uri.starts_with("oras://") {
+        return Err(CommandError::refused(
+            "bad-option",
+            format!("unable to push to {uri}: only oras:// is supported"),
+            "use oras://REGISTRY/NAME:TAG, or `situla push` for docker://",
+        ));
+    }
+    let transfer = Transfer {
+        plain_http: arguments.no_https || is_set(&["NOHTTPS", "NO_HTTPS"]),
+        authfile: arguments.authfile.or_else(authfile),
+        show,
+        ..Transfer::default()
+    };
+    let (source, owners) = (arguments.image.as_str(), OwnersChoice::Keep);
+    Pushing { source, target: uri, owners, transfer }.run()?;
     Ok(ExitCode::SUCCESS)
 }
 

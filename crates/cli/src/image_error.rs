@@ -6,8 +6,8 @@ use std::io::ErrorKind;
 use situla_image::sif::{SifEditError, SifError};
 use situla_image::{
     ArchiveError, ClientError, ConvertError, DirectoryError, DockerArchiveError, Doing, FileError,
-    FlattenError, KeyringError, LayerWriteError, LayoutError, PullError, ResolveError, SaveError,
-    SifFileError, SourceError, SourceNameError, StoreError, TreeError, VerifyError,
+    FlattenError, KeyringError, LayerWriteError, LayoutError, PullError, PushError, ResolveError, SaveError,
+    SifFileError, SifTransferError, SourceError, SourceNameError, StoreError, TreeError, VerifyError,
 };
 use situla_records::EngineClass;
 
@@ -20,6 +20,27 @@ impl CommandError {
     /// A pull failed.
     pub(crate) fn pull(error: &PullError) -> Self {
         judged(error, of_pull(error))
+    }
+
+    /// A push failed.
+    pub(crate) fn push(error: &PushError) -> Self {
+        let (class, remedy) = of_push(error);
+        let class = match error {
+            // It is no failure of a run, and so has none of the classes of records.
+            PushError::Registry { source, .. } if !matches!(source, ClientError::Content { .. }) => {
+                "push-failed"
+            }
+            _ => class.name(),
+        };
+        judged_as(error, class, remedy)
+    }
+
+    /// A SIF file was not fetched or pushed.
+    pub(crate) fn sif_transfer(error: &SifTransferError) -> Self {
+        match error {
+            SifTransferError::Push(error) => Self::push(error),
+            error => judged(error, of_sif_transfer(error)),
+        }
     }
 
     /// A registry did not answer as hoped.
@@ -85,13 +106,61 @@ impl CommandError {
 }
 
 fn judged(error: &(dyn Error + 'static), (class, remedy): Judgement) -> CommandError {
+    judged_as(error, class.name(), remedy)
+}
+
+fn judged_as(error: &(dyn Error + 'static), class: &str, remedy: Option<&'static str>) -> CommandError {
     // What is known of logins knows best, since it names the file.
     let mut cause = Some(error);
     while let Some(error) = cause.filter(|error| !error.is::<KeyringError>()) {
         cause = error.source();
     }
     let own = cause.and_then(|error| error.downcast_ref::<KeyringError>()).map(|error| error.remedy.clone());
-    CommandError::other(error, class.name(), own.or_else(|| remedy.map(str::to_owned)))
+    CommandError::other(error, class, own.or_else(|| remedy.map(str::to_owned)))
+}
+
+fn of_push(error: &PushError) -> Judgement {
+    match error {
+        PushError::Resolve(source) => of_resolve(source),
+        PushError::File(source) => of_file(source),
+        PushError::Registry { source, .. } => match source {
+            ClientError::Content { .. } => of_client(source),
+            // The remedies of the others are those of one who fetches.
+            ClientError::NotFound { .. } => (
+                EngineClass::FetchFailed,
+                Some("check the name; some registries want a repository to be made first"),
+            ),
+            ClientError::Unauthorized { .. } | ClientError::Denied { .. } => (
+                EngineClass::FetchFailed,
+                Some("check that you may write there; `situla login REGISTRY -u USER` keeps a login"),
+            ),
+            ClientError::TooManyRequests { .. } => (EngineClass::FetchFailed, Some("wait, and push again")),
+            ClientError::Verify(_) => (
+                EngineClass::FetchFailed,
+                Some("the registry has stored something else; report it to its administrator"),
+            ),
+            source => of_client(source),
+        },
+    }
+}
+
+fn of_sif_transfer(error: &SifTransferError) -> Judgement {
+    match error {
+        SifTransferError::Registry { source, .. } => of_client(source),
+        SifTransferError::Resolve { source, .. } => of_resolve(source),
+        SifTransferError::NotASif { .. } => {
+            (EngineClass::ImageCorrupt, Some("use docker://REGISTRY/NAME:TAG for images of layers"))
+        }
+        SifTransferError::NoSifFile { .. } => (
+            EngineClass::ImageCorrupt,
+            Some(
+                "make one with `situla convert SOURCE image.sif`, or push it as layers, to docker://REGISTRY/NAME:TAG",
+            ),
+        ),
+        SifTransferError::Copy { source, .. } => of_io(source),
+        SifTransferError::File(source) => of_convert(source),
+        SifTransferError::Push(source) => of_push(source),
+    }
 }
 
 fn of_pull(error: &PullError) -> Judgement {
@@ -111,6 +180,10 @@ fn of_resolve(error: &ResolveError) -> Judgement {
         ResolveError::Platform(_) => (
             EngineClass::ImageMissing,
             Some("the image is not made for this kind of machine; ask its maker, or choose another tag"),
+        ),
+        ResolveError::IsSif => (
+            EngineClass::ImageCorrupt,
+            Some("fetch it with `situla pull oras://REGISTRY/NAME:TAG -o FILE.sif`"),
         ),
         ResolveError::Manifest { .. }
         | ResolveError::TooDeep
@@ -167,6 +240,7 @@ fn of_client(error: &ClientError) -> Judgement {
                  nodes often need HTTPS_PROXY, or a pull on the login node",
             ),
         ),
+        ClientError::Content { source, .. } => of_io(source),
         ClientError::Interrupted { .. } => {
             (Class::FetchFailed, Some("try again; if it stays, check the network and the proxy"))
         }

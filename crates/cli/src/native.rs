@@ -37,6 +37,8 @@ enum Command {
     Plan(commands::run::PlanArgs),
     /// Fetch an image from a registry into your store, or to a file
     Pull(commands::pull::PullArgs),
+    /// Send an image to a registry
+    Push(commands::push::PushArgs),
     /// Convert an image, an OCI layout or a directory to a .sqsh or .sif file
     Convert(commands::convert::ConvertArgs),
     /// Log in to a registry: the login is checked, then kept in Docker's config.json
@@ -157,6 +159,7 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Instance(command) => commands::instance::instance(command, Personality::Native, false),
         Command::Plan(arguments) => commands::run::plan(RunCommand::from(arguments)),
         Command::Pull(arguments) => commands::pull::pull(&arguments),
+        Command::Push(arguments) => commands::push::push(&arguments),
         Command::Convert(arguments) => commands::convert::convert(&arguments),
         Command::Login(arguments) => commands::login::login(&arguments),
         Command::Logout(arguments) => commands::login::logout(&arguments),

@@ -118,7 +118,7 @@ pub fn file_kind(path: &Path) -> Result<FileKind, ConvertError> {
     kind_of(path, &file)
 }
 
-fn kind_of(path: &Path, file: &File) -> Result<FileKind, ConvertError> {
+pub(crate) fn kind_of(path: &Path, file: &File) -> Result<FileKind, ConvertError> {
     let mut head = [0; SIF_MAGIC_OFFSET + SIF_MAGIC.len()];
     let mut n_read = 0;
     while n_read < head.len() {

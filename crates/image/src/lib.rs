@@ -18,10 +18,12 @@ mod image_parts;
 mod inspect;
 mod key;
 mod layer;
+mod oras;
 mod output;
 mod process_identity;
 mod progress;
 mod pull;
+mod push;
 mod resources;
 mod sif_file;
 mod sink;
@@ -57,9 +59,11 @@ pub(crate) use layer::printable as layer_name;
 pub use layer::{
     Compression, Content, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
 };
+pub use oras::{PulledSif, SifTransferError, pull_sif, push_sif};
 pub use process_identity::{realm, start_time};
 pub use progress::{Event, Progress};
 pub use pull::{PullError, PulledImage, pull, pull_from};
+pub use push::{PushError, PushTarget, Pushed, push_image};
 pub use resources::{Ledger, MemoryExhausted, MemoryPlan, Resources, TooLittleMemory};
 pub use sif_file::{
     PartitionInfo, SifAddition, SifDescription, SifFileError, SifObjectInfo, add_sif_object,
@@ -76,7 +80,10 @@ pub use store::{
     Acquired, Lease, Place, RoomLeft, Store, StoreEntry, StoreError, StoreLimits, StoreOptions, StorePruned,
     StoredImage, UseMark, User,
 };
-pub use targets::{LayerWriteError, SaveError, SavedImage, Target, save_directory, save_file, save_image};
+pub use targets::{
+    BuiltImage, LayerWriteError, PackedImage, SaveError, SavedImage, Target, save_directory, save_file,
+    save_image,
+};
 pub use traces::abandon;
 pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree, Xattrs};
 pub use trees::{CachedTree, Pruned, TreeCache, TreeError, TreeLease, TreeLimits};

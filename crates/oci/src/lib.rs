@@ -17,7 +17,7 @@ pub use manifest::{
     Descriptor, Document, Index, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, MAX_LAYERS, MAX_MANIFEST_BYTES,
     Manifest, ManifestError,
 };
-pub use media::{LayerKind, MANIFEST_ACCEPT, MediaType};
+pub use media::{LayerKind, MANIFEST_ACCEPT, MediaType, SIF_CONFIG, SIF_LAYER, is_sif_layer};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Defaults, EnrootReference, Reference, ReferenceError, Registry, Repository, Tag};
 pub use registries::{MAX_REGISTRIES_BYTES, NameError, Place, Registries, RegistriesError};

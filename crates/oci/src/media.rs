@@ -23,6 +23,18 @@ pub const MANIFEST_ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// Media type of a SIF file, as Apptainer and Singularity push it by `oras://`.
+pub const SIF_LAYER: &str = "application/vnd.sylabs.sif.layer.v1.sif";
+/// Media type of the configuration of such an artifact, which says nothing.
+pub const SIF_CONFIG: &str = "application/vnd.sylabs.sif.config.v1+json";
+
+/// Tells whether a layer is a SIF file rather than a change set.
+#[must_use]
+pub fn is_sif_layer(media_type: &str) -> bool {
+    // The second is what early versions of Singularity wrote, with its typing mistake.
+    matches!(media_type, SIF_LAYER | "appliciation/vnd.sylabs.sif.layer.tar")
+}
+
 impl MediaType {
     /// Recognises a media type, ignoring parameters such as `; charset=utf-8`.
     #[must_use]
@@ -98,6 +110,12 @@ mod tests {
         ] {
             assert_eq!(LayerKind::parse(other), LayerKind::NotALayer, "{other}");
         }
+    }
+
+    #[test]
+    fn sif_files_are_told_from_layers() {
+        assert!(is_sif_layer(SIF_LAYER) && !is_sif_layer(SIF_CONFIG));
+        assert!(!is_sif_layer("application/vnd.oci.image.layer.v1.tar"));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod policy;
 pub mod private_images;
 pub mod privileged;
 pub mod pull_crashes;
+pub mod pushes;
 pub mod records;
 pub mod releases;
 pub mod sif_files;
@@ -92,6 +93,8 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("unpacked", image_commands::unpacked),
     ("sif_edits_refuse", sif_files::sif_edits_refuse),
     ("interrupted_pull", image_commands::interrupted_pull),
+    ("pushes::refused", pushes::refused),
+    ("pushes::interrupted", pushes::interrupted),
     ("private_images::logins", private_images::logins),
     ("private_images::files_of_other_tools", private_images::files_of_other_tools),
     ("instances::life", instances::life),
@@ -117,6 +120,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pull", privileged::pull),
     ("pull_of_a_tampered_layer", privileged::pull_of_a_tampered_layer),
     ("pull_and_exec", image_commands::pull_and_exec),
+    ("pushes::every_source", pushes::every_source),
+    ("pushes::sif_both_ways", pushes::sif_both_ways),
     ("stored_images::used_ones_stay", stored_images::used_ones_stay),
     ("stored_images::of_the_site", stored_images::of_the_site),
     ("allowed_registry", policy::allowed_registry),
@@ -335,7 +340,11 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" | "sif_edits_on_both_sides" => {
             privileged::apptainer_tree(env)
         }
+        "pushes::sif_both_ways" => {
+            privileged::apptainer_tree(env).and_then(|()| privileged::registry_program())
+        }
         "images_for_other_tools"
+        | "pushes::every_source"
         | "pull"
         | "pull_of_a_tampered_layer"
         | "pull_and_exec"

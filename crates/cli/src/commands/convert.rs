@@ -39,7 +39,7 @@ pub(crate) struct ConvertArgs {
 
 /// Whose files they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum OwnersChoice {
+pub(crate) enum OwnersChoice {
     /// As in the directory
     Keep,
     /// All are root's
@@ -47,7 +47,7 @@ enum OwnersChoice {
 }
 
 impl OwnersChoice {
-    fn owners(self) -> Owners {
+    pub(crate) fn owners(self) -> Owners {
         match self {
             OwnersChoice::Keep => Owners::Keep,
             OwnersChoice::Root => Owners::Root,
@@ -196,7 +196,7 @@ pub(crate) fn parse_source(text: &str) -> Result<Source, CommandError> {
 }
 
 /// The client of the registry, if the source is in one.
-fn client(source: &Source, transfer: &Transfer) -> Result<Option<Client>, CommandError> {
+pub(crate) fn client(source: &Source, transfer: &Transfer) -> Result<Option<Client>, CommandError> {
     let Source::Registry(image) = source else { return Ok(None) };
     let context = Context::gather()?;
     let fetch = Fetch { image: image.clone(), transfer: transfer.clone() };
@@ -204,7 +204,7 @@ fn client(source: &Source, transfer: &Transfer) -> Result<Option<Client>, Comman
 }
 
 /// A source, open.
-enum Opened<'s> {
+pub(crate) enum Opened<'s> {
     /// An OCI image, wherever it is.
     Image(Box<dyn ImageSource + 's>),
     /// A file or directory.
@@ -212,7 +212,7 @@ enum Opened<'s> {
 }
 
 /// Opens a source. What has to be decompressed first goes where `target` will be: there must be room anyway.
-fn open_image<'s>(
+pub(crate) fn open_image<'s>(
     source: &'s Source,
     client: Option<&'s Client>,
     target: &Path,
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn wrong_names_of_sources_have_remedies() {
         for (text, remedy) in [
-            ("oras://a/b:1", "docker://"),
+            ("oras://a/b:1", "situla pull oras://"),
             ("docker://A/b", "docker://REGISTRY"),
             ("oci:dir:b@d", "oci:DIR:TAG"),
             ("oci:dir@sha256:12", "@sha256:"),

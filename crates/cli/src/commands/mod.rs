@@ -10,6 +10,7 @@ pub(crate) mod login;
 pub(crate) mod manual;
 pub(crate) mod prune;
 pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod runs;

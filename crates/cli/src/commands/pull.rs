@@ -6,21 +6,24 @@ use std::process::ExitCode;
 use clap::Args;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use situla_engine::store_places;
-use situla_image::{Client, OutputFormat, PulledImage, Store, StoreOptions, StoredImage, export};
+use situla_image::{
+    Client, OutputFormat, PulledImage, PulledSif, Store, StoreOptions, StoredImage, export, pull_sif,
+};
 use situla_oci::{EnrootReference, Reference};
 
 use super::convert::{check_output, output_format};
 use super::images::place;
+use super::push::parse_oras;
 use super::transfer::{Made, Transfer, TransferOptions, convert_options};
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
-use crate::output::{data, note};
+use crate::output::{data, note, size};
 use crate::progress::{Meter, Show};
 use crate::registries;
 use crate::registry_access::options_for;
 
-/// Fetch an image from a registry into your store, or to a file.
+/// Fetch an image from a registry into your store, or to a file; a SIF file always to a file.
 #[derive(Args, Debug)]
 pub(crate) struct PullArgs {
     /// Write the image to this file as well; its name ends in .sif or .sqsh
@@ -34,7 +37,7 @@ pub(crate) struct PullArgs {
     /// Fetch for a run: show progress beside the object, and end with this process, which waits
     #[arg(long, hide = true, value_name = "PID", requires = "json")]
     for_process: Option<i32>,
-    /// The image: [docker://][USER@][REGISTRY/]NAME[:TAG][@DIGEST]
+    /// The image: [docker://][USER@][REGISTRY/]NAME[:TAG][@DIGEST]; or oras://... for a SIF file that is kept as it is
     #[arg(value_name = "REFERENCE")]
     reference: String,
 }
@@ -50,6 +53,9 @@ pub(crate) fn pull(arguments: &PullArgs) -> Result<ExitCode, CommandError> {
 fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     if let Some(parent) = arguments.for_process {
         end_with(parent)?;
+    }
+    if let Some(image) = parse_oras(&arguments.reference)? {
+        return run_sif(arguments, image);
     }
     let image = parse_reference(&arguments.reference)?;
     let mut transfer = arguments.options.transfer();
@@ -90,6 +96,38 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     data(&made.described())
 }
 
+/// Fetches a SIF file.
+fn run_sif(arguments: &PullArgs, image: EnrootReference) -> Result<(), CommandError> {
+    let Some(path) = &arguments.output else {
+        return Err(CommandError::usage(
+            format!("{} is a SIF file, which the store does not keep", arguments.reference),
+            "name a file for it, with -o FILE.sif",
+        ));
+    };
+    if output_format(path)? != OutputFormat::Sif {
+        return Err(CommandError::usage(
+            format!("{} is to be a SIF file, but {} is not called so", arguments.reference, path.display()),
+            "name a file that ends in .sif; `situla convert` takes the root file system out of it",
+        ));
+    }
+    let fetch = Fetch { image, transfer: arguments.options.transfer() };
+    let pulled = fetch.sif_to_file(path)?;
+    let PulledSif { manifest_digest, file_digest, bytes } = &pulled;
+    if arguments.options.json {
+        let value = serde_json::json!({
+            "path": std::path::absolute(path).unwrap_or_else(|_| path.clone()),
+            "reference": fetch.image.reference.to_string(), "manifest_digest": manifest_digest.to_string(),
+            "file_digest": file_digest.to_string(), "bytes": bytes,
+        });
+        return data(&format!("{value}\n"));
+    }
+    data(&format!(
+        "{} ({})\nmanifest {manifest_digest}\nfile     {file_digest}\n",
+        path.display(),
+        size(*bytes)
+    ))
+}
+
 /// Makes this process end, as by SIGTERM, when the one that has started it does, whatever way that takes.
 pub(crate) fn end_with(parent: i32) -> Result<(), CommandError> {
     let failed = |why: &dyn std::error::Error| CommandError::other(why, "setup-failed", None);
@@ -106,9 +144,15 @@ pub(crate) fn parse_reference(text: &str) -> Result<EnrootReference, CommandErro
     if let Some((scheme, _)) = text.split_once("://")
         && scheme != "docker"
     {
+        let remedy = match scheme {
+            "oras" => {
+                "fetch the SIF file with `situla pull oras://REGISTRY/NAME:TAG -o FILE.sif`, and use that"
+            }
+            _ => "use docker://REGISTRY/NAME:TAG",
+        };
         return Err(CommandError::usage(
-            format!("images of the kind {scheme}:// cannot be pulled"),
-            "use docker://REGISTRY/NAME:TAG",
+            format!("images of the kind {scheme}:// cannot be used here"),
+            remedy,
         ));
     }
     registries::parse(text)
@@ -146,6 +190,17 @@ impl Fetch {
         let options = convert_options(false)?;
         situla_image::pull(&client, &self.image.reference, &self.transfer.platform, &store, &options, &meter)
             .map_err(|error| CommandError::pull(&error))
+    }
+
+    /// Fetches a SIF file, as it is.
+    pub(crate) fn sif_to_file(&self, path: &Path) -> Result<PulledSif, CommandError> {
+        check_output(path, self.transfer.overwrite)?;
+        let client = self.client(&Context::gather()?)?;
+        remove_temporaries_on_signal();
+        let meter = Meter::start(self.transfer.show, "");
+        let options = convert_options(self.transfer.overwrite)?;
+        pull_sif(&client, &self.image.reference, &self.transfer.platform, path, &options, &meter)
+            .map_err(|error| CommandError::sif_transfer(&error))
     }
 
     /// Fetches the image and writes it to a file; gives the size of that.
@@ -223,10 +278,16 @@ mod tests {
         ] {
             assert_eq!(parse_reference(text).unwrap().reference.to_string(), full);
         }
-        for text in ["library://a/b", "oras://x/y:1", "docker://", "Bad/Name:1", "a b"] {
+        for (text, remedy) in [
+            ("library://a/b", "docker://"),
+            ("oras://x/y:1", "situla pull oras://"),
+            ("docker://", "docker://"),
+            ("Bad/Name:1", "docker://"),
+            ("a b", "docker://"),
+        ] {
             let json = parse_reference(text).unwrap_err().to_json();
             assert_eq!(json["class"], "bad-option", "{text}");
-            assert!(json["remedy"].as_str().unwrap().contains("docker://"), "{text}");
+            assert!(json["remedy"].as_str().unwrap().contains(remedy), "{text}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use situla_oci::{Registry, Repository};
+use situla_oci::Registry;
 
 use super::secret::Secret;
 use super::url::{Url, query_escape};
@@ -136,11 +136,11 @@ fn take_value(text: &str) -> Option<(String, &str)> {
 }
 
 impl TokenService {
-    /// Returns where to ask for a token to read `repository`; without one, for a token that only says who we are.
-    pub(crate) fn token_url(&self, repository: Option<&Repository>, with_login: bool) -> Url {
+    /// Returns where to ask for a token of these scopes; without any, for a token that only says who we are.
+    pub(crate) fn token_url(&self, scopes: &[String], with_login: bool) -> Url {
         let mut url = self.realm.clone();
         let mut separator = if url.path.contains('?') { '&' } else { '?' };
-        for (key, value) in self.parameters(repository, with_login) {
+        for (key, value) in self.parameters(scopes, with_login) {
             url.path.push_str(&format!("{separator}{key}={}", query_escape(&value)));
             separator = '&';
         }
@@ -148,28 +148,27 @@ impl TokenService {
     }
 
     /// The form by which a refresh token is exchanged for an access token (RFC 6749 section 6).
-    pub(crate) fn refresh_form(&self, repository: Option<&Repository>, refresh: &Secret) -> Secret {
+    pub(crate) fn refresh_form(&self, scopes: &[String], refresh: &Secret) -> Secret {
         let mut form = format!(
             "grant_type=refresh_token&client_id={CLIENT_ID}&refresh_token={}",
             query_escape(refresh.expose())
         );
-        for (key, value) in self.parameters(repository, true) {
+        // Here one parameter has all of them (RFC 6749 section 3.3).
+        let all: Vec<String> = Some(scopes.join(" ")).filter(|all| !all.is_empty()).into_iter().collect();
+        for (key, value) in self.parameters(&all, true) {
             form.push_str(&format!("&{key}={}", query_escape(&value)));
         }
         Secret::new(form)
     }
 
-    /// With a login what is asked for is ours to say: a challenge could name another repository, and more than reading.
-    fn parameters(&self, repository: Option<&Repository>, with_login: bool) -> Vec<(&'static str, String)> {
-        let own_scope = repository.map(|name| format!("repository:{name}:pull"));
+    /// With a login what is asked for is ours to say: a challenge could name another repository, and more than we want.
+    fn parameters(&self, own: &[String], with_login: bool) -> Vec<(&'static str, String)> {
         let service = self.service.clone().map(|service| ("service", service));
-        let scope = match (own_scope, with_login) {
-            (Some(own), true) => Some(own),
-            (_, true) => None,
-            (own, false) => self.scope.clone().or(own),
+        let scopes = match &self.scope {
+            Some(named) if !with_login => std::slice::from_ref(named),
+            _ => own,
         };
-        let scope = scope.map(|scope| ("scope", scope));
-        service.into_iter().chain(scope).collect()
+        service.into_iter().chain(scopes.iter().map(|scope| ("scope", scope.clone()))).collect()
     }
 }
 
@@ -218,11 +217,14 @@ impl Token {
 mod tests {
     use super::*;
 
+    fn own() -> Vec<String> {
+        vec!["repository:a/b:pull".to_owned()]
+    }
+
     fn url_of(challenge: &Challenge) -> Option<String> {
-        let repository = "a/b".parse().unwrap();
         match challenge {
             Challenge::Basic => Some("basic".to_owned()),
-            Challenge::Bearer(service) => Some(service.token_url(Some(&repository), false).to_string()),
+            Challenge::Bearer(service) => Some(service.token_url(&own(), false).to_string()),
         }
     }
 
@@ -274,8 +276,7 @@ mod tests {
     fn forms_carry_the_refresh_token() {
         let header = r#"Bearer realm="https://h/t",service="s&x""#;
         let Some(Challenge::Bearer(service)) = Challenge::choose([header].into_iter()) else { panic!() };
-        let repository: Repository = "a/b".parse().unwrap();
-        let form = service.refresh_form(Some(&repository), &Secret::new("r+t="));
+        let form = service.refresh_form(&own(), &Secret::new("r+t="));
         assert_eq!(
             form.expose(),
             "grant_type=refresh_token&client_id=situla&refresh_token=r%2Bt%3D&service=s%26x&scope=repository:a/b:pull"
@@ -288,10 +289,20 @@ mod tests {
             Challenge::Basic => None,
         });
         let greedy = greedy.unwrap();
-        assert!(greedy.token_url(Some(&repository), false).to_string().contains("other/x:pull"));
-        let with_login = greedy.token_url(Some(&repository), true).to_string();
+        assert!(greedy.token_url(&own(), false).to_string().contains("other/x:pull"));
+        let with_login = greedy.token_url(&own(), true).to_string();
         assert!(!with_login.contains("other/x") && with_login.contains(":pull"), "{with_login}");
-        assert_eq!(service.token_url(None, false).to_string(), "https://h/t?service=s%26x");
+        assert_eq!(service.token_url(&[], false).to_string(), "https://h/t?service=s%26x");
+        // Several scopes are several parameters of a URL, and one of a form.
+        let two = ["repository:a/b:pull,push".to_owned(), "repository:c:pull".to_owned()];
+        let url = service.token_url(&two, true).to_string();
+        assert_eq!(url, "https://h/t?service=s%26x&scope=repository:a/b:pull%2Cpush&scope=repository:c:pull");
+        let form = service.refresh_form(&two, &Secret::new("r"));
+        assert!(
+            form.expose().ends_with("&scope=repository:a/b:pull%2Cpush%20repository:c:pull"),
+            "{}",
+            form.expose()
+        );
     }
 
     #[test]

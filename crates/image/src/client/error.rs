@@ -96,6 +96,15 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// What is sent cannot be read.
+    #[error("cannot read {what}")]
+    Content {
+        /// What it is.
+        what: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// The registry failed.
     #[error("registry failed with status {status} on {what}{message}")]
     Server {

@@ -1,13 +1,14 @@
 //! One request to a registry: scheme, proof of who we are, redirects, retries, and errors by status.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::fmt;
+use std::io::{self, Read};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use situla_oci::{Registry, Repository};
-use ureq::http::Response;
-use ureq::{Agent, Body};
+use ureq::http::{Method, Request, Response};
+use ureq::{Agent, Body, SendBody};
 
 use super::agents::{Agents, Channel};
 use super::auth::{Challenge, Token, TokenService};
@@ -15,7 +16,7 @@ use super::credentials::{Credentials, Login};
 use super::error::ClientError;
 use super::retry;
 use super::secret::Secret;
-use super::token::{Proof, Proofs, Slot};
+use super::token::{Access, Proof, Proofs, Purpose, Slot};
 use super::url::Url;
 use super::{ClientOptions, Transport};
 
@@ -24,6 +25,9 @@ const MAX_REDIRECTS: usize = 5;
 const MAX_SMALL_BODY: u64 = 256 * 1024;
 /// Longest message of a registry that is repeated.
 const MAX_MESSAGE: usize = 300;
+/// Bytes above which a server is asked whether it wants them before they are sent: one that refuses closes the
+/// connection, and its answer would be lost.
+const EXPECT_ABOVE: u64 = 1 << 20;
 
 /// A registry that is spoken to, and about what.
 #[derive(Debug, Clone)]
@@ -31,19 +35,91 @@ pub(crate) struct Target {
     pub(crate) registry: Registry,
     /// None for what concerns the registry alone.
     pub(crate) repository: Option<Repository>,
+    pub(crate) access: Access,
     pub(crate) transport: Transport,
+}
+
+impl Target {
+    fn purpose(&self) -> Purpose {
+        (self.registry.clone(), self.repository.clone(), self.access.clone())
+    }
+
+    fn scopes(&self) -> Vec<String> {
+        self.repository.as_ref().map(|repository| self.access.scopes(repository)).unwrap_or_default()
+    }
+}
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Verb {
+    #[default]
+    Get,
+    Head,
+    Post,
+    Patch,
+    Put,
+}
+
+impl Verb {
+    fn method(self) -> Method {
+        match self {
+            Self::Get => Method::GET,
+            Self::Head => Method::HEAD,
+            Self::Post => Method::POST,
+            Self::Patch => Method::PATCH,
+            Self::Put => Method::PUT,
+        }
+    }
+
+    fn only_asks(self) -> bool {
+        matches!(self, Self::Get | Self::Head)
+    }
+}
+
+/// Bytes that may be sent several times.
+pub(crate) trait Bytes: Sync {
+    /// Opens them, from the first one on.
+    fn open(&self) -> io::Result<Box<dyn Read + '_>>;
+}
+
+impl Bytes for &[u8] {
+    fn open(&self) -> io::Result<Box<dyn Read + '_>> {
+        Ok(Box::new(*self))
+    }
+}
+
+/// What a request brings along.
+#[derive(Clone, Copy)]
+pub(crate) struct Content<'q> {
+    pub(crate) media_type: &'q str,
+    pub(crate) size: u64,
+    /// First and last byte, where it is a part of something.
+    pub(crate) range: Option<(u64, u64)>,
+    pub(crate) bytes: &'q dyn Bytes,
+}
+
+impl fmt::Debug for Content<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of {}", self.size, self.media_type)
+    }
 }
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Question<'q> {
-    /// Path and query.
+    pub(crate) verb: Verb,
+    /// Path and query at the registry.
     pub(crate) path: &'q str,
+    /// Where to ask instead: what the registry has named for it before.
+    pub(crate) at: Option<&'q Url>,
+    pub(crate) content: Option<Content<'q>>,
     pub(crate) accept: Option<&'q str>,
     /// Where a part of a blob begins.
     pub(crate) from: Option<u64>,
     /// Whether the whole answer has to come within the client's limit for small ones.
     pub(crate) is_small: bool,
+    /// Bytes that the registry has to bring in order before it answers.
+    pub(crate) to_store: u64,
     /// How it is called in messages.
     pub(crate) what: &'q str,
 }
@@ -141,17 +217,29 @@ impl Http {
         target: &Target,
         question: Question<'_>,
     ) -> Result<Response<Body>, ClientError> {
+        self.ask_once(target, question, &[200, 206]).map(|(response, _)| response)
+    }
+
+    /// Sends one request, following redirects and proving who we are if asked to. The response has one of the `wanted`
+    /// statuses; it comes with the URL that has given it, against which a `Location` in it is to be read.
+    pub(crate) fn ask_once(
+        &self,
+        target: &Target,
+        question: Question<'_>,
+        wanted: &[u16],
+    ) -> Result<(Response<Body>, Url), ClientError> {
         let channel = self.channel(target)?;
         let tls = channel != Channel::Plain;
-        let url = Url { tls, authority: target.registry.to_string(), path: question.path.to_owned() };
-        let origin = Origin { target, url: url.clone(), channel };
-        let purpose = (target.registry.clone(), target.repository.clone());
+        let own = Url { tls, authority: target.registry.to_string(), path: question.path.to_owned() };
+        let origin = Origin { target, url: own.clone(), channel };
+        let start = question.at.cloned().unwrap_or(own);
+        let purpose = target.purpose();
         let make =
             |challenge: &Challenge, slot: &mut Slot| self.prove(&origin, challenge, slot, question.what);
         let mut proof = self.proofs.current(&purpose, make)?;
         let mut answered = false;
         let mut away = false;
-        let mut url = url;
+        let mut url = start.clone();
         let mut n_redirects = 0;
         loop {
             // Whoever we were sent to does not send us back with our proof.
@@ -159,14 +247,18 @@ impl Http {
             let authorization = proof.as_ref().filter(|_| !away);
             let response = self.send(&origin, &url, question, authorization.map(|proof| &proof.header))?;
             match response.status().as_u16() {
-                200 | 206 => return Ok(response),
-                301 | 302 | 303 | 307 | 308 => {
+                status if wanted.contains(&status) => return Ok((response, url)),
+                status @ (301 | 302 | 303 | 307 | 308) => {
                     n_redirects += 1;
                     let location = header(&response, "location").and_then(|l| url.join(l));
                     let protocol = |problem: &str| ClientError::Protocol {
                         what: question.what.to_owned(),
                         problem: problem.to_owned(),
                     };
+                    // With the others a request becomes another one (RFC 9110 section 15.4).
+                    if !question.verb.only_asks() && !matches!(status, 307 | 308) {
+                        return Err(protocol("a redirect of what was sent"));
+                    }
                     url = location.ok_or_else(|| protocol("a redirect without a usable location"))?;
                     if n_redirects > MAX_REDIRECTS {
                         return Err(protocol("too many redirects"));
@@ -183,7 +275,7 @@ impl Http {
                     };
                     proof = Some(self.proofs.answer(&purpose, challenge, proof.as_ref(), make)?);
                     // From the beginning: the redirects before belong to the answer without proof.
-                    url = origin.url.clone();
+                    url = start.clone();
                 }
                 _ => return Err(self.refused(&origin, response, question.what, authorization)),
             }
@@ -192,7 +284,7 @@ impl Http {
 
     /// Tells whether a registry has accepted a login.
     pub(crate) fn has_proved(&self, target: &Target) -> bool {
-        self.proofs.has_login(&(target.registry.clone(), target.repository.clone()))
+        self.proofs.has_login(&target.purpose())
     }
 
     /// How a registry is spoken to.
@@ -231,17 +323,47 @@ impl Http {
         authorization: Option<&Secret>,
     ) -> Result<Response<Body>, ClientError> {
         let agent = self.agent(origin, url)?;
-        let mut request = agent.get(url.to_string()).header("accept", question.accept.unwrap_or("*/*"));
+        let mut request = Request::builder()
+            .method(question.verb.method())
+            .uri(url.to_string())
+            .header("accept", question.accept.unwrap_or("*/*"));
         if let Some(authorization) = authorization {
             request = request.header("authorization", authorization.expose());
         }
         if let Some(from) = question.from {
             request = request.header("range", format!("bytes={from}-"));
         }
-        if question.is_small {
-            request = request.config().timeout_global(Some(self.options.small_timeout)).build();
+        if let Some(Content { media_type, size, range, .. }) = question.content {
+            request = request.header("content-type", media_type).header("content-length", size);
+            if let Some((first, last)) = range {
+                // As the distribution specification writes it, without a unit.
+                request = request.header("content-range", format!("{first}-{last}"));
+            }
+            if size > EXPECT_ABOVE {
+                request = request.header("expect", "100-continue");
+            }
         }
-        request.call().map_err(|error| unreachable(&origin.target.registry, question.what, error))
+        let registry = &origin.target.registry;
+        let failed = |error| unreachable(registry, question.what, error);
+        let unread = |source: io::Error| ClientError::Content { what: question.what.to_owned(), source };
+        let timeout = question.is_small.then_some(self.options.small_timeout);
+        let Some(content) = question.content else {
+            let request = request.body(()).map_err(|error| failed(error.into()))?;
+            let request = agent.configure_request(request).timeout_global(timeout).build();
+            return agent.run(request).map_err(failed);
+        };
+        let mut reader = Noted { inner: content.bytes.open().map_err(unread)?, failure: None };
+        let request =
+            request.body(SendBody::from_reader(&mut reader)).map_err(|error| failed(error.into()))?;
+        let within = answer_within(self.options.read_timeout, question.to_store);
+        let request = agent
+            .configure_request(request)
+            .timeout_global(timeout)
+            .timeout_recv_response(Some(within))
+            .build();
+        let answer = agent.run(request);
+        // What we could not read is no failure of the registry's.
+        answer.map_err(|error| reader.failure.map_or_else(|| failed(error), unread))
     }
 
     fn agent(&self, origin: &Origin<'_>, url: &Url) -> Result<Agent, ClientError> {
@@ -315,11 +437,11 @@ impl Http {
         slot: &Slot,
         what: &str,
     ) -> Result<Token, ClientError> {
-        let repository = origin.target.repository.as_ref();
+        let scopes = origin.target.scopes();
         let registry = &origin.target.registry;
         let login = credentials.map(|found| &found.login);
         let mut response = if let Some(Login::IdentityToken(token)) = login {
-            let form = service.refresh_form(repository, slot.refresh.as_ref().unwrap_or(token));
+            let form = service.refresh_form(&scopes, slot.refresh.as_ref().unwrap_or(token));
             let agent = self.agent(origin, &service.realm)?;
             agent
                 .post(service.realm.to_string())
@@ -333,7 +455,7 @@ impl Http {
             let basic = login.and_then(Login::to_basic);
             let header = basic.map(|basic| Secret::new(format!("Basic {}", basic.expose())));
             let question = Question { what, is_small: true, ..Question::default() };
-            let url = service.token_url(repository, header.is_some());
+            let url = service.token_url(&scopes, header.is_some());
             self.send(origin, &url, question, header.as_ref())?
         };
         let problem =
@@ -383,6 +505,32 @@ impl Http {
             }
             (error, _) => error,
         }
+    }
+}
+
+/// How long the answer may take to something that the registry stores first: some copy it once more, in a storage
+/// that is elsewhere.
+fn answer_within(silence: Duration, to_store: u64) -> Duration {
+    /// Bytes in a second, of a slow storage.
+    const PACE: u64 = 8 << 20;
+    silence.saturating_add(Duration::from_secs(to_store / PACE))
+}
+
+/// Remembers why reading has failed: to the HTTP library it is a failure like that of the connection.
+struct Noted<'r> {
+    inner: Box<dyn Read + 'r>,
+    failure: Option<io::Error>,
+}
+
+impl Read for Noted<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buf).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            kind => {
+                self.failure = Some(error);
+                kind.into()
+            }
+        })
     }
 }
 
@@ -480,6 +628,7 @@ mod tests {
         let target = |registry: &str| Target {
             registry: registry.parse().unwrap(),
             repository: None,
+            access: Access::Pull,
             transport: Transport::Auto,
         };
         // The registry and how it is spoken to; what it names; how that may be spoken to, and whether a login may go there.
@@ -514,6 +663,16 @@ mod tests {
             let named = Url::parse(named).unwrap();
             assert_eq!(origin.channel_to(&named), allowed, "{registry} {channel:?} {named}");
             assert_eq!(origin.may_name(&named), login, "{registry} {channel:?} {named}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_first_may_take_longer() {
+        let minute = Duration::from_secs(60);
+        for (bytes, seconds) in
+            [(0, 60), (1 << 20, 60), (8 << 30, 60 + 1024), (u64::MAX, 60 + (u64::MAX >> 23))]
+        {
+            assert_eq!(answer_within(minute, bytes).as_secs(), seconds);
         }
     }
 

@@ -1,11 +1,11 @@
-//! Pulling from OCI registries over HTTP(S).
+//! Pulling from OCI registries over HTTP(S), and pushing to them.
 //!
 //! One blocking client, safe to share between threads. It asks for nothing it has no limit for, follows
 //! redirects without taking credentials along, retries what may pass by itself, and says in typed errors
 //! what else went wrong. Plain HTTP is spoken to loopback hosts only, unless asked for.
 //!
 //! Logins and certificates come from a [`Keyring`] of the caller's, when a registry wants them; mirrors are
-//! [`Route`]s. Nothing here reads a file or a variable. Not here: pushing.
+//! [`Route`]s. Nothing here reads a file or a variable.
 
 mod agents;
 mod auth;
@@ -18,6 +18,7 @@ mod proxy;
 mod retry;
 mod secret;
 mod token;
+mod upload;
 mod url;
 
 use std::collections::{BTreeMap, HashMap};
@@ -36,7 +37,10 @@ pub use proxy::{Exempt, Proxies, ProxyAddress};
 pub use secret::Secret;
 
 use self::blob::ResumingBlob;
+pub(crate) use self::http::Bytes;
 use self::http::{Http, Question, Target};
+use self::token::Access;
+pub(crate) use self::upload::{Arrival, Blob, Destination};
 use crate::flatten::LayerSource;
 use crate::source::{FetchedManifest, ImageSource, SourceError};
 use crate::verify::VerifyError;
@@ -147,8 +151,12 @@ impl Client {
     /// # Errors
     /// It does not, or cannot be asked.
     pub fn check_login(&self, registry: &Registry) -> Result<LoginCheck, ClientError> {
-        let target =
-            Target { registry: registry.clone(), repository: None, transport: self.http.options().transport };
+        let target = Target {
+            registry: registry.clone(),
+            repository: None,
+            access: Access::Pull,
+            transport: self.http.options().transport,
+        };
         let what = format!("the interface of {registry}");
         let question = Question { path: "/v2/", is_small: true, what: &what, ..Question::default() };
         self.http.with_retries(self.http.options().n_attempts, || {
@@ -235,7 +243,12 @@ impl Client {
         let n_attempts = options.n_attempts.max(1);
         let Some(routes) = options.routes.get(&name).filter(|routes| !routes.is_empty()) else {
             let (registry, repository) = name;
-            let target = Target { registry, repository: Some(repository), transport: options.transport };
+            let target = Target {
+                registry,
+                repository: Some(repository),
+                access: Access::Pull,
+                transport: options.transport,
+            };
             return attempt(&target, what, n_attempts);
         };
         let chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner).get(&name).copied();
@@ -248,7 +261,7 @@ impl Client {
             let is_elsewhere = (&registry, &repository) != (&name.0, &name.1);
             let what =
                 if is_elsewhere { format!("{what} at {registry}/{repository}") } else { what.to_owned() };
-            let target = Target { registry, repository: Some(repository), transport };
+            let target = Target { registry, repository: Some(repository), access: Access::Pull, transport };
             let is_last = index + 1 == routes.len();
             let n_attempts = if is_last { n_attempts } else { n_attempts.min(MIRROR_ATTEMPTS) };
             match attempt(&target, &what, n_attempts) {

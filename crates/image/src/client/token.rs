@@ -10,8 +10,35 @@ use super::auth::Challenge;
 use super::error::ClientError;
 use super::secret::Secret;
 
-/// What a proof is for: one registry, and one repository of it.
-pub(crate) type Purpose = (Registry, Option<Repository>);
+/// What is done in a repository, which token services want to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    /// Reading.
+    #[default]
+    Pull,
+    /// Writing, and reading in another repository that blobs are taken from.
+    Push {
+        /// That repository.
+        from: Option<Repository>,
+    },
+}
+
+impl Access {
+    /// The scopes of a token for `repository` (distribution's token specification).
+    pub(crate) fn scopes(&self, repository: &Repository) -> Vec<String> {
+        match self {
+            Self::Pull => vec![format!("repository:{repository}:pull")],
+            Self::Push { from } => {
+                let others = from.iter().filter(|from| *from != repository);
+                let others = others.map(|from| format!("repository:{from}:pull"));
+                std::iter::once(format!("repository:{repository}:pull,push")).chain(others).collect()
+            }
+        }
+    }
+}
+
+/// What a proof is for: one registry, one repository of it, and what is done there.
+pub(crate) type Purpose = (Registry, Option<Repository>, Access);
 
 /// A value of the `Authorization` header.
 #[derive(Debug, Clone)]
@@ -132,7 +159,7 @@ mod tests {
     }
 
     fn purpose() -> Purpose {
-        ("a.example".parse().unwrap(), "x".parse().ok())
+        ("a.example".parse().unwrap(), "x".parse().ok(), Access::Pull)
     }
 
     fn no_more(_: &Challenge, _: &mut Slot) -> Result<Proof, ClientError> {
@@ -145,8 +172,11 @@ mod tests {
         assert!(proofs.current(&purpose(), no_more).unwrap().is_none());
         let made = proofs.answer(&purpose(), Challenge::Basic, None, |_, _| Ok(proof("1", Some(0)))).unwrap();
         assert_eq!(made.header.expose(), "1");
-        let other = ("b.example".parse().unwrap(), None);
+        let other = ("b.example".parse().unwrap(), None, Access::Pull);
         assert!(proofs.current(&other, no_more).unwrap().is_none());
+        // Who may read may not write.
+        let writing = (purpose().0, purpose().1, Access::Push { from: None });
+        assert!(proofs.current(&writing, no_more).unwrap().is_none());
         // It is over, and what was asked for is still known.
         let renewed = proofs.current(&purpose(), |challenge, _| {
             assert_eq!(*challenge, Challenge::Basic);
@@ -163,6 +193,20 @@ mod tests {
         for lifetime in [None, Some(u64::MAX)] {
             let kept = proof("x", lifetime);
             assert!(kept.expires.is_none_or(|expires| expires > Instant::now()), "{lifetime:?}");
+        }
+    }
+
+    #[test]
+    fn scopes_say_what_is_done() {
+        let repository: Repository = "a/b".parse().unwrap();
+        let push = |from: Option<&str>| Access::Push { from: from.map(|from| from.parse().unwrap()) };
+        for (access, want) in [
+            (Access::Pull, &["repository:a/b:pull"][..]),
+            (push(None), &["repository:a/b:pull,push"]),
+            (push(Some("a/b")), &["repository:a/b:pull,push"]),
+            (push(Some("c")), &["repository:a/b:pull,push", "repository:c:pull"]),
+        ] {
+            assert_eq!(access.scopes(&repository), want, "{access:?}");
         }
     }
 

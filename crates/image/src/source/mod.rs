@@ -10,7 +10,7 @@ use std::io::Read;
 
 use situla_oci::{
     Descriptor, Digest, Document, ImageConfig, ImageConfigError, MAX_CONFIG_BYTES, MAX_INDEX_DEPTH,
-    MAX_MANIFEST_BYTES, Manifest, ManifestError, Platform, PlatformError,
+    MAX_MANIFEST_BYTES, Manifest, ManifestError, Platform, PlatformError, is_sif_layer,
 };
 use thiserror::Error;
 
@@ -95,6 +95,9 @@ pub enum ResolveError {
     /// No manifest fits the platform.
     #[error(transparent)]
     Platform(Box<PlatformError>),
+    /// A SIF file as an artifact.
+    #[error("it is a SIF file, not an image of layers")]
+    IsSif,
     /// Indexes within indexes without end.
     #[error("indexes are nested more than {MAX_INDEX_DEPTH} deep")]
     TooDeep,
@@ -171,6 +174,9 @@ pub(crate) fn find_manifest(
             .map_err(|source| ResolveError::Manifest { digest: fetched.digest.clone(), source })?;
         let index = match document {
             Document::Manifest(manifest) => {
+                if manifest.layers.iter().any(|layer| is_sif_layer(&layer.media_type)) {
+                    return Err(ResolveError::IsSif);
+                }
                 let FetchedManifest { bytes, digest, .. } = fetched;
                 return Ok(FoundManifest { digest, manifest, bytes });
             }

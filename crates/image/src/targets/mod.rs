@@ -6,9 +6,11 @@
 //! Everything is verified on the way, and equal input gives equal bytes.
 
 mod build;
+mod built;
 mod docker_archive;
 mod layer;
 mod layout;
+mod packed;
 mod save;
 mod tar;
 
@@ -19,7 +21,10 @@ use std::path::PathBuf;
 use situla_oci::{Digest, Tag};
 use thiserror::Error;
 
+pub use built::BuiltImage;
+pub(crate) use built::FromStart;
 pub use layer::LayerWriteError;
+pub use packed::PackedImage;
 pub use save::{save_directory, save_file, save_image};
 
 use crate::convert::ConvertError;

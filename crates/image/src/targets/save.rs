@@ -6,16 +6,15 @@ use std::path::Path;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use situla_oci::{Algorithm, Descriptor, Digest, DigestWriter, Platform, Tag};
-use situla_sif::SifOptions;
-use situla_squashfs::{Image, ReadOptions};
+use situla_squashfs::Image;
 
-use super::build::{Description, not_squashfs, open_file};
+use super::build::{Description, open_file};
+use super::built::squashed;
 use super::docker_archive::{DockerArchiveWriter, check_name};
 use super::layer::write_layer;
 use super::layout::LayoutWriter;
 use super::{SaveError, SavedImage, Target};
-use crate::convert::{ConvertOptions, OutputFormat, create_output, directory_tree, resolved, write_output};
-use crate::file_error::FileError;
+use crate::convert::{ConvertOptions, resolved};
 use crate::image_parts::ImageParts;
 use crate::layer::decompress;
 use crate::output::Existing;
@@ -28,7 +27,9 @@ use crate::verify::VerifiedReader;
 /// Largest uncompressed layer; a bomb ends here.
 const MAX_LAYER_BYTES: u64 = 1 << 40;
 /// Level of the layers that are made here. Each further one takes longer than it saves.
-const GZIP_LEVEL: u32 = 4;
+pub(super) const GZIP_LEVEL: u32 = 4;
+/// Their type.
+pub(super) const GZIP_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Brings an image of a registry, layout or archive to `target`.
 ///
@@ -80,24 +81,8 @@ pub fn save_directory(
     progress: &dyn Progress,
 ) -> Result<SavedImage, SaveError> {
     let place = Place::open(target, options.overwrite)?;
-    // One program walks trees and keeps hard links, attributes and holes: that for images.
-    let scratch = target.path();
-    let pending = create_output(scratch).map_err(SaveError::Image)?;
-    // It is read once: compressing it well would take longer than it saves.
-    let options = ConvertOptions { zstd_level: 1, ..options.clone() };
-    write_output(
-        &pending,
-        scratch,
-        OutputFormat::Sqsh,
-        &SifOptions::default(),
-        &options,
-        |sink| directory_tree(dir, owners, OutputFormat::Sqsh, sink, &options, progress),
-        progress,
-    )
-    .map_err(SaveError::Image)?;
-    let file = pending.file().map_err(FileError::write(scratch))?;
-    let image = Image::open(file, ReadOptions::default()).map_err(not_squashfs(dir))?;
-    built(&image, Description::of_directory(), place, &options, progress)
+    let (image, _pending) = squashed(dir, owners, target.path(), options, progress)?;
+    built(&image, Description::of_directory(), place, options, progress)
 }
 
 /// An open target. Opening refuses early, before minutes of work.
@@ -227,6 +212,22 @@ fn unpacked(
     Err(SaveError::DiffId { what: what.to_owned(), expected: diff_id.clone(), actual })
 }
 
+/// Writes all of a file system as a compressed layer; gives its diff-id.
+pub(super) fn gzip_layer(
+    image: &Image,
+    latest: Option<u32>,
+    out: &mut dyn Write,
+    progress: &dyn Progress,
+) -> Result<Digest, SaveError> {
+    let gzip = GzEncoder::new(out, Compression::new(GZIP_LEVEL));
+    let mut plain = DigestWriter::new(Algorithm::Sha256, gzip);
+    write_layer(image, latest, &mut plain, progress).map_err(SaveError::Layer)?;
+    let (gzip, diff_id, _) = plain.finish();
+    let finished = gzip.finish();
+    finished.map_err(|source| SaveError::Copy { what: "the layer".to_owned(), source })?;
+    Ok(diff_id)
+}
+
 /// Makes one layer of a file system.
 fn built(
     image: &Image,
@@ -238,16 +239,9 @@ fn built(
     let latest = options.source_date_epoch;
     match place {
         Place::Layout(layout, tag) => {
-            let (digest, size, diff_id) = layout.put(Algorithm::Sha256, |out| {
-                let gzip = GzEncoder::new(out, Compression::new(GZIP_LEVEL));
-                let mut plain = DigestWriter::new(Algorithm::Sha256, gzip);
-                write_layer(image, latest, &mut plain, progress).map_err(SaveError::Layer)?;
-                let (gzip, diff_id, _) = plain.finish();
-                let finished = gzip.finish();
-                finished.map_err(|source| SaveError::Copy { what: "the layer".to_owned(), source })?;
-                Ok(diff_id)
-            })?;
-            let layer = descriptor(&format!("{LAYER_TYPE}+gzip"), digest, size);
+            let (digest, size, diff_id) =
+                layout.put(Algorithm::Sha256, |out| gzip_layer(image, latest, out, progress))?;
+            let layer = descriptor(GZIP_TYPE, digest, size);
             let (config, bytes) = put_config(&layout, description, &diff_id)?;
             let manifest = manifest_bytes(&config, std::slice::from_ref(&layer));
             let (manifest_digest, length) = layout.put_bytes(&manifest)?;

@@ -1,0 +1,300 @@
+//! `situla push`: an image from a file, directory, layout or archive to a registry.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::json;
+use situla_image::{
+    BuiltImage, Client, ImageSource, PackedImage, PushTarget, Pushed, Route, Source, Transport, push_image,
+    push_sif,
+};
+use situla_oci::{EnrootReference, Place, Platform, Reference, ReferenceError, Repository, Tag};
+
+use super::convert::{Opened, OwnersChoice, client, open_image, parse_source};
+use super::transfer::{Transfer, convert_options};
+use crate::command_error::CommandError;
+use crate::credentials::Files;
+use crate::interrupt::remove_temporaries_on_signal;
+use crate::output::{data, note, size};
+use crate::progress::{Meter, Show};
+use crate::registries;
+use crate::registry_access;
+
+/// Send an image to a registry.
+#[derive(Args, Debug)]
+pub(crate) struct PushArgs {
+    /// Whose the files of a directory are in the image
+    #[arg(long, value_enum, default_value_t = OwnersChoice::Keep, value_name = "WHOSE")]
+    owners: OwnersChoice,
+    /// Of several images of a name, the one for this kind of machine, such as linux/arm64 (otherwise: for this one)
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// Speak plain HTTP to the registry (loopback addresses always do)
+    #[arg(long)]
+    plain_http: bool,
+    /// Look for logins in this file first, which has the form of Docker's config.json
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
+    /// Print one JSON object, of success or of failure
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+    /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], or
+    /// docker://REGISTRY/NAME:TAG
+    #[arg(value_name = "SOURCE")]
+    source: String,
+    /// docker://[USER@]REGISTRY/NAME[:TAG] for an image of layers, or oras://[USER@]REGISTRY/NAME[:TAG] for a .sif
+    /// file as it is
+    #[arg(value_name = "TARGET")]
+    target: String,
+}
+
+/// Pushes.
+pub(crate) fn push(arguments: &PushArgs) -> Result<ExitCode, CommandError> {
+    match run(arguments) {
+        Err(error) if arguments.json => Ok(error.report_json()),
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run(arguments: &PushArgs) -> Result<(), CommandError> {
+    let transfer = Transfer {
+        platform: arguments.platform.clone().unwrap_or_else(Platform::native),
+        plain_http: arguments.plain_http,
+        authfile: arguments.authfile.clone(),
+        show: if arguments.json || arguments.quiet { Show::Nothing } else { Show::Suitable },
+        warn: !arguments.json,
+        ..Transfer::default()
+    };
+    let pushing =
+        Pushing { source: &arguments.source, target: &arguments.target, owners: arguments.owners, transfer };
+    let (pushed, target, skipped) = pushing.run()?;
+    if arguments.json {
+        return data(&format!(
+            "{}\n",
+            json!({
+                "target": target, "manifest_digest": pushed.manifest_digest.to_string(),
+                "layers": pushed.n_layers, "bytes": pushed.bytes, "bytes_sent": pushed.bytes_sent,
+                "blobs_present": pushed.n_present, "blobs_mounted": pushed.n_mounted, "skipped": skipped,
+            })
+        ));
+    }
+    data(&described(&pushed, &target))
+}
+
+fn described(pushed: &Pushed, target: &str) -> String {
+    let Pushed { manifest_digest, n_layers, bytes, bytes_sent, .. } = pushed;
+    let layers = if *n_layers == 1 { "1 layer".to_owned() } else { format!("{n_layers} layers") };
+    format!("{target}: {layers}, {}, {} sent\nmanifest {manifest_digest}\n", size(*bytes), size(*bytes_sent))
+}
+
+/// A push, whichever command asked for it.
+pub(crate) struct Pushing<'a> {
+    pub(crate) source: &'a str,
+    pub(crate) target: &'a str,
+    pub(crate) owners: OwnersChoice,
+    pub(crate) transfer: Transfer,
+}
+
+impl Pushing<'_> {
+    /// Pushes; also tells where to, and what cannot be in an image and was left out.
+    pub(crate) fn run(self) -> Result<(Pushed, String, Vec<String>), CommandError> {
+        let (kind, image) = parse_target(self.target)?;
+        let shown = format!("{}{}", kind.scheme(), image.reference);
+        let target = push_target(&image, self.transfer.plain_http)?;
+        let source = parse_source(self.source)?;
+        if kind == Kind::Sif {
+            let Source::Path(path) = &source else { return Err(no_sif(self.source)) };
+            if path.is_dir() {
+                return Err(no_sif(self.source));
+            }
+            let (client, meter) = (self.client(&image), self.meter());
+            let pushed = push_sif(&client, path, &target, &meter);
+            meter.finish();
+            return Ok((pushed.map_err(|error| CommandError::sif_transfer(&error))?, shown, Vec::new()));
+        }
+        let from = blobs_from(&source, &image.reference);
+        // The policy judges what comes out of a registry, also here; what goes into one runs nothing.
+        let of_source = client(&source, &self.transfer)?;
+        let scratch = scratch();
+        let (client, meter) = (self.client(&image), self.meter());
+        let send = |image: &dyn ImageSource, platform: &Platform| {
+            push_image(&client, image, platform, &target, from.as_ref(), &meter)
+                .map_err(|error| CommandError::push(&error))
+        };
+        // A file or directory is for whatever machine it is for.
+        let send_built = |built: BuiltImage| send(&built, &built.platform());
+        let platform = &self.transfer.platform;
+        let save = |error| CommandError::save(&error);
+        let options = convert_options(false)?;
+        let pushed = match open_image(&source, of_source.as_ref(), &scratch.join("image"))? {
+            Opened::Image(image) if matches!(source, Source::DockerArchive(..)) => {
+                send(&PackedImage::of(&*image, platform, &scratch).map_err(save)?, platform)
+            }
+            Opened::Image(image) => send(&*image, platform),
+            Opened::Path(path) if path.is_dir() => {
+                let owners = self.owners.owners();
+                send_built(BuiltImage::of_directory(path, owners, &scratch, &options, &meter).map_err(save)?)
+            }
+            Opened::Path(path) => {
+                send_built(BuiltImage::of_file(path, &scratch, &options, &meter).map_err(save)?)
+            }
+        };
+        let skipped = meter.finish();
+        for skipped in skipped.iter().filter(|_| self.transfer.warn) {
+            note(&format!("warning: left out {skipped}"));
+        }
+        Ok((pushed?, shown, skipped))
+    }
+
+    fn client(&self, image: &EnrootReference) -> Client {
+        let places = registry_access::places(self.transfer.authfile.clone());
+        let keyring = Arc::new(Files::new(places, image.user.clone()));
+        Client::new(registry_access::options(self.transfer.plain_http, keyring))
+    }
+
+    /// Shows progress from now on; a signal removes what lies in files meanwhile.
+    fn meter(&self) -> Meter {
+        remove_temporaries_on_signal();
+        Meter::start(self.transfer.show, "")
+    }
+}
+
+/// Where layers lie until they are sent: where programs put what is large and lasts for minutes.
+fn scratch() -> PathBuf {
+    let named = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    named.unwrap_or_else(|| Path::new("/var/tmp").to_owned())
+}
+
+/// What a target takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// An image of layers.
+    Layers,
+    /// A SIF file.
+    Sif,
+}
+
+impl Kind {
+    fn scheme(self) -> &'static str {
+        match self {
+            Self::Layers => "docker://",
+            Self::Sif => "oras://",
+        }
+    }
+}
+
+const TARGETS: &str = "write docker://REGISTRY/NAME:TAG, or oras://REGISTRY/NAME:TAG for a .sif file";
+
+/// Understands a target. It names its registry itself: what a short name means may change, and who pushes has to know
+/// where to.
+fn parse_target(text: &str) -> Result<(Kind, EnrootReference), CommandError> {
+    let (kind, rest) = [Kind::Layers, Kind::Sif]
+        .into_iter()
+        .find_map(|kind| Some((kind, text.strip_prefix(kind.scheme())?)))
+        .ok_or_else(|| CommandError::usage(format!("{text} is no place in a registry"), TARGETS))?;
+    let image = Reference::parse_enroot(rest).map_err(|error| match error {
+        ReferenceError::NoRegistry { .. } => {
+            CommandError::usage(format!("{text} names no registry to push to"), TARGETS)
+        }
+        error => CommandError::usage(format!("{text} is no image reference: {error}"), TARGETS),
+    })?;
+    if image.reference.digest().is_some() {
+        let message = format!("{text}: the digest is what comes out of a push");
+        return Err(CommandError::usage(message, "name a tag"));
+    }
+    Ok((kind, image))
+}
+
+/// Understands the reference of `oras://`, which is for a SIF file.
+pub(crate) fn parse_oras(text: &str) -> Result<Option<EnrootReference>, CommandError> {
+    text.strip_prefix(Kind::Sif.scheme()).map(registries::parse).transpose()
+}
+
+/// The place of a reference as `registries.conf` has it: that of the registry itself, since nobody pushes to mirrors.
+fn push_target(image: &EnrootReference, plain_http: bool) -> Result<PushTarget, CommandError> {
+    let reference = &image.reference;
+    let places = registries::load()?
+        .places(reference)
+        .map_err(|error| registries::name_error(&reference.to_string(), &error))?;
+    let own = Place {
+        registry: reference.registry().clone(),
+        repository: reference.repository().clone(),
+        insecure: false,
+    };
+    let Place { registry, repository, insecure } = places.and_then(|mut places| places.pop()).unwrap_or(own);
+    let transport = match (insecure, plain_http) {
+        (true, _) => Transport::Insecure,
+        (false, true) if registry == *reference.registry() => Transport::Plain,
+        (false, _) => Transport::Auto,
+    };
+    let tag: Tag = reference
+        .tag()
+        .map_or("latest", Tag::as_str)
+        .parse()
+        .map_err(|error: ReferenceError| CommandError::usage(error.to_string(), TARGETS))?;
+    Ok(PushTarget { route: Route { registry, repository, transport }, tag })
+}
+
+/// The repository that has the blobs of a source already, where it is at the registry that is pushed to.
+fn blobs_from(source: &Source, target: &Reference) -> Option<Repository> {
+    match source {
+        Source::Registry(image) if image.reference.registry() == target.registry() => {
+            Some(image.reference.repository().clone())
+        }
+        _ => None,
+    }
+}
+
+fn no_sif(source: &str) -> CommandError {
+    CommandError::usage(
+        format!("{source} is no SIF file, which oras:// is for"),
+        "make one with `situla convert SOURCE image.sif`, or push it as layers, to docker://REGISTRY/NAME:TAG",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_name_registry_and_tag() {
+        for (text, kind, full) in [
+            ("docker://r.example/a/b:1", Kind::Layers, "r.example/a/b:1"),
+            ("oras://r.example:5000/a", Kind::Sif, "r.example:5000/a:latest"),
+            ("docker://me@r.example/a:1", Kind::Layers, "r.example/a:1"),
+        ] {
+            let (found, image) = parse_target(text).unwrap();
+            assert_eq!((found, image.reference.to_string().as_str()), (kind, full), "{text}");
+        }
+        let digest = "0".repeat(64);
+        for text in [
+            "r.example/a:1",
+            "library://a/b",
+            "docker://a",
+            "docker://",
+            "oras://a/b",
+            "docker://r.example/A:1",
+            &format!("docker://r.example/a@sha256:{digest}"),
+            "oci:dir",
+        ] {
+            let json = parse_target(text).unwrap_err().to_json();
+            assert_eq!(json["class"], "bad-option", "{text}");
+            assert!(json["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{text}: {json}");
+        }
+    }
+
+    #[test]
+    fn blobs_are_taken_from_the_same_registry_only() {
+        let target: Reference = "r.example/new:1".parse().unwrap();
+        let source = |text: &str| Source::Registry(registries::parse(text).unwrap());
+        let from = |source: &Source| blobs_from(source, &target).map(|name| name.as_str().to_owned());
+        assert_eq!(from(&source("r.example/old:1")).as_deref(), Some("old"));
+        assert_eq!(from(&source("s.example/old:1")), None);
+        assert_eq!(from(&Source::Path("old".into())), None);
+    }
+}
