@@ -114,9 +114,15 @@ pub(crate) fn name(
         return reference(text, site);
     }
     if let Some((scheme, _)) = text.split_once("://") {
+        let remedy = match scheme {
+            "oras" => {
+                "fetch the SIF file with `situla pull oras://REGISTRY/NAME:TAG -o FILE.sif`, and use that"
+            }
+            _ => "use docker://REGISTRY/NAME:TAG, a .sif or .sqsh file, or a directory",
+        };
         return Err(EngineError::BadOption {
             message: format!("images of the kind {scheme}:// are not supported"),
-            remedy: "use docker://REGISTRY/NAME:TAG, a .sif or .sqsh file, or a directory".to_owned(),
+            remedy: remedy.to_owned(),
         });
     }
     // Without the `.` of `./image.sif`, which would stand in every message.

@@ -100,6 +100,7 @@ pub fn forbidden_registry(desk: &Desk) -> Check {
     let site = Installation::make(desk)?;
     let server = Counting::listen()?;
     let (address, image) = (server.address.as_str(), format!("docker://{}/demo/a:1", server.address));
+    let sif = image.replace("docker://", "oras://");
     for (policy, rule) in [
         ("allow = [\"registry.example\"]".to_owned(), "registry.allow"),
         ("allow = []".to_owned(), "registry.allow"),
@@ -107,9 +108,15 @@ pub fn forbidden_registry(desk: &Desk) -> Check {
         ("require-digest = true".to_owned(), "registry.require-digest"),
     ] {
         site.set(&format!("[registry]\n{policy}\n"))?;
-        for words in
-            [&["exec", &image, "true"][..], &["run", &image], &["plan", &image, "true"], &["pull", &image]]
-        {
+        for words in [
+            &["exec", &image, "true"][..],
+            &["run", &image],
+            &["plan", &image, "true"],
+            &["pull", &image],
+            &["pull", &sif, "-o", "a.sif"],
+            // What comes from there does not go elsewhere either.
+            &["push", &image, "docker://registry.example/a:1"],
+        ] {
             site.situla(words)?.expect_code(125)?.expect_text(rule)?;
         }
     }

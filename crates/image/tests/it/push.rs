@@ -181,6 +181,29 @@ fn files_trees_and_archives_are_pushed_as_they_are_saved() {
     assert!(names.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{names:?}");
 }
 
+#[test]
+fn a_registry_that_wants_a_login_gets_it() {
+    if !have("a_registry_that_wants_a_login_gets_it", TOOLS) {
+        return;
+    }
+    // The password of `One`, by crypt(3) with as little work as it allows.
+    const USER: &str = "me:$2b$04$uQoICtoSnc/XYTsJNZ8Tq..g5k3cPadTTrMU5RHJWbDUhuMrNgxYu\n";
+    let (dir, registry) = (tempfile::tempdir().unwrap(), TestRegistry::start_for(Some(USER)));
+    let (image, to) = (image(dir.path()), target(registry.port, "team/private"));
+    let stranger = Client::new(ClientOptions { n_attempts: 1, ..ClientOptions::default() });
+    let error = push(&stranger, &image, &to).unwrap_err();
+    let PushError::Registry { source: ClientError::Unauthorized { .. }, .. } = &error else {
+        panic!("{error:?}")
+    };
+    let pushed = push(&client(), &image, &to).unwrap();
+    let name = format!("docker://{}", registry.name("team/private:1"));
+    let found = skopeo(
+        &registry,
+        &["inspect", "--tls-verify=false", "--creds", "me:hunter2", "--format", "{{.Digest}}", &name],
+    );
+    assert_eq!(found.trim(), pushed.manifest_digest.to_string());
+}
+
 /// What a server has been asked: verb, path without its digest, and the login.
 type Seen = Arc<Mutex<Vec<String>>>;
 

@@ -49,14 +49,24 @@ pub(crate) struct TestRegistry {
 
 impl TestRegistry {
     pub(crate) fn start() -> Self {
+        Self::start_for(None)
+    }
+
+    /// Starts one for the user of a line of an htpasswd file alone, or for everybody.
+    pub(crate) fn start_for(user: Option<&str>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         // The port is free now; the registry cannot tell us which it chose.
         let port =
             TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("loopback works").port();
         let config = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
-            dir.path().join("data").display()
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{}",
+            dir.path().join("data").display(),
+            user.map_or_else(String::new, |_| format!(
+                "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+                dir.path().join("htpasswd").display()
+            ))
         );
+        fs::write(dir.path().join("htpasswd"), user.unwrap_or_default()).expect("the directory is ours");
         fs::write(dir.path().join("config.yml"), config).expect("the directory is ours");
         let child = Command::new("docker-registry")
             .args(["serve"])
