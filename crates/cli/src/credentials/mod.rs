@@ -82,9 +82,15 @@ impl Files {
         servers.extend(self.programs.servers(suffix).into_iter().filter(|name| is_named(name, registry)));
         let mut erased = false;
         for server in servers {
-            if self.programs.get(suffix, &server)?.is_some() {
-                self.programs.erase(suffix, &server)?;
-                erased = true;
+            match self.programs.get(suffix, &server) {
+                Ok(Some(_)) => {
+                    self.programs.erase(suffix, &server)?;
+                    erased = true;
+                }
+                Ok(None) => {}
+                // Some make no sense of a URL, and have nothing under it.
+                Err(_) if server != registry.as_str() => {}
+                Err(message) => return Err(message),
             }
         }
         Ok(erased)

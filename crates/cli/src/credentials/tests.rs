@@ -197,6 +197,23 @@ fn a_secret_is_forgotten_under_every_name_of_the_server() {
 }
 
 #[test]
+fn a_helper_that_knows_hosts_alone_is_no_obstacle() {
+    let home = Home::new(&[(DOCKER, r#"{"credsStore": "strict"}"#)]);
+    home.install_helper("strict");
+    let path = home.path("bin/docker-credential-strict");
+    let script = fs::read_to_string(&path).unwrap();
+    let strict = "case $input in https:*) echo no such host; exit 1;; esac\ncase $1 in";
+    fs::write(&path, script.replacen("case $1 in", strict, 1)).unwrap();
+    let (files, registry) = (home.files(None), "a.example".parse().unwrap());
+    files.keep(&registry, &password("me", "hunter2")).unwrap();
+    assert!(files.forget(&registry).unwrap());
+    assert_eq!(fs::read_dir(home.path("kept")).unwrap().count(), 0);
+    // One that fails for the registry itself is told.
+    fs::write(&path, script.replacen("case $1 in", "echo locked; exit 1\ncase $1 in", 1)).unwrap();
+    assert!(files.forget(&registry).unwrap_err().message.contains("locked"));
+}
+
+#[test]
 fn logins_at_the_same_time_are_all_kept() {
     const N: u32 = 12;
     let home = Home::new(&[(DOCKER, r#"{"x": 1}"#)]);
