@@ -87,9 +87,15 @@ impl PendingFile {
     }
 
     /// Writes everything to disk and gives the file its name.
-    pub(crate) fn publish(mut self, path: &Path, existing: Existing) -> io::Result<()> {
+    pub(crate) fn publish(self, path: &Path, existing: Existing) -> io::Result<()> {
+        self.file()?.sync_all()?;
+        self.appear(path, existing)?;
+        sync_dir_of(path)
+    }
+
+    /// Gives the file its name, for processes that run: it need not survive a crash of the machine.
+    pub(crate) fn appear(mut self, path: &Path, existing: Existing) -> io::Result<()> {
         let Some(file) = self.file.take() else { return Err(io::ErrorKind::NotFound.into()) };
-        file.sync_all()?;
         let temp = self.temp.as_ref().map(|(temp, _)| temp.clone());
         match (temp, existing) {
             (None, existing) => {
@@ -119,8 +125,7 @@ impl PendingFile {
                 fs::hard_link(&temp, path)?;
             }
         }
-        drop(self);
-        sync_dir_of(path)
+        Ok(())
     }
 }
 

@@ -92,7 +92,7 @@ fn of_store(dir: &Path, path: &Path) -> bool {
         ["refs", name] => name.ends_with(".json") || name.starts_with(".small."),
         ["identities", name] => name.ends_with(".json") || name.starts_with(".identity."),
         // One of a moment, by which a client of NFS forgets what it knew of the directory.
-        ["images" | "uses", name] if name.starts_with(".probe.") => true,
+        ["images" | "uses", ".probe"] => true,
         ["images" | "leases" | "tmp" | "uses", name] => name.starts_with("sha256-"),
         _ => false,
     }

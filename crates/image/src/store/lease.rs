@@ -3,9 +3,8 @@
 //! A lease only saves work: two owners at once would each write a file of their own and publish the same
 //! bytes atomically. So takeovers may err on the side of doing work twice, never of waiting for the dead.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -19,7 +18,7 @@ use super::shelf::stem;
 use super::{Acquired, Store, StoreError};
 use crate::file_error::FileError;
 use crate::key::Recipe;
-use crate::output::temporary_name;
+use crate::output::{Existing, PendingFile, temporary_name};
 use crate::process_identity::{self, host_name, start_time};
 use crate::progress::{Event, Progress};
 use crate::traces::Trace;
@@ -186,20 +185,17 @@ fn try_create(
     let failed = || FileError::write(&path);
     let holder = this_process();
     let text = serde_json::to_vec(&holder).map_err(io::Error::other).map_err(failed())?;
-    let written = store.own.dir.join("tmp").join(temporary_name(&stem, "lease"));
-    let _written = Trace::of(&written);
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&written);
-    let file = made.and_then(|mut file| file.write_all(&text).map(|()| file));
-    let linked = file.map(|file| (fs::hard_link(&written, &path), file));
-    let _ = fs::remove_file(&written);
-    let file = match linked.map_err(failed())? {
-        (Ok(()), file) => file,
+    let pending = PendingFile::create(&store.own.dir.join("tmp"), &stem).map_err(failed())?;
+    let mut file = pending.file().map_err(failed())?;
+    file.write_all(&text).map_err(failed())?;
+    match pending.appear(&path, Existing::Refuse) {
+        Ok(()) => {}
         // Somebody has it, and may have removed what lay about for it.
-        (Err(e), _) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
+        Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
             return Ok(None);
         }
-        (Err(e), _) => return Err(failed()(e).into()),
-    };
+        Err(e) => return Err(failed()(e).into()),
+    }
     let trace = Trace::of(&path);
     let (stop, stopped) = channel();
     let pause = store.options.stale_after / 4;

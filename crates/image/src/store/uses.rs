@@ -26,7 +26,6 @@ use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_NOW};
 use super::records::list_dir;
 use super::shelf::{manifest_of, placed};
 use super::{Store, StoreError};
-use crate::output::temporary_name;
 use crate::process_identity::{boot_of, host_name, realm_name, start_time};
 
 /// How long a mark of another machine counts: longer than jobs run, since a job that lost its image would fail. It is
@@ -200,10 +199,18 @@ impl Uses {
 
 /// Makes a file and removes it again; gives its time, which is the present by the clock of the file system. A client of
 /// NFS that has changed a directory itself forgets what it remembered of it, so that afterwards it sees what
-/// others have made and removed there.
+/// others have made and removed there. All use one name, so that the next one removes what a killed process has left; times
+/// are those of the open file.
 fn probe(directory: &Path) -> Option<SystemTime> {
-    let path = directory.join(temporary_name("probe", "tmp"));
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+    let path = directory.join(".probe");
+    let no_link = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    let made = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(no_link)
+        .open(&path);
     let modified = made.and_then(|file: File| file.metadata()).and_then(|metadata| metadata.modified());
     let _: io::Result<()> = fs::remove_file(&path);
     modified.ok()
