@@ -19,6 +19,10 @@ pub(crate) struct TransferOptions {
     /// Replace the output file
     #[arg(short, long)]
     force: bool,
+    /// Of several images of a name, the one for this kind of machine, such as linux/arm64 or linux/amd64/v3 (otherwise:
+    /// for this one, and any processor of its kind)
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
     /// Speak plain HTTP to the registry (loopback addresses always do)
     #[arg(long)]
     plain_http: bool,
@@ -37,6 +41,7 @@ impl TransferOptions {
     /// What they ask for.
     pub(crate) fn transfer(&self) -> Transfer {
         Transfer {
+            platform: self.platform.clone().unwrap_or_else(Platform::native),
             overwrite: self.force,
             plain_http: self.plain_http,
             authfile: self.authfile.clone(),

@@ -8,7 +8,7 @@ use situla_image::{
     ConvertError, ConvertOptions, DockerArchiveError, DockerArchiveImage, FlattenError, ImageSource,
     LayoutError, LayoutImage, OutputFormat, ResolveError, Which, convert_image,
 };
-use situla_oci::{Digest, Platform};
+use situla_oci::{Digest, MAX_INDEX_DEPTH, Platform};
 
 use crate::tar_builder::TarBuilder;
 use crate::tools::{gzip, have, layout, run, zstd};
@@ -132,6 +132,72 @@ fn images_of_a_layout_are_named_by_tag_digest_and_platform() {
     );
     let absent = LayoutImage::open(&source, &Which::Digest(Digest::sha256(b"absent")));
     assert!(matches!(absent, Err(LayoutError::NoSuchImage { .. })), "{absent:?}");
+}
+
+#[test]
+fn images_are_found_in_nested_indexes_and_by_variant() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = layout(dir.path(), &layers(), EXEC);
+    let index_path = source.join("index.json");
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(&index_path).unwrap()).unwrap();
+    let base = index["manifests"][0].clone();
+    // Another image of the same layers, told from the first by a note in its manifest.
+    let digest: Digest = serde_json::from_value(base["digest"].clone()).unwrap();
+    let manifest = fs::read(source.join("blobs/sha256").join(digest.hex())).unwrap();
+    let variant_of = |name: &str| {
+        let mut manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        manifest["annotations"] = serde_json::json!({ "test.variant": name });
+        let (digest, size) = blob(&source, manifest.to_string().as_bytes());
+        let mut entry = base.clone();
+        entry["digest"] = serde_json::json!(digest);
+        entry["size"] = serde_json::json!(size);
+        entry["platform"] = serde_json::json!({ "os": "linux", "architecture": "amd64", "variant": name });
+        (digest, entry)
+    };
+    let ((third, of_third), (second, of_second)) = (variant_of("v3"), variant_of("v2"));
+    let mut plain = base.clone();
+    plain["platform"] = serde_json::json!({ "os": "linux", "architecture": "amd64" });
+    let index_of = |manifests: &[&serde_json::Value]| {
+        serde_json::json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests,
+        })
+    };
+    let nested = |mut index: serde_json::Value, depth: usize| {
+        for _ in 0..depth {
+            let (digest, size) = blob(&source, index.to_string().as_bytes());
+            let entry = serde_json::json!({
+                "mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest, "size": size,
+            });
+            index = index_of(&[&entry]);
+        }
+        fs::write(&index_path, index.to_string()).unwrap();
+    };
+    let found = |platform: &str| {
+        let image = LayoutImage::open(&source, &Which::Only).unwrap();
+        situla_image::resolve(&image, &platform.parse().unwrap()).map(|parts| parts.digest)
+    };
+    for order in [[&of_third, &plain, &of_second], [&plain, &of_second, &of_third]] {
+        for depth in 1..MAX_INDEX_DEPTH - 1 {
+            nested(index_of(&order), depth);
+            for (platform, want) in [
+                ("linux/amd64", &digest),
+                ("linux/amd64/v1", &digest),
+                ("linux/amd64/v2", &second),
+                ("linux/amd64/v3", &third),
+                ("linux/amd64/v4", &third),
+            ] {
+                assert_eq!(found(platform).unwrap(), *want, "{platform}, {depth} deep");
+            }
+            assert!(matches!(found("linux/arm64"), Err(ResolveError::Platform(_))));
+        }
+    }
+    // A processor that is too old for all of them.
+    nested(index_of(&[&of_third]), 1);
+    let error = found("linux/amd64/v2").unwrap_err().to_string();
+    assert!(error.contains("linux/amd64/v3"), "{error}");
+    // Without end, for all that anybody can know.
+    nested(index_of(&[&plain]), 2 * MAX_INDEX_DEPTH);
+    assert!(matches!(found("linux/amd64"), Err(ResolveError::TooDeep)));
 }
 
 #[test]
