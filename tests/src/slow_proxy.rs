@@ -1,7 +1,7 @@
-//! A way to a registry that is as slow as a case needs it: bytes pass at a pace, or stop.
+//! A way to a registry that is as bad as a case needs it: bytes pass at a pace, or stop, or one of them is changed;
+//! connections break off.
 //!
-//! It forwards connections and changes no byte, so what answers is the real registry. Only the direction
-//! from the registry is slowed down.
+//! What answers is the real registry. Only the direction from the registry is disturbed.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -31,6 +31,11 @@ struct State {
     /// Bytes that may pass before the pace falls to 0.
     allowance: AtomicU64,
     passed: AtomicU64,
+    /// After so many bytes a connection breaks off, for so many connections.
+    cut_after: AtomicU64,
+    cuts_left: AtomicU64,
+    /// Which of all bytes that pass is changed.
+    lie_at: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -48,6 +53,9 @@ impl SlowProxy {
             pace: AtomicU64::new(UNLIMITED),
             allowance: AtomicU64::new(UNLIMITED),
             passed: AtomicU64::new(0),
+            cut_after: AtomicU64::new(UNLIMITED),
+            cuts_left: AtomicU64::new(0),
+            lie_at: AtomicU64::new(UNLIMITED),
             stop: AtomicBool::new(false),
         });
         let shared = Arc::clone(&state);
@@ -79,6 +87,23 @@ impl SlowProxy {
     pub fn hold_after(&self, bytes: u64) {
         self.state.allowance.store(bytes, Ordering::Release);
         self.state.pace.store(UNLIMITED, Ordering::Release);
+    }
+
+    /// Breaks connections off that have carried so many bytes, so many times.
+    pub fn cut(&self, after: u64, times: u64) {
+        self.state.cut_after.store(after, Ordering::Release);
+        self.state.cuts_left.store(times, Ordering::Release);
+    }
+
+    /// How often connections are still to be broken off.
+    #[must_use]
+    pub fn cuts_left(&self) -> u64 {
+        self.state.cuts_left.load(Ordering::Acquire)
+    }
+
+    /// Changes one byte, so many bytes from now on.
+    pub fn lie_after(&self, bytes: u64) {
+        self.state.lie_at.store(self.passed() + bytes, Ordering::Release);
     }
 
     /// Whether it lets nothing pass.
@@ -117,24 +142,41 @@ fn forward(client: TcpStream, state: &State) {
 
 fn answers(mut from: TcpStream, mut to: &TcpStream, state: &State) {
     let mut piece = [0; PIECE];
+    let mut carried = 0;
     loop {
         let n = match from.read(&mut piece) {
             Ok(0) | Err(_) => return,
             Ok(n) => n,
         };
-        if !pass(state, n as u64) || to.write_all(&piece[..n]).is_err() {
+        carried += n as u64;
+        if carried > state.cut_after.load(Ordering::Acquire) && take_cut(state) {
+            return;
+        }
+        let Some(before) = pass(state, n as u64) else { return };
+        let lie =
+            state.lie_at.load(Ordering::Acquire).checked_sub(before).and_then(|at| usize::try_from(at).ok());
+        if let Some(byte) = lie.and_then(|at| piece[..n].get_mut(at)) {
+            *byte = !*byte;
+        }
+        if to.write_all(&piece[..n]).is_err() {
             return;
         }
     }
 }
 
-/// Waits until `n` bytes may pass; false if the proxy ends.
-fn pass(state: &State, n: u64) -> bool {
+/// Takes one of the cuts that are left.
+fn take_cut(state: &State) -> bool {
+    let less = |left: u64| left.checked_sub(1);
+    state.cuts_left.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
+}
+
+/// Waits until `n` bytes may pass, and gives how many have passed before them; `None` if the proxy ends.
+fn pass(state: &State, n: u64) -> Option<u64> {
     /// How often a held connection looks whether it may go on.
     const LOOK: Duration = Duration::from_millis(5);
     loop {
         if state.stop.load(Ordering::Acquire) {
-            return false;
+            return None;
         }
         let allowance = state.allowance.load(Ordering::Acquire);
         if allowance == 0 || state.pace.load(Ordering::Acquire) == 0 {
@@ -154,8 +196,7 @@ fn pass(state: &State, n: u64) -> bool {
         if pace != UNLIMITED {
             thread::sleep(Duration::from_nanos(n.saturating_mul(1_000_000_000) / pace.max(1)));
         }
-        state.passed.fetch_add(n, Ordering::AcqRel);
-        return true;
+        return Some(state.passed.fetch_add(n, Ordering::AcqRel));
     }
 }
 
@@ -187,5 +228,22 @@ mod tests {
         let mut all = Vec::new();
         client.read_to_end(&mut all).unwrap();
         assert_eq!(all, vec![7; 100_000]);
+    }
+
+    #[test]
+    fn breaks_off_and_lies() {
+        let proxy = SlowProxy::before(&echo()).unwrap();
+        let all = |proxy: &SlowProxy| {
+            let mut all = Vec::new();
+            TcpStream::connect(proxy.address()).unwrap().read_to_end(&mut all).unwrap();
+            all
+        };
+        proxy.cut(50_000, 1);
+        assert!((40_000..=50_000).contains(&all(&proxy).len()));
+        assert_eq!((proxy.cuts_left(), all(&proxy).len()), (0, 100_000));
+        proxy.lie_after(70_000);
+        let told = all(&proxy);
+        assert_eq!(told.iter().position(|byte| *byte != 7), Some(70_000));
+        assert_eq!(told.iter().filter(|byte| **byte != 7).count(), 1);
     }
 }

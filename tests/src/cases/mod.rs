@@ -167,6 +167,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("apparmor_profile", packaging::apparmor_profile),
     ("pull_crashes::at_every_step", pull_crashes::at_every_step),
     ("pull_crashes::fifty_at_once", pull_crashes::fifty_at_once),
+    ("pull_crashes::through_a_bad_network", pull_crashes::through_a_bad_network),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
 ];
@@ -355,6 +356,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "exhaustion::full_places"
         | "killed_pull"
         | "pull_crashes::fifty_at_once"
+        | "pull_crashes::through_a_bad_network"
         | "faults::wrong_layer_in_a_registry"
         | "uses::image_from_a_registry"
         | "ends::scancel_while_fetching"

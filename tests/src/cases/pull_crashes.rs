@@ -12,6 +12,7 @@ use super::privileged::registry;
 use crate::command::{self, Output};
 use crate::environment::PATIENCE;
 use crate::random::Random;
+use crate::slow_proxy::{SlowProxy, UNLIMITED};
 use crate::tier::Check;
 
 /// How many kills, in `make test` and in `make test-full`.
@@ -336,6 +337,70 @@ pub fn fifty_at_once(desk: &Desk) -> Check {
         return Ok(());
     }
     Err(format!("each blob should have been fetched once: {fetched:?}\n{text}").into())
+}
+
+/// A network that breaks connections off, is slow, or changes a byte: what can be had is had whole, and the rest is
+/// refused and leaves nothing.
+///
+/// # Errors
+/// It is not.
+pub fn through_a_bad_network(desk: &Desk) -> Check {
+    const CUTS: u64 = 4;
+    /// Bytes in which a layer is cut, and where one is changed; the layer has a mebibyte.
+    const PART: u64 = 150_000;
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    registry(desk, "push")?;
+    let dir = desk.env.work_dir("network")?;
+    let proxy = SlowProxy::before(&address)?;
+    let source = format!("docker://{}/tiny:1", proxy.address());
+    let expected = {
+        let direct = desk.env.work_dir("direct")?;
+        pull_again(desk, direct.path(), &format!("docker://{address}/tiny:1"))?.success()?;
+        fs::read(direct.path().join(OUTPUT))?
+    };
+    let fresh = || -> Result<(), std::io::Error> {
+        let _ = fs::remove_file(dir.path().join(OUTPUT));
+        fs::remove_dir_all(dir.path().join("cache"))
+    };
+    let is_whole = |story: &str, output: Output| -> Check {
+        output.success()?;
+        whole_store(&dir.path().join("cache/situla"))?;
+        if fs::read(dir.path().join(OUTPUT))? == expected {
+            Ok(())
+        } else {
+            Err(format!("{story}: other bytes").into())
+        }
+    };
+
+    proxy.cut(PART, CUTS);
+    let broken = pull_again(desk, dir.path(), &source)?;
+    if proxy.cuts_left() > 0 {
+        return Err(format!("only {} connections broke off\n{broken}", CUTS - proxy.cuts_left()).into());
+    }
+    is_whole("broken off", broken)?;
+
+    fresh()?;
+    proxy.pace(1 << 20);
+    let begun = Instant::now();
+    let slow = pull_again(desk, dir.path(), &source)?;
+    if begun.elapsed() < Duration::from_millis(700) {
+        return Err(format!("it was not slow: {:?}", begun.elapsed()).into());
+    }
+    is_whole("slow", slow)?;
+    proxy.pace(UNLIMITED);
+
+    fresh()?;
+    proxy.lie_after(PART * 3);
+    let lied = pull_again(desk, dir.path(), &source)?.expect_code(125)?;
+    let left: Vec<String> = ["images", "refs", "leases", "tmp"]
+        .iter()
+        .flat_map(|part| names(&dir.path().join("cache/situla").join(part)))
+        .collect();
+    if !left.is_empty() || dir.path().join(OUTPUT).exists() {
+        return Err(format!("what was refused left {left:?}\n{lied}").into());
+    }
+    lied.expect_text("changed the bytes")?;
+    is_whole("after all that", pull_again(desk, dir.path(), &source)?)
 }
 
 #[cfg(test)]
