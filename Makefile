@@ -7,12 +7,16 @@ TOOLS := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/tools
 DENY_VERSION := 0.20.2
 DIST := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/dist
 
-.PHONY: help dist demo demo-down test test-full bench bench-runtime bench-images check fmt-check clippy fuzz-check doc tidy deny
+.PHONY: help compiler dist demo demo-down test test-full bench bench-runtime bench-images check fmt-check clippy fuzz-check doc tidy deny
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
-dist: ## build the release: target/dist/situla and target/dist/spank_situla.so
+# Rust links with a C compiler, and some of its crates are C.
+compiler:
+	@command -v cc >/dev/null || $(SUDO) bash -c 'NAME=make; . scripts/lib.sh; l=$$(mktemp); need_packages "$$l" gcc libc6-dev; rm -f "$$l"'
+
+dist: compiler ## build the release: target/dist/situla and target/dist/spank_situla.so
 	cargo xtask dist
 
 demo: dist ## the three uses, MPI, a pull and the records, on a real four-node Slurm on this machine
@@ -21,10 +25,10 @@ demo: dist ## the three uses, MPI, a pull and the records, on a real four-node S
 demo-down: ## take away everything `make demo` brought
 	$(SUDO) scripts/demo down
 
-test: ## every tier of tests; the last line has the totals
+test: compiler ## every tier of tests; the last line has the totals
 	@scripts/test
 
-test-full: ## the same, with the long cases
+test-full: compiler ## the same, with the long cases
 	@scripts/test --full
 
 bench: dist ## compare starting times with other engines

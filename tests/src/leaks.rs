@@ -78,6 +78,9 @@ impl Snapshot {
         let mut networks = BTreeSet::new();
         for pid in process_ids() {
             let dir = PathBuf::from(format!("/proc/{pid}"));
+            if is_of_another_machine(&dir) {
+                continue;
+            }
             self.look_at_process(pid, &dir, &mut seen);
             if let Ok(network) = fs::read_link(dir.join("ns/net"))
                 && networks.insert(network)
@@ -195,6 +198,11 @@ fn partial(home: &Path, seen: &mut BTreeSet<String>) {
 pub(crate) fn process_ids() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Whether a process belongs to a machine of `scripts/fresh-machine`, which has tests of its own.
+fn is_of_another_machine(process: &Path) -> bool {
+    fs::read_to_string(process.join("cgroup")).is_ok_and(|text| text.contains(":/situla-fresh"))
 }
 
 /// Mounts of a namespace. The same mount point twice (a bind over a bind) counts twice.

@@ -8,7 +8,8 @@ use crate::step_end::OwnRecord;
 /// What is known of a task that was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Killed {
-    /// Its payload, which ended by itself before; or the task had been told to end.
+    /// Its payload, which ended by itself before; or the task had been told to end. Or it cannot be known: there is a
+    /// record, or something in its place, and this process may not read it.
     InOrder,
     /// The process of ours that waited for the payload. Or Slurm has killed the whole step without a warning, which
     /// cannot be told from that.
@@ -24,7 +25,7 @@ const TELL_TO_END: [i32; 5] = [1, 2, 3, 15, 24];
 /// Finds out from the record whether the task that `host` describes, which has died by KILL, was lost.
 pub fn judge_killed(host: &Host) -> Killed {
     let Some(own) = OwnRecord::of(host) else { return Killed::Unrecorded };
-    let records = own.read().unwrap_or_default();
+    let Some(records) = own.read() else { return Killed::InOrder };
     match records.iter().filter_map(|record| is_over(record, &own)).reduce(|all, one| all && one) {
         Some(true) => Killed::InOrder,
         Some(false) => Killed::Lost,

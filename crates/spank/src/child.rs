@@ -55,9 +55,11 @@ pub(crate) struct Job<'a> {
     pub(crate) argument: &'a CStr,
     /// All of its environment, as `NAME=VALUE`.
     pub(crate) environment: &'a [CString],
-    /// Whose ids it has. It has no supplementary groups.
+    /// Whose ids it has.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// Its supplementary groups.
+    pub(crate) groups: &'a [u32],
 }
 
 /// Runs a program, without standard streams and in a process group of its own, and gives its exit status;
@@ -140,8 +142,8 @@ fn prepare(job: &Job<'_>) -> Option<()> {
         // SAFETY: takes a number.
         return done(unsafe { setuid(job.uid) });
     }
-    // SAFETY: no groups are read.
-    done(unsafe { setgroups(0, std::ptr::null()) })?;
+    // SAFETY: the array is as long as said.
+    done(unsafe { setgroups(job.groups.len(), job.groups.as_ptr()) })?;
     // SAFETY: takes a number.
     done(unsafe { setgid(job.gid) })?;
     // SAFETY: takes a number.
@@ -184,11 +186,15 @@ fn close_others_on_exec() {
 mod tests {
     use super::*;
 
+    const GROUP: u32 = 4242;
+
     fn ran(program: &CStr, argument: &CStr, patience: Duration) -> Option<i32> {
         // SAFETY: takes nothing.
         let uid = unsafe { geteuid() };
         let environment = [c"STATUS=7".to_owned(), c"PATH=/usr/bin:/bin".to_owned()];
-        run(&Job { program, argument, environment: &environment, uid, gid: uid }, patience).unwrap()
+        let groups = [GROUP, GROUP + 1];
+        run(&Job { program, argument, environment: &environment, uid, gid: uid, groups: &groups }, patience)
+            .unwrap()
     }
 
     #[test]
@@ -201,7 +207,8 @@ mod tests {
             "[ \"$(pwd)\" = / ] || exit 1\n[ \"$(ls /proc/$$/fd | wc -l)\" -le 5 ] || exit 2\n\
              [ \"$(readlink /proc/$$/fd/1)\" = /dev/null ] || exit 3\n\
              [ \"$(cat /proc/$$/oom_score_adj)\" = 0 ] || exit 4\n\
-             [ \"$(cut -d' ' -f5 /proc/$$/stat)\" = $$ ] || exit 5\nexit $STATUS\n",
+             [ \"$(cut -d' ' -f5 /proc/$$/stat)\" = $$ ] || exit 5\n\
+             [ \"$(id -u)\" != 0 ] || [ \"$(id -G)\" = '0 4242 4243' ] || exit 6\nexit $STATUS\n",
         )
         .unwrap();
         let status = ran(c"/bin/sh", &script, Duration::from_secs(60));

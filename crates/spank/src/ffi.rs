@@ -31,6 +31,7 @@ const ITEM_ARGV: c_int = 9;
 const ITEM_TASK_ID: c_int = 11;
 const ITEM_TASK_GLOBAL_ID: c_int = 12;
 const ITEM_TASK_EXIT_STATUS: c_int = 13;
+const ITEM_GROUPS: c_int = 19;
 
 /// `spank_opt_cb_f`.
 pub(crate) type OptionCallback = extern "C" fn(c_int, *const c_char, c_int) -> c_int;
@@ -236,6 +237,21 @@ impl Handle {
         let status = unsafe { spank_get_item(self, ITEM_TASK_EXIT_STATUS, &raw mut end.status) };
         end.local_rank = u32::try_from(local).ok()?;
         [uid, gid, node, rank, local_rank, status].iter().all(|result| *result == SUCCESS).then_some(end)
+    }
+
+    /// The supplementary groups of the job's owner; none where Slurm does not tell.
+    pub(crate) fn groups(self) -> Vec<u32> {
+        let mut first: *mut u32 = std::ptr::null_mut();
+        let mut count: c_int = 0;
+        // SAFETY: S_JOB_SUPPLEMENTARY_GIDS takes a gid_t **, 32 bits wide, and an int *.
+        let result = unsafe { spank_get_item(self, ITEM_GROUPS, &raw mut first, &raw mut count) };
+        match usize::try_from(count) {
+            // SAFETY: the array is Slurm's, as long as said, and lives as long as the job.
+            Ok(count @ 1..) if result == SUCCESS && !first.is_null() => unsafe {
+                std::slice::from_raw_parts(first, count).to_vec()
+            },
+            _ => Vec::new(),
+        }
     }
 
     /// A variable of the job's environment.

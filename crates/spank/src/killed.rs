@@ -104,13 +104,18 @@ pub(crate) fn look_into(
         return Ok(false);
     }
     let mut environment = environment(spank, task)?;
-    environment.extend(program.and_then(|program| entry(PROGRAM, program.to_bytes())));
+    if let Some(program) = program {
+        environment.extend(entry(PROGRAM, program.to_bytes()));
+        environment.extend(spank.variable(c"PATH")?.and_then(|path| entry(SEARCH_PATH, path.to_bytes())));
+    }
     let job = Job {
         program: trampoline,
         argument: c"task-killed",
         environment: &environment,
         uid: task.uid,
         gid: task.gid,
+        // The user's records and programs may be for one of them alone.
+        groups: &spank.groups(),
     };
     let begun = Instant::now();
     let status = child::run(&job, PATIENCE);
@@ -137,6 +142,8 @@ const NOT_LOST: i32 = 1;
 
 /// Tells the trampoline which program the task was. Looking at a user's path is for it, not for root.
 const PROGRAM: &[u8] = b"SITULA_KILLED_PROGRAM";
+/// And where the job looks for programs.
+const SEARCH_PATH: &[u8] = b"SITULA_KILLED_PATH";
 
 fn entry(name: &[u8], value: &[u8]) -> Option<CString> {
     CString::new([name, b"=", value].concat()).ok()

@@ -97,7 +97,7 @@ enum Moment {
 }
 
 /// How many kills, in `make test` and in `make test-full`: every second one is aimed, the others take all victims in turn.
-const KILLS: (usize, usize) = (24, 240);
+const KILLS: (usize, usize) = (40, 400);
 
 /// How long after a payload's end the process that waits for it may still be hit; it is mostly gone by then.
 const LAST_MOMENTS: Duration = Duration::from_micros(1000);

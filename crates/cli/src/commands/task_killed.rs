@@ -16,31 +16,44 @@ use crate::command_error::CommandError;
 /// Ends the step that the environment describes, if its task was lost. The status tells the plugin so.
 pub(crate) fn task_killed() -> Result<ExitCode, CommandError> {
     let host = Host::gather(std::env::vars_os().collect()).map_err(CommandError::host)?;
-    let program = std::env::var_os("SITULA_KILLED_PROGRAM");
     let lost = match judge_killed(&host) {
         Killed::Lost => true,
         Killed::InOrder => false,
-        Killed::Unrecorded => !program.is_some_and(|program| is_other_program(Path::new(&program))),
+        Killed::Unrecorded => std::env::var_os(PROGRAM).is_none_or(|program| is_ours(Path::new(&program))),
     };
-    if !lost {
-        return Ok(ExitCode::from(NOT_LOST));
-    }
-    match StepEnd::of(&host).as_ref().map(StepEnd::request_for_killed) {
-        Some(Err(error)) => Err(CommandError::other(&error, "setup-failed", None)),
-        Some(Ok(())) | None => Ok(ExitCode::SUCCESS),
+    match StepEnd::of(&host).filter(|_| lost) {
+        // In a step with no other task nothing goes on.
+        None => Ok(ExitCode::from(NOT_LOST)),
+        Some(step) => match step.request_for_killed() {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(error) => Err(CommandError::other(&error, "setup-failed", None)),
+        },
     }
 }
+
+/// From the plugin, where only its name says that the task was ours: the program, and where the job looks for programs.
+const PROGRAM: &str = "SITULA_KILLED_PROGRAM";
+const SEARCH_PATH: &str = "SITULA_KILLED_PATH";
 
 /// The task has not been lost, or that cannot be known.
 const NOT_LOST: u8 = 1;
 
-/// Whether a program that has one of our names surely is none of ours: another engine on the same cluster.
-fn is_other_program(path: &Path) -> bool {
-    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-    // What srun sends is absolute where it has found it; of another one nothing can be said.
-    let Some((real, found)) = fs::canonicalize(path).ok().filter(|_| path.is_absolute()).zip(identity(path))
+/// Whether a program that has one of our names is ours: another engine on the same cluster may have it as well, or a
+/// script. Where that cannot be known it is taken for another's.
+fn is_ours(program: &Path) -> bool {
+    let path = std::env::var_os(SEARCH_PATH).unwrap_or_default();
+    let is_name = program.components().count() == 1;
+    let places = std::env::split_paths(&path).filter(|_| is_name).map(|place| place.join(program));
+    let found =
+        std::iter::once(program.to_owned()).chain(places).find(|path| path.is_absolute() && path.is_file());
+    let Some((real, of_found)) =
+        found.and_then(|path| Some((fs::canonicalize(&path).ok()?, identity(&path)?)))
     else {
         return false;
     };
-    identity(Path::new("/proc/self/exe")) != Some(found) && real.file_name() != Some(OsStr::new("situla"))
+    identity(Path::new("/proc/self/exe")) == Some(of_found) || real.file_name() == Some(OsStr::new("situla"))
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino())).ok()
 }
