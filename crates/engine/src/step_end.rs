@@ -29,6 +29,9 @@ const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 /// controller is away, and a task must not wait that long to end.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(10));
 
+/// How long the tasks of other nodes have to record that they were told to end: scancel does not wait until they hear of it.
+const WARNING: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
 /// Where Slurm's programs are where `PATH` does not lead to them.
 const USUAL_PLACES: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin"];
 
@@ -157,7 +160,9 @@ impl StepEnd {
         let begun = Instant::now();
         // Slurm kills the tasks of a step that is cancelled without a warning. With one, those of ours
         // have recorded that they were told to end. Without it the step must end as well.
-        let _ = self.scancel(&["--signal=TERM"], PATIENCE.0);
+        if self.scancel(&["--signal=TERM"], PATIENCE.0).is_ok() {
+            let _ = poll(&mut [], Some(&WARNING));
+        }
         self.scancel(&[], PATIENCE.1.saturating_sub(begun.elapsed()))
     }
 

@@ -487,6 +487,55 @@ pub fn kill_without_a_record(site: &Site) -> Check {
     Ok(())
 }
 
+/// Where there is a record that the plugin's helper may not read, a program that kills itself ends no other task.
+///
+/// # Errors
+/// The other node's task is ended.
+pub fn kill_with_an_unreadable_record(site: &Site) -> Check {
+    let dir = site.env().work_dir("unreadable")?;
+    let records = site.env().home()?.join(".local/state/situla/records").join(site.cluster.name()?);
+    let wait = |name: &str| format!("while [ ! -e {name} ]; do usleep 100000; done");
+    let script = format!(
+        "touch go.$SLURM_PROCID; if test $SLURM_PROCID = 0; then {}; kill -9 $$; fi; {}; touch over",
+        wait("die"),
+        wait("end")
+    );
+    let here = dir.path().display().to_string();
+    let options = [
+        format!("--container-image={}", site.images.path("tiny.sqsh")),
+        format!("--container-mounts={here}"),
+        format!("--container-workdir={here}"),
+    ];
+    let args = ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=1"].into_iter();
+    let args = args.chain(options.iter().map(String::as_str)).chain(["sh", "-c", &script]);
+    let (name, running) = site.cluster.start_srun(dir.path(), args)?;
+    let id = site.cluster.wait_running(&name)?;
+    let begun = wait_until(PATIENCE, || (0..2).all(|rank| dir.path().join(format!("go.{rank}")).exists()));
+    let of_step: Vec<_> = names(&records)
+        .into_iter()
+        .filter(|name| name.starts_with(&format!("{id}.0.")))
+        .map(|name| records.join(name))
+        .collect();
+    for record in &of_step {
+        fs::set_permissions(record, fs::Permissions::from_mode(0o000))?;
+    }
+    dir.write("die", "")?;
+    if begun {
+        // Not a wait for anything: nothing is to happen in that time.
+        std::thread::sleep(UNDISTURBED);
+    }
+    dir.write("end", "")?;
+    let output = running.finish(PATIENCE)?;
+    for record in &of_step {
+        fs::set_permissions(record, fs::Permissions::from_mode(0o600))?;
+    }
+    let over = dir.path().join("over").exists();
+    if !begun || of_step.len() != 2 || !over || output.code() != 128 + 9 {
+        return Err(format!("begun: {begun}, to its end: {over}, records: {of_step:?}\n{output}").into());
+    }
+    Ok(())
+}
+
 /// A program that has a name of ours and is none of ours dies by KILL without consequences: the plugin leaves other
 /// engines alone.
 ///
