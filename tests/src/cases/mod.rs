@@ -14,6 +14,7 @@ pub mod export;
 pub mod extracted;
 pub mod faults;
 pub mod image_commands;
+pub mod image_trees;
 pub mod instances;
 pub mod kernel_mounts;
 pub mod kills;
@@ -111,6 +112,7 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
 
 const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("kernel_mounts_ours", privileged::kernel_mounts_ours),
+    ("image_trees::of_the_demonstration", image_trees::of_the_demonstration),
     ("apptainer_runs_ours", privileged::apptainer_runs_ours),
     ("we_run_apptainers", privileged::we_run_apptainers),
     ("same_as_apptainer", privileged::same_as_apptainer),
@@ -173,8 +175,11 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
 ];
 
 /// Privileged cases of `make test-full` alone: what they need takes long to make.
-const PRIVILEGED_FULL: &[(&str, DeskCase)] =
-    &[("slurm_of_trixie", releases::trixie), ("slurm_of_sid", releases::sid)];
+const PRIVILEGED_FULL: &[(&str, DeskCase)] = &[
+    ("image_trees::of_many_layers", image_trees::of_many_layers),
+    ("slurm_of_trixie", releases::trixie),
+    ("slurm_of_sid", releases::sid),
+];
 
 /// Runs the command-line tier.
 #[must_use]
@@ -366,6 +371,8 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             kernel_mounts::erofs_maker()
         }
         "apparmor_profile" => packaging::parser(env),
+        "image_trees::of_the_demonstration" => image_trees::tools(),
+        "image_trees::of_many_layers" => image_trees::large_image(env),
         "pull_crashes::at_every_step" => {
             privileged::registry_program()?;
             no_helpers::tracer()
