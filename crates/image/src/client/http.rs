@@ -170,6 +170,13 @@ impl Origin<'_> {
         let certain = channel == Channel::Tls || realm.is_loopback();
         (self.is_certain() && certain) || realm.host() == self.url.host()
     }
+
+    /// Tells whether a login that is kept under the name of a token service may be used for this registry. What one
+    /// port of a host has is not for whoever is on another one or on the way to it: the registry must be certain, and
+    /// nobody may listen to what the token service is told.
+    fn may_borrow(&self, realm: &Url) -> bool {
+        self.is_certain() && (realm.tls || realm.is_loopback())
+    }
 }
 
 impl Http {
@@ -380,19 +387,8 @@ impl Http {
         slot: &mut Slot,
         what: &str,
     ) -> Result<Proof, ClientError> {
-        let Target { registry, repository, .. } = origin.target;
-        let found = self.login(registry, repository.as_ref());
-        // A login may be kept under the name of the token service, as enroot does; where that is another host than the
-        // registry, it is not used: any registry can name any realm, and would be given a token of another one's. That
-        // the registry's own name has no login of the user who was named is no reason not to look there.
-        let login = match (found, challenge.realm_of(registry)) {
-            (found @ (Ok(None) | Err(_)), Some(realm)) => match self.login(&realm, None) {
-                Ok(Some(login)) => Some(login),
-                Ok(None) => found?,
-                Err(error) => found.and(Err(error))?,
-            },
-            (found, _) => found?,
-        };
+        let registry = &origin.target.registry;
+        let login = self.login_for(origin, challenge)?;
         let service = match (challenge, &login) {
             (_, Some(Credentials { login: Login::RegistryToken(token), origin })) => {
                 let header = Secret::new(format!("Bearer {}", token.expose()));
@@ -418,6 +414,33 @@ impl Http {
         }
         let header = Secret::new(format!("Bearer {}", token.access.expose()));
         Ok(Proof::new(header, login.map(|login| login.origin), Some(token.lifetime)))
+    }
+
+    /// The login that a challenge of the registry is answered with.
+    ///
+    /// It may be kept under the name of the token service, as enroot does; where that is another host than the registry,
+    /// it is not used: any registry can name any realm, and would be given a token of another one's. That the
+    /// registry's own name has no login of the user who was named is no reason not to look there.
+    fn login_for(
+        &self,
+        origin: &Origin<'_>,
+        challenge: &Challenge,
+    ) -> Result<Option<Credentials>, ClientError> {
+        let Target { registry, repository, .. } = origin.target;
+        let found = self.login(registry, repository.as_ref());
+        let realm = match challenge {
+            Challenge::Bearer(service) if origin.may_borrow(&service.realm) => challenge.realm_of(registry),
+            _ => None,
+        };
+        match (found, realm) {
+            (found @ (Ok(None) | Err(_)), Some(realm)) => match self.login(&realm, None) {
+                // An access token is sent as it is, and to the registry: this one is for the other port.
+                Ok(None | Some(Credentials { login: Login::RegistryToken(_), .. })) => found,
+                Ok(login) => Ok(login),
+                Err(error) => found.and(Err(error)),
+            },
+            (found, _) => found,
+        }
     }
 
     fn login(
@@ -621,7 +644,10 @@ fn message_of(body: &[u8], secrets: &[Secret]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::client::{Certificates, Keyring, KeyringError};
 
     #[test]
     fn what_is_asked_for_one_host_is_no_leave_for_others() {
@@ -663,6 +689,68 @@ mod tests {
             let named = Url::parse(named).unwrap();
             assert_eq!(origin.channel_to(&named), allowed, "{registry} {channel:?} {named}");
             assert_eq!(origin.may_name(&named), login, "{registry} {channel:?} {named}");
+        }
+    }
+
+    /// Has a login under one name.
+    #[derive(Debug)]
+    struct Kept(&'static str, Login);
+
+    impl Keyring for Kept {
+        fn login(
+            &self,
+            registry: &Registry,
+            _: Option<&Repository>,
+        ) -> Result<Option<Credentials>, KeyringError> {
+            let known = registry.as_str() == self.0;
+            Ok(known.then(|| Credentials { login: self.1.clone(), origin: "a file".to_owned() }))
+        }
+
+        fn certificates(&self, _: &str) -> Result<Option<Certificates>, KeyringError> {
+            Ok(None)
+        }
+    }
+
+    #[test]
+    fn the_login_of_another_port_is_not_given_away() {
+        let password = Login::Password { user: "me".to_owned(), password: Secret::new("hunter2") };
+        let token = Login::RegistryToken(Secret::new("hunter2"));
+        let (tls, plain) = (Channel::Tls, Channel::Plain);
+        // Where the login is kept and what it is; the registry and how it is spoken to; what it names; whether it is used.
+        for (kept, login, registry, channel, realm, used) in [
+            ("reg.example", &password, "reg.example:5000", tls, "https://reg.example/t", true),
+            ("reg.example", &password, "reg.example:5000", plain, "http://reg.example/t", false),
+            ("reg.example:81", &password, "reg.example:5000", plain, "http://reg.example:81/t", false),
+            ("reg.example", &password, "reg.example:5000", plain, "https://reg.example/t", false),
+            (
+                "reg.example",
+                &password,
+                "reg.example:5000",
+                Channel::Unverified,
+                "https://reg.example/t",
+                false,
+            ),
+            ("reg.example", &password, "reg.example:5000", tls, "http://reg.example/t", false),
+            ("localhost:5001", &password, "localhost:5000", plain, "http://localhost:5001/t", true),
+            ("reg.example", &token, "reg.example:5000", tls, "https://reg.example/t", false),
+            ("localhost:5001", &token, "localhost:5000", plain, "http://localhost:5001/t", false),
+            // Its own is used however it is spoken to.
+            ("reg.example:5000", &password, "reg.example:5000", plain, "http://reg.example/t", true),
+            ("reg.example:5000", &token, "reg.example:5000", tls, "https://reg.example/t", true),
+        ] {
+            let target = Target {
+                registry: registry.parse().unwrap(),
+                repository: None,
+                access: Access::Pull,
+                transport: Transport::Auto,
+            };
+            let url = Url { tls: channel != plain, authority: registry.to_owned(), path: "/v2/".to_owned() };
+            let origin = Origin { target: &target, url, channel };
+            let challenge = Challenge::choose([format!("Bearer realm=\"{realm}\"").as_str()].into_iter());
+            let keyring = Arc::new(Kept(kept, login.clone()));
+            let http = Http::new(ClientOptions { keyring, ..ClientOptions::default() });
+            let found = http.login_for(&origin, &challenge.unwrap()).unwrap();
+            assert_eq!(found.is_some(), used, "{kept} {registry} {channel:?} {realm}");
         }
     }
 

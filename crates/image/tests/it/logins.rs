@@ -359,6 +359,30 @@ fn registry_tokens_are_sent_as_they_are() {
 }
 
 #[test]
+fn a_registry_token_is_for_its_port_alone() {
+    let seen = Seen::default();
+    let (noted, noted_too) = (seen.clone(), seen.clone());
+    let tokens = serve(move |request| {
+        note(&noted, "tokens", request);
+        status(200, "", br#"{"token":"t0k3n"}"#)
+    });
+    let port = serve(move |request| {
+        note(&noted_too, "registry", request);
+        match authorization(request).as_str() {
+            "Bearer t0k3n" => status(200, "", b"{}"),
+            _ => {
+                let challenge = format!("www-authenticate: Bearer realm=\"http://127.0.0.1:{tokens}/t\"\r\n");
+                status(401, &challenge, b"")
+            }
+        }
+    });
+    let given = Login::RegistryToken(Secret::new("given"));
+    client(keyring(tokens, given)).fetch_manifest(&reference(port)).unwrap();
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() == 3 && !seen.iter().any(|request| request.contains("given")), "{seen:?}");
+}
+
+#[test]
 fn logins_are_checked_before_they_are_kept() {
     let guarded = serve(|request| match authorization(request).as_str() {
         BASIC if path(request) == "/v2/" => status(200, "", b"{}"),
