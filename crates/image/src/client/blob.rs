@@ -41,7 +41,7 @@ pub(crate) struct ResumingBlob<'c> {
 #[derive(Debug)]
 struct Lost {
     began: Instant,
-    /// When the last byte came, or the last loss was counted.
+    /// When the last byte came or the next was asked for, or the last loss was counted.
     since: Instant,
     lost: Duration,
 }
@@ -196,6 +196,10 @@ impl Read for ResumingBlob<'_> {
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         if want == 0 {
             return Ok(0);
+        }
+        if self.body.is_some() {
+            // What the reader has done with what he got before is not lost.
+            self.lost.progress(Instant::now());
         }
         loop {
             let Some(mut body) = self.body.take() else {

@@ -243,6 +243,44 @@ fn broken_transfers_resume_where_they_stopped() {
 }
 
 #[test]
+fn what_a_reader_does_meanwhile_is_no_interruption() {
+    use std::io::Read;
+    let blob: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+    let (whole, half) = (blob.clone(), blob.len() / 2);
+    let port = serve(move |request| match range_of(request) {
+        None => {
+            let full = status(200, "", &whole);
+            full[..full.len() - half].to_vec()
+        }
+        Some(from) => {
+            let range = format!("content-range: bytes {from}-{}/{}\r\n", whole.len() - 1, whole.len());
+            status(206, &range, &whole[from..])
+        }
+    });
+    let patience = Duration::from_millis(300);
+    let client = Client::new(ClientOptions {
+        patience,
+        n_attempts: 3,
+        backoff: Duration::from_millis(1),
+        ..ClientOptions::default()
+    });
+    let digest = Digest::sha256(&blob);
+    let descriptor = serde_json::json!({ "mediaType": "x", "digest": digest, "size": blob.len() });
+    let descriptor = serde_json::from_value(descriptor).unwrap();
+    let reference = Reference::parse(&format!("127.0.0.1:{port}/x:1")).unwrap();
+    let mut reader = client.open_blob(&reference, &descriptor, "the blob").unwrap();
+    let mut found = vec![0; blob.len() - half];
+    reader.read_exact(&mut found).unwrap();
+    // It has work for much longer than interruptions may take.
+    let began = Instant::now();
+    while began.elapsed() < patience * 3 {
+        assert!(Digest::sha256(&blob) == digest);
+    }
+    reader.read_to_end(&mut found).unwrap();
+    assert!(found == blob);
+}
+
+#[test]
 fn lies_are_errors_of_the_right_kind() {
     type Check = fn(&VerifyError) -> bool;
     type Bend = fn(&str, usize, &[u8]) -> Option<Vec<u8>>;
