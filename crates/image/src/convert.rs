@@ -469,14 +469,18 @@ pub(crate) fn publish(
     let file = pending.file().map_err(failed)?;
     converted.bytes = file.metadata().map_err(failed)?.len();
     if format == OutputFormat::Sif {
-        // The launch line makes `./image.sif` start the container: whoever may read it may execute it.
-        let mode = file.metadata().map_err(failed)?.permissions().mode();
-        file.set_permissions(Permissions::from_mode(mode | ((mode & 0o444) >> 2))).map_err(failed)?;
+        let_readers_execute(&file).map_err(failed)?;
     }
     let existing = if options.overwrite { Existing::Replace } else { Existing::Refuse };
     pending.publish(out, existing).map_err(failed)?;
     converted.timings.finish += began.elapsed();
     Ok(())
+}
+
+/// The launch line of a SIF makes `./image.sif` start the container: whoever may read it may execute it.
+pub(crate) fn let_readers_execute(file: &File) -> io::Result<()> {
+    let mode = file.metadata()?.permissions().mode();
+    file.set_permissions(Permissions::from_mode(mode | ((mode & 0o444) >> 2)))
 }
 
 /// Returns what goes around the partition of an image with this configuration.

@@ -1,9 +1,8 @@
 //! SIF files in registries, as Apptainer and Singularity push and pull them by `oras://`: an artifact with an empty
 //! configuration and the file as its one layer. The file stays as it is, with its signatures.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use situla_oci::{
@@ -13,7 +12,7 @@ use thiserror::Error;
 
 use crate::client::{Client, ClientError};
 use crate::convert::ConvertOptions;
-use crate::convert::{ConvertError, create_output, hash_from, refuse_existing};
+use crate::convert::{ConvertError, create_output, hash_from, let_readers_execute, refuse_existing};
 use crate::file_error::FileError;
 use crate::inspect::{FileKind, kind_of};
 use crate::output::Existing;
@@ -171,8 +170,7 @@ pub fn pull_sif(
         return Err(SifTransferError::NotASif { reference: Box::new(reference.clone()), what });
     }
     progress.event(Event::LayerDone { layer_idx: 0 });
-    // The launch line makes `./image.sif` start the container.
-    file.set_permissions(Permissions::from_mode(0o755)).map_err(FileError::write(out))?;
+    let_readers_execute(&file).map_err(FileError::write(out))?;
     let existing = if options.overwrite { Existing::Replace } else { Existing::Refuse };
     pending.publish(out, existing).map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => ConvertError::Exists { path: out.to_owned() },

@@ -5,7 +5,7 @@
 //! a blob is not sent before they were found right: whatever is wrong here does not become whole there.
 
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -201,6 +201,7 @@ pub(crate) fn send_all(
 ) -> Result<Vec<Arrival>, ClientError> {
     let next = AtomicUsize::new(0);
     let outcome: Mutex<Result<Vec<(usize, Arrival)>, ClientError>> = Mutex::new(Ok(Vec::new()));
+    let failed = AtomicBool::new(false);
     let lock = || outcome.lock().unwrap_or_else(PoisonError::into_inner);
     let work = || {
         while lock().is_ok()
@@ -208,7 +209,8 @@ pub(crate) fn send_all(
             && let Some(blob) = all.get(index)
         {
             let (descriptor, what) = (blob.descriptor, blob.what.as_str());
-            match destination.put_blob(Blob { descriptor, what, bytes: blob }) {
+            let bytes = UntilFailure { blob, failed: &failed };
+            match destination.put_blob(Blob { descriptor, what, bytes: &bytes }) {
                 Ok(arrival) => {
                     blob.reached(descriptor.size);
                     for layer_idx in blob.layers.iter().copied() {
@@ -224,6 +226,8 @@ pub(crate) fn send_all(
                     if outcome.is_ok() {
                         *outcome = Err(error);
                     }
+                    // Not before it is known why: what the others fail for then is no reason.
+                    failed.store(true, Relaxed);
                 }
             }
         }
@@ -238,6 +242,32 @@ pub(crate) fn send_all(
     let mut arrivals = outcome.into_inner().unwrap_or_else(PoisonError::into_inner)?;
     arrivals.sort_by_key(|(index, _)| *index);
     Ok(arrivals.into_iter().map(|(_, arrival)| arrival).collect())
+}
+
+/// The bytes of a blob, as long as nothing has failed: what is sent after that is for nothing.
+struct UntilFailure<'b> {
+    blob: &'b Sending<'b>,
+    failed: &'b AtomicBool,
+}
+
+impl Bytes for UntilFailure<'_> {
+    fn open(&self) -> io::Result<Box<dyn Read + '_>> {
+        Ok(Box::new(Stopping { inner: self.blob.open()?, failed: self.failed }))
+    }
+}
+
+struct Stopping<'b, R> {
+    inner: R,
+    failed: &'b AtomicBool,
+}
+
+impl<R: Read> Read for Stopping<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.failed.load(Relaxed) {
+            return Err(io::Error::other("another blob could not be sent"));
+        }
+        self.inner.read(buf)
+    }
 }
 
 /// Tells how much of a blob has gone.

@@ -237,7 +237,8 @@ impl Destination<'_> {
             ..Question::default()
         };
         self.http.with_retries(self.http.options().n_attempts.max(1), || {
-            let (response, _) = self.http.ask_once(&self.target, question, &[201])?;
+            // The specification knows 201 alone; some take it over first and see to it afterwards, and say so.
+            let (response, _) = self.http.ask_once(&self.target, question, &[201, 202])?;
             let found =
                 header(&response, "docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
             // Of another algorithm it says nothing about these bytes.

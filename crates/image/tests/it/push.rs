@@ -5,18 +5,23 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use situla_image::{
     BuiltImage, Certificates, Client, ClientError, ClientOptions, ConvertOptions, Credentials,
-    DockerArchiveImage, Keyring, KeyringError, LayoutImage, Login, OutputFormat, Owners, PackedImage,
-    PushError, PushTarget, Pushed, Route, Secret, SifTransferError, Target, Transport, Which,
-    convert_directory, convert_file, pull_sif, push_image, push_sif, resolve, save_directory, save_image,
+    DockerArchiveImage, FetchedManifest, ImageSource, Keyring, KeyringError, LayerSource, LayoutImage, Login,
+    OutputFormat, Owners, PackedImage, PushError, PushTarget, Pushed, Route, Secret, SifTransferError,
+    SourceError, Target, Transport, Which, convert_directory, convert_file, pull_sif, push_image, push_sif,
+    resolve, save_directory, save_image,
 };
-use situla_oci::{Digest, Platform, Reference, Registry, Repository};
+use situla_oci::{Descriptor, Digest, Platform, Reference, Registry, Repository};
 
 use crate::tar_builder::TarBuilder;
 use crate::tools::{TestRegistry, gzip, have, layout, run, serve, status, zstd};
@@ -453,6 +458,150 @@ fn a_damaged_source_does_not_become_whole_there() {
     });
     let error = push(&client(), &small_image(dir.path()), &target(port, "x")).unwrap_err();
     assert!(matches!(error, PushError::Registry { source: ClientError::Verify(_), .. }), "{error:?}");
+}
+
+#[test]
+fn a_manifest_that_is_accepted_for_later_is_pushed() {
+    let (dir, seen) = (tempfile::tempdir().unwrap(), Seen::default());
+    let (port, _) = registry(&seen, |verb, path, _| {
+        (verb == "PUT" && path.contains("/manifests/")).then(|| status(202, "", b""))
+    });
+    push(&client(), &small_image(dir.path()), &target(port, "x")).unwrap();
+    let n_puts = seen.lock().unwrap().iter().filter(|line| line.contains("/manifests/")).count();
+    assert_eq!(n_puts, 1);
+}
+
+/// An image with a layer that nobody lives to see the end of.
+struct Endless {
+    config: Vec<u8>,
+    manifest: FetchedManifest,
+}
+
+impl Endless {
+    fn new() -> Self {
+        let config =
+            br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#.to_vec();
+        let layer = Digest::sha256(b"never");
+        let bytes = serde_json::to_vec(&serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": Digest::sha256(&config), "size": config.len(),
+            },
+            "layers": [{
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer, "size": 1_u64 << 50,
+            }],
+        }));
+        let bytes = bytes.unwrap();
+        let digest = Digest::sha256(&bytes);
+        Self { config, manifest: FetchedManifest { bytes, digest, content_type: None } }
+    }
+}
+
+impl LayerSource for Endless {
+    fn open_layer(&self, _: &str, descriptor: &Descriptor) -> io::Result<Box<dyn Read + Send + '_>> {
+        let is_config = descriptor.digest == Digest::sha256(&self.config);
+        Ok(if is_config { Box::new(self.config.as_slice()) } else { Box::new(io::repeat(1)) })
+    }
+}
+
+impl ImageSource for Endless {
+    fn fetch_top(&self) -> Result<FetchedManifest, SourceError> {
+        Ok(self.manifest.clone())
+    }
+
+    fn fetch_child(&self, _: &Descriptor) -> Result<FetchedManifest, SourceError> {
+        Ok(self.manifest.clone())
+    }
+}
+
+/// A registry that takes whatever of a blob comes, in several connections, and refuses a second blob once the first is
+/// on its way.
+fn patient_registry() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (sender, receiver) = mpsc::channel();
+    let arrived = Arc::new(Mutex::new(receiver));
+    // The threads end with the test process.
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let (sender, arrived) = (sender.clone(), arrived.clone());
+            thread::spawn(move || -> io::Result<()> {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte)? == 1 {
+                    head.extend_from_slice(&byte);
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                match first_words(&head) {
+                    ("HEAD", _) => stream.write_all(&status(404, "", b"")),
+                    ("POST", _) => stream.write_all(&status(202, "location: /upload?a=b\r\n", b"")),
+                    _ if header(&head, "content-length").len() < 6 => {
+                        let _ = arrived.lock().unwrap().recv_timeout(PATIENCE);
+                        stream.write_all(&status(403, "", br#"{"errors":[{"message":"not this"}]}"#))
+                    }
+                    _ => {
+                        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+                        stream.read_exact(&mut vec![0; 1 << 20])?;
+                        let _ = sender.send(());
+                        io::copy(&mut stream, &mut io::sink()).map(drop)
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn nothing_is_sent_after_a_failure() {
+    let port = patient_registry();
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let pushed = push_image(&client(), &Endless::new(), &amd64(), &target(port, "x"), None, &());
+        sender.send(pushed.map_err(|error| told(&error)))
+    });
+    let told = receiver.recv_timeout(PATIENCE).expect("it ends").unwrap_err();
+    assert!(told.contains("not this"), "what failed first is told: {told}");
+}
+
+#[test]
+fn whoever_may_read_a_pulled_sif_may_execute_it() {
+    // The umask is that of the process, and other tests have theirs: it is set for another process.
+    const CHILD: &str = "SITULA_TEST_CHILD";
+    if std::env::var_os(CHILD).is_none() {
+        let script = "umask 027; exec \"$0\" --exact push::whoever_may_read_a_pulled_sif_may_execute_it";
+        let mut shell = Command::new("sh");
+        run(shell.args(["-c", script]).arg(std::env::current_exe().unwrap()).env(CHILD, "1"));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("tree")).unwrap();
+    let options = ConvertOptions::default();
+    convert_directory(&at("tree"), Owners::Root, &at("a.sif"), OutputFormat::Sif, &options, &()).unwrap();
+    let sif = fs::read(at("a.sif")).unwrap();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.sylabs.sif.config.v1+json",
+            "digest": Digest::sha256(b"{}"), "size": 2,
+        },
+        "layers": [{
+            "mediaType": "application/vnd.sylabs.sif.layer.v1.sif", "digest": Digest::sha256(&sif), "size": sif.len(),
+        }],
+    });
+    let port = serve(move |request| match first_words(request).1 {
+        path if path.contains("/manifests/") => status(200, "", manifest.to_string().as_bytes()),
+        _ => status(200, "", &sif),
+    });
+    let reference = Reference::parse(&format!("127.0.0.1:{port}/a:1")).unwrap();
+    pull_sif(&client(), &reference, &Platform::native(), &at("b.sif"), &options, &()).unwrap();
+    let mode = |name: &str| fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("a.sif"), mode("b.sif")), (0o750, 0o750));
 }
 
 #[test]
