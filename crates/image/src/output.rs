@@ -1,7 +1,8 @@
 //! Files that appear under their name only when they are complete.
 //!
 //! Where the file system can, the file has no name at all until then (`O_TMPFILE`), so that even a killed
-//! process leaves nothing behind; elsewhere a hidden temporary name beside the final one is used.
+//! process leaves nothing behind; elsewhere a hidden temporary name beside the final one is used. What never gets a
+//! name, and is nobody else's to read, lies in a hidden directory then.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -11,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 
 use crate::process_identity::realm_name;
 use crate::traces::Trace;
@@ -21,7 +22,7 @@ use crate::traces::Trace;
 pub(crate) struct PendingFile {
     file: Option<File>,
     dir: PathBuf,
-    /// Temporary name, if it has one.
+    /// Temporary name, if it has one: the file's, or that of the directory that it lies in.
     temp: Option<(PathBuf, Trace)>,
     prefix: String,
 }
@@ -51,17 +52,33 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 impl PendingFile {
     /// Creates a file in `dir`; temporary names begin with `.prefix`.
     pub(crate) fn create(dir: &Path, prefix: &str) -> io::Result<Self> {
+        // Old kernels and some network file systems lack it and say so in different ways.
+        Self::create_unnamed(dir, prefix, 0o644).or_else(|_| Self::create_named(dir, prefix))
+    }
+
+    /// Creates a file in `dir` for what is in work, and is for nobody else to read; it is not to be published.
+    pub(crate) fn create_scratch(dir: &Path, prefix: &str) -> io::Result<Self> {
+        Self::create_unnamed(dir, prefix, 0o600).or_else(|_| Self::create_hidden(dir, prefix))
+    }
+
+    fn create_unnamed(dir: &Path, prefix: &str, mode: u32) -> io::Result<Self> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        match rustix::fs::openat(CWD, dir, flags, Mode::from_raw_mode(0o644)) {
-            Ok(fd) => Ok(Self {
-                file: Some(File::from(fd)),
-                dir: dir.to_owned(),
-                temp: None,
-                prefix: prefix.to_owned(),
-            }),
-            // Old kernels and some network file systems lack it and say so in different ways.
-            Err(_) => Self::create_named(dir, prefix),
-        }
+        let file = File::from(rustix::fs::openat(CWD, dir, flags, Mode::from_raw_mode(mode))?);
+        Ok(Self { file: Some(file), dir: dir.to_owned(), temp: None, prefix: prefix.to_owned() })
+    }
+
+    /// In a directory of its own, into which nobody else may look, whoever owns `dir`.
+    fn create_hidden(dir: &Path, prefix: &str) -> io::Result<Self> {
+        let mut pending = Self { file: None, dir: dir.to_owned(), temp: None, prefix: prefix.to_owned() };
+        let place = pending.temp_path();
+        let trace = Trace::of(&place);
+        DirBuilder::new().mode(0o700).create(&place)?;
+        let path = place.join("file");
+        // From here on it is removed with what is made.
+        pending.temp = Some((place, trace));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        pending.file = Some(file);
+        Ok(pending)
     }
 
     fn create_named(dir: &Path, prefix: &str) -> io::Result<Self> {
@@ -122,11 +139,21 @@ impl PendingFile {
             }
             (Some(temp), Existing::Refuse) => {
                 // A link fails where a name exists; rename would replace it.
-                fs::hard_link(&temp, path)?;
+                match fs::hard_link(&temp, path) {
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                        rename_anew(&temp, path).or(Err(e))?
+                    }
+                    result => result?,
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Renames a file where there is none, on file systems without links. Not all of them can.
+fn rename_anew(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
 }
 
 /// A hidden name that nobody else makes, on no machine that shares the directory.
@@ -139,7 +166,9 @@ impl Drop for PendingFile {
     fn drop(&mut self) {
         if let Some((temp, _)) = &self.temp {
             // It may be gone; nothing else can be done about it here.
-            let _ = fs::remove_file(temp);
+            if fs::remove_file(temp).is_err() {
+                let _ = fs::remove_dir_all(temp);
+            }
         }
     }
 }
@@ -163,6 +192,7 @@ fn sync_dir_of(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -174,6 +204,35 @@ mod tests {
         let parts: Vec<&str> = one.split('.').collect();
         assert_eq!((parts[0], parts[1], parts[2], parts[5]), ("", "x", realm_name(), "tmp"), "{one}");
         assert_eq!(parts[3], std::process::id().to_string());
+    }
+
+    #[test]
+    fn what_is_in_work_is_for_its_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |metadata: fs::Metadata| metadata.permissions().mode() & 0o777;
+        let unnamed = PendingFile::create_scratch(dir.path(), "x").unwrap();
+        let hidden = PendingFile::create_hidden(dir.path(), "x").unwrap();
+        for pending in [&unnamed, &hidden] {
+            assert_eq!(mode(pending.file().unwrap().metadata().unwrap()), 0o600);
+        }
+        let place = fs::read_dir(dir.path()).unwrap().last().unwrap().unwrap();
+        assert!(place.file_type().unwrap().is_dir());
+        assert_eq!(mode(place.metadata().unwrap()), 0o700);
+        drop((unnamed, hidden));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_rename_takes_the_place_of_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
+        fs::write(&from, "new").unwrap();
+        fs::write(&to, "old").unwrap();
+        assert_eq!(rename_anew(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&to).unwrap(), b"old");
+        fs::remove_file(&to).unwrap();
+        rename_anew(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"new");
     }
 
     type Create = fn(&Path, &str) -> io::Result<PendingFile>;

@@ -12,7 +12,7 @@ use situla_squashfs::{Image, ReadOptions};
 use super::SaveError;
 use super::build::{Description, not_squashfs, open_file};
 use super::save::{GZIP_TYPE, gzip_layer};
-use crate::convert::{ConvertOptions, OutputFormat, create_output, directory_tree, write_output};
+use crate::convert::{ConvertOptions, OutputFormat, directory_tree, write_output};
 use crate::file_error::FileError;
 use crate::flatten::LayerSource;
 use crate::output::PendingFile;
@@ -77,7 +77,7 @@ impl BuiltImage {
         progress: &dyn Progress,
     ) -> Result<Self, SaveError> {
         let failed = || FileError::write(scratch.to_owned());
-        let pending = PendingFile::create(scratch, "layer").map_err(failed())?;
+        let pending = PendingFile::create_scratch(scratch, "layer").map_err(failed())?;
         let file = pending.file().map_err(failed())?;
         let out = io::BufWriter::with_capacity(1 << 20, file.try_clone().map_err(failed())?);
         let mut out = DigestWriter::new(Algorithm::Sha256, out);
@@ -103,7 +103,8 @@ pub(super) fn squashed(
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<(Image, PendingFile), SaveError> {
-    let pending = create_output(scratch).map_err(SaveError::Image)?;
+    let beside = scratch.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let pending = PendingFile::create_scratch(beside, "image").map_err(FileError::write(scratch))?;
     // It is read once: compressing it well would take longer than it saves.
     let options = ConvertOptions { zstd_level: 1, ..options.clone() };
     write_output(
@@ -151,5 +152,25 @@ impl Read for FromStart<'_> {
         let n = self.file.read_at(buf, self.at)?;
         self.at += n as u64;
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_pushed_is_nobody_elses_to_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, scratch) = (dir.path().join("tree"), dir.path().join("scratch"));
+        std::fs::create_dir(&tree).unwrap();
+        std::fs::create_dir(&scratch).unwrap();
+        let options = ConvertOptions::default();
+        let built = BuiltImage::of_directory(&tree, Owners::Root, &scratch, &options, &()).unwrap();
+        assert_eq!(built.file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        drop(built);
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
     }
 }

@@ -76,7 +76,7 @@ fn pack(
 ) -> Result<(Descriptor, (File, PendingFile)), SaveError> {
     let failed = || FileError::write(scratch.to_owned());
     let copy = |source| SaveError::Copy { what: what.to_owned(), source };
-    let pending = PendingFile::create(scratch, "layer").map_err(failed())?;
+    let pending = PendingFile::create_scratch(scratch, "layer").map_err(failed())?;
     let file = pending.file().map_err(failed())?;
     let out = io::BufWriter::with_capacity(1 << 20, file.try_clone().map_err(failed())?);
     let mut gzip = GzEncoder::new(DigestWriter::new(Algorithm::Sha256, out), Compression::new(GZIP_LEVEL));
