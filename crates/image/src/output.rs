@@ -95,6 +95,11 @@ impl PendingFile {
         self.dir.join(temporary_name(&self.prefix, "tmp"))
     }
 
+    /// Tells whether it has a temporary name, which others may remove.
+    pub(crate) fn has_name(&self) -> bool {
+        self.temp.is_some()
+    }
+
     /// Returns the open file.
     pub(crate) fn file(&self) -> io::Result<File> {
         match &self.file {

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -123,8 +124,9 @@ pub(super) fn acquire(
         };
         let name =
             holder.as_ref().map_or("unknown".to_owned(), |h| format!("process {} on {}", h.pid, h.host));
-        if holder.as_ref().is_some_and(is_dead) || silent > store.options.stale_after {
-            take_away(store, &path, holder.as_ref(), manifest)?;
+        let is_over = holder.as_ref().is_some_and(is_dead) || silent > store.options.stale_after;
+        // Where there was nothing to take away the next look comes after a pause, like any other.
+        if is_over && take_away(store, &path, holder.as_ref(), manifest)? {
             continue;
         }
         if !told {
@@ -134,8 +136,7 @@ pub(super) fn acquire(
         if began.elapsed() > store.options.wait_limit {
             return Err(StoreError::Busy { holder: name, waited: began.elapsed() });
         }
-        let is_local =
-            holder.as_ref().is_some_and(|holder| !holder.realm.is_empty() && holder.realm == realm());
+        let is_local = holder.as_ref().is_some_and(is_local);
         thread::sleep(pause(began.elapsed(), store.options.stale_after, is_local, std::process::id()));
     }
 }
@@ -162,15 +163,38 @@ pub(super) fn try_take(
         return Ok(Some(lease));
     }
     let path = store.lease_path(&stem);
-    match read_record::<Holder>(&path)? {
-        Some(holder) if is_dead(&holder) => take_away(store, &path, Some(&holder), manifest)?,
-        _ => return Ok(None),
+    let holder = read_record::<Holder>(&path)?;
+    let is_over = match &holder {
+        Some(holder) if is_local(holder) => is_dead(holder),
+        _ => is_silent(store, &path)?,
+    };
+    if is_over {
+        take_away(store, &path, holder.as_ref(), manifest)?;
     }
     try_create(store, stem, manifest, recipe)
 }
 
+/// Watches the lease of another machine; tells whether it showed no sign of life for as long as one counts that shows
+/// none. Whoever was killed there while he had an image in its place would keep it from being removed for ever: who
+/// wants the image itself asks for no lease.
+fn is_silent(store: &Store, path: &Path) -> Result<bool, StoreError> {
+    let look = || -> Result<_, StoreError> {
+        let beat = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        Ok(beat.zip(Some(read_record::<Holder>(path)?)))
+    };
+    let (began, first) = (Instant::now(), look()?);
+    while first.is_some() && began.elapsed() <= store.options.stale_after {
+        thread::sleep(pause(began.elapsed(), store.options.stale_after, false, std::process::id()));
+        if look()? != first {
+            return Ok(false);
+        }
+    }
+    Ok(first.is_some())
+}
+
 /// Makes the lease, unless somebody has it. It appears with its content: whoever is killed while making it must not
-/// leave one of which nobody can tell that its holder is dead.
+/// leave one of which nobody can tell that its holder is dead. Where the file system cannot do that, it is made in its
+/// place, and who is killed at that moment leaves an empty one, which counts until it was silent for long enough.
 fn try_create(
     store: &Store,
     stem: String,
@@ -188,13 +212,21 @@ fn try_create(
     let pending = PendingFile::create(&store.own.dir.join("tmp"), &stem).map_err(failed())?;
     let mut file = pending.file().map_err(failed())?;
     file.write_all(&text).map_err(failed())?;
+    let has_name = pending.has_name();
     match pending.appear(&path, Existing::Refuse) {
         Ok(()) => {}
-        // Somebody has it, and may have removed what lay about for it.
-        Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+        // Somebody has it, and has removed what lay about for it.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && has_name && store.own.leases().is_dir() => {
             return Ok(None);
         }
-        Err(e) => return Err(failed()(e).into()),
+        // There are file systems without links, with none between directories, or full of them; and machines
+        // without /proc, by which a file without a name gets one.
+        Err(_) => match create_in_place(&path, &text) {
+            Ok(made) => file = made,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+            Err(e) => return Err(failed()(e).into()),
+        },
     }
     let trace = Trace::of(&path);
     let (stop, stopped) = channel();
@@ -213,6 +245,16 @@ fn try_create(
     }))
 }
 
+fn create_in_place(path: &Path, text: &[u8]) -> io::Result<File> {
+    let mut file = File::options().write(true).create_new(true).mode(0o644).open(path)?;
+    let written = file.write_all(text);
+    if written.is_err() {
+        // Nobody else takes it for his own so soon.
+        let _ = fs::remove_file(path);
+    }
+    written.map(|()| file)
+}
+
 /// Shows a sign of life until told to stop.
 fn beat(file: &File, pause: Duration, stopped: &std::sync::mpsc::Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(pause) {
@@ -225,30 +267,34 @@ fn beat(file: &File, pause: Duration, stopped: &std::sync::mpsc::Receiver<()>) {
 pub(super) fn forget_dead(store: &Store, manifest: &Digest, recipe: &Recipe) -> Result<(), StoreError> {
     let path = store.lease_path(&stem(manifest, recipe));
     match read_record::<Holder>(&path)? {
-        Some(holder) if is_dead(&holder) => take_away(store, &path, Some(&holder), manifest),
+        Some(holder) if is_dead(&holder) => take_away(store, &path, Some(&holder), manifest).map(drop),
         _ => Ok(()),
     }
 }
 
-/// Moves a stale lease away. If another one took its place meanwhile, that one is put back.
+/// Moves a stale lease away; tells whether there was one. If another one took its place meanwhile, that one is put
+/// back.
 fn take_away(
     store: &Store,
     path: &Path,
     stale: Option<&Holder>,
     manifest: &Digest,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let away = store.own.dir.join("tmp").join(temporary_name(&manifest.file_stem(), "stale"));
     match fs::rename(path, &away) {
         Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(source) => return Err(FileError::write(path)(source).into()),
     }
     if read_record::<Holder>(&away)?.as_ref() != stale {
         // If a third one is there already, two work at once; both are right.
-        let _ = fs::hard_link(&away, path);
+        match fs::hard_link(&away, path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => drop(fs::rename(&away, path)),
+            _ => {}
+        }
     }
     let _ = fs::remove_file(&away);
-    Ok(())
+    Ok(true)
 }
 
 fn this_process() -> Holder {
@@ -272,12 +318,90 @@ fn realm() -> String {
 
 /// Tells whether a holder is known to be gone; of other machines nothing is known.
 fn is_dead(holder: &Holder) -> bool {
-    !holder.realm.is_empty() && holder.realm == realm() && start_time(holder.pid) != Some(holder.started)
+    is_local(holder) && start_time(holder.pid) != Some(holder.started)
+}
+
+/// Tells whether a holder is where processes can be compared with those that run here.
+fn is_local(holder: &Holder) -> bool {
+    !holder.realm.is_empty() && holder.realm == realm()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn open(dir: &Path) -> Store {
+        open_with(dir, Duration::from_millis(100))
+    }
+
+    fn open_with(dir: &Path, soon: Duration) -> Store {
+        let options = crate::store::StoreOptions { stale_after: soon, wait_limit: soon };
+        Store::open(&dir.join("store"), None, options).unwrap()
+    }
+
+    fn key() -> (Digest, Recipe) {
+        (Digest::sha256(b"m"), Recipe::of(&crate::ConvertOptions::default()))
+    }
+
+    #[test]
+    fn a_lease_needs_no_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, (manifest, recipe)) = (open(dir.path()), key());
+        let leases = dir.path().join("store/leases");
+        let Some(elsewhere) = crate::store::move_elsewhere(&leases) else { return };
+        let take = || try_take(&store, stem(&manifest, &recipe), &manifest, &recipe);
+        let lease = take().unwrap().unwrap();
+        assert_eq!(read_record::<Holder>(&lease.path).unwrap().as_ref(), Some(&lease.holder));
+        assert!(take().unwrap().is_none(), "there is one already");
+        // It is kept warm where it is.
+        let file = File::options().write(true).open(&lease.path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let began = Instant::now();
+        while fs::metadata(&lease.path).unwrap().modified().unwrap() == SystemTime::UNIX_EPOCH {
+            assert!(began.elapsed() < Duration::from_secs(20), "it shows no sign of life");
+            thread::yield_now();
+        }
+        drop(lease);
+        assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_lease_of_another_machine_counts_while_it_shows_life() {
+        let dir = tempfile::tempdir().unwrap();
+        let (manifest, recipe) = key();
+        let take = |store: &Store| try_take(store, stem(&manifest, &recipe), &manifest, &recipe).unwrap();
+        let alive = open_with(dir.path(), Duration::from_secs(60));
+        let path = alive.lease_path(&stem(&manifest, &recipe));
+        let there = Holder { realm: "another machine".to_owned(), ..this_process() };
+        // The second was made in its place by somebody who was killed then.
+        for text in [serde_json::to_vec(&there).unwrap(), Vec::new()] {
+            fs::write(&path, &text).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            let (stop, stopped) = channel::<()>();
+            thread::scope(|scope| {
+                scope.spawn(move || beat(&file, Duration::from_millis(5), &stopped));
+                assert!(take(&alive).is_none());
+                assert_eq!(fs::read(&path).unwrap(), text);
+                drop(stop);
+            });
+            assert!(take(&open(dir.path())).is_some(), "nobody shows that he lives");
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn where_no_lease_can_be_made_nobody_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        fs::remove_dir(dir.path().join("store/leases")).unwrap();
+        let (sender, receiver) = channel();
+        thread::spawn(move || {
+            let (manifest, recipe) = key();
+            sender.send(acquire(&store, &manifest, &recipe, &()).map(drop).map_err(|error| error.to_string()))
+        });
+        let error = receiver.recv_timeout(Duration::from_secs(20)).unwrap().unwrap_err();
+        assert!(error.contains(".lease"), "{error}");
+    }
 
     #[test]
     fn pauses_grow_with_what_was_waited_and_differ() {

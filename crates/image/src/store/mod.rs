@@ -330,7 +330,7 @@ impl Store {
     }
 
     fn lease_path(&self, stem: &str) -> PathBuf {
-        self.own.dir.join("leases").join(format!("{stem}.lease"))
+        self.own.leases().join(format!("{stem}.lease"))
     }
 
     /// Removes temporary files without a living owner: they are made under a lease only, so one whose
@@ -396,4 +396,24 @@ fn may_be_exchanged_below(dir: &Path) -> Result<bool, StoreError> {
 /// A platform without its variant.
 fn general(platform: &Platform) -> String {
     format!("{}/{}", platform.os, platform.architecture)
+}
+
+/// Moves a directory of a store to another file system, so that nothing can be linked or renamed into it; `None`, and
+/// a word about it, where there is no other one. It lasts as long as the result.
+#[cfg(test)]
+fn move_elsewhere(directory: &Path) -> Option<tempfile::TempDir> {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let memory = Path::new("/dev/shm");
+    let other = tempfile::tempdir_in(memory).ok().filter(|_| device(memory) != device(directory));
+    if other.is_none() {
+        assert!(std::env::var_os("SITULA_TEST_REQUIRE").is_none(), "there is one file system");
+        let _ = std::io::Write::write_all(&mut io::stderr(), b"skipped: there is one file system\n");
+    }
+    let other = other?;
+    for entry in fs::read_dir(directory).ok()?.flatten() {
+        fs::copy(entry.path(), other.path().join(entry.file_name())).ok()?;
+    }
+    fs::remove_dir_all(directory).ok()?;
+    std::os::unix::fs::symlink(other.path(), directory).ok()?;
+    Some(other)
 }

@@ -46,6 +46,10 @@ impl Shelf {
         self.dir.join("images")
     }
 
+    pub(super) fn leases(&self) -> PathBuf {
+        self.dir.join("leases")
+    }
+
     pub(super) fn image_path(&self, stem: &str) -> PathBuf {
         self.images().join(format!("{stem}{SUFFIX}"))
     }

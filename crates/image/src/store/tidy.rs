@@ -171,7 +171,7 @@ impl Store {
         let tmp = self.own.dir.join("tmp");
         for name in list_dir(&tmp)?.iter().filter(|name| is_leaving(name) && stem_in(name) == stem) {
             let (away, place) = (tmp.join(name), self.own.image_path(stem));
-            if place.with_extension("json").exists() {
+            if place.with_extension("json").exists() && !place.exists() {
                 match fs::hard_link(&away, &place) {
                     Ok(()) => {
                         remove_file(&away)?;
@@ -180,11 +180,10 @@ impl Store {
                     Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                     // There are file systems without hard links. The lease keeps others from making the image.
-                    Err(_) if !place.exists() => {
+                    Err(_) => {
                         fs::rename(&away, &place).map_err(FileError::write(&place))?;
                         continue;
                     }
-                    Err(error) => return Err(FileError::write(&place)(error).into()),
                 }
             }
             if self.is_shared() {

@@ -203,13 +203,14 @@ impl Uses {
 /// are those of the open file.
 fn probe(directory: &Path) -> Option<SystemTime> {
     let path = directory.join(".probe");
-    let no_link = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    // Through no link, and without waiting, should there be a FIFO.
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
     let made = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .custom_flags(no_link)
+        .custom_flags(flags)
         .open(&path);
     let modified = made.and_then(|file: File| file.metadata()).and_then(|metadata| metadata.modified());
     let _: io::Result<()> = fs::remove_file(&path);
@@ -256,6 +257,20 @@ mod tests {
         assert!(!outside.join("made").exists());
         fs::set_permissions(store.join("uses"), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(UseMark::make(&image).is_none());
+    }
+
+    #[test]
+    fn a_fifo_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let uses = dir.path().join("uses");
+        fs::create_dir(&uses).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(uses.join(".probe")).status().unwrap();
+        assert!(made.success());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let store = dir.path().to_owned();
+        std::thread::spawn(move || sender.send(Uses::read(&store).is_ok()));
+        assert!(receiver.recv_timeout(Duration::from_secs(20)).unwrap());
+        assert!(Uses::read(dir.path()).unwrap().now.is_some(), "it is out of the way");
     }
 
     #[test]
