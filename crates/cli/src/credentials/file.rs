@@ -67,11 +67,12 @@ pub(super) fn load(path: &Path) -> Result<DockerConfig, KeyringError> {
 
 /// Changes the configuration at `path`, where `change` tells that it has; nobody else of ours does so meanwhile, so that
 /// of two logins at once none is lost.
-pub(super) fn update(
-    path: &Path,
-    change: impl FnOnce(&mut DockerConfig) -> bool,
-) -> Result<bool, KeyringError> {
+pub(super) fn update(path: &Path, change: impl Fn(&mut DockerConfig) -> bool) -> Result<bool, KeyringError> {
     let path = &target(path);
+    // Where there is nothing to change no directory is made, and nobody need be able to write.
+    if !change(&mut load(path)?) {
+        return Ok(false);
+    }
     let _lock = lock(path)?;
     let mut config = load(path)?;
     let changed = change(&mut config);

@@ -6,12 +6,14 @@ mod netrc;
 mod places;
 mod program;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use situla_image::{Certificates, ClientCertificate, Credentials, Keyring, KeyringError, Login, Secret};
 use situla_oci::{Registry, Repository};
 
-use self::docker::{DockerConfig, Found, is_named};
+use self::docker::{DockerConfig, Found, guesses, is_named};
 use self::netrc::Password;
 use self::program::Programs;
 
@@ -63,37 +65,68 @@ impl Files {
         let path = self.written()?;
         let config = file::load(path)?;
         let mut known = false;
+        // One patience for all: there are several names, and a helper that hangs does so with each.
+        let deadline = Instant::now() + self.programs.limit;
         for (index, suffix) in config.helpers(registry).iter().enumerate() {
-            match self.erase_all(suffix, &config, registry) {
-                Ok(erased) => known |= erased,
-                // One that is not asked for this registry need not be there.
-                Err(_) if index > 0 => {}
-                Err(message) => return Err(of_helper(message, path)),
-            }
+            // The names in the file are those of the helper that is asked for this registry; another one need not
+            // know them, nor be there.
+            let in_file = config.servers(registry);
+            let names = if index == 0 { in_file.clone() } else { BTreeSet::new() };
+            let guessed = guesses(registry).into_iter().chain(in_file).collect();
+            let erased = self.erase_all(suffix, &names, &guessed, registry, deadline);
+            known |= erased.map_err(|message| of_helper(message, path))?;
         }
         let removed = file::update(path, |config| config.remove(registry))?;
         Ok(known || removed)
     }
 
-    /// Has a helper forget a registry under all names that it may have for it; tells whether there was a login.
-    fn erase_all(&self, suffix: &str, config: &DockerConfig, registry: &Registry) -> Result<bool, String> {
+    /// Has a helper forget a registry under `names`, under those that it tells itself, and under `guessed` ones; tells
+    /// whether there was a login. A secret that stays is a failure; of a name that is only guessed some helpers make no
+    /// sense, and have nothing under it.
+    fn erase_all(
+        &self,
+        suffix: &str,
+        names: &BTreeSet<String>,
+        guessed: &BTreeSet<String>,
+        registry: &Registry,
+        deadline: Instant,
+    ) -> Result<bool, String> {
+        let mut outcome = Ok(false);
+        let mut note = |erased: Result<bool, String>| match (&mut outcome, erased) {
+            (Ok(before), Ok(erased)) => *before |= erased,
+            (Ok(_), Err(failure)) => outcome = Err(failure),
+            // The first failure tells most.
+            (Err(_), _) => {}
+        };
+        for server in names {
+            let programs = self.programs.until(deadline);
+            note(match programs.get(suffix, server) {
+                Ok(None) => Ok(false),
+                Err(message) if Instant::now() >= deadline => Err(message),
+                // Whether one that cannot be read can be erased is for the helper to say.
+                Ok(Some(_)) | Err(_) => programs.until(deadline).erase(suffix, server).map(|()| true),
+            });
+        }
         // Other tools have names of their own for the server, under which a secret may lie as well.
-        let mut servers = config.servers(registry);
-        servers.extend(self.programs.servers(suffix).into_iter().filter(|name| is_named(name, registry)));
-        let mut erased = false;
-        for server in servers {
-            match self.programs.get(suffix, &server) {
-                Ok(Some(_)) => {
-                    self.programs.erase(suffix, &server)?;
-                    erased = true;
-                }
-                Ok(None) => {}
-                // Some make no sense of a URL, and have nothing under it.
-                Err(_) if server != registry.as_str() => {}
-                Err(message) => return Err(message),
+        let listed: BTreeSet<String> = self
+            .programs
+            .until(deadline)
+            .servers(suffix)
+            .into_iter()
+            .filter(|name| is_named(name, registry))
+            .collect();
+        for server in &listed {
+            note(self.programs.until(deadline).erase(suffix, server).map(|()| true));
+        }
+        for server in guessed.iter().filter(|name| !names.contains(*name) && !listed.contains(*name)) {
+            let programs = self.programs.until(deadline);
+            if !programs.limit.is_zero()
+                && let Ok(Some(_)) = programs.get(suffix, server)
+            {
+                note(programs.until(deadline).erase(suffix, server).map(|()| true));
             }
         }
-        Ok(erased)
+        outcome
     }
 
     fn written(&self) -> Result<&Path, KeyringError> {

@@ -42,6 +42,12 @@ impl Default for Programs {
 }
 
 impl Programs {
+    /// The same, for what has to be done by `deadline`.
+    pub(super) fn until(&self, deadline: Instant) -> Self {
+        let left = deadline.saturating_duration_since(Instant::now());
+        Self { limit: self.limit.min(left), path: self.path.clone() }
+    }
+
     /// Asks a helper for the login at `server`; `None` if it knows none.
     ///
     /// docker-credential-helpers: the verb is the argument, the input the server, the output an object. What it does
@@ -161,7 +167,8 @@ impl Programs {
                 }
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(format!("gives no answer within {} s", self.limit.as_secs_f32()))
+                let seconds = (self.limit.as_secs_f32() * 10.0).round() / 10.0;
+                Err(format!("gives no answer within {seconds} s"))
             }
         }
     }

@@ -214,6 +214,65 @@ fn a_helper_that_knows_hosts_alone_is_no_obstacle() {
 }
 
 #[test]
+fn a_secret_that_stays_is_told() {
+    let secret = r#"{"Username": "me", "Secret": "hunter2"}"#;
+    // One that the file has, one that only the helper knows, and one with another helper that is not asked for logins.
+    for (config, name) in [
+        (r#"{"credsStore": "test", "auths": {"https://a.example/v1/": {}}}"#, "https:__a.example_v1_"),
+        (r#"{"credsStore": "test"}"#, "http:__a.example_x"),
+        (r#"{"credsStore": "test", "credHelpers": {"a.example": "other"}}"#, "https:__a.example_v2_"),
+    ] {
+        let home = Home::new(&[(DOCKER, config)]);
+        home.install_helper("test");
+        home.install_helper("other");
+        fs::write(home.path("kept").join(name), secret).unwrap();
+        let path = home.path("bin/docker-credential-test");
+        let script = fs::read_to_string(&path).unwrap();
+        // It neither shows nor erases what it has.
+        let locked = "case $1 in get|erase) [ ! -e '{kept}/'\"$input\" ] || { echo locked; exit 1; };; esac\ncase $1 in"
+            .replace("{kept}", &home.path("kept").display().to_string());
+        fs::write(&path, script.replacen("case $1 in", &locked, 1)).unwrap();
+        // The other one shares its files, and has nothing.
+        let none = "#!/bin/sh\n[ $1 = list ] && { echo '{}'; exit; }\necho credentials not found; exit 1\n";
+        fs::write(home.path("bin/docker-credential-other"), none).unwrap();
+        let error = home.files(None).forget(&"a.example".parse().unwrap()).unwrap_err();
+        assert!(
+            error.message.contains("docker-credential-test") && error.message.contains("locked"),
+            "{error}"
+        );
+        assert!(home.path("kept").join(name).exists());
+    }
+}
+
+#[test]
+fn a_helper_that_hangs_has_one_patience() {
+    let home = Home::new(&[(DOCKER, r#"{"credsStore": "slow", "auths": {"https://a.example/v1/": {}}}"#)]);
+    home.install_helper("slow");
+    // It is asked for hosts, and hangs with all else.
+    let script = "#!/bin/sh\nread -r input || :\n[ \"$input\" != a.example ] || { echo credentials not found; exit 1; }\nexec sleep 60\n";
+    fs::write(home.path("bin/docker-credential-slow"), script).unwrap();
+    let mut files = home.files(None);
+    files.programs.limit = Duration::from_secs(2);
+    let began = Instant::now();
+    let error = files.forget(&"a.example".parse().unwrap()).unwrap_err();
+    assert!(error.message.contains("gives no answer within 2 s"), "{error}");
+    // Each name and the list of them would take two seconds more.
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+}
+
+#[test]
+fn where_there_is_nothing_to_forget_nothing_is_made() {
+    let home = Home::new(&[]);
+    assert!(!home.files(None).forget(&"a.example".parse().unwrap()).unwrap());
+    assert!(!home.path(".docker").exists());
+    // Nor does anybody need to be able to write there.
+    let home = Home::new(&[(DOCKER, r#"{"auths": {"b.example": {"auth": "eDp5"}}}"#)]);
+    let before = fs::metadata(home.path(".docker")).unwrap().modified().unwrap();
+    assert!(!home.files(None).forget(&"a.example".parse().unwrap()).unwrap());
+    assert_eq!(fs::metadata(home.path(".docker")).unwrap().modified().unwrap(), before);
+}
+
+#[test]
 fn logins_at_the_same_time_are_all_kept() {
     const N: u32 = 12;
     let home = Home::new(&[(DOCKER, r#"{"x": 1}"#)]);
