@@ -47,6 +47,11 @@ pub(crate) fn size(bytes: u64) -> String {
     if unit == 0 { format!("{scaled} B") } else { format!("{scaled}.{tenths} {}", UNITS[unit]) }
 }
 
+/// So many layers.
+pub(crate) fn layers(n: u64) -> String {
+    if n == 1 { "1 layer".to_owned() } else { format!("{n} layers") }
+}
+
 /// Rows in columns, each as wide as its widest cell.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let n_columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use situla_image::{Event, Progress};
 
-use crate::output::size;
+use crate::output::{layers, size};
 
 /// Time between two drawings on a terminal: smooth, and nothing to a terminal over a slow line.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -188,7 +188,7 @@ fn line(seen: Seen, rate: u64, holder: Option<&str>) -> String {
         return "reading".to_owned();
     }
     if n_done >= n_layers {
-        return format!("{n_layers} layers, {}; finishing the image", size(bytes));
+        return format!("{}, {}; finishing the image", layers(n_layers), size(bytes));
     }
     let mut text =
         format!("layer {}/{n_layers}, {} of {}", n_done.saturating_add(1), size(bytes), size(total));
@@ -223,6 +223,7 @@ mod tests {
             (seen, 0, None, "layer 3/5, 40.0 MiB of 100.0 MiB"),
             (Seen { bytes: 100 * MIB, ..seen }, MIB, None, "layer 3/5, 100.0 MiB of 100.0 MiB, 1.0 MiB/s"),
             (Seen { n_done: 5, ..seen }, MIB, None, "5 layers, 40.0 MiB; finishing the image"),
+            (Seen { n_layers: 1, ..seen }, MIB, None, "1 layer, 40.0 MiB; finishing the image"),
             (
                 seen,
                 0,

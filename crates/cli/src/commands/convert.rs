@@ -16,7 +16,7 @@ use super::transfer::{Made, Transfer, TransferOptions, convert_options};
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
-use crate::output::{data, note, size};
+use crate::output::{data, layers, note, size};
 use crate::progress::Meter;
 
 /// Convert an image, a layout, an archive or a directory to a .sqsh or .sif file, or unpack one.
@@ -126,7 +126,13 @@ fn save(arguments: &ConvertArgs, target: &Target) -> Result<(), CommandError> {
         });
         return data(&format!("{value}\n"));
     }
-    data(&format!("{target}: {n_layers} layers, {}\nmanifest {manifest_digest}\n", size(bytes)))
+    data(&described(target, &SavedImage { manifest_digest, n_layers, bytes }))
+}
+
+fn described(target: &Target, saved: &SavedImage) -> String {
+    let SavedImage { manifest_digest, n_layers, bytes } = saved;
+    let layers = layers(u64::try_from(*n_layers).unwrap_or(u64::MAX));
+    format!("{target}: {layers}, {}\nmanifest {manifest_digest}\n", size(*bytes))
 }
 
 /// Unpacks an image to a directory.
@@ -315,6 +321,15 @@ pub(crate) fn check_output(path: &Path, overwrite: bool) -> Result<(), CommandEr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_layer_is_one() {
+        for (n_layers, want) in [(0, "0 layers"), (1, "1 layer"), (2, "2 layers")] {
+            let saved = SavedImage { manifest_digest: Digest::sha256(b"m"), n_layers, bytes: 3 };
+            let text = described(&Target::Layout("dir".into(), None), &saved);
+            assert!(text.contains(&format!(": {want}, 3 B\n")), "{text}");
+        }
+    }
 
     #[test]
     fn wrong_names_of_sources_have_remedies() {

@@ -10,14 +10,14 @@ use situla_image::{
     BuiltImage, Client, ImageSource, PackedImage, PushTarget, Pushed, Route, Source, Transport, push_image,
     push_sif,
 };
-use situla_oci::{EnrootReference, Place, Platform, Reference, ReferenceError, Repository, Tag};
+use situla_oci::{EnrootReference, Place, Platform, Reference, ReferenceError, Registries, Repository, Tag};
 
 use super::convert::{Opened, OwnersChoice, client, open_image, parse_source};
 use super::transfer::{Transfer, convert_options};
 use crate::command_error::CommandError;
 use crate::credentials::Files;
 use crate::interrupt::remove_temporaries_on_signal;
-use crate::output::{data, note, size};
+use crate::output::{data, layers, note, size};
 use crate::progress::{Meter, Show};
 use crate::registries;
 use crate::registry_access;
@@ -88,7 +88,7 @@ fn run(arguments: &PushArgs) -> Result<(), CommandError> {
 
 fn described(pushed: &Pushed, target: &str) -> String {
     let Pushed { manifest_digest, n_layers, bytes, bytes_sent, .. } = pushed;
-    let layers = if *n_layers == 1 { "1 layer".to_owned() } else { format!("{n_layers} layers") };
+    let layers = layers(u64::try_from(*n_layers).unwrap_or(u64::MAX));
     format!("{target}: {layers}, {}, {} sent\nmanifest {manifest_digest}\n", size(*bytes), size(*bytes_sent))
 }
 
@@ -105,7 +105,8 @@ impl Pushing<'_> {
     pub(crate) fn run(self) -> Result<(Pushed, String, Vec<String>), CommandError> {
         let (kind, image) = parse_target(self.target)?;
         let shown = format!("{}{}", kind.scheme(), image.reference);
-        let target = push_target(&image, self.transfer.plain_http)?;
+        let registries = registries::load()?;
+        let target = push_target(&registries, &image, self.transfer.plain_http)?;
         let source = parse_source(self.source)?;
         if kind == Kind::Sif {
             let Source::Path(path) = &source else { return Err(no_sif(self.source)) };
@@ -117,7 +118,7 @@ impl Pushing<'_> {
             meter.finish();
             return Ok((pushed.map_err(|error| CommandError::sif_transfer(&error))?, shown, Vec::new()));
         }
-        let from = blobs_from(&source, &image.reference);
+        let from = blobs_from(&registries, &source, &target.route)?;
         // The policy judges what comes out of a registry, also here; what goes into one runs nothing.
         let of_source = client(&source, &self.transfer)?;
         let scratch = scratch();
@@ -216,17 +217,24 @@ pub(crate) fn parse_oras(text: &str) -> Result<Option<EnrootReference>, CommandE
 }
 
 /// The place of a reference as `registries.conf` has it: that of the registry itself, since nobody pushes to mirrors.
-fn push_target(image: &EnrootReference, plain_http: bool) -> Result<PushTarget, CommandError> {
-    let reference = &image.reference;
-    let places = registries::load()?
+fn own_place(registries: &Registries, reference: &Reference) -> Result<Place, CommandError> {
+    let places = registries
         .places(reference)
         .map_err(|error| registries::name_error(&reference.to_string(), &error))?;
-    let own = Place {
+    Ok(places.and_then(|mut places| places.pop()).unwrap_or_else(|| Place {
         registry: reference.registry().clone(),
         repository: reference.repository().clone(),
         insecure: false,
-    };
-    let Place { registry, repository, insecure } = places.and_then(|mut places| places.pop()).unwrap_or(own);
+    }))
+}
+
+fn push_target(
+    registries: &Registries,
+    image: &EnrootReference,
+    plain_http: bool,
+) -> Result<PushTarget, CommandError> {
+    let reference = &image.reference;
+    let Place { registry, repository, insecure } = own_place(registries, reference)?;
     let transport = match (insecure, plain_http) {
         (true, _) => Transport::Insecure,
         (false, true) if registry == *reference.registry() => Transport::Plain,
@@ -240,14 +248,16 @@ fn push_target(image: &EnrootReference, plain_http: bool) -> Result<PushTarget, 
     Ok(PushTarget { route: Route { registry, repository, transport }, tag })
 }
 
-/// The repository that has the blobs of a source already, where it is at the registry that is pushed to.
-fn blobs_from(source: &Source, target: &Reference) -> Option<Repository> {
-    match source {
-        Source::Registry(image) if image.reference.registry() == target.registry() => {
-            Some(image.reference.repository().clone())
-        }
-        _ => None,
-    }
+/// The repository that has the blobs of a source already, where its place is at the registry that is pushed to,
+/// whatever the names are that were written.
+fn blobs_from(
+    registries: &Registries,
+    source: &Source,
+    target: &Route,
+) -> Result<Option<Repository>, CommandError> {
+    let Source::Registry(image) = source else { return Ok(None) };
+    let place = own_place(registries, &image.reference)?;
+    Ok((place.registry == target.registry).then_some(place.repository))
 }
 
 fn no_sif(source: &str) -> CommandError {
@@ -290,11 +300,31 @@ mod tests {
 
     #[test]
     fn blobs_are_taken_from_the_same_registry_only() {
-        let target: Reference = "r.example/new:1".parse().unwrap();
-        let source = |text: &str| Source::Registry(registries::parse(text).unwrap());
-        let from = |source: &Source| blobs_from(source, &target).map(|name| name.as_str().to_owned());
-        assert_eq!(from(&source("r.example/old:1")).as_deref(), Some("old"));
-        assert_eq!(from(&source("s.example/old:1")), None);
-        assert_eq!(from(&Source::Path("old".into())), None);
+        let mut renamed = Registries::default();
+        renamed
+            .add("[[registry]]\nprefix = 'short.example'\nlocation = 'r.example/team'\n[[registry]]\nprefix = 's.example/moved'\nlocation = 't.example'")
+            .unwrap();
+        let from = |registries: &Registries, source: &str, target: &str| {
+            let source = match source.strip_prefix("docker://") {
+                Some(name) => Source::Registry(registries::parse(name).unwrap()),
+                None => Source::Path(source.into()),
+            };
+            let target = push_target(registries, &registries::parse(target).unwrap(), false).unwrap();
+            let from = blobs_from(registries, &source, &target.route).unwrap();
+            from.map(|name| name.as_str().to_owned())
+        };
+        let plain = Registries::default();
+        for (registries, source, target, want) in [
+            (&plain, "docker://r.example/old:1", "r.example/new:1", Some("old")),
+            (&plain, "docker://s.example/old:1", "r.example/new:1", None),
+            (&plain, "old", "r.example/new:1", None),
+            (&renamed, "docker://short.example/old:1", "r.example/new:1", Some("team/old")),
+            (&renamed, "docker://r.example/old:1", "short.example/new:1", Some("old")),
+            (&renamed, "docker://short.example/old:1", "short.example/new:1", Some("team/old")),
+            // Names alike, places apart.
+            (&renamed, "docker://s.example/moved/old:1", "s.example/new:1", None),
+        ] {
+            assert_eq!(from(registries, source, target).as_deref(), want, "{source} {target}");
+        }
     }
 }
