@@ -431,7 +431,7 @@ fn the_bits_of_modes_are_honoured() {
 fn a_task_with_another_primary_group_gets_at_the_image() {
     const OTHER_GROUP: u32 = 65_533;
     if !rustix::process::geteuid().is_root() {
-        skip("only root can take another primary group");
+        skip("needs root: only root can take another primary group");
         return;
     }
     let Some(site) = Installation::with_image_of(|root| {
