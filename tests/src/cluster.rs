@@ -199,6 +199,11 @@ impl Cluster {
         Ok(command)
     }
 
+    /// Lets a command find this cluster.
+    pub fn talks_to(&self, command: &mut Command) {
+        command.env("SLURM_CONF", &self.conf);
+    }
+
     /// Runs a Slurm command as root: to ask, to cancel, never to run a payload.
     ///
     /// # Errors

@@ -7,7 +7,8 @@
 //! belongs to a new user namespace has read-only, nosuid and nodev locked (mount_namespaces(7)).
 //!
 //! Nothing is left behind: the mount is in no other namespace, so it goes with the last process of the
-//! container, and a loop device goes with its mount.
+//! container, and a loop device goes with its mount. What a container is made of must be known before anybody
+//! can be met, and so each task mounts; one that has joined another's container lets its own mount go ([`let_go`]).
 
 use std::fs::{DirBuilder, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,8 +17,9 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::thread::UnshareFlags;
+use situla_plan::{Plan, RootfsSource, Rung};
 use situla_sys::{LoopDevice, has_writers};
 
 use crate::failure::{Context, Failure, FailureClass};
@@ -120,6 +122,16 @@ pub fn mount_by_kernel(
     let device = LoopDevice::attach(image.file.as_fd(), offset, length)
         .map_err(setup("cannot make a loop device of the image"))?;
     attach(&device.path.to_string_lossy()).map_err(setup("the kernel does not mount the image"))
+}
+
+/// Unmounts the root of `plan` where this process has mounted it and is in another's container instead: the mount would last
+/// as long as the process that waits, and a loop device with it, one for each task of a step.
+pub(crate) fn let_go(plan: &Plan) -> Result<(), Failure> {
+    let (Rung::Kernel, RootfsSource::Directory { path }) = (plan.rootfs.rung, &plan.rootfs.source) else {
+        return Ok(());
+    };
+    unmount(path.as_os_str(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        .or_fail(FailureClass::Rootfs, || "cannot let a mount go that another task has as well".to_owned())
 }
 
 /// Opens the directory to mount at. All of its path belongs to root: whoever could move it would decide what

@@ -29,6 +29,7 @@ use crate::hooks::{Poststart, Rendezvous, Staged};
 use crate::image_tree::ImageTree;
 use crate::init;
 use crate::keeper::{self, Duties};
+use crate::kernel_mount;
 use crate::meeting::{self, Role, meet};
 use crate::message;
 use crate::namespaces;
@@ -128,6 +129,11 @@ pub fn run(
         _ => None,
     };
     observer.phase("meet");
+    if matches!(role, Some(Role::Member { .. }))
+        && let Err(failure) = kernel_mount::let_go(plan)
+    {
+        observer.warning(&failure);
+    }
     let surroundings = Surroundings { mask, waiter: Waiter::Parent(getpid()), hooks: None };
     let (name, leads) = match &role {
         Some(Role::Member { run, .. }) => (run.clone(), false),

@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::Desk;
+use super::{Desk, Site};
 use crate::command::{self, Output, Running, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
@@ -83,6 +83,9 @@ impl Drop for Vault {
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
+
+/// An id that nobody on the machine has.
+const SUBORDINATE: &str = "1000000";
 
 /// The files behind the loop devices of this machine.
 fn looped() -> Vec<String> {
@@ -188,14 +191,24 @@ pub fn flags_are_locked(desk: &Desk) -> Check {
     let copy = [Path::new("cp"), Path::new("-a"), &desk.env.image_tree("tiny"), &tree];
     command::run(command::words(copy.map(|word| word.as_os_str().to_owned())), PATIENCE)?.success()?;
     let place = tree.display().to_string();
+    // Not busybox, which gives such rights back by itself.
     let script = format!(
-        "mknod -m 666 {place}/zero c 1 5 && cp {place}/bin/busybox {place}/id && chmod 4755 {place}/id"
+        "mknod -m 666 {place}/zero c 1 5 && \
+         cp -L --parents $(ldd /usr/bin/id | grep -o '/[^ ]*') {place} && cp -L /usr/bin/id {place}/id && \
+         chown {SUBORDINATE}:{SUBORDINATE} {place}/id && chmod 6755 {place}/id && chmod 755 {place} ."
     );
-    command::run(command::words(["sh", "-c", &script]), PATIENCE)?.success()?;
+    command::run(vault.command(desk, &["sh", "-c", &script]), PATIENCE)?.success()?;
+    // On the host it works.
+    let id = format!("{place}/id");
+    let output = desk.env.as_user(desk.env.home()?, [id.as_str(), "-u"])?.success()?;
+    if output.stdout.trim_end() != SUBORDINATE {
+        return Err(format!("the program is not set-uid\n{output}").into());
+    }
     let image = vault.path("node.sqsh");
     let made = ["mksquashfs", &place, &image, "-noappend", "-quiet", "-no-progress"];
     command::run(command::words(made), PATIENCE)?.success()?;
-    let script = "grep -q ' / ro,nosuid,nodev' /proc/self/mountinfo || exit 9
+    // Of this very program, and of no other file system; above it, of the image as well as of what is in memory.
+    let script = "grep -q ' / / ro,nosuid,nodev.* - squashfs /dev/loop' /proc/self/mountinfo || exit 9
         for flags in rw suid dev; do mount -o remount,bind,$flags / 2>/dev/null && exit 10; done
         head -c 1 /zero 2>/dev/null && exit 11
         touch /x 2>/dev/null && exit 12
@@ -205,12 +218,22 @@ pub fn flags_are_locked(desk: &Desk) -> Check {
     for options in [&["--root"][..], &["--root", "--writable-tmpfs", "--pid"]] {
         let script =
             if options.len() > 1 { "head -c 1 /zero 2>/dev/null && exit 11; echo kept" } else { script };
-        let words: Vec<&str> = ["situla", "exec"]
+        let words: Vec<&str> = ["situla", "exec", "--rootfs", "kernel"]
             .into_iter()
             .chain(options.iter().copied())
             .chain(["node.sqsh", "sh", "-c", script])
             .collect();
         vault.run(desk, &words)?.success()?.expect_text("kept")?;
+    }
+    // To somebody who has the owner of the set-uid program inside as well, it does not give his ids.
+    fs::write(vault.dir.join("subids"), format!("root:{SUBORDINATE}:100\n"))?;
+    let given = "mount --bind subids /etc/subuid && mount --bind subids /etc/subgid && exec \"$@\"";
+    let mut words = vec!["unshare", "--mount", "--propagation", "slave", "sh", "-c", given, "sh"];
+    words.extend(["situla", "exec", "--rootfs", "kernel", "--fakeroot", "--subids", "node.sqsh"]);
+    words.extend(["sh", "-c", "stat -c '%u %g %a' /id; /id -u; /id -g"]);
+    let output = vault.run(desk, &words)?.success()?;
+    if output.stdout != "1 1 6755\n0\n0\n" {
+        return Err(format!("a set-uid program\n{output}").into());
     }
     // The newer call, by which attributes are cleared one by one: 442 is mount_setattr, 4 is MOUNT_ATTR_NODEV.
     let python = "import ctypes, os
@@ -219,8 +242,9 @@ for name, bit in ('ro', 1), ('nosuid', 2), ('nodev', 4):
     attr = (ctypes.c_uint64 * 4)(0, bit, 0, 0)
     done = libc.syscall(442, -100, b'/', 0, attr, ctypes.sizeof(attr))
     print(name, done, os.strerror(ctypes.get_errno()))";
-    let output =
-        vault.run(desk, &["situla", "exec", "--root", "demo.sqsh", "python3", "-c", python])?.success()?;
+    let output = vault
+        .run(desk, &["situla", "exec", "--rootfs", "kernel", "--root", "demo.sqsh", "python3", "-c", python])?
+        .success()?;
     for name in ["ro", "nosuid", "nodev"] {
         let refused = format!("{name} -1 Operation not permitted");
         output.clone().expect_text(&refused)?;
@@ -328,6 +352,75 @@ pub fn many_at_once(desk: &Desk) -> Check {
             return Err(format!("{image}: the payload goes on").into());
         }
         no_device_left(&vault)?;
+    }
+    Ok(())
+}
+
+/// Tasks of a step of root's, each of which mounts its image before it can meet the others.
+const TASKS: usize = 4;
+
+/// Needs as many loop devices.
+///
+/// # Errors
+/// There are fewer.
+pub(super) fn loop_devices() -> Result<(), Skip> {
+    if n_loop_nodes() < TASKS {
+        return Err(Skip(format!("needs {TASKS} loop devices in /dev")));
+    }
+    Ok(())
+}
+
+/// Tasks of a step of root's are in one container, whose image the kernel has mounted over one loop device when all of them
+/// have joined it: by the plugin and by the command line.
+///
+/// # Errors
+/// They are in several, or a task keeps a device of its own, or something is left.
+pub fn tasks_of_a_step(site: &Site) -> Check {
+    let desk = site.desk();
+    let vault = Vault::new(&desk)?;
+    let image = vault.path("tiny.sqsh");
+    let n_tasks = format!("-n{TASKS}");
+    let name = format!("roots-{}", std::process::id());
+    let start = ["srun", "--quiet", "--job-name", &name, &n_tasks, "-N1", "--overcommit"];
+    let here = vault.dir.display().to_string();
+    let script = format!(
+        "for n in user mnt; do readlink /proc/self/ns/$n; done; grep ' / / ' /proc/self/mountinfo | grep -o -- '- .*loop'; \
+         touch {here}/here.$SLURM_PROCID; until [ -e {here}/go ]; do sleep 0.05; done"
+    );
+    let option = format!("--container-image={image}");
+    let mounts = format!("--container-mounts={here}");
+    let ways: [&[&str]; 2] =
+        [&["situla", "exec", "--rootfs", "kernel", "--bind", &here, &image], &[&option, &mounts]];
+    for way in ways {
+        let words: Vec<&str> =
+            start.into_iter().chain(way.iter().copied()).chain(["sh", "-c", &script]).collect();
+        let mut command = vault.command(&desk, &words);
+        site.cluster.talks_to(&mut command);
+        let running = command::start(command)?;
+        let is_here = |rank: usize| vault.dir.join(format!("here.{rank}")).exists();
+        let all_here = wait_until(PATIENCE / 2, || (0..TASKS).all(is_here));
+        let n_devices = || looped().iter().filter(|file| **file == image).count();
+        // Those that have joined let go at once.
+        let has_one = all_here && wait_until(PATIENCE / 4, || n_devices() == 1);
+        let n_left = n_devices();
+        fs::write(vault.dir.join("go"), "")?;
+        let output = running.finish_within(PATIENCE)?;
+        if !has_one || output.timed_out {
+            // It is root's, whose jobs nobody else cancels.
+            site.cluster.admin(&["scancel", "--name", &name])?;
+            return Err(format!("{way:?}: all are there: {all_here}, with {n_left} devices\n{output}").into());
+        }
+        let output = output.success()?;
+        for kind in ["user:", "mnt:", "- squashfs /dev/loop"] {
+            let lines: Vec<&str> = output.stdout.lines().filter(|line| line.starts_with(kind)).collect();
+            if lines.len() != TASKS || lines.iter().any(|line| *line != lines[0]) {
+                return Err(format!("{way:?}: not one {kind} of all\n{output}").into());
+            }
+        }
+        no_device_left(&vault)?;
+        for name in (0..TASKS).map(|rank| format!("here.{rank}")).chain(["go".to_owned()]) {
+            fs::remove_file(vault.dir.join(name))?;
+        }
     }
     Ok(())
 }

@@ -296,6 +296,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("faults::inherited_options", faults::inherited_options),
     ("instances::ends_with_its_step", instances::ends_with_its_step),
     ("extracted::tasks_of_a_step", extracted::tasks_of_a_step),
+    ("kernel_mounts::tasks_of_a_step", kernel_mounts::tasks_of_a_step),
     ("crowds::sharing_switched_off", crowds::sharing_switched_off),
     ("crowds::ranks_reach_each_other", crowds::ranks_reach_each_other),
     ("crowds::mpi_copies_directly", crowds::mpi_copies_directly),
@@ -369,6 +370,10 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "kills::at_random_moments" => privileged::registry_program(),
         "kernel_mounts::by_root" | "kernel_mounts::of_others" | "kernel_mounts::many_at_once" => {
             kernel_mounts::erofs_maker()
+        }
+        "kernel_mounts::tasks_of_a_step" => {
+            kernel_mounts::erofs_maker()?;
+            kernel_mounts::loop_devices()
         }
         "apparmor_profile" => packaging::parser(env),
         "image_trees::of_the_demonstration" => image_trees::tools(),
