@@ -64,23 +64,27 @@ fn group_limit(line: &str, mounted: &Path) -> Option<u64> {
     below.ancestors().filter_map(|group| free(&root.join(group), files)).min()
 }
 
-/// The files of a version, and the line in its statistics that counts what cannot be given back.
+/// The files of a version, and the lines in its statistics that count what cannot be given back: the memory of processes,
+/// and files in memory, which a tmpfs holds and which no process need have mapped.
 struct Files {
     limit: &'static str,
-    used: &'static str,
+    used: [&'static str; 2],
 }
 
-const UNIFIED: Files = Files { limit: "memory.max", used: "anon " };
-const VERSION_1: Files = Files { limit: "memory.limit_in_bytes", used: "total_rss " };
+const UNIFIED: Files = Files { limit: "memory.max", used: ["anon ", "shmem "] };
+const VERSION_1: Files = Files { limit: "memory.limit_in_bytes", used: ["total_rss ", "total_shmem "] };
 
-/// What a group leaves: its limit less what its processes hold. Page cache is not held: the kernel takes it back.
+/// What a group leaves: its limit less what its processes and their files in memory hold. Other page cache is not held: the
+/// kernel takes it back.
 fn free(group: &Path, files: &Files) -> Option<u64> {
     let limit = std::fs::read_to_string(group.join(files.limit)).ok()?;
     // Version 2 writes "max" where there is no limit.
     let limit: u64 = limit.trim().parse().ok().filter(|limit| *limit < NO_LIMIT)?;
     let statistics = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-    let used = statistics.lines().find_map(|line| line.strip_prefix(files.used)?.trim().parse::<u64>().ok());
-    Some(limit.saturating_sub(used.unwrap_or(0)))
+    let count =
+        |name| statistics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    let used = files.used.into_iter().filter_map(count).fold(0, u64::saturating_add);
+    Some(limit.saturating_sub(used))
 }
 
 #[cfg(test)]
@@ -111,6 +115,8 @@ mod tests {
             "slurm/job_1",
             &[limit(512), ("memory.stat", format!("file 9\nanon {}\nkernel 3\n", 100 * MIB))],
         );
+        let held = format!("anon {}\nfile {}\nshmem {}\n", 10 * MIB, 90 * MIB, 60 * MIB);
+        group(&v2, "slurm/job_2", &[limit(512), ("memory.stat", held)]);
         group(&v2, "slurm/job_1/step_0", &[limit(800)]);
         let v1 = dir.path().join("v1");
         let old = |bytes: u64| ("memory.limit_in_bytes", format!("{bytes}\n"));
@@ -120,12 +126,16 @@ mod tests {
             "memory/job",
             &[old(300 * MIB), ("memory.stat", format!("rss 1\ntotal_rss {}\n", 50 * MIB))],
         );
+        let held = format!("shmem 1\ntotal_rss {}\ntotal_shmem {}\n", 50 * MIB, 20 * MIB);
+        group(&v1, "memory/job_2", &[old(300 * MIB), ("memory.stat", held)]);
         group(&v1, "memory/free", &[old(9_223_372_036_854_771_712)]);
         for (what, groups, mounted, addresses, want) in [
             ("unified", "0::/slurm/job_1/step_0\n", &v2, None, Some(412)),
             ("unified, no limit", "0::/slurm\n", &v2, None, None),
             ("a path outside", "0::/slurm/job_1/gone/below\n", &v2, None, Some(412)),
             ("version 1", "5:cpu,cpuacct:/x\n4:memory:/job\n0::/\n", &v1, None, Some(250)),
+            ("unified, files in memory", "0::/slurm/job_2\n", &v2, None, Some(442)),
+            ("version 1, files in memory", "4:memory:/job_2\n", &v1, None, Some(230)),
             ("version 1, no limit", "4:memory:/free\n", &v1, None, None),
             ("address space", "0::/slurm\n", &v2, Some(100 * MIB), Some(50)),
             ("the least of both", "0::/slurm/job_1\n", &v2, Some(100_000 * MIB), Some(412)),

@@ -36,7 +36,9 @@ pub(crate) fn plan_layers(request: &RunRequest, host: &Host) -> Result<Layers, E
         let message = format!("{} overlays are more than the limit of {MAX_LAYERS}", request.overlays.len());
         return Err(bad(message, "merge some of them into one directory"));
     }
-    let upper = request.writable_tmpfs.then(|| Upper::Tmpfs { size: request.memory.map(share_of_memory) });
+    let n_tasks = host.allocation.as_ref().and_then(|allocation| allocation.tasks_on_node).unwrap_or(1);
+    let size = request.memory.map(|free| share_of_memory(free, n_tasks));
+    let upper = request.writable_tmpfs.then_some(Upper::Tmpfs { size });
     let mut overlay = Overlay { lowers: Vec::new(), upper };
     // The topmost was named last, and comes first in a Plan.
     for asked in request.overlays.iter().rev() {
@@ -85,14 +87,36 @@ pub(crate) fn plan_layers(request: &RunRequest, host: &Host) -> Result<Layers, E
     Ok(layers)
 }
 
-/// How much may be written into memory: half of what there is, as the kernel has it for a machine (tmpfs(5)). A program that
-/// writes more hears that there is no room; without a limit the kernel would kill it.
-fn share_of_memory(bytes: u64) -> u64 {
+/// How much one of `n_tasks` tasks of a step on a node may write into memory: half of what is free, as the kernel has it for a
+/// machine (tmpfs(5)), for all of them together, since each has a container and a tmpfs of its own. A program that writes
+/// more hears that there is no room; without a limit the kernel would kill it.
+fn share_of_memory(free: u64, n_tasks: u32) -> u64 {
     /// What else is in there, mount points and account files, needs room, and no size at all would be no limit.
     const LEAST: u64 = 1 << 20;
-    (bytes / 2).max(LEAST)
+    (free / 2 / u64::from(n_tasks.max(1))).max(LEAST)
 }
 
 fn bad(message: String, remedy: &str) -> EngineError {
     EngineError::BadOption { message, remedy: remedy.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_share_half_of_what_is_free() {
+        const MIB: u64 = 1 << 20;
+        for (free, n_tasks, want) in [
+            (100 * MIB, 1, 50 * MIB),
+            (100 * MIB, 2, 25 * MIB),
+            (100 * MIB, 128, MIB),
+            // No number of tasks, and nothing that is free.
+            (100 * MIB, 0, 50 * MIB),
+            (0, 1, MIB),
+            (u64::MAX, u32::MAX, u64::MAX / 2 / u64::from(u32::MAX)),
+        ] {
+            assert_eq!(share_of_memory(free, n_tasks), want, "{free} for {n_tasks}");
+        }
+    }
 }

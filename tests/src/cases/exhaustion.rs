@@ -92,6 +92,57 @@ pub fn memory_of_a_step(site: &Site) -> Check {
     Ok(())
 }
 
+/// Fills what is above an image, and says how much that was.
+const FILL: &str = "dd if=/dev/zero of=/full bs=1M; echo written $(stat -c %s /full)";
+
+/// What those say who have filled it: bytes.
+fn written(output: &Output) -> Vec<u64> {
+    output.stdout.lines().filter_map(|line| line.strip_prefix("written ")?.parse().ok()).collect()
+}
+
+/// The tasks of a step share half of its memory: both fill what `--writable-tmpfs` gives them while the other's is full, and are told that
+/// there is no room. A container that comes while another's is full has half of what that has left.
+///
+/// # Errors
+/// One is killed, or they can write more together.
+pub fn memory_above_two_images(site: &Site) -> Check {
+    const MIB: u64 = 240;
+    let dir = site.env().work_dir("above-two")?;
+    let image = site.images.path("tiny.sif");
+    let memory = format!("--mem={MIB}");
+    let both =
+        format!("{FILL}; touch full.$SLURM_PROCID; until [ -e full.0 -a -e full.1 ]; do sleep 0.05; done");
+    let exec = ["situla", "exec", "--writable-tmpfs", image.as_str(), "sh", "-c"];
+    let words = ["-n2", "-N1", &memory].into_iter().chain(exec).chain([both.as_str()]);
+    let job = site.cluster.srun(dir.path(), words)?;
+    let output = job.output.clone().success()?.expect_text("No space left on device")?;
+    let bytes = written(&output);
+    let of_each = (MIB << 20) / 8..=(MIB << 20) / 4;
+    if bytes.len() != 2 || !bytes.iter().all(|one| of_each.contains(one)) || job.account.state != "COMPLETED"
+    {
+        return Err(format!("{bytes:?} of {MIB} MiB, {:?}\n{output}", job.account).into());
+    }
+    // One after the other in one task: the first stays until the second has ended.
+    let exec = format!("situla exec --writable-tmpfs {image} sh -c");
+    let script = format!(
+        "{exec} '{FILL}; touch first; until [ -e second ]; do sleep 0.05; done' & \
+         until [ -e first ]; do sleep 0.05; done; {exec} '{FILL}'; touch second; wait $!"
+    );
+    let job = site.cluster.srun(dir.path(), ["-n1", &memory, "bash", "-c", &script])?;
+    let output = job.output.clone().success()?.expect_text("No space left on device")?;
+    let well = match written(&output)[..] {
+        [first, second] => {
+            let left = (MIB << 20).saturating_sub(first);
+            first >= (MIB << 20) / 4 && second >= left / 4 && second <= left / 2
+        }
+        _ => false,
+    };
+    if !well || job.account.state != "COMPLETED" {
+        return Err(format!("one after the other, of {MIB} MiB, {:?}\n{output}", job.account).into());
+    }
+    Ok(())
+}
+
 /// A task that fills what `--writable-tmpfs` gives it is told that there is no room, long before its step runs out of memory: the step
 /// ends with the task's own status, and of a program, as record and accounting say.
 ///
@@ -101,14 +152,13 @@ pub fn memory_above_an_image(site: &Site) -> Check {
     const MIB: u64 = 120;
     let dir = site.env().work_dir("above")?;
     let memory = format!("--mem={MIB}");
-    let script = "dd if=/dev/zero of=/full bs=1M; echo written $(stat -c %s /full); exit 7";
+    let script = format!("{FILL}; exit 7");
     for program in ["situla", "apptainer"] {
         let image = site.images.path("tiny.sif");
-        let words = ["-n1", &memory, program, "exec", "--writable-tmpfs", &image, "sh", "-c", script];
+        let words = ["-n1", &memory, program, "exec", "--writable-tmpfs", &image, "sh", "-c", &script];
         let job = site.cluster.srun(dir.path(), words)?;
         let output = job.output.clone().expect_code(7)?.expect_text("No space left on device")?;
-        let written =
-            output.stdout.lines().find_map(|line| line.strip_prefix("written ")?.parse::<u64>().ok());
+        let written = written(&output).pop();
         let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
         let ended_itself =
             matches!(&records[..], [one] if one.exits == [Exit::Code(7)] && !one.class.starts_with("engine"));

@@ -308,6 +308,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("exhaustion::limits_in_a_step", exhaustion::limits_in_a_step),
     ("exhaustion::memory_of_a_step", exhaustion::memory_of_a_step),
     ("exhaustion::memory_above_an_image", exhaustion::memory_above_an_image),
+    ("exhaustion::memory_above_two_images", exhaustion::memory_above_two_images),
     ("exhaustion::server_of_a_bind_dies", exhaustion::server_of_a_bind_dies),
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
@@ -400,6 +401,7 @@ fn abilities(cluster: &Cluster, name: &str) -> Result<(), Skip> {
         | "attacks::outside_the_step"
         | "exhaustion::memory_of_a_step"
         | "exhaustion::memory_above_an_image"
+        | "exhaustion::memory_above_two_images"
             if !cluster.constrains_devices() =>
         {
             Err(Skip("Slurm has no control groups on this machine: it keeps no step apart".into()))
