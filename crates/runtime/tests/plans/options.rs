@@ -225,27 +225,29 @@ fn init_passes_on_reaps_and_holds_nothing() {
         let ready = bench.path(&format!("init-{kind:?}"));
         fs::create_dir(&ready).unwrap();
         let mark = format!("1000.{}{}", std::process::id(), u32::from(kind == Kind::Image));
-        let script = format!(
-            "trap 'echo caught; exit 7' USR1; sleep {mark} & touch /real/yes; while :; do sleep 1 & wait $!; done"
-        );
+        // HUP, INT, USR1, USR2 and TERM, and a real-time signal that no library keeps for itself.
+        let (passed_on, kill) = ([1, 2, 10, 12, 15, 40], 9);
+        let traps =
+            passed_on.map(|number| format!("trap 'echo caught {number}; exit 7' {number}; ")).concat();
+        let script = format!("{traps}sleep {mark} & touch /real/yes; while :; do sleep 1 & wait $!; done");
         let share = |plan: &mut Value| {
             pid(plan);
             let bind = json!({"destination": "/real", "source": ready, "type": "bind", "options": ["rbind"]});
             plan["spec"]["mounts"].as_array_mut().unwrap().push(bind);
         };
-        for signal in [rustix::process::Signal::USR1, rustix::process::Signal::KILL] {
+        for signal in passed_on.into_iter().chain([kill]) {
             let child = start(&bench.plan(kind, &script, share), &[]);
             wait_until("the payload to be ready", || ready.join("yes").exists() && runs(&mark));
-            let id = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-            rustix::process::kill_process(id, signal).unwrap();
+            // rustix names no real-time signals.
+            let sent = format!("kill -{signal} {}", child.id());
+            assert!(std::process::Command::new("sh").args(["-c", &sent]).status().unwrap().success());
             let output = finish(child);
-            if signal == rustix::process::Signal::USR1 {
-                assert_eq!(
-                    (output.status.code(), text(&output).0.as_str()),
-                    (Some(7), "caught\n"),
-                    "{kind:?}"
-                );
-                assert!(!runs(&mark), "{kind:?}: something is left");
+            if signal == kill {
+                assert_eq!(output.status.signal(), Some(kill), "{kind:?}");
+            } else {
+                let caught = format!("caught {signal}\n");
+                assert_eq!((output.status.code(), text(&output).0), (Some(7), caught), "{kind:?}");
+                assert!(!runs(&mark), "{kind:?}: something is left after {signal}");
             }
             // With the waiting process all of them die, at once but not before it.
             wait_until("the rest to be gone", || !runs(&mark));
