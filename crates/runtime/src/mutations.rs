@@ -7,7 +7,9 @@ mod mutate;
 #[path = "../tests/support/requests.rs"]
 mod requests;
 
+use std::fs;
 use std::io::Cursor;
+use std::path::Path;
 
 use situla_squashfs::{Metadata, NodeKind, Tree, Writer, WriterOptions};
 
@@ -63,6 +65,25 @@ fn requests_to_changed_images_are_answered() {
         opened += u64::from(requests::serve(&[&seed[..], &random.of(&image)].concat()).is_some());
     }
     assert!(opened > ROUNDS / 10, "{opened} opened");
+}
+
+/// The seeds of the fuzz target, as they are and with changed bytes.
+#[test]
+fn committed_requests_are_answered() {
+    const ROUNDS: u64 = 100;
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/fuse_requests");
+    let mut n_seeds = 0;
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let seed = fs::read(&path).unwrap();
+        n_seeds += 1;
+        let answered = requests::serve(&seed).unwrap();
+        assert!(answered > 10, "{}: {answered} requests had an answer", path.display());
+        for round in 0..ROUNDS {
+            requests::serve(&Mutations::new(round).of(&seed));
+        }
+    }
+    assert!(n_seeds > 0, "the seeds are there");
 }
 
 #[test]
