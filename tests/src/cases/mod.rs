@@ -172,6 +172,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pull_crashes::through_a_bad_network", pull_crashes::through_a_bad_network),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
+    ("a_start_syncs_nothing", no_helpers::a_start_syncs_nothing),
 ];
 
 /// Privileged cases of `make test-full` alone: what they need takes long to make.
@@ -344,7 +345,7 @@ const AT_LAST: &[(&str, SiteCase)] = &[("records::match_the_schema", records::ma
 fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
     match name {
         "accounts::only_by_name_service" => accounts::ready(),
-        "plan_runs_nothing" | "late::while_the_first_fails" => no_helpers::tracer(),
+        "plan_runs_nothing" | "late::while_the_first_fails" | "a_start_syncs_nothing" => no_helpers::tracer(),
         "no_helper_is_started" => no_helpers::tracer().and_then(|()| privileged::registry_program()),
         "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" | "sif_edits_on_both_sides" => {
             privileged::apptainer_tree(env)

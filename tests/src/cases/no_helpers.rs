@@ -1,4 +1,4 @@
-//! Images are made by our own code: no program is started for it.
+//! Images are made by our own code: no program is started for it. And a container is started without waiting for a disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -72,6 +72,59 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
         || !made.iter().all(|path| seen.made.contains(path))
     {
         return Err(format!("the tracer saw {seen:?}").into());
+    }
+    Ok(())
+}
+
+/// Calls that wait until something is on a disk; and those that open files, of which flags can ask for it.
+const SYNCING: &str = "trace=fsync,fdatasync,sync,syncfs,sync_file_range,msync,open,openat,openat2";
+
+/// No process of a start, by either command line or as the plugin has it, with a record and without, waits for a disk.
+///
+/// # Errors
+/// One does, or the tracer does not see it where one must.
+pub fn a_start_syncs_nothing(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("syncs")?;
+    let situla = desk.env.situla().display().to_string();
+    let apptainer = desk.env.situla().with_file_name("apptainer").display().to_string();
+    let state = format!("XDG_STATE_HOME={}", dir.path().join("state").display());
+    let trace = dir.path().join("trace").display().to_string();
+    let around = ["/usr/bin/env", &state, STRACE, "-f", "-qq", "-e", SYNCING, "-o", &trace];
+    // What was traced: how many calls there were at all, and those that wait.
+    let syncs = |words: &[&str]| -> Result<(usize, Vec<String>), String> {
+        let all = around.into_iter().chain(words.iter().copied());
+        command::run(desk.env.user_command(dir.path(), all)?, PATIENCE)?.success()?;
+        let text = fs::read_to_string(&trace).map_err(|e| format!("{trace}: {e}"))?;
+        let waits =
+            |line: &&str| !line.contains("open") || line.contains("O_SYNC") || line.contains("O_DSYNC");
+        let calls = || text.lines().filter(|line| line.contains('('));
+        Ok((calls().count(), calls().filter(waits).map(str::to_owned).collect()))
+    };
+    let [sqsh, sif] = ["tiny.sqsh", "tiny.sif"].map(|name| desk.images.path(name));
+    for image in [desk.env.image_tree("tiny").display().to_string(), sqsh.clone(), sif] {
+        let task_image = format!("SITULA_TASK_IMAGE={image}");
+        let ways: [&[&str]; 6] = [
+            &[&situla, "exec", &image, "true"],
+            &[&situla, "exec", "--record", &image, "true"],
+            &[&situla, "exec", "--pid", "--writable-tmpfs", "--record", &image, "true"],
+            &[&apptainer, "exec", &image, "true"],
+            &[&apptainer, "exec", "--record", &image, "true"],
+            &["/usr/bin/env", "SITULA_TASK_PROGRAM=/bin/true", &task_image, &situla],
+        ];
+        for way in ways {
+            let (n_calls, waiting) = syncs(way)?;
+            if n_calls == 0 || !waiting.is_empty() {
+                return Err(format!("{way:?}: of {n_calls} calls these wait: {waiting:#?}").into());
+            }
+        }
+    }
+    // Records were written meanwhile, and an image that is made does wait.
+    if !dir.path().join("state/situla/records").is_dir() {
+        return Err("there are no records".into());
+    }
+    let (_, waiting) = syncs(&[&situla, "convert", &sqsh, "made.sif"])?;
+    if !waiting.iter().any(|line| line.contains("sync(")) {
+        return Err(format!("the tracer sees nothing: {waiting:#?}").into());
     }
     Ok(())
 }
