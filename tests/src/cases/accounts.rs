@@ -51,6 +51,7 @@ impl<'a> Service<'a> {
         let others = host.lines().filter(|line| !line.starts_with("passwd:") && !line.starts_with("group:"));
         let mut lines: Vec<&str> = others.collect();
         lines.extend(["passwd: files extrausers", "group: files extrausers"]);
+        dir.write("subids", &format!("{NAME}:1000000:100\n"))?;
         dir.write("nsswitch.conf", &(lines.join("\n") + "\n"))?;
         for secret in [("of-guild", GROUPS[1].1), ("of-others", 0)] {
             let path: PathBuf = dir.write(secret.0, "read\n")?;
@@ -63,7 +64,8 @@ impl<'a> Service<'a> {
     /// Runs a command as the user, where the service is.
     fn run(&self, command: &[&str]) -> Result<Output, String> {
         let script = "mount --bind \"$1/nsswitch.conf\" /etc/nsswitch.conf && \
-                      mount --bind \"$1/extrausers\" /var/lib/extrausers && cd \"$1/home\" && shift && exec \"$@\"";
+                      mount --bind \"$1/extrausers\" /var/lib/extrausers && \
+                      mount --bind \"$1/subids\" /etc/subuid && mount --bind \"$1/subids\" /etc/subgid && cd \"$1/home\" && shift && exec \"$@\"";
         let dir = self.dir.path().display().to_string();
         let as_user = self.desk.env.script("as-user").display().to_string();
         let outer =
@@ -257,6 +259,18 @@ pub fn only_by_name_service(desk: &Desk) -> Check {
             );
             if output.stdout != expected {
                 return Err(format!("{way:?}, {environment:?}: expected {expected}\n{output}").into());
+            }
+        }
+        // Root inside is the user to the host, with the groups that he has there and no others.
+        let script = format!("id -u; cat {bind}/of-guild; cat {bind}/of-others 2>/dev/null || echo kept");
+        for program in [&situla, &apptainer] {
+            for options in [&["--fakeroot"][..], &["--fakeroot", "--subids"]] {
+                let words: [&[&str]; 3] =
+                    [&[program, "exec", "-B", &bind], options, &[image, "/bin/sh", "-c", &script]];
+                let output = service.run(&words.concat())?.success()?;
+                if output.stdout != "0\nread\nkept\n" {
+                    return Err(format!("{options:?}: not with the user's groups\n{output}").into());
+                }
             }
         }
     }
