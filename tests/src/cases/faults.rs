@@ -194,17 +194,28 @@ pub fn image_changes_under_a_job(site: &Site) -> Check {
     let dir = site.env().work_dir("changed")?;
     let here = dir.path().display().to_string();
     let path = |name: &str| dir.path().join(name);
-    // Everything that it needs afterwards it has loaded before.
-    let script = "import os, sys, time
-tag, bad = sys.argv[1], []
+    // Everything that it needs afterwards it has loaded before. What it maps is the largest file that it has not read.
+    let script = "import mmap, os, sys, time
+tag, mapped, bad = sys.argv[1], sys.argv[2] == 'mapped', []
 for line in open('/proc/self/maps'):
     name = line.split()[-1]
     if name.startswith('/'):
         with open(name, 'rb') as file:
             file.read()
+if mapped:
+    used = open('/proc/self/maps').read()
+    found = [os.path.join(place, name) for place, _, names in os.walk('/usr/lib') for name in names]
+    large = max((path for path in found if not os.path.islink(path) and path not in used), key=os.path.getsize)
+    with open(large, 'rb') as file:
+        pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 open('began-' + tag, 'w').close()
 while not os.path.exists('go-' + tag):
     time.sleep(0.05)
+if mapped:
+    n_seen = len(pages[::4096])
+    with open('said-' + tag, 'w') as file:
+        file.write(f'{n_seen} pages')
+    os._exit(0)
 for place, _, names in os.walk('/usr/lib'):
     for name in names:
         try:
@@ -234,8 +245,8 @@ os._exit(7 if bad else 0)";
     let workdir = format!("--container-workdir={here}");
     for (name, change) in changes {
         let mut started = Vec::new();
-        for plugin in [true, false] {
-            let tag = format!("{name}-{plugin}");
+        for (plugin, reads) in [(true, "read"), (false, "read"), (true, "mapped"), (false, "mapped")] {
+            let tag = format!("{name}-{plugin}-{reads}");
             let image = path(&format!("{tag}.sqsh"));
             fs::copy(site.images.path("demo.sqsh"), &image)?;
             let (image, option) =
@@ -245,16 +256,16 @@ os._exit(7 if bad else 0)";
             } else {
                 vec!["-n1", "apptainer", "exec", &image]
             };
-            let line = line.into_iter().chain(["python3", "-c", script, &tag]);
-            started.push((plugin, tag.clone(), site.cluster.start_srun(dir.path(), line)?));
+            let line = line.into_iter().chain(["python3", "-c", script, &tag, reads]);
+            started.push((plugin, reads, tag.clone(), site.cluster.start_srun(dir.path(), line)?));
         }
-        let all_began = || started.iter().all(|(_, tag, _)| path(&format!("began-{tag}")).exists());
+        let all_began = || started.iter().all(|(_, _, tag, _)| path(&format!("began-{tag}")).exists());
         let began = wait_until(PATIENCE, all_began);
-        for (_, tag, _) in &started {
+        for (_, _, tag, _) in &started {
             change(&path(&format!("{tag}.sqsh")))?;
             fs::write(path(&format!("go-{tag}")), b"")?;
         }
-        for (plugin, tag, (job_name, running)) in started {
+        for (plugin, reads, tag, (job_name, running)) in started {
             let job = finish(site, &job_name, running)?;
             if !began {
                 return Err(format!("not all began\n{}", job.output).into());
@@ -268,12 +279,15 @@ os._exit(7 if bad else 0)";
                 }
                 continue;
             }
-            // EIO
-            if !said.ends_with(" of [5]") {
+            // EIO; and of a page SIGBUS, with which the program ends before it can say anything.
+            let (told, end) = match reads {
+                "mapped" => (said.is_empty(), "signal 7"),
+                _ => (said.ends_with(" of [5]"), "status 7"),
+            };
+            if !told {
                 return Err(format!("{tag}: no error was told to the payload\n{said}\n{}", job.output).into());
             }
-            let names =
-                format!("{tag}.sqsh was changed while it was used, and the program ended with status 7");
+            let names = format!("{tag}.sqsh was changed while it was used, and the program ended with {end}");
             let remedy = "leaves running jobs the old one";
             let fault = Fault { names: &names, remedy, class: "engine-image-changed" };
             failed(site, &job, if plugin { NATIVE } else { APPTAINER }, fault)?;
@@ -579,6 +593,12 @@ pub fn inherited_options(site: &Site) -> Check {
     if records.len() != 1 || records[0].class != "ok" {
         return Err(format!("expected one record of class ok, got {records:#?}").into());
     }
+
+    // Mounts for an allocation, and no image by any way: there is neither a job nor a step.
+    let name = format!("{}-none", dir.path().file_name().unwrap_or_default().to_string_lossy());
+    let words = ["salloc", "--quiet", "--job-name", &name, "-N1", "-n1", &mounts, "srun", "-n1"];
+    let command = site.cluster.user_command(dir.path(), words.into_iter().chain(PAYLOAD))?;
+    never_accepted(site, &name, &crate::command::run(command, PATIENCE)?, "--container-mounts")?;
 
     // Mounts for a batch script that has no container.
     let (name, output) = submit(site, dir.path(), &[&mounts, "--wrap", "true"])?;
