@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -276,6 +276,49 @@ pub fn full_places(desk: &Desk) -> Check {
     Ok(())
 }
 
+/// No room where trees are extracted is named, by either command line, and nothing of a tree stays.
+///
+/// # Errors
+/// It is not, or something does.
+pub fn no_room_for_a_tree(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("tree")?;
+    let image = desk.images.path("tiny.sqsh");
+    let full = Mounted::full(dir.path().join("full"))?;
+    let place = full.text();
+    let as_user = desk.env.script("as-user").display().to_string();
+    // Where the user's trees are kept, for this command alone.
+    let script = "mount --bind \"$1\" /var/tmp && shift && exec \"$@\"";
+    for (n_names, code) in [(0, 125), (8, 125), (0, 255)] {
+        // Names, and no room for what is in them.
+        for n in 0..n_names {
+            fs::remove_file(full.0.join(format!("name{n}")))?;
+        }
+        let program = if code == 125 { "situla" } else { "apptainer" };
+        let mut command =
+            command::words(["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]);
+        command.args(["sh", &place, &as_user, desk.env.user(), program, "exec", "--rootfs", "extract"]);
+        command.args([image.as_str(), "true"]).current_dir(dir.path());
+        command.env_clear().env("PATH", desk.env.search_path());
+        let output = command::run(command, PATIENCE)?.expect_code(code)?;
+        output.expect_text("/var/tmp/situla-")?.expect_text("No space left on device")?;
+        no_partial_tree(&full.0)?;
+    }
+    Ok(())
+}
+
+/// Nothing but directories and locks is there beside what was put there.
+fn no_partial_tree(place: &Path) -> Result<(), String> {
+    for entry in fs::read_dir(place).map_err(|e| format!("{}: {e}", place.display()))?.flatten() {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if path.is_dir() && name != "locks" {
+            no_partial_tree(&path)?;
+        } else if !path.is_dir() && !name.starts_with("name") && name != "room" {
+            return Err(format!("there is {}", path.display()));
+        }
+    }
+    Ok(())
+}
+
 /// A mount whose server has died is named wherever it is asked for, and is no obstacle where it is not; a directory
 /// that was removed under the user's feet is none either.
 ///
@@ -403,6 +446,103 @@ pub fn in_a_step(site: &Site) -> Check {
     };
     if n_errors != 1 || job.account.exit != "125:0" || !records.iter().all(is_ours) {
         return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
+    }
+    Ok(())
+}
+
+/// The source of a bind has lost its server before the step begins: it is named with what can be done, by record and accounting
+/// too, and no program runs.
+///
+/// # Errors
+/// It is otherwise.
+pub fn bind_of_a_dead_server(site: &Site) -> Check {
+    let dir = site.env().work_dir("dead-bind")?;
+    let point = dir.path().join("served");
+    fs::create_dir(&point)?;
+    let (node, slurmd) = site.cluster.nodes().iter().next().ok_or("no node")?;
+    let target = format!("--target={slurmd}");
+    // With the shell goes the only descriptor of the connection.
+    let script = "exec 9<>/dev/fuse && mount -i -t fuse \
+                  -o fd=9,rootmode=40000,user_id=0,group_id=0,allow_other situla-dead \"$1\"";
+    let mut mount = Command::new("nsenter");
+    mount.args(["--mount", &target, "--", "sh", "-c", script, "sh"]).arg(&point);
+    command::run(mount, PATIENCE)?.success()?;
+    let dead = MountedOnNode { target, point };
+    let place = dead.point.display().to_string();
+    let image = site.images.path("tiny.sqsh");
+    let option = format!("--container-image={image}");
+    let (mounts, bind) = (format!("--container-mounts={place}:/served"), format!("{place}:/served"));
+    let ways: [(&[&str], i32); 2] =
+        [(&[&option, &mounts], 125), (&["apptainer", "exec", "--bind", &bind, &image], 255)];
+    for (way, code) in ways {
+        let words = ["-n1", "-w", node.as_str()].into_iter().chain(way.iter().copied());
+        let job = site.cluster.srun(dir.path(), words.chain(["echo", "ran"]))?;
+        let output = job.output.clone().expect_code(code)?.expect_text(&place)?;
+        let output =
+            output.expect_text("Transport endpoint is not connected")?.expect_text("mount it again")?;
+        let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+        let is_told = |record: &outcome::Outcome| {
+            record.class == "engine-setup-failed" && record.exits == [Exit::Code(code.into())]
+        };
+        if output.stdout.contains("ran")
+            || job.account.state != "FAILED"
+            || records.len() != 1
+            || !records.iter().all(is_told)
+        {
+            return Err(format!("{:?}, the records say {records:#?}\n{output}", job.account).into());
+        }
+        site.cluster.settled()?;
+    }
+    Ok(())
+}
+
+/// Slurm hands a low limit of open files on to tasks that come by the plugin (`--propagate`): at each limit with which `srun` itself
+/// works, all run, or each that does not names the limit, and nothing is left.
+///
+/// # Errors
+/// One says something else or nothing, or no limit changes anything.
+pub fn limits_through_the_plugin(site: &Site) -> Check {
+    let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
+    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let mut ran = BTreeMap::new();
+    for limit in [8, 12, 14, 16, 20, 24, 64] {
+        let dir = site.env().work_dir("propagated")?;
+        let name = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // The soft one is what is handed on. Both tasks get it, one after the other.
+        let nofile = format!("--nofile={limit}:");
+        let words = ["prlimit", &nofile, "srun", "--quiet", "--job-name", &name, "--propagate=NOFILE"];
+        let words = words.into_iter().chain(["-n2", "-N1", "--overcommit", "--kill-on-bad-exit=0", &option]);
+        let command =
+            site.cluster.user_command(dir.path(), words.chain(["sh", "-c", "ulimit -n; echo ran"]))?;
+        let output = command::start(command)?.finish_within(PATIENCE)?;
+        if output.timed_out {
+            site.cluster.admin(&["scancel", "--name", &name])?;
+            return Err(format!("{limit}: tasks hang\n{output}").into());
+        }
+
+        let job = site.cluster.job(&name, output)?;
+        let n_ran = job.output.stdout.lines().filter(|line| *line == "ran").count();
+        let n_named = job
+            .output
+            .stderr
+            .lines()
+            .filter(|line| line.contains("error:") && line.contains("ulimit -n"))
+            .count();
+        if n_ran + n_named != 2 || (job.account.state == "COMPLETED") != (n_ran == 2) {
+            return Err(format!(
+                "{limit}: {n_ran} ran, {n_named} did not; {:?}\n{}",
+                job.account, job.output
+            )
+            .into());
+        }
+        site.cluster.settled()?;
+        drop(dir);
+        clean.expect_clean().map_err(|story| format!("{limit}: {story}"))?;
+        ran.insert(limit, n_ran);
+    }
+    let counts: Vec<usize> = ran.values().copied().collect();
+    if counts.first() != Some(&0) || counts.last() != Some(&2) {
+        return Err(format!("limits change nothing: {ran:?}").into());
     }
     Ok(())
 }
