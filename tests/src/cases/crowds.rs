@@ -104,21 +104,22 @@ fn killed_once(
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
     let node = site.cluster.a_node();
     let n_ranks = format!("-n{RANKS}");
-    let words = [&n_ranks, "-N1", "-w", node, "--overcommit"];
-    // Slurm takes a second to start so many. In every other round they wait for each other before they come to us, so that
-    // all arrive at one moment; those enter a directory by the command line.
-    let together = random.below(2) == 0;
-    let tree = site.env().image_tree("tiny").display().to_string();
-    let script = format!(
-        "touch here.$SLURM_PROCID; until [ -e go ]; do sleep 0.1; done; \
-         exec apptainer exec {tree} sh -c 'sleep 0.5; echo done'"
-    );
-    let enter: [&str; 3] = if together { ["bash", "-c", &script] } else { [&image, "sh", "-c"] };
-    let payload = (!together).then_some("sleep 0.5; echo done");
+    let crowd = Crowd::draw(random);
+    let entered = match crowd.of_file {
+        true => site.images.path("tiny.sqsh"),
+        false => site.env().image_tree("tiny").display().to_string(),
+    };
+    let option = format!("--container-image={entered}");
+    // Slurm's own way to hold a task up before it comes to us.
+    let gate = "#!/bin/sh\ntouch here.$SLURM_PROCID\nuntil [ -e go ]; do sleep 0.1; done\n";
+    let prolog = format!("--task-prolog={}", dir.write("gate", gate)?.display());
+    let words = [n_ranks.as_str(), "-N1", "-w", node, "--overcommit"].into_iter();
+    let words = words.chain(crowd.together.then_some(prolog.as_str()));
+    let enter: &[&str] = if crowd.by_plugin { &[&option] } else { &["apptainer", "exec", &entered] };
+    let words = words.chain(enter.iter().copied()).chain(["sh", "-c", "sleep 0.5; echo done"]);
     let watch = Watch::begin(site.env().uid()?);
-    let (name, running) =
-        site.cluster.start_srun(dir.path(), words.into_iter().chain(enter).chain(payload))?;
-    if together {
+    let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+    if crowd.together {
         site.cluster.wait_running(&name)?;
         let here = |name: &String| name.starts_with("here.");
         let all =
@@ -163,21 +164,42 @@ fn killed_once(
     }
     let n_done = output.stdout.lines().filter(|line| *line == "done").count();
     if output.status.success() && n_done != RANKS {
-        return Err(
-            format!("{n_done} tasks came to their end, and all is well, after {hit:?}\n{output}").into()
-        );
+        return Err(format!(
+            "{n_done} tasks came to their end, and all is well, after {hit:?}, {crowd:?}\n{output}"
+        )
+        .into());
     }
     site.cluster.settled()?;
-    clean.expect_clean().map_err(|story| format!("after {hit:?}: {story}\n{output}"))?;
+    clean.expect_clean().map_err(|story| format!("after {hit:?}, {crowd:?}: {story}\n{output}"))?;
     let (_, next) = site
         .cluster
         .start_srun(dir.path(), ["-n2", "-N1", "-w", node, "--overcommit", &image, "cat", WITNESS])?;
     next.finish(PATIENCE)?
         .success()
         .and_then(|output| output.expect_text("situla tiny image"))
-        .map_err(|story| format!("the next step after {hit:?}: {story}"))?;
-    judge(site, &site.cluster.job(&name, output)?).map_err(|story| format!("after {hit:?}: {story}"))?;
+        .map_err(|story| format!("the next step after {hit:?}, {crowd:?}: {story}"))?;
+    judge(site, &site.cluster.job(&name, output)?)
+        .map_err(|story| format!("after {hit:?}, {crowd:?}: {story}"))?;
     Ok(hit.map(|(kind, phase)| (kind, phase, took)))
+}
+
+/// How the tasks of a step come to us.
+#[derive(Debug, Clone, Copy)]
+struct Crowd {
+    /// At one moment: Slurm takes a second to start so many, so that they wait for each other before.
+    together: bool,
+    /// Into an image file, which a keeper serves to all of them, or into a directory.
+    of_file: bool,
+    /// By the plugin, or by `apptainer exec`.
+    by_plugin: bool,
+}
+
+impl Crowd {
+    /// Each of these independently of the others.
+    fn draw(random: &mut Random) -> Self {
+        let mut either = || random.below(2) == 0;
+        Crowd { together: either(), of_file: either(), by_plugin: either() }
+    }
 }
 
 /// How far the step has come.
@@ -204,16 +226,18 @@ fn judge(site: &Site, job: &Job) -> Result<(), String> {
             && record.exits.len() == RANKS
             && record.exits.iter().all(|one| *one == Exit::Code(0))
     };
-    match well {
-        true if !records.iter().all(is_whole) => Err(format!("the records say {records:#?}\n{}", job.output)),
-        false if records.iter().any(is_whole) => {
-            Err(format!("a record is whole: {records:#?}\n{}", job.output))
-        }
-        _ => Ok(()),
-    }
+    // Nobody that was killed, or was ended for it, is said to have ended by itself.
+    let has_lost = |record: &outcome::Outcome| {
+        ["engine-server-lost", "cancelled", "incomplete"].contains(&&*record.class)
+    };
+    let fits = match well {
+        true => records.iter().all(is_whole),
+        false => records.iter().all(has_lost),
+    };
+    if fits { Ok(()) } else { Err(format!("the records say {records:#?}\n{}", job.output)) }
 }
 
-/// `--no-share` gives each task a container of its own; without it there is one.
+/// `--no-share` of either command line gives each task a container of its own; without it there is one.
 ///
 /// # Errors
 /// It does not, or the record does not say so.
@@ -221,22 +245,27 @@ pub fn sharing_switched_off(site: &Site) -> Check {
     let dir = site.env().work_dir("alone")?;
     let image = site.images.path("tiny.sif");
     let script = "for n in user mnt; do readlink /proc/self/ns/$n; done; sleep 1";
-    for (options, n_containers) in [(&["--no-share"][..], 4), (&[], 1)] {
+    for (program, options, n_containers) in [
+        ("apptainer", &["--no-share"][..], 4),
+        ("apptainer", &[], 1),
+        ("situla", &["--no-share"], 4),
+        ("situla", &[], 1),
+    ] {
         let words =
-            ["-n4", "-N1", "--overcommit", "apptainer", "exec"].into_iter().chain(options.iter().copied());
+            ["-n4", "-N1", "--overcommit", program, "exec"].into_iter().chain(options.iter().copied());
         let job = site.cluster.srun(dir.path(), words.chain([image.as_str(), "sh", "-c", script]))?;
         let output = job.output.clone().success()?;
         for kind in ["user:", "mnt:"] {
             let lines = || output.stdout.lines().filter(|line| line.starts_with(kind));
             let different: BTreeSet<&str> = lines().collect();
             if lines().count() != 4 || different.len() != n_containers {
-                return Err(format!("{options:?}: not {n_containers} of {kind}\n{output}").into());
+                return Err(format!("{program} {options:?}: not {n_containers} of {kind}\n{output}").into());
             }
         }
         let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
         // However many containers there were, a step has one record on a node, with all its tasks.
         if records.len() != 1 || records[0].class != "ok" || records[0].exits.len() != 4 {
-            return Err(format!("{options:?}: the records say {records:#?}").into());
+            return Err(format!("{program} {options:?}: the records say {records:#?}").into());
         }
     }
     Ok(())
