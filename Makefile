@@ -40,7 +40,7 @@ bench-runtime: dist ## measure imports, ranks, memory and the serving of files
 bench-images: dist ## compare pulling an image with other tools, and with the least that it can cost
 	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench-images
 
-check: fmt-check clippy fuzz-check doc tidy ## formatting, lints, fuzz targets, documentation, dependency rules
+check: compiler fmt-check clippy fuzz-check doc tidy ## formatting, lints, fuzz targets, documentation, dependency rules
 
 fmt-check:
 	cargo fmt --all --check

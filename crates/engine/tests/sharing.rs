@@ -148,8 +148,8 @@ fn a_plan_says_what_the_options_mean() {
     let writable = plan(&image, &|request| request.writable_tmpfs = true);
     assert_eq!(writable["spec"]["root"]["readonly"], false);
     assert_eq!(writable["rootfs"]["overlay"]["upper"], serde_json::json!({"kind": "tmpfs"}));
-    // Half of what there is, and never nothing, which would be no limit.
-    for (memory, size) in [(100 << 20, 50 << 20), (0, 1 << 20)] {
+    // Half of what there is, for both tasks of this node together, and never nothing, which would be no limit.
+    for (memory, size) in [(100 << 20, 25 << 20), (0, 1 << 20)] {
         let limited = plan(&image, &|request| {
             (request.writable_tmpfs, request.memory) = (true, Some(memory));
         });

@@ -57,14 +57,38 @@ impl Channel {
     }
 }
 
+/// No signal ends this process while this lives: HUP, INT, QUIT and TERM wait.
+#[derive(Debug)]
+pub struct Undisturbed(SignalMask);
+
+impl Undisturbed {
+    /// From now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn begin() -> Result<Self, Failure> {
+        let held = situla_sys::block_signals(&SignalMask::of([1, 2, 3, 15]));
+        held.map(Self).map_err(|errno| Failure::of_call(FailureClass::Setup, "cannot block signals", errno))
+    }
+}
+
+impl Drop for Undisturbed {
+    fn drop(&mut self) {
+        // It was allowed before.
+        let _ = situla_sys::set_signal_mask(&self.0);
+    }
+}
+
 /// Forks a process that stays when this one ends, with `streams` as standard streams and nothing else open
-/// but `keep` and the channel to this one. There it runs `main`, whose result is its exit status.
+/// but `keep` and the channel to this one. There it runs `main`, whose result is its exit status. What was
+/// prepared undisturbed is in its hands then.
 ///
 /// # Errors
 /// It cannot be forked.
 pub fn detach(
     streams: [BorrowedFd<'_>; 3],
     keep: &[RawFd],
+    undisturbed: Undisturbed,
     main: impl FnOnce(&Channel) -> i32,
 ) -> Result<Channel, Failure> {
     let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
@@ -74,7 +98,11 @@ pub fn detach(
         Forked::Child => {
             let keep: Vec<RawFd> = keep.iter().copied().chain([theirs.as_raw_fd()]).collect();
             let channel = Channel(theirs);
-            situla_sys::become_resident(c"situla-instance", streams, &keep, move || main(&channel))
+            situla_sys::become_resident(c"situla-instance", streams, &keep, move || {
+                // In a session of its own, where Ctrl-C does not reach it.
+                drop(undisturbed);
+                main(&channel)
+            })
         }
     }
 }

@@ -42,7 +42,7 @@ pub use ending::ends_within;
 pub use failure::{Failure, FailureClass};
 pub use init::ask_to_end;
 pub use inside::{Links, open_inside};
-pub use instance::{Channel, Instance, detach};
+pub use instance::{Channel, Instance, Undisturbed, detach};
 pub use kernel_mount::{KernelFormat, MountableFile, mount_by_kernel};
 pub use run::{Observer, OpenImage, duplicate, is_inherited, replace, run};
 pub use seccomp::check_filter;

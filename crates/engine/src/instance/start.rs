@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use situla_image::UseMark;
 use situla_plan::{RootfsSource, Rung};
 use situla_records::EngineClass;
-use situla_runtime::{Channel, Observer, SignalInfo, detach};
+use situla_runtime::{Channel, Observer, SignalInfo, Undisturbed, detach};
 
 use super::error::{InstanceError, InstanceFlaw};
 use super::name::InstanceName;
@@ -77,6 +77,8 @@ pub fn start(
     if let Some(ended) = expect_free(&instances, name)? {
         instances.remove(&ended);
     }
+    // Whoever interrupts from here on leaves no log: the holder removes what it was given, and is there then.
+    let undisturbed = Undisturbed::begin().map_err(EngineError::Runtime)?;
     let [log_out, log_err] = instances.logs(name);
     let open = |path: &PathBuf| {
         let mut options = open_options();
@@ -99,10 +101,11 @@ pub fn start(
     let keep = prepared.descriptors();
     let streams = [input.as_fd(), out.as_fd(), err.as_fd()];
     let holding = instances.clone();
-    let started = detach(streams, &keep, move |channel| hold(prepared, &holding, state, channel))
-        .map_err(EngineError::Runtime)
-        .map_err(InstanceError::from)
-        .and_then(|channel| agree(&channel, name));
+    let started =
+        detach(streams, &keep, undisturbed, move |channel| hold(prepared, &holding, state, channel))
+            .map_err(EngineError::Runtime)
+            .map_err(InstanceError::from)
+            .and_then(|channel| agree(&channel, name));
     if started.is_err() {
         // The holder may have been killed before it could.
         [&log_out, &log_err].into_iter().for_each(|log| remove_empty(log));
