@@ -275,8 +275,12 @@ fn extract(
             }
             return Ok((resolved, Some(lease)));
         }
-        let filled = fill(&file, part, (&directory, &shown, known.as_ref()), request.progress)?;
-        digest = Some(filled);
+        let filled = fill(&file, part, (&directory, &shown, known.as_ref()), request.progress);
+        if filled.is_err() {
+            // One that was killed has left what it had begun.
+            cache.remove_abandoned();
+        }
+        digest = Some(filled?);
     }
     Err(EngineError::Extract {
         image: shown.display().to_string(),

@@ -287,8 +287,12 @@ pub fn killed_while_extracting(desk: &Desk) -> Check {
         if victim == "extractor" {
             output.expect_code(125)?.expect_text("extracting process ended with signal: 9")?;
         }
-        let gone = || !Path::new(&format!("/proc/{extractor}")).exists();
-        if !wait_until(PATIENCE, gone) || !found(desk)?.0.is_empty() {
+        // The one removes what it had begun when it hears of the other's end, and the other what is left of the one.
+        let gone = || {
+            !Path::new(&format!("/proc/{extractor}")).exists()
+                && found(desk).is_ok_and(|(trees, building)| trees.is_empty() && building == 0)
+        };
+        if !wait_until(PATIENCE, gone) {
             return Err(format!("{victim} was killed, and there is {:?}", found(desk)?).into());
         }
     }

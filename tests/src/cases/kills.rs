@@ -4,7 +4,7 @@
 //!
 //! After each kill the step must end in time and badly, nothing may be left, and the next step and the next
 //! pull must work. Half of the moments are random; the others are chosen so that each phase in which a process
-//! can be found is hit ([`AIMS`]), and the case fails where one was not. In which phase a process was is looked at
+//! can be found is hit (`AIMS`), and the case fails where one was not. In which phase a process was is looked at
 //! while it is stopped. The seed is printed, and taken from `SITULA_TEST_SEED` when it is set, and so is how often
 //! which kind was hit in which phase.
 

@@ -160,7 +160,7 @@ impl TreeCache {
     }
 
     /// Removes what processes that were killed have begun.
-    pub(super) fn remove_abandoned(&self) {
+    pub fn remove_abandoned(&self) {
         let building = self.directory.join("building");
         for name in names(&building).unwrap_or_default() {
             let path = building.join(name);
