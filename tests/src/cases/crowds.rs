@@ -34,7 +34,7 @@ const EARLY: Duration = Duration::from_millis(30);
 /// All that a run of `make test-full` must have hit.
 const PHASES: [&str; 3] = ["before there is a keeper", "while others come or go", "while all are there"];
 
-/// How often a step may be over before the moment came.
+/// How often a step may be over before the moment came, beside one time in four.
 const MISSES: usize = 20;
 
 /// What Slurm needs for the end of so many tasks on two cores, beside what it needs for the end of one.
@@ -65,7 +65,7 @@ fn killed(site: &Site, rounds: usize, random: &mut Random) -> Check {
             .map_err(|story| format!("round {round}, after {delay:?}: {}", story.message().unwrap_or("")))?;
         let Some((kind, phase, took)) = hit else {
             n_missed += 1;
-            if n_missed > MISSES {
+            if n_missed > MISSES + round / 4 {
                 return Err(format!("{n_missed} steps were over before the moment came").into());
             }
             continue;
