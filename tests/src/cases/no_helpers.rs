@@ -97,7 +97,8 @@ pub fn a_start_syncs_nothing(desk: &Desk) -> Check {
         let text = fs::read_to_string(&trace).map_err(|e| format!("{trace}: {e}"))?;
         let waits =
             |line: &&str| !line.contains("open") || line.contains("O_SYNC") || line.contains("O_DSYNC");
-        let calls = || text.lines().filter(|line| line.contains('('));
+        // A process that goes on when strace ends is left in the middle of a call that it does not name: `???(`.
+        let calls = || text.lines().filter(|line| line.contains('(') && !line.contains("???("));
         Ok((calls().count(), calls().filter(waits).map(str::to_owned).collect()))
     };
     let [sqsh, sif] = ["tiny.sqsh", "tiny.sif"].map(|name| desk.images.path(name));
