@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use situla_records::{EngineClass, Record, RecordId, TaskRef, load};
-use situla_slurm::Allocation;
+use situla_slurm::{Allocation, StepId};
 
 use crate::error::EngineError;
 use crate::host::Host;
@@ -213,18 +213,22 @@ impl StepEnd {
 
 /// Whether this process is one of several tasks of a step.
 pub(crate) fn has_others(host: &Host) -> bool {
-    host.allocation.as_ref().and_then(others).is_some()
+    host.allocation.as_ref().is_some_and(|allocation| of_several(allocation).is_some())
+}
+
+/// The number of the step, where it has other tasks.
+fn of_several(allocation: &Allocation) -> Option<StepId> {
+    // Each component of a heterogeneous step counts its own tasks.
+    let alone = allocation.n_tasks() == Some(1) && allocation.het.is_none();
+    allocation.step.filter(|step| step.is_numeric() && !alone)
 }
 
 /// The names of a step that has other tasks: each component of a heterogeneous job has a step of that number.
 fn others(allocation: &Allocation) -> Option<Vec<String>> {
-    let step = allocation.step.filter(|step| step.is_numeric())?;
+    let step = of_several(allocation)?;
     let jobs = allocation.het.as_ref().map(|het| het.jobs.as_slice()).unwrap_or_default();
-    // Each component of a heterogeneous step counts its own tasks.
-    let alone = allocation.n_tasks() == Some(1) && allocation.het.is_none();
     let others = jobs.iter().filter(|job| **job != allocation.job);
-    let named = [&allocation.job].into_iter().chain(others).map(|job| format!("{job}.{step}"));
-    (!alone).then(|| named.collect())
+    Some([&allocation.job].into_iter().chain(others).map(|job| format!("{job}.{step}")).collect())
 }
 
 impl EngineError {
