@@ -1,6 +1,6 @@
 //! File content: block lists, data blocks, fragments, holes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::layout::{DATA_RAW, FRAGMENT_ENTRY, METADATA_LEN, le32, le64};
@@ -16,11 +16,61 @@ const SHORT_LIST: usize = 64;
 const SEGMENT: u64 = 1024;
 
 /// A decompressed data or fragment block.
-pub(crate) struct DataBlock(Vec<u8>);
+pub(crate) struct DataBlock {
+    bytes: Vec<u8>,
+    buffers: Arc<Buffers>,
+}
 
 impl Cost for DataBlock {
     fn cost(&self) -> usize {
-        self.0.capacity()
+        self.bytes.capacity()
+    }
+}
+
+impl Drop for DataBlock {
+    fn drop(&mut self) {
+        self.buffers.give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Buffers of evicted blocks, for the next ones. Through the allocator, blocks that come and go in several
+/// threads would leave holes that cost as much memory again as a cache may have, and each new one would be
+/// cleared first.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    /// More than are evicted at once are not wanted again soon.
+    const MOST: usize = 4;
+
+    /// A buffer of `length` bytes, whatever they are.
+    fn take(&self, length: usize) -> Vec<u8> {
+        let mut idle = self.idle();
+        // One that is much longer would cost the cache more than its block is worth.
+        let fits = |buffer: &Vec<u8>| (length..=2 * length).contains(&buffer.capacity());
+        let fitting = idle.iter().position(fits);
+        let buffer = fitting.map(|place| idle.swap_remove(place));
+        drop(idle);
+        match buffer {
+            Some(mut buffer) => {
+                buffer.resize(length, 0);
+                buffer
+            }
+            None => vec![0; length],
+        }
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        let mut idle = self.idle();
+        let oldest = (idle.len() == Self::MOST).then(|| idle.remove(0));
+        idle.push(buffer);
+        drop(idle);
+        // Freed here, after the lock.
+        drop(oldest);
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -261,7 +311,7 @@ impl Image {
             return self.read_source(target, start + from as u64);
         }
         let block = self.data_block(start, word, self.superblock().block_size as usize)?;
-        let part = block.0.get(from..from + target.len()).ok_or_else(|| short(start))?;
+        let part = block.bytes.get(from..from + target.len()).ok_or_else(|| short(start))?;
         target.copy_from_slice(part);
         Ok(())
     }
@@ -269,10 +319,11 @@ impl Image {
     /// The decompressed block at `start`, of at most `room` bytes, from the cache if it is there.
     fn data_block(&self, start: u64, word: u32, room: usize) -> Result<Arc<DataBlock>> {
         self.caches().data.get_or_load((start, word), || {
-            let mut bytes = vec![0; room];
-            let filled = self.decode_block(start, word, &mut bytes)?;
-            bytes.truncate(filled);
-            Ok(DataBlock(bytes))
+            let buffers = Arc::clone(&self.caches().buffers);
+            let mut block = DataBlock { bytes: buffers.take(room), buffers };
+            let filled = self.decode_block(start, word, &mut block.bytes)?;
+            block.bytes.truncate(filled);
+            Ok(block)
         })
     }
 
@@ -312,13 +363,34 @@ fn advance(start: u64, word: u32, block_size: u32) -> Result<u64> {
 }
 
 fn copy_part(block: &DataBlock, start: u64, block_len: usize, from: usize, target: &mut [u8]) -> Result<()> {
-    if block.0.len() != block_len {
+    if block.bytes.len() != block_len {
         return Err(short(start));
     }
-    target.copy_from_slice(&block.0[from..from + target.len()]);
+    target.copy_from_slice(&block.bytes[from..from + target.len()]);
     Ok(())
 }
 
 fn short(start: u64) -> Error {
     Error::corrupt("data block decompresses to the wrong length", start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_evicted_blocks_are_used_again() {
+        let buffers = Arc::new(Buffers::default());
+        let block = DataBlock { bytes: buffers.take(1000), buffers: Arc::clone(&buffers) };
+        let place = block.bytes.as_ptr();
+        drop(block);
+        let short = buffers.take(400);
+        assert_ne!(short.as_ptr(), place, "much too long for that");
+        let again = buffers.take(900);
+        assert_eq!((again.as_ptr(), again.len()), (place, 900));
+        for _ in 0..2 * Buffers::MOST {
+            buffers.give_back(vec![0; 10]);
+        }
+        assert_eq!(buffers.idle().len(), Buffers::MOST);
+    }
 }

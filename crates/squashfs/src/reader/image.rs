@@ -1,12 +1,12 @@
 //! The image: its source, superblock, caches and decoders.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::codec::Decoder;
 use crate::error::{Error, Result};
 use crate::layout::{METADATA_LEN, SUPERBLOCK_LEN, le32};
 use crate::reader::cache::Cache;
-use crate::reader::file::{DataBlock, Segment};
+use crate::reader::file::{Buffers, DataBlock, Segment};
 use crate::reader::inode::{Inode, InodeRef};
 use crate::reader::metadata::{Cursor, MetaBlock, MetaPos, RawWindow};
 use crate::reader::superblock::Superblock;
@@ -35,6 +35,8 @@ pub(crate) struct Caches {
     pub(crate) meta: Cache<u64, MetaBlock>,
     pub(crate) data: Cache<(u64, u32), DataBlock>,
     pub(crate) segments: Cache<(InodeRef, u64), Segment>,
+    /// For the blocks of `data`.
+    pub(crate) buffers: Arc<Buffers>,
 }
 
 /// An open SquashFS image, for use by any number of threads at once.
@@ -75,6 +77,7 @@ impl Image {
             meta: Cache::new(part * 5),
             data: Cache::new(part * 9),
             segments: Cache::new(part),
+            buffers: Arc::default(),
         };
         let decoders = Mutex::new(Vec::new());
         Ok(Self { source: Box::new(source), superblock, caches, decoders, ids: OnceLock::new() })
