@@ -166,6 +166,7 @@ impl Snapshot {
 /// stays until the next pull takes it over, and a case that must not leave one looks for itself.
 fn partial(home: &Path, seen: &mut BTreeSet<String>) {
     let store = home.join(".cache/situla");
+    let pins = home.join(".local/state/situla/pins");
     let finished = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match path.parent().and_then(Path::file_name).and_then(|parent| parent.to_str()) {
@@ -175,6 +176,8 @@ fn partial(home: &Path, seen: &mut BTreeSet<String>) {
             // Also the mark of a process that was killed: it counts for nothing, and goes with the next prune.
             Some("uses") => name.starts_with("sha256-"),
             Some("identities") => name.ends_with(".json"),
+            // The digest of a tag, one directory for each job.
+            Some(_) if path.starts_with(&pins) => name.len() == 64,
             Some("tmp") => false,
             // Whoever starts an instance takes turns by it.
             _ if name == ".lock" => true,
@@ -268,12 +271,14 @@ mod tests {
             ".cache/situla/identities/0.json",
             ".local/state/situla/records/cluster/1.0.n1.jsonl",
             ".local/state/situla/records/local-1.jsonl",
+            &format!(".local/state/situla/pins/cluster-1/{}", "0".repeat(64)),
         ];
         let partial_ones = [
             ".cache/situla/images/sha256-b.sqsh",
             ".cache/situla/images/sha256-c.sqsh.new",
             ".cache/situla/tmp/sha256-c",
             ".local/state/situla/records/cluster/1.0.n1.jsonl.tmp",
+            ".local/state/situla/pins/cluster-1/.new",
         ];
         for path in finished.iter().chain(&partial_ones) {
             fs::create_dir_all(home.join(path).parent().unwrap()).unwrap();

@@ -118,6 +118,8 @@ pub struct DefaultOptions {
     pub no_mount: Vec<NoMount>,
     /// `--home`.
     pub home: Option<CustomHome>,
+    /// Where nothing is mounted that is not asked for (`umount:` of pyxis).
+    pub unmounted: Vec<PathBuf>,
 }
 
 /// The default binds.

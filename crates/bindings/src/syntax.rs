@@ -216,29 +216,43 @@ pub fn parse_apptainer_mount(text: &str, cwd: &Path, option: &str) -> Result<Vec
     Ok(binds)
 }
 
-/// Reads `--container-mounts SRC:DST[:FLAGS][,…]`; `SRC` alone shows it at the same path, and
-/// `tmpfs:/DST` is an empty memory filesystem. Exact repetitions count once.
+/// What `--container-mounts` asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PyxisMounts {
+    /// What is mounted.
+    pub binds: Vec<BindRequest>,
+    /// What would be mounted without being asked for, and is not to be.
+    pub unmounted: Vec<PathBuf>,
+}
+
+/// Reads `--container-mounts SRC:DST[:FLAGS][,…]`; `SRC` alone shows it at the same path,
+/// `tmpfs:/DST` is an empty memory filesystem, and `umount:/DST` leaves out a mount that every container
+/// has. Exact repetitions count once. A backslash takes a comma or a colon as part of a path.
 ///
 /// # Errors
-/// Everything that is not this syntax. `umount:` and a relative destination, which pyxis takes, are
-/// refused.
-pub fn parse_pyxis_mounts(text: &str, cwd: &Path, option: &str) -> Result<Vec<BindRequest>, SyntaxError> {
-    let mut binds: Vec<BindRequest> = Vec::new();
-    for part in text.split(',') {
-        if binds.len() == MAX_BINDS {
+/// Everything that is not this syntax. A relative destination, which pyxis takes, is refused.
+pub fn parse_pyxis_mounts(text: &str, cwd: &Path, option: &str) -> Result<PyxisMounts, SyntaxError> {
+    let mut mounts = PyxisMounts::default();
+    for part in split_escaped(text, ',') {
+        if mounts.binds.len() + mounts.unmounted.len() == MAX_BINDS {
             return Err(SyntaxError::TooMany { limit: MAX_BINDS });
         }
+        if let Some(destination) = part.strip_prefix("umount:") {
+            mounts.unmounted.push(inside(&unescape(destination))?);
+            continue;
+        }
         let bind = pyxis_mount(part, cwd, option)?;
-        if !binds.contains(&bind) {
-            binds.push(bind);
+        if !mounts.binds.contains(&bind) {
+            mounts.binds.push(bind);
         }
     }
-    Ok(binds)
+    Ok(mounts)
 }
 
 fn pyxis_mount(part: &str, cwd: &Path, option: &str) -> Result<BindRequest, SyntaxError> {
     let text = || part.to_owned();
-    let fields: Vec<&str> = part.split(':').collect();
+    let fields: Vec<String> = split_escaped(part, ':').into_iter().map(unescape).collect();
+    let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
     let (source, destination, flags) = match fields[..] {
         [""] | ["", ..] => return Err(SyntaxError::NoSource { text: text() }),
         [source] => (source, None, ""),
@@ -248,11 +262,8 @@ fn pyxis_mount(part: &str, cwd: &Path, option: &str) -> Result<BindRequest, Synt
         _ => return Err(SyntaxError::TooManyFields { text: text() }),
     };
     let tmpfs = source == "tmpfs";
-    if source == "umount" {
-        return Err(SyntaxError::Unsupported { option: "umount".to_owned(), text: text() });
-    }
     if !tmpfs && !source.starts_with(['/', '.']) {
-        let known = "a path that begins with / or ., or tmpfs".to_owned();
+        let known = "a path that begins with / or ., tmpfs, or umount".to_owned();
         return Err(SyntaxError::UnknownOption { option: source.to_owned(), text: text(), known });
     }
     let mut bind = if tmpfs {

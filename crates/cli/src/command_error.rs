@@ -135,7 +135,7 @@ impl CommandError {
     }
 
     /// Everything in one line: for tasks of Slurm, whose output is mixed with that of others.
-    fn one_line(&self) -> String {
+    pub(crate) fn one_line(&self) -> String {
         let mut line = self.message.clone();
         for cause in self.causes.iter().chain(&self.remedy) {
             // A message that repeats its cause says it once.

@@ -70,6 +70,9 @@ enum Command {
     /// Started by the plugin when a task was killed: ends the step if the task was lost with its container
     #[command(hide = true)]
     TaskKilled,
+    /// Started by the plugin in srun, sbatch and salloc: says what makes no sense in the options of a container
+    #[command(hide = true)]
+    TaskCheck,
 }
 
 /// Parses the arguments of one command, without the description of all others, which takes longer
@@ -174,6 +177,7 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Completion(arguments) => commands::manual::completion(&arguments, command_tree()),
         Command::Manual(arguments) => commands::manual::manual(&arguments, &command_tree()),
         Command::TaskKilled => commands::task_killed::task_killed(),
+        Command::TaskCheck => crate::task::check(),
     }
 }
 

@@ -7,10 +7,11 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use situla_bindings::{BindRequest, BindSource, Origin, parse_pyxis_mounts};
-use situla_engine::{Action, Personality, RunRequest, TASK_VARIABLES, prepare};
+use situla_engine::{Action, Isolation, Personality, RunRequest, TASK_VARIABLES, prepare};
 
 use crate::command_error::CommandError;
-use crate::output::note;
+use crate::output::{data, note};
+use crate::resources;
 use crate::{Context, end_as};
 
 /// The program that the task is to run: set by the plugin, together with those below.
@@ -18,6 +19,13 @@ pub(crate) const PROGRAM: &str = TASK_VARIABLES[0];
 const IMAGE: &str = TASK_VARIABLES[1];
 const MOUNTS: &str = TASK_VARIABLES[2];
 const WORKDIR: &str = TASK_VARIABLES[3];
+const ENV: &str = TASK_VARIABLES[4];
+const UNSHARE: &str = TASK_VARIABLES[5];
+const MOUNT_HOME: &str = TASK_VARIABLES[6];
+const REMAP_ROOT: &str = TASK_VARIABLES[7];
+const ENTRYPOINT: &str = TASK_VARIABLES[8];
+// The ninth says whether the output of the entry point is shown: it is the task's own, so it always is.
+const WRITABLE: &str = TASK_VARIABLES[10];
 
 /// Runs the task.
 pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
@@ -50,6 +58,21 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
     prepared.run(None).map(end_as).map_err(failed)
 }
 
+/// Says on standard output what is wrong with the plugin's variables, for who waits in srun, and not first in a queue.
+/// Whether image and mounts are there is for the nodes to say.
+pub(crate) fn check() -> Result<ExitCode, CommandError> {
+    let context = Context::gather()?;
+    let checked = request(&context, Vec::new()).and_then(|request| {
+        situla_engine::check(&request, &context.host, &context.site).map_err(CommandError::engine)
+    });
+    let Err(error) = checked else { return Ok(ExitCode::SUCCESS) };
+    data(&format!("{}\n", error.one_line()))?;
+    Ok(ExitCode::from(REFUSED))
+}
+
+/// The status that says that there is a refusal on standard output.
+const REFUSED: u8 = 1;
+
 /// What the plugin's variables ask for.
 fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, CommandError> {
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
@@ -57,12 +80,70 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
     let script = command.first().and_then(|program| batch_script(program, context));
     let mut request = RunRequest::new(Personality::Task, image, Action::Exec(command));
     if let Some(mounts) = variable(MOUNTS) {
-        request.binds = parse_pyxis_mounts(&mounts, &context.host.cwd, "--container-mounts")
+        let mounts = parse_pyxis_mounts(&mounts, &context.host.cwd, "--container-mounts")
             .map_err(|error| CommandError::other(&error, "bad-option", None))?;
+        request.binds = mounts.binds;
+        request.defaults.unmounted = mounts.unmounted;
     }
     request.workdir = variable(WORKDIR);
+    let is_on = |name: &str| variable(name).is_some_and(|value| value == "1");
+    request.defaults.no_home = !is_on(MOUNT_HOME);
+    request.root = is_on(REMAP_ROOT);
+    request.entrypoint = is_on(ENTRYPOINT);
+    request.writable_tmpfs = is_on(WRITABLE);
+    request.memory = request.writable_tmpfs.then(resources::memory_of_groups).flatten();
+    if let Some(names) = variable(ENV) {
+        request.host_env = variable_names(&names)?;
+    }
+    if let Some(kinds) = variable(UNSHARE) {
+        request.isolation = isolation(&kinds)?;
+    }
+    let named = [
+        ("mount-home", !request.defaults.no_home),
+        ("fakeroot", request.root),
+        ("entrypoint", request.entrypoint),
+        ("writable-tmpfs", request.writable_tmpfs),
+        ("env", !request.host_env.is_empty()),
+        ("net", request.isolation.network),
+        ("ipc", request.isolation.ipc),
+        ("uts", request.isolation.uts),
+    ];
+    request.options = named.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).to_owned()).collect();
     request.binds.extend(script);
     Ok(request)
+}
+
+/// The names of `--container-env`.
+fn variable_names(list: &str) -> Result<Vec<String>, CommandError> {
+    list.split(',')
+        .map(|name| {
+            let is_name = !name.is_empty() && !name.contains('=');
+            is_name.then(|| name.to_owned()).ok_or_else(|| {
+                let message = format!("--container-env={list} has {name:?} in it, which names no variable");
+                CommandError::usage(
+                    message,
+                    "give names alone, separated by commas: --container-env=NAME,NAME",
+                )
+            })
+        })
+        .collect()
+}
+
+/// The namespaces of `--container-unshare`.
+fn isolation(list: &str) -> Result<Isolation, CommandError> {
+    let mut isolation = Isolation::default();
+    for kind in list.split(',') {
+        match kind {
+            "net" => isolation.network = true,
+            "ipc" => isolation.ipc = true,
+            "uts" => isolation.uts = true,
+            _ => {
+                let message = format!("--container-unshare={list} has {kind:?} in it, which is no namespace");
+                return Err(CommandError::usage(message, "choose from net, ipc and uts"));
+            }
+        }
+    }
+    Ok(isolation)
 }
 
 /// A batch script lies in the spool directory of slurmd, which the image does not have.

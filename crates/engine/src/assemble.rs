@@ -46,7 +46,6 @@ pub(crate) fn plan_binds(
 ) -> (Vec<BindRequest>, Option<PathBuf>, Vec<KeepFd>) {
     let mut options: DefaultOptions = request.defaults.clone();
     if request.personality == Personality::Task {
-        options.no_home = true;
         options.no_mount.push(NoMount::Cwd);
     }
     let home = Some(PathBuf::from(&host.user.home)).filter(|home| home.is_absolute());
@@ -66,6 +65,7 @@ pub(crate) fn plan_binds(
             binds.push(host_bind(path, format!("{name}: files that ranks share")));
         }
     }
+    binds.retain(|bind| !options.unmounted.iter().any(|path| bind.destination.starts_with(path)));
     drop_covered(&mut binds);
     let mut user = request.binds.clone();
     user.sort_by(|a, b| a.destination.cmp(&b.destination));
@@ -299,6 +299,10 @@ fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<Os
     };
     let strings = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
     Ok(match &request.action {
+        Action::Exec(command) if request.entrypoint => {
+            let entrypoint = image.config.as_ref().map(|config| strings(&config.entrypoint));
+            entrypoint.unwrap_or_default().into_iter().chain(command.clone()).collect()
+        }
         Action::Exec(command) => command.clone(),
         Action::Start(arguments) => {
             const SCRIPT: &str = "/.singularity.d/startscript";
@@ -398,7 +402,10 @@ fn share(
     if request.defaults.contain {
         return nobody("files of its own (--contain) belong to one task");
     }
-    if rootfs.overlay.as_ref().is_some_and(|overlay| matches!(overlay.upper, Some(Upper::Tmpfs { .. }))) {
+    // Tasks that Slurm sends here have one container, and what one writes the others see, as with pyxis.
+    let into_memory =
+        rootfs.overlay.as_ref().is_some_and(|overlay| matches!(overlay.upper, Some(Upper::Tmpfs { .. })));
+    if into_memory && request.personality != Personality::Task {
         return nobody("what is written into memory (--writable-tmpfs) belongs to one task");
     }
     let Some(allocation) = &host.allocation else { return nobody("not in a step of Slurm") };
@@ -412,7 +419,16 @@ fn share(
     // Arguments, environment and working directory belong to each rank; the rest must be the same.
     // The cgroup tells the components of a heterogeneous step apart, which have one number.
     let place = (node, &host.step_cgroup);
-    let root = (&rootfs.source, &rootfs.patches, &rootfs.overlay);
+    // How large a tmpfs may be depends on the moment at which a task looks.
+    let overlay = rootfs.overlay.as_ref().map(|overlay| {
+        let written = match &overlay.upper {
+            Some(Upper::Directory { path }) => Some(Some(path)),
+            Some(Upper::Tmpfs { .. }) => Some(None),
+            None => None,
+        };
+        (&overlay.lowers, written)
+    });
+    let root = (&rootfs.source, &rootfs.patches, &overlay);
     let process = (&spec.process.user, &spec.process.capabilities);
     let shared = (root, &spec.mounts, &spec.linux, &spec.hostname, process, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();

@@ -73,6 +73,12 @@ pub(crate) fn build(
         None => needs_shell = !run_scripts(view, &mut image, around)?,
     }
     image.insert("HOME".to_owned(), around.home.unwrap_or("/").to_owned());
+    if request.personality == Personality::Task {
+        for_pytorch(&mut image, around.host);
+    }
+    for name in wins_over_image(around) {
+        image.remove(name);
+    }
     let host = passed_from_host(around);
     let user = user_variables(request, around.host);
     let mut result = Environment::default();
@@ -136,15 +142,59 @@ fn complete_path(path: &mut String) {
     }
 }
 
+/// The variables of the host that were asked for by name, as far as it has them.
+fn wins_over_image<'a>(around: &'a Circumstances<'_>) -> impl Iterator<Item = &'a str> {
+    let wanted = around.request.host_env.iter().map(String::as_str);
+    wanted.filter(|name| around.host.iter().any(|(other, _)| other.to_str() == Some(*name)))
+}
+
+/// What PyTorch looks for when its ranks meet: images of it say which version they have. As pyxis and the hook
+/// of enroot for it do it.
+fn for_pytorch(image: &mut Variables, host: &[(OsString, OsString)]) {
+    /// A port that no well-known service has, and most likely no other job of the node.
+    const FIRST_PORT: u32 = 61_000;
+    const N_PORTS: u32 = 4_536;
+    if !image.contains_key("PYTORCH_VERSION") {
+        return;
+    }
+    let value = |name: &str| {
+        let found = host.iter().find(|(other, _)| other.to_str() == Some(name));
+        found.and_then(|(_, value)| value.to_str())
+    };
+    let first_node =
+        value("SLURM_STEP_NODELIST").and_then(|list| situla_slurm::expand(list).ok()?.into_iter().next());
+    let job = value("SLURM_JOB_ID").and_then(|job| job.parse::<u32>().ok());
+    let found = [
+        ("RANK", value("SLURM_PROCID").map(str::to_owned)),
+        ("LOCAL_RANK", value("SLURM_LOCALID").map(str::to_owned)),
+        ("WORLD_SIZE", value("SLURM_STEP_NUM_TASKS").map(str::to_owned)),
+        ("MASTER_ADDR", first_node),
+        ("MASTER_PORT", job.map(|job| (FIRST_PORT + job % N_PORTS).to_string())),
+    ];
+    for (name, found) in found {
+        if let Some(found) = found.filter(|_| value(name).is_none()) {
+            image.insert(name.to_owned(), found);
+        }
+    }
+}
+
 /// The host's variables that go inside.
 fn passed_from_host(around: &Circumstances<'_>) -> Vec<(String, Vec<u8>)> {
     let clean = around.request.clean_env;
+    let is_task = around.request.personality == Personality::Task;
     let passes = |name: &str| {
         let own = ["APPTAINER", "SINGULARITY", "SITULA_TASK_", "SLURM_SITULA_"];
         if !is_name(name) || own.iter().any(|prefix| name.starts_with(prefix)) {
             return false;
         }
+        if around.request.host_env.iter().any(|wanted| wanted == name) {
+            return true;
+        }
         if matches!(name, "HOME" | "PATH" | "LD_LIBRARY_PATH") {
+            return false;
+        }
+        // An image need not have the host's languages, as pyxis has it.
+        if is_task && matches!(name, "LANG" | "LANGUAGE" | "LC_ALL") {
             return false;
         }
         !clean || ALWAYS_PASSED.contains(&name) || PROXIES.contains(&name.to_ascii_lowercase().as_str())

@@ -28,6 +28,8 @@ pub struct Host {
     pub step_cgroup: Option<String>,
     /// Where this user's records go.
     pub records: Option<PathBuf>,
+    /// Where tags stand that have become digests. By the account alone: variables are not the same in all steps.
+    pub pins: Option<PathBuf>,
     /// Where what is known of this user's instances on this host goes.
     pub instances: Option<PathBuf>,
 }
@@ -88,6 +90,7 @@ impl Host {
             hostname,
             instances: state.as_ref().map(|state| state.join(on_this_host)),
             records: state.map(|state| state.join("records")),
+            pins: home.is_absolute().then(|| home.join(".local/state/situla/pins")),
             user,
             cwd,
             env,

@@ -20,6 +20,7 @@ mod journal;
 mod killed_task;
 mod overlay;
 mod own_process;
+mod pins;
 mod places;
 mod prepare;
 mod request;
@@ -39,7 +40,7 @@ pub use instance::{
     Usage, UsageSource, find, parse_signal, start, stop, usage,
 };
 pub use killed_task::{Killed, judge_killed};
-pub use prepare::{Prepared, Refusal, admit_reference, plan, prepare, record_refusal};
+pub use prepare::{Prepared, Refusal, admit_reference, check, plan, prepare, record_refusal};
 pub use request::{Action, Isolation, OverlayRequest, Personality, RunRequest, TASK_VARIABLES};
 pub use site::{RootfsSettings, ShortNames, Site};
 pub use situla_plan::SCHEMA as PLAN_SCHEMA;

@@ -8,7 +8,7 @@ use situla_plan::{Overlay, Place, Upper};
 use crate::error::EngineError;
 use crate::host::Host;
 use crate::places;
-use crate::request::RunRequest;
+use crate::request::{Personality, RunRequest};
 
 /// The most layers: their names must fit into one value of fsconfig(2), which has 256 bytes.
 const MAX_LAYERS: usize = 8;
@@ -36,7 +36,10 @@ pub(crate) fn plan_layers(request: &RunRequest, host: &Host) -> Result<Layers, E
         let message = format!("{} overlays are more than the limit of {MAX_LAYERS}", request.overlays.len());
         return Err(bad(message, "merge some of them into one directory"));
     }
-    let n_tasks = host.allocation.as_ref().and_then(|allocation| allocation.tasks_on_node).unwrap_or(1);
+    let tasks_on_node = host.allocation.as_ref().and_then(|allocation| allocation.tasks_on_node);
+    // Tasks that Slurm sends here share one.
+    let is_shared = request.personality == Personality::Task && request.share;
+    let n_tasks = tasks_on_node.filter(|_| !is_shared).unwrap_or(1);
     let size = request.memory.map(|free| share_of_memory(free, n_tasks));
     let upper = request.writable_tmpfs.then_some(Upper::Tmpfs { size });
     let mut overlay = Overlay { lowers: Vec::new(), upper };

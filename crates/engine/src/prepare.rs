@@ -22,9 +22,10 @@ use crate::image_view::ImageView;
 use crate::image_watch::ImageWatch;
 use crate::journal::{Phases, Recorder};
 use crate::overlay::plan_layers;
+use crate::pins::Pins;
 use crate::places::{self, Judged};
 use crate::request::{Personality, RunRequest};
-use crate::resolve::{self, Opening, Resolved};
+use crate::resolve::{self, Found, Opening, Resolved};
 use crate::site::Site;
 use crate::status::FailureKind;
 use crate::store_place::store_places;
@@ -91,6 +92,14 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
             Err(error)
         }
     }
+}
+
+/// Finds out what can be known of a request where its image and its mounts need not be: whether it makes sense.
+///
+/// # Errors
+/// It does not.
+pub fn check(request: &RunRequest, host: &Host, site: &Site) -> Result<(), EngineError> {
+    resolve::name(&request.image, &host.cwd, request.personality, site).map(drop)
 }
 
 /// Why a run could not even be asked for: an option that nobody knows, or a value that makes no sense.
@@ -192,12 +201,13 @@ fn decided(
     let identities = stores.own.as_deref().map(Identities::of_store);
     let epoch = host.variable("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok());
     let (requested, progress) = (request.image.as_str(), request.progress);
-    let opening = Opening { requested, progress, acts, identities, stores, epoch };
-    let (opened, use_mark) = resolve::open(&named, &opening)?;
+    let pins = Pins::of(host);
+    let opening = Opening { requested, progress, acts, identities, stores, epoch, pins };
+    let Found { opened, mark: use_mark, warning } = resolve::open(&named, &opening)?;
     resolve::expect_judged(&opened, &asked)?;
     phases.end("resolve");
     let Rooted { image, lease, rung } = way::to_root(opened, request, (host, site), phases, acts)?;
-    let warnings = warnings(&verdict);
+    let warnings = warnings(&verdict).into_iter().chain(warning).collect();
     let mut plan =
         assemble(Parts { request, host, image: &image, verdict, judged, binds, layers, home, pmi_fds })?;
     if let Some((rung, reason)) = rung {

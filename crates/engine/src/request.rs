@@ -7,10 +7,21 @@ use situla_bindings::{BindRequest, DefaultOptions};
 
 use crate::way::RootfsWay;
 
-/// The variables in which the Slurm plugin tells a task what to do: program, image, mounts, working
-/// directory. They concern the process that the plugin has started and nobody below it.
-pub const TASK_VARIABLES: [&str; 4] =
-    ["SITULA_TASK_PROGRAM", "SITULA_TASK_IMAGE", "SITULA_TASK_MOUNTS", "SITULA_TASK_WORKDIR"];
+/// The variables in which the Slurm plugin tells a task what to do: its program, and one for each setting of the
+/// container. They concern the process that the plugin has started and nobody below it.
+pub const TASK_VARIABLES: [&str; 11] = [
+    "SITULA_TASK_PROGRAM",
+    "SITULA_TASK_IMAGE",
+    "SITULA_TASK_MOUNTS",
+    "SITULA_TASK_WORKDIR",
+    "SITULA_TASK_ENV",
+    "SITULA_TASK_UNSHARE",
+    "SITULA_TASK_MOUNT_HOME",
+    "SITULA_TASK_REMAP_ROOT",
+    "SITULA_TASK_ENTRYPOINT",
+    "SITULA_TASK_ENTRYPOINT_LOG",
+    "SITULA_TASK_WRITABLE",
+];
 
 /// Whose conventions a run follows where they differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +113,8 @@ pub struct RunRequest {
     pub image: String,
     /// What to execute.
     pub action: Action,
+    /// Whether the image's entry point stands before a command.
+    pub entrypoint: bool,
     /// Bind mounts that the user asked for.
     pub binds: Vec<BindRequest>,
     /// Which of the default binds to make.
@@ -124,6 +137,8 @@ pub struct RunRequest {
     pub workdir: Option<String>,
     /// Variables for the container, in order; later ones win.
     pub env: Vec<(String, String)>,
+    /// Variables of which the host's value, where it has one, wins over the image's.
+    pub host_env: Vec<String>,
     /// Whether the host's variables stay outside.
     pub clean_env: bool,
     /// Whether values of `env` are taken letter by letter (`--no-eval`).
@@ -151,6 +166,7 @@ impl RunRequest {
             personality,
             image: image.into(),
             action,
+            entrypoint: false,
             binds: Vec::new(),
             defaults: DefaultOptions::default(),
             overlays: Vec::new(),
@@ -162,6 +178,7 @@ impl RunRequest {
             subids: false,
             workdir: None,
             env: Vec::new(),
+            host_env: Vec::new(),
             clean_env: false,
             no_eval: false,
             share: true,

@@ -5,7 +5,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use situla_image::{ConvertOptions, FileIdentity, Identities, Recipe, Store, StoreOptions, UseMark};
+use situla_image::{
+    ConvertOptions, FileIdentity, Identities, Recipe, Store, StoreOptions, StoredImage, UseMark,
+};
 use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Platform, Reference, ReferenceError};
 use situla_plan::{ImageIdentity, Place, RootfsIdentity, RootfsSource, Text};
 use situla_policy::{Image as PolicyImage, RegistryImage};
@@ -16,6 +18,7 @@ use situla_squashfs::{Image, ReadOptions, Window};
 use crate::error::EngineError;
 use crate::image_view::ImageView;
 use crate::own_process::{self, Work, WorkFailure};
+use crate::pins::Pins;
 use crate::places;
 use crate::request::Personality;
 use crate::site::Site;
@@ -81,6 +84,12 @@ pub(crate) struct Resolved {
 }
 
 impl Resolved {
+    /// Says which image of a store it is.
+    fn identify(&mut self, image: &StoredImage) {
+        self.identity.manifest_digest = Some(image.manifest_digest.to_string());
+        self.identity.rootfs = RootfsIdentity::Verified(image.rootfs_digest.to_string());
+    }
+
     /// Which directory the root is, where it is one.
     pub(crate) fn place(&self) -> Option<Place> {
         let (RootfsSource::Directory { path }, ImageView::Directory(root)) = (&self.source, &self.view)
@@ -202,66 +211,144 @@ pub(crate) struct Opening<'a> {
     pub(crate) stores: StorePlaces,
     /// `SOURCE_DATE_EPOCH`, by which images are made: others are not looked for.
     pub(crate) epoch: Option<u32>,
+    /// What tags are in this job.
+    pub(crate) pins: Option<Pins>,
+}
+
+/// What an image was opened as.
+pub(crate) struct Found {
+    pub(crate) opened: Opened,
+    /// Keeps it in its store.
+    pub(crate) mark: Option<UseMark>,
+    /// What the user should know.
+    pub(crate) warning: Option<String>,
+}
+
+impl From<(Opened, Option<UseMark>)> for Found {
+    fn from((opened, mark): (Opened, Option<UseMark>)) -> Self {
+        Found { opened, mark, warning: None }
+    }
+}
+
+impl Opening<'_> {
+    /// How the images are made that are looked for.
+    fn recipe(&self) -> Recipe {
+        Recipe::of(&ConvertOptions { source_date_epoch: self.epoch, ..ConvertOptions::default() })
+    }
 }
 
 /// How often an image is fetched that somebody removes as soon as it is there.
 const MAX_FETCHES: u32 = 10;
 
 /// Opens what `named` means; a reference is fetched into the store first.
-pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<(Opened, Option<UseMark>), EngineError> {
-    // Before it is opened: whoever removes images looks for marks when it is out of its place.
-    let mark = |path: &Path| (opening.acts == Acts::Yes).then(|| UseMark::make(path)).flatten();
+pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<Found, EngineError> {
     match named {
         Named::Path(path) => {
-            let mark = mark(path);
+            let mark = mark(path, opening.acts);
             let mut opened = open_any(path, opening.requested)?;
             if let (Opened::Readable(resolved), Some(identities)) = (&mut opened, &opening.identities) {
                 recognise(resolved, identities);
             }
-            Ok((opened, mark))
-        }
-        Named::Registry(named) if opening.acts == Acts::No => {
-            let resolved = stored(named, opening)?;
-            Ok((Opened::Readable(Box::new(resolved)), None))
+            Ok((opened, mark).into())
         }
         Named::Registry(named) => {
-            let mut attempt = 1;
-            loop {
-                let fetched = fetch(named, opening.progress)?;
-                let mark = mark(&fetched.path);
-                match open_path(&fetched.path, opening.requested) {
-                    // It was removed between the fetch and the mark.
-                    Err(EngineError::ImageMissing { .. }) if attempt < MAX_FETCHES => attempt += 1,
-                    other => {
-                        let mut resolved = other?;
-                        resolved.identity.manifest_digest = Some(fetched.manifest_digest);
-                        resolved.identity.rootfs = RootfsIdentity::Verified(fetched.rootfs_digest);
-                        return Ok((Opened::Readable(Box::new(resolved)), mark));
-                    }
+            let pins = opening.pins.as_ref().filter(|_| named.reference.digest().is_none());
+            let pinned = pins.and_then(|pins| pins.find(&named.reference));
+            if opening.acts == Acts::No {
+                let resolved = stored(named, pinned, opening)?;
+                return Ok((Opened::Readable(Box::new(resolved)), None).into());
+            }
+            let mut warning = None;
+            let digest = match (pins, pinned) {
+                (_, Some(digest)) => Some(digest),
+                (Some(pins), None) => {
+                    let fetched = fetch(named, opening.progress)?;
+                    let digest = fetched.manifest_digest.parse().ok();
+                    digest.and_then(|digest| match pins.pin(&named.reference, digest) {
+                        Ok(digest) => Some(digest),
+                        Err(error) => {
+                            warning = Some(format!(
+                                "{} may become another image in this job: its digest cannot be kept: {error}",
+                                named.reference
+                            ));
+                            None
+                        }
+                    })
                 }
+                (None, None) => None,
+            };
+            let (opened, mark) = fetched(named, digest, opening)?;
+            Ok(Found { opened, mark, warning })
+        }
+    }
+}
+
+/// Before an image is opened: whoever removes images looks for marks when it is out of its place.
+fn mark(path: &Path, acts: Acts) -> Option<UseMark> {
+    (acts == Acts::Yes).then(|| UseMark::make(path)).flatten()
+}
+
+/// Opens an image of a registry: where its digest is known and the user's store has it, without asking anybody.
+fn fetched(
+    named: &EnrootReference,
+    digest: Option<Digest>,
+    opening: &Opening<'_>,
+) -> Result<(Opened, Option<UseMark>), EngineError> {
+    let mut wanted = named.clone();
+    if let Some(digest) = digest {
+        if let Some(present) = present(&digest, opening) {
+            return Ok(present);
+        }
+        wanted.reference = wanted.reference.with_digest(digest);
+    }
+    let mut attempt = 1;
+    loop {
+        let fetched = fetch(&wanted, opening.progress)?;
+        let mark = mark(&fetched.path, opening.acts);
+        match open_path(&fetched.path, opening.requested) {
+            // It was removed between the fetch and the mark.
+            Err(EngineError::ImageMissing { .. }) if attempt < MAX_FETCHES => attempt += 1,
+            other => {
+                let mut resolved = other?;
+                resolved.identity.manifest_digest = Some(fetched.manifest_digest);
+                resolved.identity.rootfs = RootfsIdentity::Verified(fetched.rootfs_digest);
+                return Ok((Opened::Readable(Box::new(resolved)), mark));
             }
         }
     }
 }
 
+/// The image of a manifest in the user's own store. Whatever is wrong with it is for the fetching process to find.
+fn present(digest: &Digest, opening: &Opening<'_>) -> Option<(Opened, Option<UseMark>)> {
+    let store = Store::look(opening.stores.own.as_deref()?, None, StoreOptions::default()).ok()?;
+    let image = store.get(digest, &opening.recipe()).ok()??;
+    let mark = mark(&image.path, opening.acts);
+    let mut resolved = open_path(&image.path, opening.requested).ok()?;
+    resolved.identify(&image);
+    Some((Opened::Readable(Box::new(resolved)), mark))
+}
+
 /// Opens an image of a registry as it was fetched last; nothing is asked for and nothing changes.
-fn stored(named: &EnrootReference, opening: &Opening<'_>) -> Result<Resolved, EngineError> {
+fn stored(
+    named: &EnrootReference,
+    pinned: Option<Digest>,
+    opening: &Opening<'_>,
+) -> Result<Resolved, EngineError> {
     let reference = &named.reference;
     let absent = || EngineError::NotFetched { reference: reference.to_string() };
     let own = opening.stores.own.as_deref().ok_or_else(absent)?;
     let store = Store::look(own, opening.stores.site.as_deref(), StoreOptions::default());
-    let found = store.and_then(|store| match store.lookup(reference, &Platform::native())? {
-        Some(manifest) => {
-            let options = ConvertOptions { source_date_epoch: opening.epoch, ..ConvertOptions::default() };
-            store.get(&manifest, &Recipe::of(&options))
-        }
-        None => Ok(None),
+    let found = store.and_then(|store| {
+        let manifest = match pinned {
+            Some(manifest) => Some(manifest),
+            None => store.lookup(reference, &Platform::native())?,
+        };
+        manifest.map_or(Ok(None), |manifest| store.get(&manifest, &opening.recipe()))
     });
     // A store that cannot be read has nothing for us; whoever fetches is told what is wrong with it.
     let image = found.ok().flatten().ok_or_else(absent)?;
     let mut resolved = open_path(&image.path, opening.requested)?;
-    resolved.identity.manifest_digest = Some(image.manifest_digest.to_string());
-    resolved.identity.rootfs = RootfsIdentity::Verified(image.rootfs_digest.to_string());
+    resolved.identify(&image);
     Ok(resolved)
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use crate::ffi::{
@@ -13,7 +14,7 @@ use crate::ffi::{
 };
 use crate::killed;
 use crate::multi_prog::{CommandLine, Programs, is_table};
-use crate::options::{ContainerOption, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE, Settings};
+use crate::options::{ContainerOption, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE, Setting, Settings};
 
 /// `SPANK_PLUGIN(situla, 1)`: Slurm looks these symbols up by name.
 #[unsafe(no_mangle)]
@@ -49,10 +50,27 @@ struct State {
     settings: Option<Settings>,
     /// An error of an early callback, to be raised where Slurm takes notice of it.
     pending: Option<String>,
+    /// Options of one command line that contradict each other.
+    conflict: Option<String>,
     /// In srun, sbatch and salloc: what the first component of the command line asks for.
     first: Option<FirstComponent>,
     /// In srun: the programs so far.
     programs: Programs,
+}
+
+impl State {
+    /// Takes an option that was given.
+    fn take(&mut self, option: ContainerOption, value: CString) {
+        let prefix = self.settings.as_ref().map_or("", |settings| settings.prefix.as_str());
+        let former = self.given.get(option.setting).cloned();
+        self.given.set(option.setting, value);
+        let overrides = former.is_some_and(|former| self.given.get(option.setting) != Some(&former));
+        let same = ContainerOption::ALL.into_iter().filter(|other| other.setting == option.setting);
+        if overrides && !option.setting.is_list() && !same.clone().any(|other| other.is_inherited(prefix)) {
+            let names: Vec<String> = same.map(|other| format!("--{}", other.name(prefix))).collect();
+            self.conflict = Some(format!("{} was given twice, with different values", names.join(" or ")));
+        }
+    }
 }
 
 /// A component of a heterogeneous command line, or the whole of an ordinary one.
@@ -68,6 +86,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     given: Given::NOTHING,
     settings: None,
     pending: None,
+    conflict: None,
     first: None,
     programs: Programs::NOTHING,
 });
@@ -116,10 +135,10 @@ fn init(spank: Handle, arguments: &[String]) -> Result<(), String> {
             return Err(message);
         }
     };
-    for option in ContainerOption::ALL {
-        let name = format!("{}-{}", settings.prefix, option.suffix());
-        let value = option as c_int;
-        if !spank.register(&name, Some(option.arginfo()), option.usage(), value, option_given) {
+    for (value, option) in (0..).zip(ContainerOption::ALL) {
+        let name = option.name(&settings.prefix);
+        let usage = format!("[situla] {}", option.usage);
+        if !spank.register(&name, option.arginfo, &usage, value, option_given) {
             let message = format!("the option --{name} cannot be registered; does another plugin have it?");
             if context == Context::Remote {
                 with_state(|state| state.pending = Some(message));
@@ -137,8 +156,9 @@ extern "C" fn option_given(value: c_int, argument: *const c_char, _remote: c_int
     // SAFETY: Slurm passes null or the option's argument.
     let argument = unsafe { option_argument(argument) };
     let result = catch_unwind(|| {
-        if let (Some(option), Some(argument)) = (ContainerOption::from_value(value), argument) {
-            with_state(|state| state.given.set(option, argument));
+        let option = ContainerOption::from_value(value);
+        if let Some((option, value)) = option.and_then(|option| Some((option, option.value(argument)?))) {
+            with_state(|state| state.take(option, value));
         }
     });
     if result.is_ok() { SUCCESS } else { FAILURE }
@@ -156,54 +176,83 @@ fn init_post_opt() -> Result<(), String> {
         return Ok(());
     }
     // What was given belongs to this component; Slurm goes on to the next one after this.
-    let (given, prefix, first) = with_state(|state| {
-        let prefix = state.settings.as_ref().map_or_else(String::new, |settings| settings.prefix.clone());
-        (std::mem::replace(&mut state.given, Given::NOTHING), prefix, state.first.clone())
+    let (given, conflict, settings, first) = with_state(|state| {
+        let given = std::mem::replace(&mut state.given, Given::NOTHING);
+        (given, state.conflict.take(), state.settings.clone(), state.first.clone())
     });
+    let Some(settings) = settings else { return Ok(()) };
+    let prefix = settings.prefix.as_str();
+    if let Some(conflict) = conflict {
+        return Err(conflict);
+    }
     let complete = match &first {
         None => {
             let inherited = Given::NOTHING.complete(own_variable)?;
-            let complete = given.complete(|name| Ok(inherited.under(name).cloned()))?;
+            let complete = given.or(&inherited);
             let component = FirstComponent { inherited, complete: complete.clone() };
             with_state(|state| state.first = Some(component));
             complete
         }
-        Some(first) => given.complete(|name| Ok(first.inherited.under(name).cloned()))?,
+        Some(first) => given.or(&first.inherited),
     };
     if let Some(first) = &first {
-        same_container(&first.complete, &complete, &prefix)?;
+        same_container(&first.complete, &complete, prefix)?;
     }
-    if complete.get(ContainerOption::Image).is_none() {
+    if complete.get(Setting::Image).is_none() {
         return match given.orphans().next() {
-            Some(option) => Err(format!(
+            Some(setting) => Err(format!(
                 "--{prefix}-{} has no effect without an image; add --{prefix}-image=IMAGE",
-                option.suffix()
+                setting.suffix()
             )),
             None => Ok(()),
         };
     }
-    for option in ContainerOption::ALL {
-        if let Some(value) = complete.get(option) {
-            set_own_variable(option.carried_variable(), value);
+    if first.is_none() {
+        check(&complete, &settings)?;
+    }
+    for setting in Setting::ALL {
+        if let Some(value) = complete.get(setting) {
+            set_own_variable(&setting.carried_variable(), value);
         }
     }
     if context == Context::Local {
         let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
         let line = line.strip_suffix(b"\0").unwrap_or(&line);
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        look_for_multi_prog(CommandLine { words: &words, n_own: n_options() }, first.is_none(), &prefix)?;
+        look_for_multi_prog(CommandLine { words: &words, n_own: n_options() }, first.is_none(), prefix)?;
     }
     Ok(())
 }
 
+/// Asks the trampoline whether the options make sense, so that nobody waits in a queue for a refusal. Where it
+/// cannot be asked, as on a host that submits jobs and runs none, the nodes will tell.
+fn check(complete: &Given, settings: &Settings) -> Result<(), String> {
+    let mut command = Command::new(OsStr::from_bytes(settings.trampoline.as_bytes()));
+    command.arg("task-check").stdin(Stdio::null()).stderr(Stdio::null());
+    for setting in Setting::ALL {
+        let name = setting.task_variable();
+        let name = OsStr::from_bytes(name.as_bytes());
+        match complete.get(setting) {
+            Some(value) => command.env(name, OsStr::from_bytes(value.as_bytes())),
+            None => command.env_remove(name),
+        };
+    }
+    command.env_remove(OsStr::from_bytes(PROGRAM_VARIABLE.to_bytes()));
+    let said = command.output().ok().filter(|output| output.status.code() == Some(1));
+    match said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()) {
+        Some(refusal) if !refusal.is_empty() => Err(refusal),
+        _ => Ok(()),
+    }
+}
+
 /// Slurm has one set of options for all components of a heterogeneous step, and the last one counts.
 fn same_container(first: &Given, other: &Given, prefix: &str) -> Result<(), String> {
-    let differs = |option: &ContainerOption| first.get(*option) != other.get(*option);
-    match ContainerOption::ALL.into_iter().find(differs) {
-        Some(option) => Err(format!(
+    let differs = |setting: &Setting| first.get(*setting) != other.get(*setting);
+    match Setting::ALL.into_iter().find(differs) {
+        Some(setting) => Err(format!(
             "--{prefix}-{} differs between the components of a heterogeneous command line, and Slurm would \
              use one for all; give each component the same, or start an srun for each container",
-            option.suffix()
+            setting.suffix()
         )),
         None => Ok(()),
     }
@@ -249,12 +298,12 @@ extern "C" fn slurm_spank_task_init(spank: Handle, _ac: c_int, _av: *mut *mut c_
 fn task_init(spank: Handle) -> Result<(), String> {
     let (given, settings, pending) =
         with_state(|state| (state.given.clone(), state.settings.clone(), state.pending.take()));
-    let complete = given.complete(|name| spank.variable(name))?;
-    if complete.get(ContainerOption::Image).is_none() {
+    let complete = given.carried(|name| spank.variable(name))?;
+    if complete.get(Setting::Image).is_none() {
         return match given.orphans().next() {
             // The image was lost on the way, or never there: on the host the task must not run.
-            Some(option) => {
-                Err(format!("the {} of a container came here without its image", option.suffix()))
+            Some(setting) => {
+                Err(format!("the {} of a container came here without its image", setting.suffix()))
             }
             None => Ok(()),
         };
@@ -272,14 +321,15 @@ fn task_init(spank: Handle) -> Result<(), String> {
     }
     check_trampoline(&settings)?;
     let program = arguments.get(0).ok_or("the task has no program")?.to_owned();
-    for option in ContainerOption::ALL {
-        match complete.get(option) {
-            Some(value) if !spank.set_variable(option.task_variable(), value) => {
-                return Err(format!("cannot pass on the {} of the container", option.suffix()));
+    for setting in Setting::ALL {
+        let name = setting.task_variable();
+        match complete.get(setting) {
+            Some(value) if !spank.set_variable(&name, value) => {
+                return Err(format!("cannot pass on the {} of the container", setting.suffix()));
             }
             Some(_) => {}
             // Whatever the job's environment has under this name is not from this plugin.
-            None => spank.unset_variable(option.task_variable()),
+            None => spank.unset_variable(&name),
         }
     }
     if !spank.set_variable(PROGRAM_VARIABLE, &program) || !arguments.replace_program(settings.trampoline) {
@@ -326,7 +376,7 @@ fn task_exit(spank: Handle) -> Result<(), String> {
     let Some(task) = spank.ended_task().filter(TaskEnd::was_killed) else { return Ok(()) };
     let (given, settings) = with_state(|state| (state.given.clone(), state.settings.clone()));
     let Some(settings) = settings else { return Ok(()) };
-    let in_container = given.complete(|name| spank.variable(name))?.get(ContainerOption::Image).is_some();
+    let in_container = given.carried(|name| spank.variable(name))?.get(Setting::Image).is_some();
     let arguments = spank.arguments();
     let program = arguments.as_ref().and_then(|arguments| arguments.get(0)).filter(|_| !in_container);
     let is_own = in_container || program.is_some_and(|program| killed::is_own(program, &settings.trampoline));

@@ -1,145 +1,295 @@
 //! The options of a container: their names, and what was given.
+//!
+//! Only names and switches are known here. What a value means, and whether it makes sense, is for the trampoline
+//! to say, which runs as the user.
 
 use std::ffi::{CStr, CString};
 
-/// The options, in the order of the values that their callbacks get.
+/// How the values of a setting look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ContainerOption {
-    /// The image.
-    Image,
-    /// Bind mounts.
-    Mounts,
-    /// Working directory inside.
-    Workdir,
+enum Kind {
+    Text,
+    /// Several values make one list.
+    List,
+    /// [`ON`] or [`OFF`].
+    Switch,
+}
+
+/// Declares the settings: what each is called behind the prefix (`--PREFIX-image`), and how its values look.
+macro_rules! settings {
+    ($($setting:ident $suffix:literal $kind:ident,)*) => {
+        /// What a container can be told.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Setting { $($setting,)* }
+
+        impl Setting {
+            /// All of them.
+            pub(crate) const ALL: [Setting; [$($suffix),*].len()] = [$(Setting::$setting),*];
+
+            /// The name behind the prefix.
+            pub(crate) fn suffix(self) -> &'static str {
+                match self { $(Setting::$setting => $suffix,)* }
+            }
+
+            fn kind(self) -> Kind {
+                match self { $(Setting::$setting => Kind::$kind,)* }
+            }
+        }
+    };
+}
+
+settings! {
+    Image "image" Text,
+    Mounts "mounts" List,
+    Workdir "workdir" Text,
+    Env "env" List,
+    Unshare "unshare" List,
+    MountHome "mount-home" Switch,
+    RemapRoot "remap-root" Switch,
+    Entrypoint "entrypoint" Switch,
+    EntrypointLog "entrypoint-log" Switch,
+    Writable "writable" Switch,
+}
+
+impl Setting {
+    /// Whether several values make one list.
+    pub(crate) fn is_list(self) -> bool {
+        self.kind() == Kind::List
+    }
+
+    fn variable(self, prefix: &str) -> CString {
+        let name = format!("{prefix}{}", self.suffix().replace('-', "_").to_ascii_uppercase());
+        CString::new(name).unwrap_or_default()
+    }
+
+    /// The variable that stands for the option where it is not given, as pyxis has it.
+    pub(crate) fn default_variable(self) -> CString {
+        self.variable("PYXIS_CONTAINER_")
+    }
+
+    /// The variable in which srun and sbatch send the value to the node. Variables that begin with
+    /// `SLURM_` pass `--export=NONE`; without it the task would run on the host, silently.
+    pub(crate) fn carried_variable(self) -> CString {
+        self.variable("SLURM_SITULA_")
+    }
+
+    /// The variable in which the trampoline finds the value.
+    pub(crate) fn task_variable(self) -> CString {
+        self.variable("SITULA_TASK_")
+    }
+
+    /// The value that a variable of the user's has for it; nothing where it is empty.
+    fn told_by(self, name: &CStr, value: CString) -> Result<Option<CString>, String> {
+        if value.is_empty() || self.kind() != Kind::Switch {
+            return Ok((!value.is_empty()).then_some(value));
+        }
+        match value.to_bytes() {
+            b"1" | b"true" | b"yes" | b"y" => Ok(Some(ON.to_owned())),
+            b"0" | b"false" | b"no" | b"n" => Ok(Some(OFF.to_owned())),
+            _ => Err(format!(
+                "{}={} is neither true nor false; write 1 or 0",
+                name.to_string_lossy(),
+                value.to_string_lossy()
+            )),
+        }
+    }
+}
+
+/// The value of a setting that is switched on.
+pub(crate) const ON: &CStr = c"1";
+/// The value of a setting that is switched off.
+pub(crate) const OFF: &CStr = c"0";
+
+/// The variable that says the opposite of [`Setting::Writable`]'s.
+const READONLY: &CStr = c"PYXIS_CONTAINER_READONLY";
+
+/// An option of srun, sbatch and salloc.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ContainerOption {
+    /// What it sets.
+    pub(crate) setting: Setting,
+    /// What it sets it to, where it takes no argument.
+    fixed: Option<&'static CStr>,
+    /// Before the prefix.
+    negation: &'static str,
+    /// Behind the prefix, where that is not the setting's own.
+    suffix: &'static str,
+    /// The argument, as `--help` shows it.
+    pub(crate) arginfo: Option<&'static str>,
+    /// One line for `--help`.
+    pub(crate) usage: &'static str,
 }
 
 impl ContainerOption {
-    /// All of them.
-    pub(crate) const ALL: [ContainerOption; 3] =
-        [ContainerOption::Image, ContainerOption::Mounts, ContainerOption::Workdir];
+    /// All of them, in the order of the values that their callbacks get.
+    pub(crate) const ALL: [ContainerOption; 14] = [
+        Self::of(
+            Setting::Image,
+            "[USER@][REGISTRY#]IMAGE[:TAG]|PATH",
+            "run the tasks in a container of this image",
+        ),
+        Self::of(Setting::Mounts, "SRC:DST[:FLAGS][,SRC:DST...]", "bind mounts; FLAGS are joined with +"),
+        Self::of(Setting::Workdir, "PATH", "working directory inside the container"),
+        Self::of(Setting::Env, "NAME[,NAME...]", "variables whose value outside wins over the image's"),
+        Self::of(Setting::Unshare, "net|ipc|uts[,...]", "namespaces that the container has for itself"),
+        Self::switch(Setting::MountHome, ("", "mount-home", ON), "mount the home directory"),
+        Self::switch(Setting::MountHome, ("no-", "mount-home", OFF), "do not mount it (the default)"),
+        Self::switch(Setting::RemapRoot, ("", "remap-root", ON), "be root inside the container"),
+        Self::switch(Setting::RemapRoot, ("no-", "remap-root", OFF), "keep your id inside (the default)"),
+        Self::switch(Setting::Entrypoint, ("", "entrypoint", ON), "run the image's entry point"),
+        Self::switch(Setting::Entrypoint, ("no-", "entrypoint", OFF), "do not run it (the default)"),
+        Self::switch(Setting::EntrypointLog, ("", "entrypoint-log", ON), "show what it says (always so)"),
+        Self::switch(Setting::Writable, ("", "writable", ON), "let the tasks write to the root, in memory"),
+        Self::switch(Setting::Writable, ("", "readonly", OFF), "do not let them (the default)"),
+    ];
+
+    const fn of(setting: Setting, arginfo: &'static str, usage: &'static str) -> Self {
+        ContainerOption { setting, fixed: None, negation: "", suffix: "", arginfo: Some(arginfo), usage }
+    }
+
+    const fn switch(
+        setting: Setting,
+        (negation, suffix, value): (&'static str, &'static str, &'static CStr),
+        usage: &'static str,
+    ) -> Self {
+        ContainerOption { setting, fixed: Some(value), negation, suffix, arginfo: None, usage }
+    }
 
     /// The option that was registered with `value`.
     pub(crate) fn from_value(value: i32) -> Option<Self> {
         Self::ALL.get(usize::try_from(value).ok()?).copied()
     }
 
-    /// The name behind the prefix (`--PREFIX-image`).
-    pub(crate) fn suffix(self) -> &'static str {
-        match self {
-            ContainerOption::Image => "image",
-            ContainerOption::Mounts => "mounts",
-            ContainerOption::Workdir => "workdir",
-        }
+    /// Its name, without the dashes before it.
+    pub(crate) fn name(self, prefix: &str) -> String {
+        let suffix = if self.suffix.is_empty() { self.setting.suffix() } else { self.suffix };
+        format!("{}{prefix}-{suffix}", self.negation)
     }
 
-    /// The argument, as `--help` shows it.
-    pub(crate) fn arginfo(self) -> &'static str {
-        match self {
-            ContainerOption::Image => "IMAGE",
-            ContainerOption::Mounts => "SRC:DST[:FLAGS][,SRC:DST...]",
-            ContainerOption::Workdir => "PATH",
-        }
+    /// What it sets, by the argument that it was given.
+    pub(crate) fn value(self, argument: Option<CString>) -> Option<CString> {
+        self.fixed.map(CStr::to_owned).or(argument)
     }
 
-    /// One line for `--help`.
-    pub(crate) fn usage(self) -> &'static str {
-        match self {
-            ContainerOption::Image => {
-                "[situla] run the tasks in a container of this image: a .sqsh or .sif file, a directory, or a \
-                 reference such as docker://REGISTRY/NAME:TAG"
-            }
-            ContainerOption::Mounts => {
-                "[situla] bind mounts for the container; DST is SRC where it is left out; FLAGS are joined with +"
-            }
-            ContainerOption::Workdir => "[situla] working directory inside the container",
-        }
-    }
-
-    /// The variable that stands for the option where it is not given, as pyxis has it.
-    pub(crate) fn default_variable(self) -> &'static CStr {
-        match self {
-            ContainerOption::Image => c"PYXIS_CONTAINER_IMAGE",
-            ContainerOption::Mounts => c"PYXIS_CONTAINER_MOUNTS",
-            ContainerOption::Workdir => c"PYXIS_CONTAINER_WORKDIR",
-        }
-    }
-
-    /// The variable in which srun and sbatch send the value to the node. Variables that begin with
-    /// `SLURM_` pass `--export=NONE`; without it the task would run on the host, silently.
-    pub(crate) fn carried_variable(self) -> &'static CStr {
-        match self {
-            ContainerOption::Image => c"SLURM_SITULA_IMAGE",
-            ContainerOption::Mounts => c"SLURM_SITULA_MOUNTS",
-            ContainerOption::Workdir => c"SLURM_SITULA_WORKDIR",
-        }
-    }
-
-    /// The variable in which the trampoline finds the value.
-    pub(crate) fn task_variable(self) -> &'static CStr {
-        match self {
-            ContainerOption::Image => c"SITULA_TASK_IMAGE",
-            ContainerOption::Mounts => c"SITULA_TASK_MOUNTS",
-            ContainerOption::Workdir => c"SITULA_TASK_WORKDIR",
-        }
+    /// Whether this process has been told of it by its environment: sbatch and salloc leave their options there
+    /// for every srun below them, which hears of them before it reads its own command line.
+    pub(crate) fn is_inherited(self, prefix: &str) -> bool {
+        let name = format!("SLURM_SPANK__SLURM_SPANK_OPTION_situla_{}", self.name(prefix));
+        std::env::var_os(name.replace('-', "_")).is_some()
     }
 }
 
 /// The variable in which srun sends [fingerprints](crate::multi_prog::Programs) of its programs to the
-/// node; as for the name, see [`ContainerOption::carried_variable`].
+/// node; as for the name, see [`Setting::carried_variable`].
 pub(crate) const PROGRAMS_VARIABLE: &CStr = c"SLURM_SITULA_PROGRAMS";
 
 /// The variable in which the trampoline finds the program that it stands for.
 pub(crate) const PROGRAM_VARIABLE: &CStr = c"SITULA_TASK_PROGRAM";
 
-/// What was given for each option.
+/// What was given for each setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Given {
-    values: [Option<CString>; ContainerOption::ALL.len()],
+    values: [Option<CString>; Setting::ALL.len()],
 }
 
 impl Given {
-    /// No option at all.
-    pub(crate) const NOTHING: Given = Given { values: [const { None }; ContainerOption::ALL.len()] };
+    /// Nothing at all.
+    pub(crate) const NOTHING: Given = Given { values: [const { None }; Setting::ALL.len()] };
 
-    /// The value of an option.
-    pub(crate) fn get(&self, option: ContainerOption) -> Option<&CString> {
-        self.values[option as usize].as_ref()
+    /// The value of a setting.
+    pub(crate) fn get(&self, setting: Setting) -> Option<&CString> {
+        self.values[setting as usize].as_ref()
     }
 
-    /// The value of the option that is sent in the variable `carried`.
-    pub(crate) fn under(&self, carried: &CStr) -> Option<&CString> {
-        let option = ContainerOption::ALL.into_iter().find(|option| option.carried_variable() == carried);
-        option.and_then(|option| self.get(option))
+    /// Takes a value. Slurm replays options, so the last one counts; a list grows by what it has not yet.
+    pub(crate) fn set(&mut self, setting: Setting, value: CString) {
+        let place = &mut self.values[setting as usize];
+        *place = Some(match place.take() {
+            Some(former) if setting.is_list() && !value.is_empty() => joined(former, value),
+            _ => value,
+        });
     }
 
-    /// Takes a value. Slurm replays options, so the last one counts.
-    pub(crate) fn set(&mut self, option: ContainerOption, value: CString) {
-        self.values[option as usize] = Some(value);
-    }
-
-    /// Completes what was not given by what `variable` has. Mounts and a working directory that
-    /// stand in a profile are not errors where no image is asked for, so they count only with one.
+    /// Completes what was not given by what `variable` has of `carried`, then of the user's own variables. What
+    /// stands in a profile is no error where no image is asked for, so it counts only with one.
     pub(crate) fn complete(
         &self,
         variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
     ) -> Result<Given, String> {
         let mut complete = self.clone();
-        for option in ContainerOption::ALL {
-            for name in [option.default_variable(), option.carried_variable()] {
-                if complete.get(option).is_none()
-                    && let Some(value) = variable(name)?.filter(|value| !value.is_empty())
-                {
-                    complete.set(option, value);
-                }
+        for setting in Setting::ALL {
+            if complete.get(setting).is_none() {
+                complete.values[setting as usize] = stands_for(setting, &variable)?;
+            }
+            // The first of them: without it nothing else matters, not even a value that makes no sense.
+            if setting == Setting::Image && complete.get(setting).is_none() {
+                break;
             }
         }
         Ok(complete)
     }
 
-    /// The options that were given although there is no image for them.
-    pub(crate) fn orphans(&self) -> impl Iterator<Item = ContainerOption> {
-        ContainerOption::ALL.into_iter().filter(|option| self.get(*option).is_some())
+    /// Takes what srun and sbatch have sent, which is more than Slurm sends: of an option that was given several
+    /// times that has the last value alone.
+    pub(crate) fn carried(
+        &self,
+        variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
+    ) -> Result<Given, String> {
+        let mut carried = self.clone();
+        for setting in Setting::ALL {
+            if let Some(value) = variable(&setting.carried_variable())?.filter(|value| !value.is_empty()) {
+                carried.values[setting as usize] = Some(value);
+            }
+        }
+        carried.complete(variable)
     }
+
+    /// What was given, or else what `other` has.
+    pub(crate) fn or(&self, other: &Given) -> Given {
+        let mut both = self.clone();
+        for (own, other) in both.values.iter_mut().zip(&other.values) {
+            *own = own.take().or_else(|| other.clone());
+        }
+        both
+    }
+
+    /// The settings that were given although there is no image for them.
+    pub(crate) fn orphans(&self) -> impl Iterator<Item = Setting> {
+        Setting::ALL.into_iter().filter(|setting| self.get(*setting).is_some())
+    }
+}
+
+/// What the environment has for a setting that no option was given for.
+fn stands_for(
+    setting: Setting,
+    variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
+) -> Result<Option<CString>, String> {
+    let name = setting.default_variable();
+    if let Some(value) = variable(&name)?
+        && let Some(value) = setting.told_by(&name, value)?
+    {
+        return Ok(Some(value));
+    }
+    if setting == Setting::Writable
+        && let Some(value) = variable(READONLY)?
+        && let Some(value) = setting.told_by(READONLY, value)?
+    {
+        return Ok(Some(if *value == *ON { OFF } else { ON }.to_owned()));
+    }
+    Ok(variable(&setting.carried_variable())?.filter(|value| !value.is_empty()))
+}
+
+/// Two lists as one. A list that is there already is one that Slurm replays.
+fn joined(former: CString, value: CString) -> CString {
+    let list = former.to_bytes();
+    let more = value.to_bytes();
+    let is_there = list == more
+        || list.strip_prefix(more).is_some_and(|rest| rest.starts_with(b","))
+        || list.strip_suffix(more).is_some_and(|rest| rest.ends_with(b","));
+    if is_there {
+        return former;
+    }
+    CString::new([list, b",", more].concat()).unwrap_or(value)
 }
 
 /// The settings of `plugstack.conf`.
@@ -202,12 +352,85 @@ mod tests {
     #[test]
     fn variables_complete_and_never_override() {
         let mut given = Given::NOTHING;
-        given.set(ContainerOption::Image, c"./a.sqsh".to_owned());
-        let complete = given.complete(|_| Ok(Some(c"profile".to_owned()))).unwrap();
-        assert_eq!(complete.get(ContainerOption::Image).unwrap().as_c_str(), c"./a.sqsh");
-        assert_eq!(complete.get(ContainerOption::Mounts).unwrap().as_c_str(), c"profile");
+        given.set(Setting::Image, c"./a.sqsh".to_owned());
+        let profile = |name: &CStr| {
+            let is_switch = Setting::ALL.into_iter().any(|setting| {
+                setting.kind() == Kind::Switch && setting.default_variable().as_c_str() == name
+            });
+            Ok(Some(if is_switch { c"yes" } else { c"profile" }.to_owned()))
+        };
+        let complete = given.complete(profile).unwrap();
+        assert_eq!(complete.get(Setting::Image).unwrap().as_c_str(), c"./a.sqsh");
+        assert_eq!(complete.get(Setting::Mounts).unwrap().as_c_str(), c"profile");
+        assert_eq!(complete.get(Setting::MountHome).unwrap().as_c_str(), ON);
         let empty = given.complete(|_| Ok(Some(c"".to_owned()))).unwrap();
-        assert!(empty.get(ContainerOption::Mounts).is_none());
+        assert!(empty.get(Setting::Mounts).is_none());
         assert!(given.complete(|_| Err("too long".to_owned())).is_err());
+    }
+
+    #[test]
+    fn switches_in_variables_are_true_or_false_and_nothing_else() {
+        let only = |wanted: &'static CStr, value: &'static CStr| {
+            move |name: &CStr| Ok((name == wanted).then(|| value.to_owned()))
+        };
+        let mut given = Given::NOTHING;
+        given.set(Setting::Image, c"i".to_owned());
+        let writable = |name, value| {
+            let complete = given.complete(only(name, value))?;
+            Ok::<_, String>(complete.get(Setting::Writable).map(|value| *value == *ON))
+        };
+        for (name, value, expected) in [
+            (c"PYXIS_CONTAINER_WRITABLE", c"y", Some(true)),
+            (c"PYXIS_CONTAINER_WRITABLE", c"false", Some(false)),
+            (c"PYXIS_CONTAINER_WRITABLE", c"", None),
+            (READONLY, c"1", Some(false)),
+            (READONLY, c"no", Some(true)),
+        ] {
+            assert_eq!(writable(name, value), Ok(expected), "{name:?}={value:?}");
+        }
+        let refusal = writable(c"PYXIS_CONTAINER_WRITABLE", c"TRUE").unwrap_err();
+        assert!(refusal.contains("PYXIS_CONTAINER_WRITABLE=TRUE"), "{refusal}");
+        // In a profile of somebody who wants no container it does no harm.
+        let without = Given::NOTHING.complete(only(c"PYXIS_CONTAINER_WRITABLE", c"TRUE")).unwrap();
+        assert_eq!(without, Given::NOTHING);
+    }
+
+    #[test]
+    fn lists_grow_and_what_is_replayed_does_not_count_twice() {
+        let mut given = Given::NOTHING;
+        for (value, expected) in [
+            (c"/a", c"/a"),
+            (c"/a", c"/a"),
+            (c"/b:/c", c"/a,/b:/c"),
+            (c"/b:/c", c"/a,/b:/c"),
+            (c"/a", c"/a,/b:/c"),
+            (c"/", c"/a,/b:/c,/"),
+        ] {
+            given.set(Setting::Mounts, value.to_owned());
+            assert_eq!(given.get(Setting::Mounts).unwrap().as_c_str(), expected);
+        }
+        given.set(Setting::Workdir, c"/x".to_owned());
+        given.set(Setting::Workdir, c"/y".to_owned());
+        assert_eq!(given.get(Setting::Workdir).unwrap().as_c_str(), c"/y");
+    }
+
+    #[test]
+    fn what_srun_has_sent_wins_on_the_node() {
+        let mut given = Given::NOTHING;
+        given.set(Setting::Mounts, c"/last".to_owned());
+        let sent = |name: &CStr| Ok((name == c"SLURM_SITULA_MOUNTS").then(|| c"/first,/last".to_owned()));
+        assert_eq!(given.carried(sent).unwrap().get(Setting::Mounts).unwrap().as_c_str(), c"/first,/last");
+    }
+
+    #[test]
+    fn every_option_sets_something_and_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<String> =
+            ContainerOption::ALL.iter().map(|option| option.name("box")).collect();
+        assert_eq!(names.len(), ContainerOption::ALL.len());
+        assert!(names.contains("box-image") && names.contains("no-box-mount-home"), "{names:?}");
+        for (place, setting) in Setting::ALL.into_iter().enumerate() {
+            assert_eq!(setting as usize, place);
+            assert!(ContainerOption::ALL.iter().any(|option| option.setting == setting), "{setting:?}");
+        }
     }
 }

@@ -23,11 +23,13 @@ pub mod neighbour;
 pub mod no_helpers;
 pub mod options;
 pub mod packaging;
+pub mod pins;
 pub mod policy;
 pub mod private_images;
 pub mod privileged;
 pub mod pull_crashes;
 pub mod pushes;
+pub mod pyxis;
 pub mod records;
 pub mod releases;
 pub mod sif_files;
@@ -269,6 +271,11 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("uses::mounts_and_shm", uses::mounts_and_shm),
     ("uses::record_is_complete", uses::record_is_complete),
     ("uses::keeper_in_the_steps_cgroup", uses::keeper_in_the_steps_cgroup),
+    ("pyxis::switches", pyxis::switches),
+    ("pyxis::writable", pyxis::writable),
+    ("pyxis::variables", pyxis::variables),
+    ("pyxis::contradictions", pyxis::contradictions),
+    ("pyxis::mounts", pyxis::mounts),
     ("ends::codes_and_signals", ends::codes_and_signals),
     ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
     ("ends::term_and_kill", ends::term_and_kill),
@@ -335,6 +342,9 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("kills::at_random_moments", kills::at_random_moments),
     ("crowds::one_of_many_is_killed", crowds::one_of_many_is_killed),
     ("soak::many_steps", soak::many_steps),
+    ("pins::steps_of_a_job", pins::steps_of_a_job),
+    ("pins::tasks_of_an_array", pins::tasks_of_an_array),
+    ("pins::tasks_at_once", pins::tasks_at_once),
 ];
 
 /// Cases that change a node and look for leaks themselves, while the fault lasts.

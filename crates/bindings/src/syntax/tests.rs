@@ -24,7 +24,7 @@ fn mount(text: &str) -> Result<String, SyntaxError> {
 }
 
 fn pyxis(text: &str) -> Result<String, SyntaxError> {
-    show(parse_pyxis_mounts(text, Path::new(CWD), "--container-mounts"))
+    show(parse_pyxis_mounts(text, Path::new(CWD), "--container-mounts").map(|mounts| mounts.binds))
 }
 
 #[test]
@@ -122,13 +122,17 @@ fn pyxis_mounts() {
         (".:/here", "/start/dir|/here|rw"),
         ("tmpfs:/scratch", "tmpfs(None)|/scratch|rw"),
         ("tmpfs:/scratch:size=2m+noexec", "tmpfs(Some(2097152))|/scratch|rw"),
+        (r"/a\,b\:c:/d\,e:ro,/f", "/a,b:c|/d,e|ro /f|/f|rw"),
+        ("/a,umount:/tmp", "/a|/a|rw"),
     ];
     for (text, want) in table {
         assert_eq!(pyxis(text).as_deref(), Ok(want), "{text}");
     }
+    let unmounted = parse_pyxis_mounts(r"umount:/tmp,/a,umount:/x\:y", Path::new(CWD), "o").expect("paths");
+    assert_eq!(unmounted.unmounted, [Path::new("/tmp"), Path::new("/x:y")]);
     let flags =
         parse_pyxis_mounts("/a:/b:bind+private+noexec+nofail", Path::new(CWD), "o").expect("known flags");
-    let bind = &flags[0];
+    let bind = &flags.binds[0];
     assert!(!bind.recursive && bind.no_exec && bind.optional && bind.propagation == Propagation::Private);
 }
 
@@ -142,7 +146,9 @@ fn pyxis_mounts_that_are_refused() {
         "/a::ro",
         "data:/b",
         "overlay:/b",
-        "umount:/proc",
+        "umount:",
+        "umount:proc",
+        "umount:/a:/b/..",
         "tmpfs",
         "tmpfs:",
         "/a:b",

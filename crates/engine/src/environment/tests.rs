@@ -46,6 +46,39 @@ fn built(
 }
 
 #[test]
+fn tasks_of_slurm_take_the_image_first_but_for_what_is_named() {
+    let host = [
+        ("A", "host"),
+        ("LANG", "de_DE"),
+        ("LC_ALL", "de_DE"),
+        ("PATH", "/host/bin"),
+        ("ONLY", "host"),
+        ("SLURM_PROCID", "5"),
+        ("SLURM_LOCALID", "1"),
+        ("SLURM_STEP_NUM_TASKS", "8"),
+        ("SLURM_STEP_NODELIST", "n[3-4]"),
+        ("SLURM_JOB_ID", "4537"),
+        ("MASTER_PORT", "7"),
+    ];
+    let config = ["A=image", "PATH=/image/bin", "PYTORCH_VERSION=2"];
+    let with = |names: &[&str]| {
+        let (_, found) = built(&[], Some(&config), &host, |request| {
+            request.personality = Personality::Task;
+            request.host_env = names.iter().map(|name| (*name).to_owned()).collect();
+        });
+        move |name: &str| found.get(name).cloned().unwrap_or_default()
+    };
+    let plain = with(&[]);
+    assert_eq!([plain("A"), plain("ONLY"), plain("LANG"), plain("LC_ALL")], ["image", "host", "", ""]);
+    assert!(plain("PATH").starts_with("/image/bin:"), "{}", plain("PATH"));
+    assert_eq!([plain("RANK"), plain("LOCAL_RANK"), plain("WORLD_SIZE")], ["5", "1", "8"]);
+    assert_eq!([plain("MASTER_ADDR"), plain("MASTER_PORT")], ["n3", "7"], "what the job sets stays");
+    let named = with(&["A", "LANG", "PATH", "ABSENT"]);
+    assert_eq!([named("A"), named("LANG"), named("LC_ALL")], ["host", "de_DE", ""]);
+    assert_eq!([named("PATH"), named("ABSENT")], ["/host/bin", ""]);
+}
+
+#[test]
 fn image_beats_host_and_user_beats_both() {
     let host = [
         ("A", "host"),

@@ -1,0 +1,127 @@
+//! A tag is one image for the whole of a job, whatever the registry has under it meanwhile.
+
+use std::fs;
+
+use super::Site;
+use super::privileged::registry;
+use crate::cluster::Job;
+use crate::command;
+use crate::environment::{PATIENCE, WorkDir};
+use crate::tier::Check;
+
+/// Two images that say which they are, and a repository for them.
+struct Images {
+    dir: WorkDir,
+    tag: String,
+}
+
+impl Images {
+    fn make(site: &Site, name: &str) -> Result<Self, String> {
+        let dir = site.env().work_dir(name)?;
+        let address = registry(&site.desk(), "up")?.stdout.trim().to_owned();
+        let tree = site.env().image_tree("tiny").display().to_string();
+        for which in ["one", "two"] {
+            site.env().as_user(dir.path(), ["cp", "-r", "--preserve=links", &tree, which])?.success()?;
+            dir.write(&format!("{which}/which"), &format!("image {which}\n"))?;
+        }
+        // A repository of its own, so that nobody has pulled it before.
+        let tag = format!("docker://{address}/{name}-{}:latest", std::process::id());
+        let images = Images { dir, tag };
+        images.point_to(site, "one")?;
+        Ok(images)
+    }
+
+    fn push(&self, which: &str) -> String {
+        format!("situla push --quiet {}/{which} {} >/dev/null", self.dir.path().display(), self.tag)
+    }
+
+    fn point_to(&self, site: &Site, which: &str) -> Result<(), String> {
+        site.env().as_user(self.dir.path(), ["sh", "-c", &self.push(which)])?.success()?;
+        Ok(())
+    }
+
+    /// The script whose second half comes after the tag was moved.
+    fn script(&self, first: &str, second: &str) -> Result<std::path::PathBuf, String> {
+        let push = self.push("two");
+        self.dir.write("job.sh", &format!("#!/bin/bash\n{first}\n{push} || echo not pushed\n{second}\n"))
+    }
+}
+
+fn expect(output: &command::Output, wanted: &[&str]) -> Check {
+    // Fetching tells how it goes on.
+    let got: Vec<&str> = output.stdout.lines().filter(|line| !line.starts_with("fetching ")).collect();
+    if got == wanted { Ok(()) } else { Err(format!("wanted {wanted:?}\n{output}").into()) }
+}
+
+/// All steps of a batch job have the image that the first had, on every node, by every way to ask for it; the record
+/// has its digest, and the next job has the new one.
+///
+/// # Errors
+/// They have not.
+pub fn steps_of_a_job(site: &Site) -> Check {
+    let images = Images::make(site, "pinned")?;
+    let tag = &images.tag;
+    let script = images.script(
+        &format!("srun -N2 -n2 situla exec {tag} cat /which"),
+        &format!(
+            "srun -N2 -n2 situla exec {tag} cat /which\n\
+             srun -N1 -n1 --export=NONE --container-image={tag} cat /which\n\
+             apptainer exec {tag} cat /which"
+        ),
+    )?;
+    let job: Job = site.cluster.sbatch(images.dir.path(), &["-N2"], &script)?;
+    expect(&job.output, &["image one"; 6])?;
+    let digests = |step: &str| -> Result<Vec<String>, String> {
+        let words = ["situla", "show", "--json", &format!("{}.{step}", job.id)].map(str::to_owned);
+        let shown = site.env().as_user(images.dir.path(), words)?.success()?.stdout;
+        let digest = |line: &str| Some(line.split_once("sha256:")?.1.get(..64)?.to_owned());
+        let lines = shown.split(['\n', ',']).filter(|line| line.contains("manifest_digest"));
+        Ok(lines.filter_map(digest).collect())
+    };
+    let (before, after) = (digests("0")?, digests("1")?);
+    if before.is_empty() || before[0] != after[0] {
+        return Err(format!("the records of the two steps have {before:?} and {after:?}").into());
+    }
+    let next = site.cluster.srun(images.dir.path(), ["-n1", "situla", "exec", tag, "cat", "/which"])?;
+    expect(&next.output, &["image two"])
+}
+
+/// The tasks of an array are one job in that.
+///
+/// # Errors
+/// They have different images.
+pub fn tasks_of_an_array(site: &Site) -> Check {
+    let images = Images::make(site, "pinned-array")?;
+    let run = format!("srun -n1 --container-image={} cat /which", images.tag);
+    let script = images
+        .dir
+        .write("job.sh", &format!("#!/bin/bash\n{run}\n{} || echo not pushed\n", images.push("two")))?;
+    let log = images.dir.path().join("array.log");
+    // One after the other: the second starts when the tag has moved.
+    let words = ["sbatch", "--quiet", "--wait", "--array=0-1%1", "--open-mode=append", "-n1", "--output"];
+    let mut command = site.cluster.user_command(images.dir.path(), words)?;
+    command.arg(&log).arg(&script);
+    let mut output = command::run(command, PATIENCE * 2)?.success()?;
+    output.stdout = fs::read_to_string(&log)?;
+    expect(&output, &["image one", "image one"])?;
+    site.cluster.settled()?;
+    Ok(())
+}
+
+/// All tasks of a step that ask at once have one image, though the tag moves at that moment.
+///
+/// # Errors
+/// They have not.
+pub fn tasks_at_once(site: &Site) -> Check {
+    let images = Images::make(site, "pinned-crowd")?;
+    let line = ["-N4", "-n16", "--overcommit", "situla", "exec", &images.tag, "cat", "/which"];
+    let (name, running) = site.cluster.start_srun(images.dir.path(), line)?;
+    let moved = images.point_to(site, "two");
+    let job = site.cluster.job(&name, running.finish(PATIENCE)?.success()?)?;
+    moved?;
+    let said: Vec<&str> = job.output.stdout.lines().collect();
+    if said.len() != 16 || said.iter().any(|line| *line != said[0]) {
+        return Err(format!("not one image for all\n{}", job.output).into());
+    }
+    Ok(())
+}
