@@ -16,6 +16,6 @@ pub use defaults::{CustomHome, DefaultBinds, DefaultOptions, HostFacts, NoMount,
 pub use devices::{DeviceNode, DevicePlan, DeviceRole, Openable, plan_devices};
 pub use pmi::{KeepFd, PmiFacts, PmiPlan, plan_pmi, plan_shm};
 pub use syntax::{
-    KNOWN_PYXIS_FLAGS, MAX_BINDS, SyntaxError, parse_apptainer_bind, parse_apptainer_mount,
+    KNOWN_PYXIS_FLAGS, MAX_BINDS, SyntaxError, parse_apptainer_bind, parse_apptainer_mount, parse_edf_mount,
     parse_pyxis_mounts,
 };

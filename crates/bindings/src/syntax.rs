@@ -249,6 +249,26 @@ pub fn parse_pyxis_mounts(text: &str, cwd: &Path, option: &str) -> Result<PyxisM
     Ok(mounts)
 }
 
+/// Reads one of the mounts of an environment definition file, `SRC:DST[:FLAGS]`, in which flags are joined with `+`
+/// or with commas.
+///
+/// # Errors
+/// Everything that is not this syntax; also the flag `sqsh`, by which an image is mounted.
+pub fn parse_edf_mount(text: &str, cwd: &Path, option: &str) -> Result<BindRequest, SyntaxError> {
+    let fields = split_escaped(text, ':');
+    if fields.len() < 2 {
+        return Err(SyntaxError::NoDestination { text: text.to_owned() });
+    }
+    let mut fields: Vec<String> = fields.into_iter().map(str::to_owned).collect();
+    if let Some(flags) = fields.get_mut(2) {
+        *flags = flags.replace(',', "+");
+        if flags.split('+').any(|flag| flag == "sqsh") {
+            return Err(SyntaxError::Unsupported { option: "sqsh".to_owned(), text: text.to_owned() });
+        }
+    }
+    pyxis_mount(&fields.join(":"), cwd, option)
+}
+
 fn pyxis_mount(part: &str, cwd: &Path, option: &str) -> Result<BindRequest, SyntaxError> {
     let text = || part.to_owned();
     let fields: Vec<String> = split_escaped(part, ':').into_iter().map(unescape).collect();

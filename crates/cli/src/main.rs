@@ -16,6 +16,7 @@ mod commands;
 mod credentials;
 #[cfg(test)]
 mod docs;
+mod environment_file;
 mod events;
 mod image_error;
 mod interrupt;

@@ -35,6 +35,8 @@ enum Command {
     Instance(commands::instance::InstanceCommand),
     /// Print what `exec` would do, as JSON, and do nothing
     Plan(commands::run::PlanArgs),
+    /// Show what an environment definition file (EDF) says, with all that it inherits, as JSON
+    Environment(commands::environment::EnvironmentArgs),
     /// Fetch an image from a registry into your store, or to a file
     Pull(commands::pull::PullArgs),
     /// Send an image to a registry
@@ -176,6 +178,7 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Show(arguments) => commands::runs::show(&arguments),
         Command::Completion(arguments) => commands::manual::completion(&arguments, command_tree()),
         Command::Manual(arguments) => commands::manual::manual(&arguments, &command_tree()),
+        Command::Environment(arguments) => commands::environment::environment(&arguments),
         Command::TaskKilled => commands::task_killed::task_killed(),
         Command::TaskCheck => crate::task::check(),
     }

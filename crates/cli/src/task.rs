@@ -12,7 +12,7 @@ use situla_engine::{Action, Isolation, Personality, RunRequest, TASK_VARIABLES, 
 use crate::command_error::CommandError;
 use crate::output::{data, note};
 use crate::resources;
-use crate::{Context, end_as};
+use crate::{Context, end_as, environment_file};
 
 /// The program that the task is to run: set by the plugin, together with those below.
 pub(crate) const PROGRAM: &str = TASK_VARIABLES[0];
@@ -26,6 +26,7 @@ const REMAP_ROOT: &str = TASK_VARIABLES[7];
 const ENTRYPOINT: &str = TASK_VARIABLES[8];
 // The ninth says whether the output of the entry point is shown: it is the task's own, so it always is.
 const WRITABLE: &str = TASK_VARIABLES[10];
+const ENVIRONMENT: &str = TASK_VARIABLES[11];
 
 /// Runs the task.
 pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
@@ -76,21 +77,39 @@ const REFUSED: u8 = 1;
 /// What the plugin's variables ask for.
 fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, CommandError> {
     let variable = |name: &str| context.host.variable(name).map(str::to_owned);
-    let image = variable(IMAGE).ok_or_else(|| CommandError::usage("the plugin has named no image", ""))?;
     let script = command.first().and_then(|program| batch_script(program, context));
-    let mut request = RunRequest::new(Personality::Task, image, Action::Exec(command));
+    let mut request = RunRequest::new(Personality::Task, "", Action::Exec(command));
+    let mut warnings = Vec::new();
+    if let Some(name) = variable(ENVIRONMENT) {
+        let edf = environment_file::load(&name, context)?;
+        warnings = environment_file::apply(&edf, &name, &mut request, &context.host.cwd)?;
+        if edf.image.is_none() && variable(IMAGE).is_none() {
+            let message = format!("the environment {name} names no image");
+            return Err(CommandError::usage(
+                message,
+                "write `image = ...` into it, or add --container-image",
+            ));
+        }
+    }
+    // What is said beside an environment counts instead of what it says.
+    if let Some(image) = variable(IMAGE) {
+        request.image = image;
+    }
+    if request.image.is_empty() {
+        return Err(CommandError::usage("the plugin has named no image", ""));
+    }
     if let Some(mounts) = variable(MOUNTS) {
         let mounts = parse_pyxis_mounts(&mounts, &context.host.cwd, "--container-mounts")
             .map_err(|error| CommandError::other(&error, "bad-option", None))?;
-        request.binds = mounts.binds;
+        request.binds.extend(mounts.binds);
         request.defaults.unmounted = mounts.unmounted;
     }
-    request.workdir = variable(WORKDIR);
-    let is_on = |name: &str| variable(name).is_some_and(|value| value == "1");
-    request.defaults.no_home = !is_on(MOUNT_HOME);
-    request.root = is_on(REMAP_ROOT);
-    request.entrypoint = is_on(ENTRYPOINT);
-    request.writable_tmpfs = is_on(WRITABLE);
+    request.workdir = variable(WORKDIR).or(request.workdir);
+    let switch = |name: &str, otherwise: bool| variable(name).map_or(otherwise, |value| value == "1");
+    request.defaults.no_home = !switch(MOUNT_HOME, false);
+    request.root = switch(REMAP_ROOT, false);
+    request.entrypoint = switch(ENTRYPOINT, request.entrypoint);
+    request.writable_tmpfs = switch(WRITABLE, request.writable_tmpfs);
     request.memory = request.writable_tmpfs.then(resources::memory_of_groups).flatten();
     if let Some(names) = variable(ENV) {
         request.host_env = variable_names(&names)?;
@@ -110,6 +129,11 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
     ];
     request.options = named.iter().filter(|(_, given)| *given).map(|(name, _)| (*name).to_owned()).collect();
     request.binds.extend(script);
+    if context.is_first_task() {
+        for warning in warnings {
+            note(&format!("situla: warning: {warning}"));
+        }
+    }
     Ok(request)
 }
 

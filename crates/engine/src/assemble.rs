@@ -250,7 +250,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
             seccomp,
         },
         hooks: None,
-        annotations: std::collections::BTreeMap::new(),
+        annotations: request.annotations.clone(),
     };
     let rootfs = Rootfs {
         source: image.source.clone(),

@@ -1,5 +1,6 @@
 //! What a user asks for, whatever front end he uses.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use crate::way::RootfsWay;
 
 /// The variables in which the Slurm plugin tells a task what to do: its program, and one for each setting of the
 /// container. They concern the process that the plugin has started and nobody below it.
-pub const TASK_VARIABLES: [&str; 11] = [
+pub const TASK_VARIABLES: [&str; 12] = [
     "SITULA_TASK_PROGRAM",
     "SITULA_TASK_IMAGE",
     "SITULA_TASK_MOUNTS",
@@ -21,6 +22,7 @@ pub const TASK_VARIABLES: [&str; 11] = [
     "SITULA_TASK_ENTRYPOINT",
     "SITULA_TASK_ENTRYPOINT_LOG",
     "SITULA_TASK_WRITABLE",
+    "SITULA_TASK_ENVIRONMENT",
 ];
 
 /// Whose conventions a run follows where they differ.
@@ -139,6 +141,8 @@ pub struct RunRequest {
     pub env: Vec<(String, String)>,
     /// Variables of which the host's value, where it has one, wins over the image's.
     pub host_env: Vec<String>,
+    /// What others read of this run: by name.
+    pub annotations: BTreeMap<String, String>,
     /// Whether the host's variables stay outside.
     pub clean_env: bool,
     /// Whether values of `env` are taken letter by letter (`--no-eval`).
@@ -179,6 +183,7 @@ impl RunRequest {
             workdir: None,
             env: Vec::new(),
             host_env: Vec::new(),
+            annotations: BTreeMap::new(),
             clean_env: false,
             no_eval: false,
             share: true,

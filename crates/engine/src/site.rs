@@ -25,6 +25,22 @@ pub struct Site {
     pub short_names: Option<ShortNames>,
     /// Where images are kept.
     pub store: StoreSettings,
+    /// Environment definition files of the site.
+    pub environments: EnvironmentSettings,
+}
+
+/// Where the site has environment definition files, by `[environments]` of `site.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct EnvironmentSettings {
+    /// Directories that are looked into after the user's.
+    pub path: Vec<PathBuf>,
+}
+
+impl Default for EnvironmentSettings {
+    fn default() -> Self {
+        EnvironmentSettings { path: vec![PathBuf::from("/etc/edf")] }
+    }
 }
 
 /// Understands a reference without a registry by what the host is configured with; called for such references only, since
@@ -78,6 +94,7 @@ impl RootfsSettings {
 struct Settings {
     rootfs: RootfsSettings,
     store: StoreSettings,
+    environments: EnvironmentSettings,
 }
 
 impl Site {
@@ -95,7 +112,8 @@ impl Site {
         }
         if let Some((path, text)) = read(executable, "site.toml")? {
             let settings = parse(&text).map_err(|message| EngineError::Settings { path, message })?;
-            (site.rootfs, site.store) = (settings.rootfs, settings.store);
+            let Settings { rootfs, store, environments } = settings;
+            site = Site { rootfs, store, environments, ..site };
         }
         Ok(site)
     }
@@ -122,6 +140,9 @@ fn parse(text: &str) -> Result<Settings, String> {
     if !cache.is_absolute() {
         return Err(format!("rootfs.cache = {cache:?} is no absolute path"));
     }
+    if let Some(path) = settings.environments.path.iter().find(|path| !path.is_absolute()) {
+        return Err(format!("environments.path has {path:?}, which is no absolute path"));
+    }
     settings.store.flaw().map_or(Ok(settings), Err)
 }
 
@@ -143,7 +164,10 @@ mod tests {
         let found = parse(text).unwrap().store;
         assert_eq!((found.user, found.site), (Some("/s/{user}".into()), Some("/images".into())));
         assert_eq!((found.gigabytes, found.days), (Some(2), Some(3)));
+        let found = parse("[environments]\npath = [\"/a\", \"/b\"]\n").unwrap().environments;
+        assert_eq!(found.path, [Path::new("/a"), Path::new("/b")]);
         for (text, what) in [
+            ("[environments]\npath = [\"a\"]", "environments.path"),
             ("[rootfs]\nway = \"fast\"", "way"),
             ("[rootfs]\nwhy = \"auto\"", "why"),
             ("[root]\n", "root"),

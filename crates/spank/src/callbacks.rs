@@ -198,7 +198,7 @@ fn init_post_opt() -> Result<(), String> {
     if let Some(first) = &first {
         same_container(&first.complete, &complete, prefix)?;
     }
-    if complete.get(Setting::Image).is_none() {
+    if !complete.asks_for_container() {
         return match given.orphans().next() {
             Some(setting) => Err(format!(
                 "--{prefix}-{} has no effect without an image; add --{prefix}-image=IMAGE",
@@ -211,8 +211,12 @@ fn init_post_opt() -> Result<(), String> {
         check(&complete, &settings)?;
     }
     for setting in Setting::ALL {
-        if let Some(value) = complete.get(setting) {
-            set_own_variable(&setting.carried_variable(), value);
+        let name = setting.carried_variable();
+        match complete.get(setting) {
+            Some(value) => set_own_variable(&name, value),
+            // What an outer step has left there would count on the node.
+            None if own_variable(&name)?.is_some() => set_own_variable(&name, c""),
+            None => {}
         }
     }
     if context == Context::Local {
@@ -299,7 +303,7 @@ fn task_init(spank: Handle) -> Result<(), String> {
     let (given, settings, pending) =
         with_state(|state| (state.given.clone(), state.settings.clone(), state.pending.take()));
     let complete = given.carried(|name| spank.variable(name))?;
-    if complete.get(Setting::Image).is_none() {
+    if !complete.asks_for_container() {
         return match given.orphans().next() {
             // The image was lost on the way, or never there: on the host the task must not run.
             Some(setting) => {
@@ -376,7 +380,7 @@ fn task_exit(spank: Handle) -> Result<(), String> {
     let Some(task) = spank.ended_task().filter(TaskEnd::was_killed) else { return Ok(()) };
     let (given, settings) = with_state(|state| (state.given.clone(), state.settings.clone()));
     let Some(settings) = settings else { return Ok(()) };
-    let in_container = given.carried(|name| spank.variable(name))?.get(Setting::Image).is_some();
+    let in_container = given.carried(|name| spank.variable(name))?.asks_for_container();
     let arguments = spank.arguments();
     let program = arguments.as_ref().and_then(|arguments| arguments.get(0)).filter(|_| !in_container);
     let is_own = in_container || program.is_some_and(|program| killed::is_own(program, &settings.trampoline));

@@ -40,6 +40,7 @@ macro_rules! settings {
 
 settings! {
     Image "image" Text,
+    Environment "environment" Text,
     Mounts "mounts" List,
     Workdir "workdir" Text,
     Env "env" List,
@@ -62,9 +63,9 @@ impl Setting {
         CString::new(name).unwrap_or_default()
     }
 
-    /// The variable that stands for the option where it is not given, as pyxis has it.
-    pub(crate) fn default_variable(self) -> CString {
-        self.variable("PYXIS_CONTAINER_")
+    /// The variable that stands for the option where it is not given, as pyxis has it; pyxis has no environments.
+    pub(crate) fn default_variable(self) -> Option<CString> {
+        (self != Setting::Environment).then(|| self.variable("PYXIS_CONTAINER_"))
     }
 
     /// The variable in which srun and sbatch send the value to the node. Variables that begin with
@@ -95,6 +96,9 @@ impl Setting {
     }
 }
 
+/// What options start with where the site says nothing else.
+const DEFAULT_PREFIX: &str = "container";
+
 /// The value of a setting that is switched on.
 pub(crate) const ON: &CStr = c"1";
 /// The value of a setting that is switched off.
@@ -122,11 +126,16 @@ pub(crate) struct ContainerOption {
 
 impl ContainerOption {
     /// All of them, in the order of the values that their callbacks get.
-    pub(crate) const ALL: [ContainerOption; 14] = [
+    pub(crate) const ALL: [ContainerOption; 15] = [
         Self::of(
             Setting::Image,
             "[USER@][REGISTRY#]IMAGE[:TAG]|PATH",
             "run the tasks in a container of this image",
+        ),
+        Self::of(
+            Setting::Environment,
+            "NAME|PATH",
+            "run the tasks in the environment that this definition file (EDF) describes",
         ),
         Self::of(Setting::Mounts, "SRC:DST[:FLAGS][,SRC:DST...]", "bind mounts; FLAGS are joined with +"),
         Self::of(Setting::Workdir, "PATH", "working directory inside the container"),
@@ -162,6 +171,10 @@ impl ContainerOption {
 
     /// Its name, without the dashes before it.
     pub(crate) fn name(self, prefix: &str) -> String {
+        if self.setting == Setting::Environment && prefix == DEFAULT_PREFIX {
+            // As others have it.
+            return self.setting.suffix().to_owned();
+        }
         let suffix = if self.suffix.is_empty() { self.setting.suffix() } else { self.suffix };
         format!("{}{prefix}-{suffix}", self.negation)
     }
@@ -201,6 +214,16 @@ impl Given {
         self.values[setting as usize].as_ref()
     }
 
+    /// Whether there is to be a container.
+    pub(crate) fn asks_for_container(&self) -> bool {
+        self.get(Setting::Image).is_some() || self.get(Setting::Environment).is_some()
+    }
+
+    /// Whether nothing completes it: what a profile says, or an outer step, is not meant for an environment.
+    fn is_whole(&self) -> bool {
+        self.get(Setting::Environment).is_some()
+    }
+
     /// Takes a value. Slurm replays options, so the last one counts; a list grows by what it has not yet.
     pub(crate) fn set(&mut self, setting: Setting, value: CString) {
         let place = &mut self.values[setting as usize];
@@ -217,12 +240,12 @@ impl Given {
         variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
     ) -> Result<Given, String> {
         let mut complete = self.clone();
-        for setting in Setting::ALL {
+        for setting in Setting::ALL.into_iter().filter(|_| !self.is_whole()) {
             if complete.get(setting).is_none() {
                 complete.values[setting as usize] = stands_for(setting, &variable)?;
             }
-            // The first of them: without it nothing else matters, not even a value that makes no sense.
-            if setting == Setting::Image && complete.get(setting).is_none() {
+            // These two come first: without one of them nothing else matters, not even a value that makes no sense.
+            if setting == Setting::Environment && !complete.asks_for_container() {
                 break;
             }
         }
@@ -247,6 +270,9 @@ impl Given {
     /// What was given, or else what `other` has.
     pub(crate) fn or(&self, other: &Given) -> Given {
         let mut both = self.clone();
+        if self.is_whole() {
+            return both;
+        }
         for (own, other) in both.values.iter_mut().zip(&other.values) {
             *own = own.take().or_else(|| other.clone());
         }
@@ -264,8 +290,8 @@ fn stands_for(
     setting: Setting,
     variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
 ) -> Result<Option<CString>, String> {
-    let name = setting.default_variable();
-    if let Some(value) = variable(&name)?
+    if let Some(name) = setting.default_variable()
+        && let Some(value) = variable(&name)?
         && let Some(value) = setting.told_by(&name, value)?
     {
         return Ok(Some(value));
@@ -304,7 +330,7 @@ pub(crate) struct Settings {
 impl Settings {
     /// Parses `trampoline=PATH` and `prefix=WORD`.
     pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut settings = Settings { trampoline: CString::default(), prefix: "container".to_owned() };
+        let mut settings = Settings { trampoline: CString::default(), prefix: DEFAULT_PREFIX.to_owned() };
         for argument in arguments {
             match argument.split_once('=') {
                 Some(("trampoline", path)) if path.starts_with('/') => {
@@ -355,7 +381,7 @@ mod tests {
         given.set(Setting::Image, c"./a.sqsh".to_owned());
         let profile = |name: &CStr| {
             let is_switch = Setting::ALL.into_iter().any(|setting| {
-                setting.kind() == Kind::Switch && setting.default_variable().as_c_str() == name
+                setting.kind() == Kind::Switch && setting.default_variable().as_deref() == Some(name)
             });
             Ok(Some(if is_switch { c"yes" } else { c"profile" }.to_owned()))
         };
@@ -363,6 +389,11 @@ mod tests {
         assert_eq!(complete.get(Setting::Image).unwrap().as_c_str(), c"./a.sqsh");
         assert_eq!(complete.get(Setting::Mounts).unwrap().as_c_str(), c"profile");
         assert_eq!(complete.get(Setting::MountHome).unwrap().as_c_str(), ON);
+        let mut environment = Given::NOTHING;
+        environment.set(Setting::Environment, c"e".to_owned());
+        let complete =
+            environment.complete(|name| Ok((name == c"PYXIS_CONTAINER_IMAGE").then(|| c"i".to_owned())));
+        assert!(complete.unwrap().get(Setting::Image).is_none());
         let empty = given.complete(|_| Ok(Some(c"".to_owned()))).unwrap();
         assert!(empty.get(Setting::Mounts).is_none());
         assert!(given.complete(|_| Err("too long".to_owned())).is_err());

@@ -8,6 +8,7 @@ pub mod batch;
 pub mod command_line;
 pub mod crowds;
 pub mod ends;
+pub mod environments;
 pub mod events;
 pub mod exhaustion;
 pub mod export;
@@ -276,6 +277,9 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("pyxis::variables", pyxis::variables),
     ("pyxis::contradictions", pyxis::contradictions),
     ("pyxis::mounts", pyxis::mounts),
+    ("environments::every_key", environments::every_key),
+    ("environments::names_and_inheritance", environments::names_and_inheritance),
+    ("environments::refused", environments::refused),
     ("ends::codes_and_signals", ends::codes_and_signals),
     ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
     ("ends::term_and_kill", ends::term_and_kill),

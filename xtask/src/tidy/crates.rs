@@ -13,7 +13,7 @@ const TIERS: &[(&str, &[&str])] = &[
     ("compose", &["engine", "registry"]),
     ("services", &["image", "bindings", "records", "runtime"]),
     ("formats", &["squashfs", "sif", "fuse", "sys"]),
-    ("pure", &["oci", "slurm", "policy", "plan"]),
+    ("pure", &["oci", "slurm", "edf", "policy", "plan"]),
 ];
 
 /// Edges allowed within a tier: the Plan holds the policy's verdict and the allocation it was made for.

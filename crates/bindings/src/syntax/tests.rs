@@ -137,6 +137,24 @@ fn pyxis_mounts() {
 }
 
 #[test]
+fn mounts_of_environments() {
+    let parse = |text: &str| show(parse_edf_mount(text, Path::new(CWD), "o").map(|bind| vec![bind]));
+    for (text, want) in [
+        ("/a:/b", "/a|/b|rw"),
+        ("./a:/b:ro", "/start/dir/a|/b|ro"),
+        ("/a:/b:ro+private", "/a|/b|ro"),
+        ("/a:/b:private,ro", "/a|/b|ro"),
+    ] {
+        assert_eq!(parse(text).as_deref(), Ok(want), "{text}");
+    }
+    for text in
+        ["/a", "", "/a:", "a:/b", "/a:b", "/a:/b:fast", "/a:/b:ro:x", "/a.sqsh:/b:sqsh", "/a:/b:ro,sqsh"]
+    {
+        assert!(parse(text).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn pyxis_mounts_that_are_refused() {
     for text in [
         "",

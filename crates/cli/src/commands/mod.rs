@@ -3,6 +3,7 @@
 pub(crate) mod apptainer_cache;
 pub(crate) mod cache;
 pub(crate) mod convert;
+pub(crate) mod environment;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod instance;

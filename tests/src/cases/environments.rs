@@ -1,0 +1,119 @@
+//! Environment definition files, by `--environment`, judged by what the payload sees.
+
+use super::Site;
+use crate::command::Output;
+use crate::environment::{PATIENCE, WorkDir};
+use crate::images::WITNESS;
+use crate::outcome;
+use crate::tier::Check;
+
+/// Runs one task with `words` and these variables, whatever comes of it.
+fn task(
+    site: &Site,
+    dir: &WorkDir,
+    variables: &[(&str, &str)],
+    words: &[&str],
+) -> Result<(String, Output), String> {
+    let line = ["-n1"].into_iter().chain(words.iter().copied());
+    let (name, running) = site.cluster.start_srun_with(dir.path(), variables, line)?;
+    Ok((name, running.finish(PATIENCE)?))
+}
+
+fn expect(what: &str, output: Output, wanted: &[&str]) -> Check {
+    let output = output.success()?;
+    let got: Vec<&str> = output.stdout.lines().collect();
+    if got == wanted { Ok(()) } else { Err(format!("{what}: wanted {wanted:?}\n{output}").into()) }
+}
+
+/// Each key does what it says, and an option counts instead.
+///
+/// # Errors
+/// One does not.
+pub fn every_key(site: &Site) -> Check {
+    let dir = site.env().work_dir("edf-keys")?;
+    let image = site.images.path("tiny.sqsh");
+    dir.write("data", "bound\n")?;
+    let edf = format!(
+        "image = \"{image}\"\nworkdir = \"${{PLACE}}\"\nwritable = true\nentrypoint = false\n\
+         mounts = [\"./data:/odd/data:ro,private\", \"${{PWD}}:/here\"]\ndevices = [\"/dev/null\"]\n\
+         [env]\nMODE = \"${{SPEED:-slow}} $${{SPEED}}\"\nFROM_HOST = \"\"\nLANG = \"xx\"\n\
+         [annotations]\nteam.name = \"blue\"\n"
+    );
+    dir.write("all.toml", &edf)?;
+    let script = format!(
+        "head -n1 {WITNESS} | cut -d, -f1; pwd; cat /odd/data /here/data; echo x > /etc/new && echo written; \
+         echo \"$MODE|${{FROM_HOST-gone}}|$LANG\""
+    );
+    let variables = [("PLACE", "/usr"), ("SPEED", "fast"), ("FROM_HOST", "1")];
+    let wanted = ["situla tiny image", "/usr", "bound", "bound", "written", "fast ${SPEED}|gone|xx"];
+    let words = ["--environment=./all.toml", "sh", "-c", &script];
+    let (name, output) = task(site, &dir, &variables, &words)?;
+    let job = site.cluster.job(&name, output.clone())?;
+    expect("./all.toml", output, &wanted)?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    if records.len() != 1 || records[0].class != "ok" {
+        return Err(format!("expected one record of class ok, got {records:#?}").into());
+    }
+    let options = ["--environment=all.toml", "--container-readonly", "--container-workdir=/etc"];
+    let words = [&options[..], &["sh", "-c", "pwd; touch /etc/new 2>/dev/null || echo read-only"]].concat();
+    expect("options count instead", task(site, &dir, &variables, &words)?.1, &["/etc", "read-only"])?;
+    // Tasks of a node share the root, as they do with the option.
+    let script = "if [ $SLURM_LOCALID = 0 ]; then echo one > /etc/shared; else n=0; \
+                  while [ ! -s /etc/shared ] && [ $n -lt 200 ]; do usleep 50000; n=$((n+1)); done; cat /etc/shared; fi";
+    let line = ["-N1", "-n2", "--overcommit", "--environment=./all.toml", "sh", "-c", script];
+    let (_, running) = site.cluster.start_srun_with(dir.path(), &variables, line)?;
+    expect("two tasks", running.finish(PATIENCE)?, &["one"])
+}
+
+/// A name is found where the user or `EDF_PATH` has it, in a batch job too, and what it inherits is in it;
+/// `situla environment` shows the same.
+///
+/// # Errors
+/// It is not.
+pub fn names_and_inheritance(site: &Site) -> Check {
+    let dir = site.env().work_dir("edf-names")?;
+    site.env().as_user(dir.path(), ["mkdir", "edf"])?.success()?;
+    let image = site.images.path("tiny.sqsh");
+    dir.write("edf/base.toml", &format!("image = \"{image}\"\n[env]\nA = \"base\"\nB = \"base\"\n"))?;
+    dir.write("edf/own.toml", "base_environment = \"base\"\n[env]\nB = \"own\"\n")?;
+    let path = dir.path().join("edf").display().to_string();
+    let variables = [("EDF_PATH", path.as_str()), ("PYXIS_CONTAINER_IMAGE", "/of/a/profile.sqsh")];
+    let words = ["--environment=own", "sh", "-c", "echo $A $B"];
+    expect("by name", task(site, &dir, &variables, &words)?.1, &["base own"])?;
+    let script = dir.write("job.sh", "#!/bin/bash\nsrun --environment=own sh -c 'echo $A $B'\n")?;
+    let export = format!("--export=ALL,EDF_PATH={path}");
+    let job = site.cluster.sbatch(dir.path(), &["-N1", "-n1", &export], &script)?;
+    expect("in a batch job", job.output, &["base own"])?;
+    let shown = ["env", &format!("EDF_PATH={path}"), "situla", "environment", "own"].map(str::to_owned);
+    let shown = site.env().as_user(dir.path(), shown)?.success()?;
+    for part in ["\"A\": \"base\"", "\"B\": \"own\"", "edf/base.toml", "edf/own.toml"] {
+        shown.clone().expect_text(part)?;
+    }
+    Ok(())
+}
+
+/// What is wrong with a file is said by srun, before there is a job.
+///
+/// # Errors
+/// There is one, or it is not said.
+pub fn refused(site: &Site) -> Check {
+    let dir = site.env().work_dir("edf-refused")?;
+    let image = site.images.path("tiny.sqsh");
+    for (text, part) in [
+        ("image = 1", "image must be a string"),
+        ("image = \"${NOT_SET}\"", "${NOT_SET}, which is not set"),
+        ("base_environment = \"nowhere\"", "no nowhere.toml in"),
+        ("writable = true", "names no image"),
+        (&format!("image = \"{image}\"\nmounts = [\"/a\"]"), "has no destination"),
+        (&format!("image = \"{image}\"\nmounts = [\"/a:/b:sqsh\"]"), "sqsh"),
+        (&format!("image = \"{image}\"\ndevices = [\"nvidia.com/gpu=all\"]"), "nvidia.com/gpu=all"),
+    ] {
+        dir.write("bad.toml", text)?;
+        let (name, output) = task(site, &dir, &[], &["--environment=./bad.toml", "true"])?;
+        if output.status.success() || site.cluster.knows(&name)? {
+            return Err(format!("{text:?} made a job\n{output}").into());
+        }
+        output.expect_text(part)?;
+    }
+    Ok(())
+}
