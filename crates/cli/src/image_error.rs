@@ -22,6 +22,11 @@ impl CommandError {
         judged(error, of_pull(error))
     }
 
+    /// An image of layers is not what it should be.
+    pub(crate) fn resolve(error: &ResolveError) -> Self {
+        judged(error, of_resolve(error))
+    }
+
     /// A push failed.
     pub(crate) fn push(error: &PushError) -> Self {
         let (class, remedy) = of_push(error);
@@ -512,7 +517,7 @@ mod tests {
     use std::io;
     use std::path::PathBuf;
 
-    use situla_image::ProxyAddress;
+    use situla_image::{ProxyAddress, Source};
     use situla_oci::Digest;
 
     use super::*;
@@ -527,7 +532,10 @@ mod tests {
     }
 
     fn pull(source: ResolveError) -> PullError {
-        PullError::Resolve { reference: Box::new("registry.example/a:1".parse().unwrap()), source }
+        PullError::Resolve {
+            image: Box::new(Source::parse("docker://registry.example/a:1").unwrap()),
+            source,
+        }
     }
 
     fn client(source: ClientError) -> PullError {
@@ -542,7 +550,7 @@ mod tests {
             source: io::Error::other(inner),
         };
         let layers = |source| PullError::Convert {
-            reference: Box::new("registry.example/a:1".parse().unwrap()),
+            image: Box::new(Source::parse("docker://registry.example/a:1").unwrap()),
             source: ConvertError::Flatten(source),
         };
         let denied = || io::Error::from(ErrorKind::PermissionDenied);

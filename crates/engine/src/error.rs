@@ -71,10 +71,10 @@ pub enum EngineError {
         #[source]
         source: ReferenceError,
     },
-    /// A reference must be fetched before it can be run.
+    /// An image of layers must be fetched or converted before it can be run.
     #[error("cannot fetch {reference}")]
     Fetch {
-        /// The reference.
+        /// The reference, or the layout or archive.
         reference: String,
         /// What the fetching process said, if it could be started at all.
         message: String,
@@ -84,10 +84,10 @@ pub enum EngineError {
         remedy: Option<String>,
     },
     /// What only plans fetches nothing.
-    #[error("{reference} is not in your store, and a plan fetches nothing")]
+    #[error("{image} is not in your store, and a plan fetches nothing")]
     NotFetched {
-        /// The reference.
-        reference: String,
+        /// The image, as `situla pull` is told.
+        image: String,
     },
     /// An image cannot be extracted.
     #[error("cannot extract {image}")]
@@ -265,7 +265,7 @@ impl EngineError {
                 "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
             }
             EngineError::Fetch { remedy, .. } | EngineError::Extract { remedy, .. } => return remedy.clone(),
-            EngineError::NotFetched { reference } => format!("fetch it first: situla pull docker://{reference}"),
+            EngineError::NotFetched { image } => format!("fetch it first: situla pull {image}"),
             EngineError::KernelMount { remedy, .. } => (*remedy).to_owned(),
             EngineError::Trees { .. } => {
                 "remove the directory if it is yours, or ask the administrator for another place (rootfs.cache)"

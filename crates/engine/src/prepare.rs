@@ -204,7 +204,7 @@ fn decided(
     let pins = Pins::of(host);
     let opening = Opening { requested, progress, acts, identities, stores, epoch, pins };
     let Found { opened, mark: use_mark, warning } = resolve::open(&named, &opening)?;
-    resolve::expect_judged(&opened, &asked)?;
+    resolve::expect_judged(&named, &opened, &asked)?;
     phases.end("resolve");
     let Rooted { image, lease, rung } = way::to_root(opened, request, (host, site), phases, acts)?;
     let warnings = warnings(&verdict).into_iter().chain(warning).collect();

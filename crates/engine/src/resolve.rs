@@ -1,12 +1,14 @@
 //! From the name of an image to an open root file system.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use situla_image::{
-    ConvertOptions, FileIdentity, Identities, Recipe, Store, StoreOptions, StoredImage, UseMark,
+    ConvertOptions, FileIdentity, Identities, Recipe, Source, SourceNameError, Store, StoreOptions,
+    StoredImage, UseMark,
 };
 use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Platform, Reference, ReferenceError};
 use situla_plan::{ImageIdentity, Place, RootfsIdentity, RootfsSource, Text};
@@ -47,6 +49,8 @@ pub(crate) enum Named {
     Path(PathBuf),
     /// An image in a registry, and whose login is used to get it, where the user says so.
     Registry(EnrootReference),
+    /// An image in a layout or archive of this host, by its full path.
+    Layout(Source),
 }
 
 /// What an image name leads to.
@@ -112,7 +116,7 @@ fn state(metadata: &std::fs::Metadata) -> FileState {
 }
 
 /// Finds out what `text` names. What exists as a file is a file; a reference needs a transport on
-/// the Apptainer command line, and elsewhere only a shape that no path has.
+/// the Apptainer command line, and elsewhere only a shape that no path has; so does a layout, everywhere.
 pub(crate) fn name(
     text: &str,
     cwd: &Path,
@@ -134,6 +138,18 @@ pub(crate) fn name(
             remedy: remedy.to_owned(),
         });
     }
+    let layout = Source::parse_layout(text, cwd).map_err(|error| {
+        let remedy = match error {
+            SourceNameError::Kind(_) => {
+                "save it with `docker save` or `skopeo copy SOURCE oci:DIR:TAG` first"
+            }
+            _ => "write oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:NAME",
+        };
+        EngineError::BadOption { message: error.to_string(), remedy: remedy.to_owned() }
+    })?;
+    if let Some(layout) = layout {
+        return Ok(Named::Layout(layout));
+    }
     // Without the `.` of `./image.sif`, which would stand in every message.
     let path: PathBuf = cwd.join(text).components().collect();
     let looks_like_path = text.starts_with(['.', '/']) || text.ends_with(".sif") || text.ends_with(".sqsh");
@@ -154,23 +170,28 @@ fn reference(text: &str, site: &Site) -> Result<Named, EngineError> {
     parsed.map(Named::Registry).map_err(|source| EngineError::Reference { text: text.to_owned(), source })
 }
 
-/// What the policy judges. Files have no digest here: hashing one takes longer than starting it, and what
-/// an image says about itself proves nothing. A site that wants digests names registries.
-pub(crate) fn for_policy(named: &Named) -> PolicyImage {
-    match named {
-        Named::Registry(named) => of_registry(&named.reference),
-        Named::Path(path) => {
-            // Links must not lead around a rule about paths.
-            let found = places::find(path).ok();
-            let is_directory = found.as_ref().is_some_and(|found| found.is_directory);
-            let path = found.map_or_else(|| path.clone(), |found| found.path);
-            if is_directory {
-                PolicyImage::Directory { path }
-            } else {
-                PolicyImage::File { path, digest: None }
-            }
-        }
+/// The name of an image for somebody in another working directory.
+pub(crate) fn name_anywhere(text: &str, cwd: &Path) -> String {
+    match Source::parse_layout(text, cwd) {
+        Ok(Some(layout)) => layout.to_string(),
+        _ => text.to_owned(),
     }
+}
+
+/// What the policy judges. Files have no digest here: hashing one takes longer than starting it, and what
+/// an image says about itself proves nothing. A site that wants digests names registries. Layouts and archives are
+/// directories and files.
+pub(crate) fn for_policy(named: &Named) -> PolicyImage {
+    let path = match named {
+        Named::Registry(named) => return of_registry(&named.reference),
+        Named::Path(path) => path.as_path(),
+        Named::Layout(layout) => layout.path().unwrap_or(Path::new("")),
+    };
+    // Links must not lead around a rule about paths.
+    let found = places::find(path).ok();
+    let is_directory = found.as_ref().is_some_and(|found| found.is_directory);
+    let path = found.map_or_else(|| path.to_owned(), |found| found.path);
+    if is_directory { PolicyImage::Directory { path } } else { PolicyImage::File { path, digest: None } }
 }
 
 /// The same of a reference.
@@ -184,9 +205,11 @@ pub(crate) fn of_registry(reference: &Reference) -> PolicyImage {
 }
 
 /// Fails where what was opened is not what the policy has judged.
-pub(crate) fn expect_judged(opened: &Opened, judged: &PolicyImage) -> Result<(), EngineError> {
+pub(crate) fn expect_judged(named: &Named, opened: &Opened, judged: &PolicyImage) -> Result<(), EngineError> {
     let (PolicyImage::Directory { path } | PolicyImage::File { path, .. }) = judged else { return Ok(()) };
     let real = match opened {
+        // What was opened is in the store by now; it was looked for by the path that was judged.
+        _ if matches!(named, Named::Layout(_)) => places::find(path).map(|found| found.path),
         Opened::Erofs(image) => places::path_of(&image.file),
         Opened::Readable(image) => match (&image.view, image.descriptor) {
             (ImageView::Directory(root), _) => places::path_of(root),
@@ -230,13 +253,6 @@ impl From<(Opened, Option<UseMark>)> for Found {
     }
 }
 
-impl Opening<'_> {
-    /// How the images are made that are looked for.
-    fn recipe(&self) -> Recipe {
-        Recipe::of(&ConvertOptions { source_date_epoch: self.epoch, ..ConvertOptions::default() })
-    }
-}
-
 /// How often an image is fetched that somebody removes as soon as it is there.
 const MAX_FETCHES: u32 = 10;
 
@@ -251,6 +267,11 @@ pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<Found, Engine
             }
             Ok((opened, mark).into())
         }
+        Named::Layout(layout) if opening.acts == Acts::No => {
+            let resolved = stored_layout(layout, opening)?;
+            Ok((Opened::Readable(Box::new(resolved)), None).into())
+        }
+        Named::Layout(_) => fetched(&Wanted::of(named)?, opening).map(Found::from),
         Named::Registry(named) => {
             let pins = opening.pins.as_ref().filter(|_| named.reference.digest().is_none());
             let pinned = pins.and_then(|pins| pins.find(&named.reference));
@@ -262,7 +283,7 @@ pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<Found, Engine
             let digest = match (pins, pinned) {
                 (_, Some(digest)) => Some(digest),
                 (Some(pins), None) => {
-                    let fetched = fetch(named, opening.progress)?;
+                    let fetched = fetch(&Wanted::of_registry(named), opening.progress)?;
                     let digest = fetched.manifest_digest.parse().ok();
                     digest.and_then(|digest| match pins.pin(&named.reference, digest) {
                         Ok(digest) => Some(digest),
@@ -277,7 +298,17 @@ pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<Found, Engine
                 }
                 (None, None) => None,
             };
-            let (opened, mark) = fetched(named, digest, opening)?;
+            let present = digest.as_ref().and_then(|digest| present(digest, opening));
+            let (opened, mark) = match (present, digest) {
+                // Without asking anybody.
+                (Some(present), _) => present,
+                (None, Some(digest)) => {
+                    let reference = named.reference.with_digest(digest);
+                    let named = EnrootReference { reference, ..named.clone() };
+                    fetched(&Wanted::of_registry(&named), opening)?
+                }
+                (None, None) => fetched(&Wanted::of_registry(named), opening)?,
+            };
             Ok(Found { opened, mark, warning })
         }
     }
@@ -288,22 +319,11 @@ fn mark(path: &Path, acts: Acts) -> Option<UseMark> {
     (acts == Acts::Yes).then(|| UseMark::make(path)).flatten()
 }
 
-/// Opens an image of a registry: where its digest is known and the user's store has it, without asking anybody.
-fn fetched(
-    named: &EnrootReference,
-    digest: Option<Digest>,
-    opening: &Opening<'_>,
-) -> Result<(Opened, Option<UseMark>), EngineError> {
-    let mut wanted = named.clone();
-    if let Some(digest) = digest {
-        if let Some(present) = present(&digest, opening) {
-            return Ok(present);
-        }
-        wanted.reference = wanted.reference.with_digest(digest);
-    }
+/// Opens an image that another process fetches or converts into the store.
+fn fetched(wanted: &Wanted, opening: &Opening<'_>) -> Result<(Opened, Option<UseMark>), EngineError> {
     let mut attempt = 1;
     loop {
-        let fetched = fetch(&wanted, opening.progress)?;
+        let fetched = fetch(wanted, opening.progress)?;
         let mark = mark(&fetched.path, opening.acts);
         match open_path(&fetched.path, opening.requested) {
             // It was removed between the fetch and the mark.
@@ -321,10 +341,9 @@ fn fetched(
 /// The image of a manifest in the user's own store. Whatever is wrong with it is for the fetching process to find.
 fn present(digest: &Digest, opening: &Opening<'_>) -> Option<(Opened, Option<UseMark>)> {
     let store = Store::look(opening.stores.own.as_deref()?, None, StoreOptions::default()).ok()?;
-    let image = store.get(digest, &opening.recipe()).ok()??;
+    let image = store.get(digest, &recipe(opening)).ok()??;
     let mark = mark(&image.path, opening.acts);
-    let mut resolved = open_path(&image.path, opening.requested).ok()?;
-    resolved.identify(&image);
+    let resolved = open_stored(&image, opening).ok()?;
     Some((Opened::Readable(Box::new(resolved)), mark))
 }
 
@@ -335,7 +354,8 @@ fn stored(
     opening: &Opening<'_>,
 ) -> Result<Resolved, EngineError> {
     let reference = &named.reference;
-    let absent = || EngineError::NotFetched { reference: reference.to_string() };
+    let shown = format!("docker://{reference}");
+    let absent = || EngineError::NotFetched { image: shown.clone() };
     let own = opening.stores.own.as_deref().ok_or_else(absent)?;
     let store = Store::look(own, opening.stores.site.as_deref(), StoreOptions::default());
     let found = store.and_then(|store| {
@@ -343,10 +363,35 @@ fn stored(
             Some(manifest) => Some(manifest),
             None => store.lookup(reference, &Platform::native())?,
         };
-        manifest.map_or(Ok(None), |manifest| store.get(&manifest, &opening.recipe()))
+        manifest.map_or(Ok(None), |manifest| store.get(&manifest, &recipe(opening)))
     });
     // A store that cannot be read has nothing for us; whoever fetches is told what is wrong with it.
-    let image = found.ok().flatten().ok_or_else(absent)?;
+    open_stored(&found.ok().flatten().ok_or_else(absent)?, opening)
+}
+
+/// The same of an image of a layout or archive: that is looked into, to know which image it is.
+fn stored_layout(layout: &Source, opening: &Opening<'_>) -> Result<Resolved, EngineError> {
+    let Wanted { argument, shown } = Wanted::of(&Named::Layout(layout.clone()))?;
+    let mut command = own_process::own_command();
+    command.args(["inspect", "--json", &argument]);
+    let work = Work { name: "inspecting", unsaid: EngineClass::ImageCorrupt };
+    let manifest =
+        own_process::ask(&mut command, work, |answer| answer.text("manifest_digest")?.parse().ok());
+    let manifest: Digest = manifest.map_err(|failure| failed_fetch(&shown, failure))?;
+    let absent = || EngineError::NotFetched { image: argument.clone() };
+    let own = opening.stores.own.as_deref().ok_or_else(absent)?;
+    let store = Store::look(own, opening.stores.site.as_deref(), StoreOptions::default());
+    let found = store.and_then(|store| store.get(&manifest, &recipe(opening)));
+    open_stored(&found.ok().flatten().ok_or_else(absent)?, opening)
+}
+
+/// How images are made that this run can use.
+fn recipe(opening: &Opening<'_>) -> Recipe {
+    Recipe::of(&ConvertOptions { source_date_epoch: opening.epoch, ..ConvertOptions::default() })
+}
+
+/// Opens an image of a store.
+fn open_stored(image: &StoredImage, opening: &Opening<'_>) -> Result<Resolved, EngineError> {
     let mut resolved = open_path(&image.path, opening.requested)?;
     resolved.identify(&image);
     Ok(resolved)
@@ -419,7 +464,7 @@ pub(crate) fn open_tree(tree: &Path, image: Resolved) -> Result<Resolved, Engine
 fn open_path(path: &Path, requested: &str) -> Result<Resolved, EngineError> {
     let shown = path.display().to_string();
     let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
             EngineError::ImageMissing { path: shown.clone() }
         }
         _ => EngineError::OpenImage { path: shown.clone(), source },
@@ -482,6 +527,50 @@ fn text(path: &Path) -> Text {
     path.as_os_str().to_owned().into()
 }
 
+/// What is fetched.
+struct Wanted {
+    /// How the fetching process is told.
+    argument: String,
+    /// How messages call it.
+    shown: String,
+}
+
+impl Wanted {
+    fn of_registry(EnrootReference { user, reference }: &EnrootReference) -> Self {
+        let argument = match user {
+            Some(user) => format!("docker://{user}@{reference}"),
+            None => format!("docker://{reference}"),
+        };
+        Self { argument, shown: reference.to_string() }
+    }
+
+    fn of(named: &Named) -> Result<Self, EngineError> {
+        match named {
+            Named::Registry(named) => Ok(Self::of_registry(named)),
+            Named::Layout(layout) => {
+                let path = layout.path().unwrap_or(Path::new(""));
+                let missing = |error: io::Error| match error.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                        EngineError::ImageMissing { path: path.display().to_string() }
+                    }
+                    _ => EngineError::OpenImage { path: path.display().to_string(), source: error },
+                };
+                // Where the policy has been asked about: a link on the way may lead elsewhere by now.
+                let real = places::find(path).map_err(missing)?.path;
+                if real.to_str().is_none() {
+                    return Err(missing(io::Error::other("its path is no text in UTF-8")));
+                }
+                let argument = layout.clone().at(real).to_string();
+                Ok(Self { argument, shown: layout.to_string() })
+            }
+            Named::Path(path) => {
+                let path = path.display().to_string();
+                Ok(Self { argument: path.clone(), shown: path })
+            }
+        }
+    }
+}
+
 /// What a fetch gives.
 struct Fetched {
     path: PathBuf,
@@ -489,17 +578,13 @@ struct Fetched {
     rootfs_digest: String,
 }
 
-/// Fetches an image in a process of its own.
-fn fetch(named: &EnrootReference, progress: bool) -> Result<Fetched, EngineError> {
-    let EnrootReference { user, reference } = named;
+/// Fetches or converts an image in a process of its own.
+fn fetch(wanted: &Wanted, progress: bool) -> Result<Fetched, EngineError> {
     let mut command = own_process::own_command();
     command
         .args(["pull", "--json", "--store-only", "--for-process", &std::process::id().to_string()])
         .args((!progress).then_some("--quiet"))
-        .arg(match user {
-            Some(user) => format!("docker://{user}@{reference}"),
-            None => format!("docker://{reference}"),
-        });
+        .arg(&wanted.argument);
     let work = Work { name: "fetching", unsaid: EngineClass::FetchFailed };
     let fetched = own_process::ask(&mut command, work, |answer| {
         Some(Fetched {
@@ -508,16 +593,18 @@ fn fetch(named: &EnrootReference, progress: bool) -> Result<Fetched, EngineError
             rootfs_digest: answer.text("rootfs_digest")?,
         })
     });
-    fetched.map_err(|WorkFailure { class, message, remedy }| EngineError::Fetch {
-        reference: reference.to_string(),
-        message,
-        class,
-        remedy,
-    })
+    fetched.map_err(|failure| failed_fetch(&wanted.shown, failure))
+}
+
+fn failed_fetch(shown: &str, failure: WorkFailure) -> EngineError {
+    let WorkFailure { class, message, remedy } = failure;
+    EngineError::Fetch { reference: shown.to_owned(), message, class, remedy }
 }
 
 #[cfg(test)]
 mod tests {
+    use situla_image::Which;
+
     use super::*;
 
     const EVERYONE: [Personality; 3] = [Personality::Apptainer, Personality::Native, Personality::Task];
@@ -542,6 +629,19 @@ mod tests {
             let got = name("alpine", cwd, personality, &site).expect("a path");
             assert_eq!(got, path("/nonexistent/alpine"), "{personality:?}");
         }
+        let layout = Source::Layout("/nonexistent/a".into(), "1".parse().map(Which::Tag).expect("a tag"));
+        for personality in EVERYONE {
+            let got = name("oci:a:1", cwd, personality, &site).expect("a layout");
+            assert_eq!(got, Named::Layout(layout.clone()), "{personality:?}");
+            let error = name("docker-daemon:a:1", cwd, personality, &site).expect_err("no source");
+            assert_eq!(error.class(), EngineClass::BadOption);
+        }
+        // Whoever has another working directory means the same.
+        let anywhere = name_anywhere("oci:a:1", cwd);
+        assert_eq!(anywhere, "oci:/nonexistent/a:1");
+        let got = name(&anywhere, Path::new("/elsewhere"), Personality::Native, &site).expect("a layout");
+        assert_eq!(got, Named::Layout(layout));
+        assert_eq!(name_anywhere("docker://a.example/b", cwd), "docker://a.example/b");
         let got = name("127.0.0.1:5000#a:1", cwd, Personality::Task, &site).expect("a reference");
         assert_eq!(got, image("127.0.0.1:5000/a:1"));
     }

@@ -16,7 +16,9 @@ use crate::additions::{CONFIG_PATH, MANIFEST_PATH};
 use crate::convert::{ConvertError, hash_range};
 use crate::file_error::FileError;
 use crate::identity::{FileIdentity, Identities};
+use crate::image_parts::ImageParts;
 use crate::sif_file::SifDescription;
+use crate::source::{ImageSource, ResolveError, resolve};
 
 /// First bytes of a SquashFS.
 const SQUASHFS_MAGIC: &[u8] = b"hsqs";
@@ -38,7 +40,7 @@ pub enum FileKind {
 /// What an image is and wants. Fields are `None` or empty where the image does not say.
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspection {
-    /// `squashfs`, `sif` or `directory`.
+    /// `squashfs`, `sif`, `directory`, or what [`inspect_layers`] was told.
     pub kind: &'static str,
     /// The file or directory.
     pub path: PathBuf,
@@ -222,6 +224,25 @@ pub fn inspect(path: &Path, hash: bool, identities: Option<&Identities>) -> Resu
         }
         found.rootfs_digest = Some(digest);
     }
+    Ok(found)
+}
+
+/// Describes an image of layers that lies at `path`: of it, its manifest and configuration are read.
+///
+/// # Errors
+/// When they cannot be had, are not what their digests say, or do not fit the platform.
+pub fn inspect_layers(
+    kind: &'static str,
+    path: &Path,
+    source: &dyn ImageSource,
+    platform: &Platform,
+) -> Result<Inspection, ResolveError> {
+    let ImageParts { digest, manifest_bytes, config_bytes, .. } = resolve(source, platform)?;
+    let file = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file);
+    let mut found = Inspection::empty(kind, path, file.map(|metadata| metadata.len()));
+    found.take_documents(Some(manifest_bytes), Some(config_bytes));
+    // It may be one of another kind.
+    found.manifest_digest = Some(digest);
     Ok(found)
 }
 

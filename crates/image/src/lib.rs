@@ -53,7 +53,7 @@ pub use flatten::{
 };
 pub use identity::{FileIdentity, Identities};
 pub use image_parts::{Addition, ImageParts};
-pub use inspect::{FileKind, ImageLayer, Inspection, SquashfsFacts, file_kind, inspect};
+pub use inspect::{FileKind, ImageLayer, Inspection, SquashfsFacts, file_kind, inspect, inspect_layers};
 pub use key::{CONVERTER_VERSION, Recipe};
 pub(crate) use layer::printable as layer_name;
 pub use layer::{

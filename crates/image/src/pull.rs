@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use situla_oci::{Digest, Platform, Reference};
+use situla_oci::{Digest, EnrootReference, Platform, Reference};
 use situla_sif::SifOptions;
 use thiserror::Error;
 
@@ -13,26 +13,26 @@ use crate::convert::{
 };
 use crate::key::Recipe;
 use crate::progress::{Event, Progress};
-use crate::source::{FoundManifest, ImageSource, ResolveError, find_manifest};
+use crate::source::{FoundManifest, ImageSource, ResolveError, Source, find_manifest};
 use crate::store::{Acquired, Place, Store, StoreError, StoredImage, least_size};
 
 /// Why a pull failed.
 #[derive(Debug, Error)]
 pub enum PullError {
-    /// The reference does not lead to a usable image.
-    #[error("cannot pull '{reference}'")]
+    /// The name does not lead to a usable image.
+    #[error("cannot pull '{image}'")]
     Resolve {
-        /// The reference.
-        reference: Box<Reference>,
+        /// The image.
+        image: Box<Source>,
         /// The cause.
         #[source]
         source: ResolveError,
     },
     /// The image cannot be converted.
-    #[error("cannot convert '{reference}'")]
+    #[error("cannot convert '{image}'")]
     Convert {
-        /// The reference.
-        reference: Box<Reference>,
+        /// The image.
+        image: Box<Source>,
         /// The cause.
         #[source]
         source: ConvertError,
@@ -84,25 +84,25 @@ pub fn pull(
         return Ok(present(image, Timings::default()));
     }
     let source = client.image(reference);
-    let pulled = pull_from(&source, reference, platform, store, options, progress)?;
+    let pulled = pull_from(&source, &of_registry(reference), platform, store, options, progress)?;
     store.set_ref(reference, platform, &pulled.manifest_digest).map_err(PullError::Store)?;
     Ok(pulled)
 }
 
-/// Makes sure that an image of any source is in the store; `reference` only names it in errors.
+/// Makes sure that an image of any source is in the store; `named` is what errors call it.
 ///
 /// # Errors
 /// As [`pull`].
 pub fn pull_from(
     source: &dyn ImageSource,
-    reference: &Reference,
+    named: &Source,
     platform: &Platform,
     store: &Store,
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<PulledImage, PullError> {
     let began = Instant::now();
-    let failed = |source| PullError::Resolve { reference: Box::new(reference.clone()), source };
+    let failed = |source| PullError::Resolve { image: Box::new(named.clone()), source };
     let found = find_manifest(source, platform).map_err(failed)?;
     progress.event(resolved(&found.digest, &found.manifest));
     let mut resolve_time = began.elapsed();
@@ -139,7 +139,7 @@ pub fn pull_from(
         |sink| image_tree(source, &image, sink, options, progress),
         progress,
     )
-    .map_err(|source| PullError::Convert { reference: Box::new(reference.clone()), source })?;
+    .map_err(|source| PullError::Convert { image: Box::new(named.clone()), source })?;
     let began = Instant::now();
     let stored = store
         .publish(lease, pending, platform, converted.rootfs_digest, converted.bytes)
@@ -148,6 +148,10 @@ pub fn pull_from(
     timings.resolve = resolve_time;
     timings.finish += began.elapsed();
     Ok(PulledImage { was_present: false, ..present(stored, timings) })
+}
+
+fn of_registry(reference: &Reference) -> Source {
+    Source::Registry(EnrootReference { user: None, reference: reference.clone() })
 }
 
 fn present(image: StoredImage, timings: Timings) -> PulledImage {

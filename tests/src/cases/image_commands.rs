@@ -207,6 +207,102 @@ pub fn pull_and_exec(desk: &Desk) -> Check {
     Ok(())
 }
 
+/// Layouts and archives, plain and compressed, are inspected as they are, and run: converted once into the store, and found
+/// there by a plan and by the next run. An instance of one is entered from another directory.
+///
+/// # Errors
+/// They are not.
+pub fn layouts_and_archives(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("layouts")?;
+    let run = |words: &[&str]| run(desk, dir.path(), words);
+    let theirs = desk.env.image_layout("tiny").display().to_string();
+    run(&["cp", "-r", &theirs, "layout"])?.success()?;
+    run(&["tar", "-C", "layout", "-cf", "plain.tar", "."])?.success()?;
+    run(&["tar", "-C", "layout", "-czf", "packed.tar.gz", "."])?.success()?;
+    run(&["situla", "convert", "oci:layout:1", "docker-archive:saved.tar:tiny:1"])?.success()?;
+    let index: Value = serde_json::from_str(&fs::read_to_string(dir.path().join("layout/index.json"))?)?;
+    let images = dir.path().join("cache/situla/images");
+    let stored = || names(&images).iter().filter(|name| name.ends_with(".sqsh")).count();
+    for (name, kind, n_stored) in [
+        ("oci:layout:1", "oci-layout", 1),
+        ("oci-archive:plain.tar:1", "oci-archive", 1),
+        ("oci-archive:packed.tar.gz", "oci-archive", 1),
+        ("docker-archive:saved.tar:tiny:1", "docker-archive", 2),
+    ] {
+        let told = |output: Output| output.expect_text(name);
+        let before = stored();
+        let found = json(&run(&["situla", "inspect", "--json", name])?.success()?)?;
+        let is_theirs = found["manifest_digest"] == index["manifests"][0]["digest"];
+        if found["kind"] != kind || is_theirs != (kind != "docker-archive") || found["platform"].is_null() {
+            return Err(format!("{name}: {found}").into());
+        }
+        run(&["situla", "inspect", name])?.success()?.expect_text("layer")?;
+        told(run(&["situla", "inspect", "--hash", name])?.expect_code(2)?)?.expect_text("situla convert")?;
+        if stored() != before {
+            return Err(format!("{name} was converted to be inspected").into());
+        }
+        if n_stored > before {
+            let planned = run(&["situla", "plan", name, "true"])?.expect_code(125)?;
+            planned.expect_text("a plan fetches nothing")?.expect_text("situla pull")?;
+        }
+        for personality in ["situla", "apptainer", "situla"] {
+            run(&[personality, "exec", name, "cat", WITNESS])?.success()?.expect_text("situla tiny image")?;
+        }
+        if stored() != n_stored {
+            return Err(format!("{name}: {:?}", names(&images)).into());
+        }
+        let plan = json(&run(&["situla", "plan", name, "true"])?.success()?)?;
+        if plan["image"]["manifest_digest"] != found["manifest_digest"] || plan["image"]["requested"] != name
+        {
+            return Err(format!("{name}: {}", plan["image"]).into());
+        }
+        let pulled = json(&run(&["situla", "pull", "--json", name])?.success()?)?;
+        if pulled["was_present"] != true || pulled["manifest_digest"] != found["manifest_digest"] {
+            return Err(format!("{name}: {pulled}").into());
+        }
+    }
+    run(&["situla", "pull", "oci:layout:1", "-o", "out.sqsh"])?.success()?;
+    run(&["situla", "exec", "./out.sqsh", "cat", WITNESS])?.success()?.expect_text("situla tiny image")?;
+    run(&["situla", "run", "oci:layout", "cat", WITNESS])?.success()?;
+
+    let state = format!("XDG_STATE_HOME={}", dir.path().join("state").display());
+    run(&["env", &state, "situla", "instance", "start", "oci:layout:1", "of-a-layout"])?.success()?;
+    let entered = ["env", "-C", "/", &state, "situla", "instance", "exec", "of-a-layout", "cat", WITNESS];
+    let entered = run(&entered);
+    run(&["env", &state, "situla", "instance", "stop", "of-a-layout"])?.success()?;
+    entered?.success()?.expect_text("situla tiny image")?;
+
+    for (words, code, text) in [
+        (["situla", "exec", "oci:none", "true"], 125, "none"),
+        (["situla", "exec", "oci:layout:2", "true"], 125, "no image '2'"),
+        (["situla", "exec", "docker-daemon:tiny:1", "true"], 125, "docker save"),
+        (["situla", "exec", "oci-archive:out.sqsh", "true"], 125, "not a tar archive"),
+        (["apptainer", "exec", "oci:none", "true"], 255, "FATAL"),
+    ] {
+        run(&words)?.expect_code(code)?.expect_text(text)?;
+    }
+    let inspected = json(&run(&["situla", "inspect", "--json", "oci:none"])?.expect_code(125)?)?;
+    if inspected["class"] != "image-missing" && inspected["class"] != "image-corrupt" {
+        return Err(format!("{inspected}").into());
+    }
+    // A layer that is not what its digest says is not run.
+    let manifest = index["manifests"][0]["digest"].as_str().unwrap_or_default().replace(':', "/");
+    let manifest: Value =
+        serde_json::from_str(&fs::read_to_string(dir.path().join("layout/blobs").join(manifest))?)?;
+    let layer = manifest["layers"][0]["digest"].as_str().unwrap_or_default().replace(':', "/");
+    let layer = dir.path().join("layout/blobs").join(layer);
+    let mut bytes = fs::read(&layer)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&layer, bytes)?;
+    run(&["situla", "prune", "--all"])?.success()?;
+    run(&["situla", "exec", "oci:layout:1", "true"])?.expect_code(125)?;
+    if stored() != 0 {
+        return Err(format!("a damaged image was stored: {:?}", names(&images)).into());
+    }
+    Ok(())
+}
+
 /// A layer whose bytes are not those promised: the class, the digest and a remedy, from `pull` and from a
 /// run that would fetch it; the store stays empty.
 ///

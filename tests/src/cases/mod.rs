@@ -95,6 +95,7 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("convert_there_and_back", image_commands::convert_there_and_back),
     ("convert_refuses", image_commands::convert_refuses),
     ("unpacked", image_commands::unpacked),
+    ("layouts_and_archives", image_commands::layouts_and_archives),
     ("sif_edits_refuse", sif_files::sif_edits_refuse),
     ("interrupted_pull", image_commands::interrupted_pull),
     ("pushes::refused", pushes::refused),

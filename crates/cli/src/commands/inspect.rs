@@ -1,17 +1,20 @@
 //! `situla inspect`: what an image is and how it wants to be run.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
 use situla_engine::store_places;
-use situla_image::{Identities, Inspection, Source};
+use situla_image::{Identities, Inspection, Source, inspect_layers};
 use situla_oci::{EnrootReference, Platform};
 
-use super::convert::parse_source;
+use super::convert::{Opened, open_image, parse_source};
 use super::images::{failed, look};
+use super::push::scratch;
 use super::transfer::recipe;
 use crate::Context;
 use crate::command_error::CommandError;
+use crate::interrupt::remove_temporaries_on_signal;
 use crate::output::{data, size, table};
 
 /// Show what an image is and how it wants to be run.
@@ -23,7 +26,8 @@ pub(crate) struct InspectArgs {
     /// Print the digest of its root file system; a file is read for that once, as long as it does not change
     #[arg(long)]
     hash: bool,
-    /// A .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG that was pulled before
+    /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], or
+    /// docker://REGISTRY/NAME:TAG that was pulled before
     #[arg(value_name = "IMAGE")]
     image: String,
 }
@@ -46,12 +50,15 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
     };
     let found = match parse_source(&arguments.image)? {
         Source::Path(path) => described(&path)?,
-        Source::Layout(..) | Source::LayoutArchive(..) | Source::DockerArchive(..) => {
+        Source::Layout(..) | Source::LayoutArchive(..) | Source::DockerArchive(..) if arguments.hash => {
             return Err(CommandError::usage(
-                "layouts and archives are not inspected",
-                "use `skopeo inspect`, or convert it first",
+                format!("{} has layers, and no root file system that could be hashed", arguments.image),
+                format!("make one first: situla convert {} image.sqsh", arguments.image),
             ));
         }
+        source @ Source::Layout(..) => described_layers("oci-layout", &source)?,
+        source @ Source::LayoutArchive(..) => described_layers("oci-archive", &source)?,
+        source @ Source::DockerArchive(..) => described_layers("docker-archive", &source)?,
         Source::Registry(EnrootReference { reference, .. }) => {
             let missing = || {
                 CommandError::refused(
@@ -80,6 +87,21 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
         return data(&format!("{text}\n"));
     }
     data(&in_words(&found))
+}
+
+/// Describes an image of a layout or archive, which need not be converted for that.
+fn described_layers(kind: &'static str, source: &Source) -> Result<Inspection, CommandError> {
+    remove_temporaries_on_signal();
+    match open_image(source, None, &scratch().join("image"))? {
+        Opened::Image(image) => {
+            let path = source.path().unwrap_or(Path::new(""));
+            inspect_layers(kind, path, &*image, &Platform::native())
+                .map_err(|error| CommandError::resolve(&error))
+        }
+        Opened::Path(path) => {
+            situla_image::inspect(path, false, None).map_err(|error| CommandError::convert(&error))
+        }
+    }
 }
 
 /// The description for people.

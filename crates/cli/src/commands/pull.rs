@@ -1,4 +1,4 @@
-//! `situla pull`: an image from a registry into the user's store, and from there to a file.
+//! `situla pull`: an image from a registry, a layout or an archive into the user's store, and from there to a file.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,13 +7,14 @@ use clap::Args;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use situla_engine::store_places;
 use situla_image::{
-    Client, OutputFormat, PulledImage, PulledSif, Store, StoreOptions, StoredImage, export, pull_sif,
+    Client, OutputFormat, PulledImage, PulledSif, Source, Store, StoreOptions, StoredImage, export,
+    pull_from, pull_sif,
 };
 use situla_oci::{EnrootReference, Reference};
 
-use super::convert::{check_output, output_format};
+use super::convert::{Opened, check_output, open_image, output_format};
 use super::images::place;
-use super::push::parse_oras;
+use super::push::{parse_oras, scratch};
 use super::transfer::{Made, Transfer, TransferOptions, convert_options};
 use crate::Context;
 use crate::command_error::CommandError;
@@ -23,7 +24,7 @@ use crate::progress::{Meter, Show};
 use crate::registries;
 use crate::registry_access::options_for;
 
-/// Fetch an image from a registry into your store, or to a file; a SIF file always to a file.
+/// Fetch an image from a registry, a layout or an archive into your store, or to a file; a SIF file always to a file.
 #[derive(Args, Debug)]
 pub(crate) struct PullArgs {
     /// Write the image to this file as well; its name ends in .sif or .sqsh
@@ -37,7 +38,8 @@ pub(crate) struct PullArgs {
     /// Fetch for a run: show progress beside the object, and end with this process, which waits
     #[arg(long, hide = true, value_name = "PID", requires = "json")]
     for_process: Option<i32>,
-    /// The image: [docker://][USER@][REGISTRY/]NAME[:TAG][@DIGEST]; or oras://... for a SIF file that is kept as it is
+    /// The image: [docker://][USER@][REGISTRY/]NAME[:TAG][@DIGEST]; oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+    /// docker-archive:FILE[:NAME]; or oras://... for a SIF file that is kept as it is
     #[arg(value_name = "REFERENCE")]
     reference: String,
 }
@@ -57,27 +59,35 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     if let Some(image) = parse_oras(&arguments.reference)? {
         return run_sif(arguments, image);
     }
-    let image = parse_reference(&arguments.reference)?;
+    let source = match parse_layout(&arguments.reference)? {
+        Some(layout) => layout,
+        None => Source::Registry(parse_reference(&arguments.reference)?),
+    };
     let mut transfer = arguments.options.transfer();
     if arguments.for_process.is_some() {
         transfer.for_run = true;
         transfer.show = if arguments.options.quiet { Show::Nothing } else { Show::Suitable };
     }
-    let fetch = Fetch { image, transfer };
     let output = match &arguments.output {
         Some(path) => Some((path.as_path(), output_format(path)?)),
         None => None,
     };
-    let (pulled, path, bytes) = match output {
-        None => {
-            let pulled = fetch.ensure_stored(&Context::gather()?)?;
-            let (path, bytes) = (pulled.path.clone(), pulled.bytes);
-            (pulled, path, bytes)
+    let overwrite = transfer.overwrite;
+    if let Some((path, _)) = output {
+        // Before minutes of work.
+        check_output(path, overwrite)?;
+    }
+    let context = Context::gather()?;
+    let (pulled, reference) = match source {
+        Source::Registry(image) => {
+            let reference = image.reference.to_string();
+            (Fetch { image, transfer }.ensure_stored(&context)?, reference)
         }
-        Some((path, format)) => {
-            let (pulled, bytes) = fetch.to_file(path, format)?;
-            (pulled, path.to_owned(), bytes)
-        }
+        layout => (store_layout(&layout, &transfer, &context)?, layout.to_string()),
+    };
+    let (path, bytes) = match output {
+        None => (pulled.path.clone(), pulled.bytes),
+        Some((path, format)) => (path.to_owned(), export_to(&pulled, path, format, overwrite)?),
     };
     let made = Made {
         path: &path,
@@ -88,7 +98,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     };
     if arguments.options.json {
         let mut value = made.to_json();
-        value["reference"] = fetch.image.reference.to_string().into();
+        value["reference"] = reference.into();
         value["was_present"] = pulled.was_present.into();
         value["store"] = place(pulled.place).into();
         return data(&format!("{value}\n"));
@@ -213,20 +223,65 @@ impl Fetch {
         // Before minutes of work.
         check_output(path, overwrite)?;
         let pulled = self.ensure_stored(&Context::gather()?)?;
-        let stored = StoredImage {
-            manifest_digest: pulled.manifest_digest.clone(),
-            rootfs_digest: pulled.rootfs_digest.clone(),
-            recipe: pulled.recipe,
-            path: pulled.path.clone(),
-            bytes: pulled.bytes,
-            place: pulled.place,
-            made: None,
-        };
-        let options = convert_options(overwrite)?;
-        let exported =
-            export(&stored, path, format, &options).map_err(|error| CommandError::convert(&error))?;
-        Ok((pulled, exported.bytes))
+        let bytes = export_to(&pulled, path, format, overwrite)?;
+        Ok((pulled, bytes))
     }
+}
+
+/// Writes an image of the store to a file; gives the size of that.
+fn export_to(
+    pulled: &PulledImage,
+    path: &Path,
+    format: OutputFormat,
+    overwrite: bool,
+) -> Result<u64, CommandError> {
+    let stored = StoredImage {
+        manifest_digest: pulled.manifest_digest.clone(),
+        rootfs_digest: pulled.rootfs_digest.clone(),
+        recipe: pulled.recipe,
+        path: pulled.path.clone(),
+        bytes: pulled.bytes,
+        place: pulled.place,
+        made: None,
+    };
+    let exported = export(&stored, path, format, &convert_options(overwrite)?);
+    exported.map(|exported| exported.bytes).map_err(|error| CommandError::convert(&error))
+}
+
+/// Understands the name of a layout or archive; `None` where it is that of something else.
+fn parse_layout(text: &str) -> Result<Option<Source>, CommandError> {
+    Source::parse_layout(text, Path::new("")).map_err(|error| CommandError::source_name(&error))
+}
+
+/// Makes sure that the image of a layout or archive is in the store. It is known there by its manifest alone: what
+/// lies under a path may be another image tomorrow.
+fn store_layout(
+    source: &Source,
+    transfer: &Transfer,
+    context: &Context,
+) -> Result<PulledImage, CommandError> {
+    remove_temporaries_on_signal();
+    let store = open_store(context)?;
+    let about = if transfer.for_run { format!("converting {}: ", last_part(source)) } else { String::new() };
+    let meter = Meter::start(transfer.show, &about);
+    let options = convert_options(false)?;
+    let image = match open_image(source, None, &scratch().join("image"))? {
+        Opened::Image(image) => image,
+        Opened::Path(path) => {
+            return Err(CommandError::usage(
+                format!("{} is no layout and no archive", path.display()),
+                "write oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:NAME",
+            ));
+        }
+    };
+    pull_from(&*image, source, &transfer.platform, &store, &options, &meter)
+        .map_err(|error| CommandError::pull(&error))
+}
+
+/// The name of a layout or archive, without the way to it.
+fn last_part(source: &Source) -> String {
+    let name = source.path().and_then(Path::file_name).unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 /// The last part of a name, and the tag: short enough to stand before what else a line has to say.

@@ -166,7 +166,7 @@ impl Pushing<'_> {
 }
 
 /// Where layers lie until they are sent: where programs put what is large and lasts for minutes.
-fn scratch() -> PathBuf {
+pub(crate) fn scratch() -> PathBuf {
     let named = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
     named.unwrap_or_else(|| Path::new("/var/tmp").to_owned())
 }

@@ -29,6 +29,7 @@ use crate::host::Host;
 use crate::journal::Recorder;
 use crate::prepare::{Prepared, PreparedParts, prepare};
 use crate::request::{InstanceUse, RunRequest};
+use crate::resolve::name_anywhere;
 use crate::site::Site;
 
 /// From the holder: the container stands and its command runs.
@@ -151,7 +152,7 @@ fn describe(
         pid_namespace,
         holder: none,
         init: none,
-        image: request.image.clone(),
+        image: name_anywhere(&request.image, &host.cwd),
         image_path: PathBuf::new(),
         tree: None,
         started: since_1970().as_secs(),

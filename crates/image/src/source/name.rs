@@ -97,28 +97,94 @@ impl Source {
                 .map(|reference| Source::Registry(EnrootReference { user: None, reference }))
                 .map_err(|source| SourceNameError::Reference { text: text.to_owned(), source });
         }
+        match Self::parse_layout(text, Path::new(""))? {
+            Some(layout) => Ok(layout),
+            None => Ok(Source::Path(text.into())),
+        }
+    }
+
+    /// Understands the name of a layout or archive, whose path begins in `base`; `None` where the text is none.
+    ///
+    /// # Errors
+    /// As [`Source::parse`].
+    pub fn parse_layout(text: &str, base: &Path) -> Result<Option<Self>, SourceNameError> {
+        if text.contains("://") {
+            return Ok(None);
+        }
         if let Some(rest) = text.strip_prefix("oci:") {
-            return which(text, rest).map(|(path, which)| Source::Layout(path, which));
+            return which_in(text, rest, base).map(|(path, which)| Some(Source::Layout(path, which)));
         }
         if let Some(rest) = text.strip_prefix("oci-archive:") {
-            return which(text, rest).map(|(path, which)| Source::LayoutArchive(path, which));
+            return which_in(text, rest, base).map(|(path, which)| Some(Source::LayoutArchive(path, which)));
         }
         if let Some(rest) = text.strip_prefix("docker-archive:") {
-            let (path, name) = split_name(rest);
-            return Ok(Source::DockerArchive(path, name));
+            let (path, name) = split_name_in(rest, base);
+            return Ok(Some(Source::DockerArchive(path, name)));
         }
         match OTHERS.iter().find(|kind| text.starts_with(**kind)) {
             Some(kind) => Err(SourceNameError::Kind(kind)),
-            None => Ok(Source::Path(text.into())),
+            None => Ok(None),
         }
+    }
+
+    /// The path of a layout, archive, file or directory.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Registry(_) => None,
+            Self::Layout(path, _)
+            | Self::LayoutArchive(path, _)
+            | Self::DockerArchive(path, _)
+            | Self::Path(path) => Some(path),
+        }
+    }
+
+    /// The same at another path; an image in a registry has none.
+    #[must_use]
+    pub fn at(self, path: PathBuf) -> Self {
+        match self {
+            Self::Registry(_) => self,
+            Self::Layout(_, which) => Self::Layout(path, which),
+            Self::LayoutArchive(_, which) => Self::LayoutArchive(path, which),
+            Self::DockerArchive(_, name) => Self::DockerArchive(path, name),
+            Self::Path(_) => Self::Path(path),
+        }
+    }
+}
+
+/// As [`Source::parse`] understands it.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(EnrootReference { user: None, reference }) => write!(f, "docker://{reference}"),
+            Self::Registry(EnrootReference { user: Some(user), reference }) => {
+                write!(f, "docker://{user}@{reference}")
+            }
+            Self::Layout(path, which) => write!(f, "oci:{}{}", path.display(), suffix(which)),
+            Self::LayoutArchive(path, which) => write!(f, "oci-archive:{}{}", path.display(), suffix(which)),
+            Self::DockerArchive(path, None) => write!(f, "docker-archive:{}", path.display()),
+            Self::DockerArchive(path, Some(name)) => write!(f, "docker-archive:{}:{name}", path.display()),
+            Self::Path(path) => path.display().fmt(f),
+        }
+    }
+}
+
+fn suffix(which: &Which) -> String {
+    match which {
+        Which::Tag(tag) => format!(":{tag}"),
+        other => other.to_string(),
     }
 }
 
 /// Splits `PATH[:TAG|@DIGEST]`. A path may have these characters itself: what exists as it is has nothing
 /// to be cut off.
 pub(crate) fn which(text: &str, rest: &str) -> Result<(PathBuf, Which), SourceNameError> {
-    if Path::new(rest).exists() {
-        return Ok((rest.into(), Which::Only));
+    which_in(text, rest, Path::new(""))
+}
+
+fn which_in(text: &str, rest: &str, base: &Path) -> Result<(PathBuf, Which), SourceNameError> {
+    if base.join(rest).exists() {
+        return Ok((base.join(rest), Which::Only));
     }
     if let Some((path, digest)) = rest.rsplit_once('@')
         && digest.contains(':')
@@ -127,12 +193,12 @@ pub(crate) fn which(text: &str, rest: &str) -> Result<(PathBuf, Which), SourceNa
         let digest = digest
             .parse::<Digest>()
             .map_err(|source| SourceNameError::Digest { text: text.to_owned(), source })?;
-        return Ok((path.into(), Which::Digest(digest)));
+        return Ok((base.join(path), Which::Digest(digest)));
     }
     match rest.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
-        None => Ok((rest.into(), Which::Only)),
+        None => Ok((base.join(rest), Which::Only)),
         Some((path, tag)) => match tag.parse::<Tag>() {
-            Ok(tag) => Ok((path.into(), Which::Tag(tag))),
+            Ok(tag) => Ok((base.join(path), Which::Tag(tag))),
             Err(source) => Err(SourceNameError::Tag { text: text.to_owned(), source }),
         },
     }
@@ -140,15 +206,19 @@ pub(crate) fn which(text: &str, rest: &str) -> Result<(PathBuf, Which), SourceNa
 
 /// Splits `PATH[:NAME]`, where the name of an image may have a port, slashes and a tag.
 pub(crate) fn split_name(rest: &str) -> (PathBuf, Option<String>) {
-    if Path::new(rest).exists() {
-        return (rest.into(), None);
+    split_name_in(rest, Path::new(""))
+}
+
+fn split_name_in(rest: &str, base: &Path) -> (PathBuf, Option<String>) {
+    if base.join(rest).exists() {
+        return (base.join(rest), None);
     }
     // The shortest path that exists; else the first colon ends it.
     let cuts = || rest.match_indices(':').map(|(at, _)| (&rest[..at], &rest[at + 1..]));
-    let found = cuts().find(|(path, _)| Path::new(path).exists()).or_else(|| cuts().next());
+    let found = cuts().find(|(path, _)| base.join(path).exists()).or_else(|| cuts().next());
     match found {
-        Some((path, name)) if !name.is_empty() => (path.into(), Some(name.to_owned())),
-        _ => (rest.into(), None),
+        Some((path, name)) if !name.is_empty() => (base.join(path), Some(name.to_owned())),
+        _ => (base.join(rest), None),
     }
 }
 
@@ -194,6 +264,8 @@ mod tests {
             ),
         ] {
             assert_eq!(Source::parse(text).unwrap(), expected, "{text}");
+            // What it is called leads to it again.
+            assert_eq!(Source::parse(&expected.to_string()).unwrap(), expected, "{text}");
         }
         for text in [
             "oci:dir:b@d",
@@ -205,5 +277,30 @@ mod tests {
         ] {
             assert!(Source::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn layouts_begin_in_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("with:colon");
+        std::fs::create_dir(&odd).unwrap();
+        let parse = |text: &str| Source::parse_layout(text, dir.path()).unwrap();
+        let below = |name: &str| dir.path().join(name);
+        for (text, expected) in [
+            ("oci:with:colon", Some(Source::Layout(odd.clone(), Which::Only))),
+            ("oci:a:1", Some(Source::Layout(below("a"), Which::Tag("1".parse().unwrap())))),
+            ("oci-archive:/a.tar", Some(Source::LayoutArchive("/a.tar".into(), Which::Only))),
+            ("docker-archive:a.tar:b:1", Some(Source::DockerArchive(below("a.tar"), Some("b:1".into())))),
+            ("docker-archive:with:colon:b", Some(Source::DockerArchive(odd.clone(), Some("b".into())))),
+            ("with:colon", None),
+            ("oci://a", None),
+            ("docker://a.example/oci:1", None),
+        ] {
+            assert_eq!(parse(text), expected, "{text}");
+            assert_eq!(expected.as_ref().and_then(Source::path).is_some(), expected.is_some());
+        }
+        let moved = parse("oci:a:1").unwrap().at("/b".into());
+        assert_eq!(moved.to_string(), "oci:/b:1");
+        assert!(Source::parse_layout("docker-daemon:x:1", dir.path()).is_err());
     }
 }

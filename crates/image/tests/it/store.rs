@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use situla_image::{
-    ConvertOptions, LayoutImage, Place, PullError, PulledImage, Recipe, RoomLeft, Store, StoreEntry,
+    ConvertOptions, LayoutImage, Place, PullError, PulledImage, Recipe, RoomLeft, Source, Store, StoreEntry,
     StoreError, StoreLimits, StoreOptions, UseMark, Which, pull_from,
 };
 use situla_oci::{Digest, Reference};
@@ -37,12 +37,17 @@ impl Scene {
         Reference::parse(&format!("registry.example/{name}:1")).expect("a reference")
     }
 
+    /// What errors call it.
+    fn named(name: &str) -> Source {
+        Source::parse(&format!("docker://{}", Self::reference(name))).expect("a source")
+    }
+
     /// Puts an image with one file into a store, under the name of `text`.
     fn put(&self, store: &Store, text: &str, options: &ConvertOptions) -> PulledImage {
         let source = self.source(text);
         let (reference, platform) = (Self::reference(text), "linux/amd64".parse().expect("a platform"));
         let pulled =
-            pull_from(&source, &reference, &platform, store, options, &()).expect("it can be pulled");
+            pull_from(&source, &Self::named(text), &platform, store, options, &()).expect("it can be pulled");
         store.set_ref(&reference, &platform, &pulled.manifest_digest).expect("the store is ours");
         pulled
     }
@@ -215,8 +220,8 @@ fn what_is_too_large_is_refused_before_its_first_byte() {
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
     fs::write(&index, format!("{head}\"size\":{}{}", text.len(), &rest[end..])).unwrap();
     let source = LayoutImage::open(&scene.path("source-a/layout"), &Which::Only).unwrap();
-    let (reference, platform) = (Scene::reference("a"), "linux/amd64".parse().unwrap());
-    let refused = pull_from(&source, &reference, &platform, &store, &ConvertOptions::default(), &());
+    let (named, platform) = (Scene::named("a"), "linux/amd64".parse().unwrap());
+    let refused = pull_from(&source, &named, &platform, &store, &ConvertOptions::default(), &());
     let Err(PullError::Store(StoreError::NoRoom { needed, left, .. })) = &refused else {
         panic!("{refused:?}");
     };
@@ -330,10 +335,10 @@ fn a_key_keeps_its_bytes_for_ever() {
         TarBuilder::new().mtime(1_000_000).dir("d").file("d/file", b"content").symlink("l", "d/file").build();
     let dir = layout(&scene.path("fixed"), &[(tar.clone(), tar)], "{\"Env\":[\"A=b\"]}");
     let (source, store) = (LayoutImage::open(&dir, &Which::Only).unwrap(), scene.store());
-    let (reference, platform) = (Scene::reference("fixed"), "linux/amd64".parse().unwrap());
+    let (named, platform) = (Scene::named("fixed"), "linux/amd64".parse().unwrap());
     let made = [None, Some(1000)].map(|source_date_epoch| {
         let options = ConvertOptions { source_date_epoch, ..ConvertOptions::default() };
-        pull_from(&source, &reference, &platform, &store, &options, &()).unwrap()
+        pull_from(&source, &named, &platform, &store, &options, &()).unwrap()
     });
     let Recipe { converter, zstd, level, .. } = made[0].recipe;
     let digests = made.map(|image| image.rootfs_digest.to_string());
