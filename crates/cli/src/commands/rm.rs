@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
-use situla_image::{Place, StoreEntry};
+use situla_image::{Place, Store, StoreEntry};
 use situla_oci::{Digest, Reference};
 
 use super::images::{described, failed, open_existing, print_json};
@@ -46,11 +46,13 @@ fn run(arguments: &RmArgs) -> Result<(), CommandError> {
     let store = open_existing(&context)?;
     let entries =
         store.as_ref().map(|store| store.entries().map_err(failed)).transpose()?.unwrap_or_default();
+    // Whoever fills the site's store, and named it as his own, may take something out of it.
+    let ours = if store.as_ref().is_some_and(Store::is_shared) { Place::Site } else { Place::Own };
     // All are found before any goes.
     let mut chosen: Vec<&StoreEntry> = Vec::new();
     for text in &arguments.images {
         let short = |name: &str| registries::parse(name).ok().map(|named| named.reference);
-        for entry in find(&entries, text, &short)? {
+        for entry in find(&entries, ours, text, &short)? {
             if !chosen.contains(&entry) {
                 chosen.push(entry);
             }
@@ -89,10 +91,11 @@ fn in_use(entry: &StoreEntry) -> CommandError {
     )
 }
 
-/// The images of the user's store that `text` names: all that were made of one manifest. `short` tells what a name
+/// The images of the store at `ours` that `text` names: all that were made of one manifest. `short` tells what a name
 /// without a registry means.
 fn find<'a>(
     entries: &'a [StoreEntry],
+    ours: Place,
     text: &str,
     short: &dyn Fn(&str) -> Option<Reference>,
 ) -> Result<Vec<&'a StoreEntry>, CommandError> {
@@ -121,7 +124,7 @@ fn find<'a>(
             "write more of it; `situla images --json` shows all of them",
         ));
     }
-    let own: Vec<&StoreEntry> = found.into_iter().filter(|entry| entry.image.place == Place::Own).collect();
+    let own: Vec<&StoreEntry> = found.into_iter().filter(|entry| entry.image.place == ours).collect();
     if own.is_empty() {
         return Err(CommandError::refused(
             "setup-failed",
@@ -163,11 +166,11 @@ mod tests {
         let a = Digest::sha256(b"a");
         let short = |name: &str| (name == "a:1").then(|| "r.example/a:1".parse().unwrap());
         for text in ["r.example/a:1", "docker://r.example/a:1", "a:1", "docker://a:1", a.hex()] {
-            let found = find(&entries, text, &short).unwrap();
+            let found = find(&entries, Place::Own, text, &short).unwrap();
             assert_eq!(found, [&entries[0]], "{text}");
         }
         for text in [&a.to_string(), &a.hex()[..12]] {
-            let found = find(&entries, text, &short).unwrap();
+            let found = find(&entries, Place::Own, text, &short).unwrap();
             assert_eq!(found, [&entries[0]], "{text}");
         }
         for (text, message) in [
@@ -177,9 +180,11 @@ mod tests {
             ("b:1", "not in your store"),
             ("r.example/c:1", "site's store"),
         ] {
-            let json = find(&entries, text, &short).unwrap_err().to_json();
+            let json = find(&entries, Place::Own, text, &short).unwrap_err().to_json();
             assert!(json["message"].as_str().unwrap().contains(message), "{text}: {json}");
             assert!(!json["remedy"].is_null(), "{json}");
         }
+        // Their administrator's commands are about the site's.
+        assert_eq!(find(&entries, Place::Site, "r.example/c:1", &short).unwrap(), [&entries[3]]);
     }
 }
