@@ -16,6 +16,7 @@ pub mod foreign;
 pub mod images;
 pub mod leaks;
 pub mod outcome;
+pub mod private_registry;
 pub mod processes;
 pub mod random;
 pub mod slow_proxy;

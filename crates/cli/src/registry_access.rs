@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use situla_engine::admit_reference;
-use situla_image::{ClientOptions, Keyring, Route, Transport};
-use situla_oci::{EnrootReference, Place, Reference};
+use situla_image::{Certificates, ClientOptions, Credentials, Keyring, KeyringError, Route, Transport};
+use situla_oci::{EnrootReference, Place, Reference, Registry, Repository};
 
 use crate::Context;
 use crate::command_error::CommandError;
@@ -53,6 +53,26 @@ pub(crate) fn options_for(
         options.routes.insert(name, routes);
     }
     Ok((options, warnings))
+}
+
+/// The same settings for somebody of whom nothing is known: with neither login nor certificate of his own.
+pub(crate) fn anonymous(options: &ClientOptions) -> ClientOptions {
+    ClientOptions { keyring: Arc::new(Anonymous(Arc::clone(&options.keyring))), ..options.clone() }
+}
+
+/// What everybody on this machine knows of hosts.
+#[derive(Debug)]
+struct Anonymous(Arc<dyn Keyring>);
+
+impl Keyring for Anonymous {
+    fn login(&self, _: &Registry, _: Option<&Repository>) -> Result<Option<Credentials>, KeyringError> {
+        Ok(None)
+    }
+
+    fn certificates(&self, host: &str) -> Result<Option<Certificates>, KeyringError> {
+        let found = self.0.certificates(host)?;
+        Ok(found.map(|certificates| Certificates { client: None, ..certificates }))
+    }
 }
 
 /// The places that the policy admits. What a user's own configuration names is no way around it.

@@ -130,6 +130,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pushes::sif_both_ways", pushes::sif_both_ways),
     ("stored_images::used_ones_stay", stored_images::used_ones_stay),
     ("stored_images::of_the_site", stored_images::of_the_site),
+    ("private_images::another_users", private_images::another_users),
+    ("private_images::in_the_sites_store", private_images::in_the_sites_store),
     ("allowed_registry", policy::allowed_registry),
     ("wrong_digest", image_commands::wrong_digest),
     ("attacks::own_binary", attacks::own_binary),
@@ -378,6 +380,8 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "pull_and_exec"
         | "stored_images::used_ones_stay"
         | "stored_images::of_the_site"
+        | "private_images::another_users"
+        | "private_images::in_the_sites_store"
         | "allowed_registry"
         | "wrong_digest"
         | "exhaustion::full_places"

@@ -12,8 +12,10 @@ use std::thread;
 use serde_json::Value;
 
 use super::Desk;
+use super::policy::Installation;
 use crate::command::Output;
 use crate::images::WITNESS;
+use crate::private_registry::{Network, PrivateRegistry, USER};
 use crate::tier::Check;
 
 /// What no output and no file but the one for logins may hold.
@@ -107,6 +109,165 @@ pub fn files_of_other_tools(desk: &Desk) -> Check {
     let words = format!("{netrc} {registries} situla exec docker://tiny:1 cat {WITNESS}");
     run("mirror", &words)?.success()?.expect_text("situla tiny image")?;
     Ok(())
+}
+
+/// A user whom every machine has, and who is not the one of the tests.
+const STRANGER: &str = "nobody";
+
+/// An image that one user has fetched with his login, whatever his umask, is not to be had by another one without: not by
+/// tag, by digest, from the store of the first, or through a link to it. With the login he fetches it himself.
+///
+/// # Errors
+/// He has it.
+pub fn another_users(desk: &Desk) -> Check {
+    let registry = PrivateRegistry::serve(&desk.env, Network::Loopback)?;
+    for umask in ["022", "000"] {
+        // Where nothing but the modes of the store itself is in the way.
+        let dir = TempPlace::of(desk, desk.env.user())?;
+        let others = TempPlace::of(desk, STRANGER)?;
+        let stranger = desk.env.of_user(STRANGER);
+        let address = registry.address.as_str();
+        let one = |line: &str| run(desk, dir.path(), "one", &format!("umask {umask}; {line}"));
+        let other = |store: &str, line: &str| {
+            let cache = format!("XDG_CACHE_HOME={}", others.path().join("cache").display());
+            let docker = format!("DOCKER_CONFIG={}", others.path().join("docker").display());
+            let store = if store.is_empty() { String::new() } else { format!("SITULA_STORE={store}") };
+            let script = format!("export {cache} {docker} {store}; {line}");
+            registry.run(&stranger, others.path(), &["sh", "-c", &script])
+        };
+        one(&format!("printf '%s\\n' {PASSWORD} | situla login {address} -u {USER} --password-stdin"))?
+            .success()?;
+        let source = format!("docker://{address}/tiny:1");
+        let pulled: Value =
+            serde_json::from_str(&one(&format!("situla pull --json {source}"))?.success()?.stdout)?;
+        one(&format!("situla exec {source} cat {WITNESS}"))?.success()?.expect_text("situla tiny image")?;
+        let (path, digest) = (
+            pulled["path"].as_str().ok_or("no path")?,
+            pulled["manifest_digest"].as_str().ok_or("no digest")?,
+        );
+        let pinned = format!("docker://{address}/tiny@{digest}");
+        let n_logins = registry.n_logins();
+        if n_logins == 0 || !path.starts_with(&dir.path().display().to_string()) {
+            return Err(format!("{n_logins} requests with the login, {path}").into());
+        }
+
+        let store = dir.path().join("one/situla").display().to_string();
+        other("", &format!("ln -s {store} link && ln -s {path} image.sqsh"))?.success()?;
+        for line in [
+            format!("situla pull {source}"),
+            format!("situla pull {pinned}"),
+            format!("situla exec {source} true"),
+            format!("situla exec {pinned} true"),
+            format!("situla plan {pinned} true"),
+            format!("situla exec {path} true"),
+            "situla exec ./image.sqsh true".to_owned(),
+            format!("situla convert {path} mine.sif"),
+            format!("situla inspect {path}"),
+            format!("cat {path}"),
+            format!("ls {store}/images"),
+        ] {
+            let refused = other("", &line)?;
+            if refused.code() == 0 {
+                return Err(format!("umask {umask}: another user has it\n{refused}").into());
+            }
+        }
+        for place in [store.clone(), others.path().join("link").display().to_string()] {
+            for line in [format!("situla exec {pinned} true"), format!("situla pull {pinned}")] {
+                let refused = other(&place, &line)?.expect_code(125)?;
+                if refused.to_string().contains("was present") {
+                    return Err(format!("umask {umask}\n{refused}").into());
+                }
+            }
+            other(&place, &format!("situla images | grep -F {}", &digest[..20]))?.expect_code(1)?;
+        }
+        if registry.n_logins() != n_logins {
+            return Err("the other user came with a login".into());
+        }
+        // He proves his access, and has it; not from the first user's store.
+        other("", &format!("printf '%s\\n' {PASSWORD} | situla login {address} -u {USER} --password-stdin"))?
+            .success()?;
+        let own = other("", &format!("situla pull --json {pinned}"))?.success()?;
+        let own: Value = serde_json::from_str(&own.stdout)?;
+        if own["was_present"] != false || registry.n_logins() <= n_logins {
+            return Err(format!("{own}").into());
+        }
+    }
+    Ok(())
+}
+
+/// What needs a login does not get into the site's store, which everybody can read, unless whoever fills it says that it
+/// is for all; what is to be had without one does, also where a login was used.
+///
+/// # Errors
+/// It is otherwise.
+pub fn in_the_sites_store(desk: &Desk) -> Check {
+    let site = Installation::make(desk)?;
+    let registry = PrivateRegistry::serve(&desk.env, Network::Loopback)?;
+    let address = registry.address.as_str();
+    let place = |name: &str| site.path().join(name).display().to_string();
+    let shared = place("shared");
+    site.dir.write("etc/situla/site.toml", &format!("[store]\nsite = \"{shared}\"\n"))?;
+    let program = place("bin/situla");
+    let administrator = |line: &str| {
+        let docker = format!("DOCKER_CONFIG={}", place("docker"));
+        let script = format!("export {docker} SITULA_STORE={shared}; {line}");
+        desk.env.as_user(site.path(), ["sh", "-c", &script.replace("situla ", &format!("{program} "))])
+    };
+    let source = format!("docker://{address}/tiny:1");
+    administrator(&format!("printf '%s\\n' {PASSWORD} | situla login {address} -u {USER} --password-stdin"))?
+        .success()?;
+    let refused = administrator(&format!("situla pull --json {source}"))?.expect_code(125)?;
+    let refused: Value = serde_json::from_str(&refused.stdout)?;
+    let remedy = refused["remedy"].as_str().unwrap_or_default();
+    if refused["class"] != "policy-denied" || !remedy.contains("--for-all") {
+        return Err(refused.to_string().into());
+    }
+    let stored = |part: &str| fs::read_dir(Path::new(&shared).join(part)).map_or(0, Iterator::count);
+    if stored("images") + stored("refs") + stored("tmp") + stored("leases") != 0 {
+        return Err("something of it got into the store".into());
+    }
+    let pulled = administrator(&format!("situla pull --json --for-all {source}"))?.success()?;
+    let pulled: Value = serde_json::from_str(&pulled.stdout)?;
+    let digest = pulled["manifest_digest"].as_str().ok_or("no digest")?;
+    administrator(&format!("situla pull --for-all docker://{address}/tiny@{digest}"))?.success()?;
+    let user = |source: &str| {
+        let cache = format!("XDG_CACHE_HOME={}", place("cache"));
+        desk.env.as_user(site.path(), ["env", &cache, &program, "exec", source, "cat", WITNESS])
+    };
+    user(&format!("docker://{address}/tiny@{digest}"))?.success()?.expect_text("situla tiny image")?;
+    // A tag means what the registry says, and it says nothing to whoever has no login.
+    user(&source)?.expect_code(125)?.expect_text("wants a login")?;
+
+    // A registry that shows everything to everybody, and accepts logins as well.
+    let open = super::privileged::registry(desk, "up")?.stdout.trim().to_owned();
+    super::privileged::registry(desk, "push")?;
+    administrator(&format!("situla rm --force {digest} && situla pull --json docker://{open}/tiny:1"))?
+        .success()?;
+    Ok(())
+}
+
+/// A directory of another user's, which goes with the case.
+struct TempPlace(PathBuf);
+
+impl TempPlace {
+    fn of(desk: &Desk, user: &str) -> Result<Self, Box<dyn std::error::Error>> {
+        let uid = desk.env.of_user(user).uid()?;
+        let path = Path::new("/var/tmp").join(format!("situla-test-{user}-{}", std::process::id()));
+        fs::create_dir(&path)?;
+        let place = Self(path);
+        std::os::unix::fs::chown(&place.0, Some(uid), None)?;
+        Ok(place)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempPlace {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Runs a script as the user, with a store and a place for logins below `dir`.

@@ -7,8 +7,8 @@ use clap::Args;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use situla_engine::store_places;
 use situla_image::{
-    Client, OutputFormat, PulledImage, PulledSif, Source, Store, StoreOptions, StoredImage, export,
-    pull_from, pull_sif,
+    Client, ClientError, ClientOptions, OutputFormat, PulledImage, PulledSif, Source, Store, StoreOptions,
+    StoredImage, export, pull_from, pull_sif,
 };
 use situla_oci::{EnrootReference, Reference};
 
@@ -22,7 +22,7 @@ use crate::interrupt::remove_temporaries_on_signal;
 use crate::output::{data, note, size};
 use crate::progress::{Meter, Show};
 use crate::registries;
-use crate::registry_access::options_for;
+use crate::registry_access::{anonymous, options_for};
 
 /// Fetch an image from a registry, a layout or an archive into your store, or to a file; a SIF file always to a file.
 #[derive(Args, Debug)]
@@ -33,6 +33,9 @@ pub(crate) struct PullArgs {
     /// Only make sure that the image is in the store (so it is without --output)
     #[arg(long, conflicts_with = "output")]
     store_only: bool,
+    /// For whoever fills the site's store: put an image there that needs a login, which all users may then have
+    #[arg(long)]
+    for_all: bool,
     #[command(flatten)]
     options: TransferOptions,
     /// Fetch for a run: show progress beside the object, and end with this process, which waits
@@ -63,7 +66,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
         Some(layout) => layout,
         None => Source::Registry(parse_reference(&arguments.reference)?),
     };
-    let mut transfer = arguments.options.transfer();
+    let mut transfer = Transfer { for_all: arguments.for_all, ..arguments.options.transfer() };
     if arguments.for_process.is_some() {
         transfer.for_run = true;
         transfer.show = if arguments.options.quiet { Show::Nothing } else { Show::Suitable };
@@ -178,19 +181,28 @@ pub(crate) struct Fetch {
 impl Fetch {
     /// A client for the registry, after the policy was asked.
     pub(crate) fn client(&self, context: &Context) -> Result<Client, CommandError> {
+        self.client_options(context).map(Client::new)
+    }
+
+    fn client_options(&self, context: &Context) -> Result<ClientOptions, CommandError> {
         let Transfer { plain_http, authfile, .. } = &self.transfer;
         let (options, warnings) = options_for(&self.image, *plain_http, authfile.clone(), context)?;
         for warning in warnings.iter().filter(|_| self.transfer.warn) {
             note(&format!("warning: {warning}"));
         }
-        Ok(Client::new(options))
+        Ok(options)
     }
 
     /// Makes sure that the image is in the store.
     pub(crate) fn ensure_stored(&self, context: &Context) -> Result<PulledImage, CommandError> {
-        let client = self.client(context)?;
+        let options = self.client_options(context)?;
+        let stranger = anonymous(&options);
+        let client = Client::new(options);
         remove_temporaries_on_signal();
         let store = open_store(context)?;
+        if store.is_shared() && !self.transfer.for_all {
+            self.expect_public(&Client::new(stranger), &client)?;
+        }
         let about = if self.transfer.for_run {
             format!("fetching {}: ", short(&self.image.reference))
         } else {
@@ -200,6 +212,33 @@ impl Fetch {
         let options = convert_options(false)?;
         situla_image::pull(&client, &self.image.reference, &self.transfer.platform, &store, &options, &meter)
             .map_err(|error| CommandError::pull(&error))
+    }
+
+    /// Fails where an image is for those who have a login: in the site's store it is for all. Whether a login was used
+    /// tells nothing of that: registries take one for what everybody may have, too.
+    fn expect_public(&self, stranger: &Client, client: &Client) -> Result<(), CommandError> {
+        let reference = &self.image.reference;
+        let failed = |error| Err(CommandError::registry(&error));
+        match stranger.fetch_manifest(reference) {
+            Ok(_) => return Ok(()),
+            // These are no answer.
+            Err(
+                error @ (ClientError::TooManyRequests { .. }
+                | ClientError::Server { .. }
+                | ClientError::Interrupted { .. }),
+            ) => return failed(error),
+            Err(_) => {}
+        }
+        // Where nobody can have it, the reason is another one.
+        client.fetch_manifest(reference).map(drop).or_else(failed)?;
+        Err(CommandError::refused(
+            "policy-denied",
+            format!("{reference} is not to be had without a login, and everybody can read the site's store"),
+            format!(
+                "if all users of the site may have it, say so: situla pull --for-all docker://{reference}; else pull it \
+                 into your own store"
+            ),
+        ))
     }
 
     /// Fetches a SIF file, as it is.

@@ -96,6 +96,8 @@ pub(crate) struct Transfer {
     pub(crate) show: Show,
     /// Whether warnings are told.
     pub(crate) warn: bool,
+    /// Whether an image that needs a login is put into the site's store.
+    pub(crate) for_all: bool,
     /// Whether this happens on the way to a run: progress then says what it is about.
     pub(crate) for_run: bool,
 }
@@ -109,6 +111,7 @@ impl Default for Transfer {
             authfile: None,
             show: Show::Suitable,
             warn: true,
+            for_all: false,
             for_run: false,
         }
     }

@@ -93,7 +93,7 @@ fn made_with(desk: &Desk, umask: &str) -> Result<BTreeMap<PathBuf, u32>, libtest
 
     let image = "image.sqsh";
     for line in [
-        format!("SITULA_STORE={} {pull}", shown("shared")),
+        format!("SITULA_STORE={} {pull} --for-all", shown("shared")),
         format!("situla convert oci:{layout}:1 {image} && situla convert {image} image.sif"),
         format!(
             "situla convert {image} oci:layout:one && situla convert {image} docker-archive:archive.tar:name:1"

@@ -1,0 +1,136 @@
+//! A real registry (Debian's docker-registry) that wants a login: on loopback, or at an address in a network of its own,
+//! where it is as any other machine, and nobody outside can see it.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::command::{self, Output, Running, wait_until};
+use crate::environment::{PATIENCE, TestEnv, WorkDir};
+
+/// Who may come in.
+pub const USER: &str = "me";
+/// With what.
+pub const PASSWORD: &str = "correct-horse-battery";
+/// bcrypt, of few rounds, of [`PASSWORD`].
+const HASH: &str = "$2a$05$abcdefghijklmnopqrstuuSnF5tLPqPFqc0z9CY0HcSLFbSRlL67u";
+/// An address for documentation (RFC 5737), which no network has.
+const ELSEWHERE: &str = "198.51.100.7";
+/// Serves, and writes a line about each request into a file; in a network of its own has the address first.
+const SERVE: &str = "[ -z \"$3\" ] || { ip link set lo up && ip address add \"$3/32\" dev lo; } || exit; \
+                     exec docker-registry serve \"$1\" >>\"$2\" 2>&1";
+
+/// Where the registry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// At the loopback address of this machine.
+    Loopback,
+    /// At an address that is no loopback one, which a network namespace of its own has.
+    Own,
+}
+
+/// A registry that runs as long as this lives.
+#[derive(Debug)]
+pub struct PrivateRegistry {
+    /// `HOST:PORT`.
+    pub address: String,
+    dir: WorkDir,
+    running: Option<Running>,
+    network: Network,
+}
+
+impl PrivateRegistry {
+    /// Starts one, with the image `tiny:1`.
+    ///
+    /// # Errors
+    /// It does not start, or takes nothing.
+    pub fn serve(env: &TestEnv, network: Network) -> Result<Self, String> {
+        let dir = env.work_dir("registry")?;
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = free.map_err(|e| format!("no port for a registry: {e}"))?.port();
+        let (first, host, own) = match network {
+            Network::Loopback => ("env", "127.0.0.1", ""),
+            Network::Own => ("unshare", ELSEWHERE, ELSEWHERE),
+        };
+        let (address, place) = (format!("{host}:{port}"), dir.path().display().to_string());
+        dir.write("users", &format!("{USER}:{HASH}\n"))?;
+        let config = format!(
+            "version: 0.1\nlog: {{level: debug}}\nstorage: {{filesystem: {{rootdirectory: {place}/data}}}}\n\
+             http: {{addr: \"{address}\"}}\nauth: {{htpasswd: {{realm: private, path: {place}/users}}}}\n"
+        );
+        let config = dir.write("config.yml", &config)?.display().to_string();
+        let log = format!("{place}/log");
+        let mut server = Command::new(first);
+        server.args((network == Network::Own).then_some("--net"));
+        server.args(["sh", "-c", SERVE, "sh", &config, &log, own]);
+        let registry = Self { address, dir, running: Some(command::start(server)?), network };
+        if !wait_until(PATIENCE, || registry.log().contains("listening on")) {
+            return Err(format!("the private registry does not listen: {}", registry.log()));
+        }
+        let layout = format!("oci:{}:1", env.image_layout("tiny").display());
+        let target = format!("docker://{}/tiny:1", registry.address);
+        let login = format!("--dest-creds={USER}:{PASSWORD}");
+        let words = [
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "-q",
+            "--dest-tls-verify=false",
+            &login,
+            &layout,
+            &target,
+        ];
+        command::run(registry.reach(&command::words(words), Path::new("/")), PATIENCE)?.success()?;
+        // What comes from now on is the case's.
+        fs::write(registry.dir.path().join("log"), "").map_err(|e| format!("{log}: {e}"))?;
+        Ok(registry)
+    }
+
+    /// The same command, where it can reach the registry.
+    fn reach(&self, command: &Command, cwd: &Path) -> Command {
+        let pid = self.running.as_ref().map(Running::pid).unwrap_or_default();
+        let mut reaching = match self.network {
+            Network::Loopback => Command::new(command.get_program()),
+            Network::Own => {
+                let mut reaching = Command::new("nsenter");
+                reaching.arg(format!("--net=/proc/{pid}/ns/net")).arg(command.get_program());
+                reaching
+            }
+        };
+        reaching.args(command.get_args()).current_dir(cwd);
+        reaching.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        reaching
+    }
+
+    /// Runs a command of the user of `env`, where it can reach the registry.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run(&self, env: &TestEnv, cwd: &Path, words: &[&str]) -> Result<Output, String> {
+        command::run(self.reach(&env.user_command(cwd, words)?, cwd), PATIENCE)
+    }
+
+    /// What the registry has written about requests.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// How many requests came with a login, right or wrong.
+    #[must_use]
+    pub fn n_logins(&self) -> usize {
+        let noted = ["\"authorized request\"", "error authenticating user"];
+        self.log().lines().filter(|line| noted.iter().any(|noted| line.contains(noted))).count()
+    }
+}
+
+impl Drop for PrivateRegistry {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            // Killed: it serves without end.
+            let _ = running.finish_within(Duration::ZERO);
+        }
+    }
+}
