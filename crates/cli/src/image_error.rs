@@ -8,6 +8,7 @@ use situla_image::{
     ArchiveError, ClientError, ConvertError, DirectoryError, DockerArchiveError, Doing, FileError,
     FlattenError, KeyringError, LayerWriteError, LayoutError, PullError, PushError, ResolveError, SaveError,
     SifFileError, SifTransferError, SourceError, SourceNameError, StoreError, TreeError, VerifyError,
+    Withheld,
 };
 use situla_records::EngineClass;
 
@@ -220,6 +221,17 @@ fn of_client(error: &ClientError) -> Judgement {
         ClientError::LoginRejected { .. } => (
             Class::FetchFailed,
             Some("check user and password; `situla login REGISTRY -u USER` checks and keeps a new one"),
+        ),
+        ClientError::Withheld { why: Withheld::InClear, .. } => (
+            Class::FetchFailed,
+            Some(
+                "use --plain-http if you trust the network to this registry; `situla pull --plain-http REGISTRY/NAME@sha256:...` \
+                 stores an image that then runs without asking again",
+            ),
+        ),
+        ClientError::Withheld { why: Withheld::AnotherPort, .. } => (
+            Class::FetchFailed,
+            Some("name the port in that file, as in `machine HOST:PORT`, or use `situla login HOST:PORT`"),
         ),
         ClientError::Realm { .. } => (
             Class::FetchFailed,

@@ -108,8 +108,9 @@ fn routes(
             }
         }
         let transport = match (insecure, &registry == reference.registry()) {
+            // Plain HTTP was asked for the registry that the user names; to a login that is another thing than to fall to it.
+            (_, true) if transport == Transport::Plain => transport,
             (true, _) => Transport::Insecure,
-            // Plain HTTP was asked for the registry that the user names.
             (false, true) => transport,
             (false, false) => Transport::Auto,
         };
@@ -149,6 +150,9 @@ mod tests {
         let (routes, warnings) = choose(three(), "n.example", Transport::Auto).unwrap();
         assert_eq!(routes, "m.example Insecure, a.example Auto");
         assert_eq!(warnings, ["careful", "the mirror n.example/x is left out: the policy denies it"]);
+        let itself = || vec![place("a.example", true)];
+        assert_eq!(choose(itself(), "-", Transport::Plain).unwrap().0, "a.example Plain");
+        assert_eq!(choose(itself(), "-", Transport::Auto).unwrap().0, "a.example Insecure");
         // The registry itself was judged before; another place in its stead was not.
         assert!(choose(three(), "a.example", Transport::Auto).is_ok());
         let moved = vec![place("m.example", false), place("b.example", false)];

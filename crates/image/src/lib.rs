@@ -41,6 +41,7 @@ pub use additions::{CONFIG_PATH, MANIFEST_PATH, image_additions, mount_points, s
 pub use client::{
     Certificates, Client, ClientCertificate, ClientError, ClientOptions, Credentials, EmptyKeyring, Exempt,
     Keyring, KeyringError, Login, LoginCheck, Proxies, ProxyAddress, RegistryImage, Route, Secret, Transport,
+    Withheld,
 };
 pub use convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,

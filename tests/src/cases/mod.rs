@@ -132,6 +132,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("stored_images::of_the_site", stored_images::of_the_site),
     ("private_images::another_users", private_images::another_users),
     ("private_images::in_the_sites_store", private_images::in_the_sites_store),
+    ("private_images::in_clear", private_images::in_clear),
     ("allowed_registry", policy::allowed_registry),
     ("wrong_digest", image_commands::wrong_digest),
     ("attacks::own_binary", attacks::own_binary),
@@ -382,6 +383,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "stored_images::of_the_site"
         | "private_images::another_users"
         | "private_images::in_the_sites_store"
+        | "private_images::in_clear"
         | "allowed_registry"
         | "wrong_digest"
         | "exhaustion::full_places"

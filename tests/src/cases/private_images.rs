@@ -246,6 +246,79 @@ pub fn in_the_sites_store(desk: &Desk) -> Check {
     Ok(())
 }
 
+/// A registry on another machine that speaks no TLS is told a login only if plain HTTP was asked for, and the login is kept
+/// for its port.
+///
+/// # Errors
+/// It is told another one, or none where it should be.
+pub fn in_clear(desk: &Desk) -> Check {
+    let registry = PrivateRegistry::serve(&desk.env, Network::Own)?;
+    let dir = desk.env.work_dir("in-clear")?;
+    let address = registry.address.as_str();
+    let host = address.split(':').next().unwrap_or_default();
+    let entry = |machine: &str| format!("machine {machine} login {USER} password {PASSWORD}\n");
+    let place = |name: &str| dir.path().join(name).display().to_string();
+    for below in ["enroot", "docker"] {
+        fs::create_dir(place(below))?;
+    }
+    dir.write("host", &entry(host))?;
+    dir.write("port", &entry(address))?;
+    dir.write("enroot/.credentials", &entry(host))?;
+    let auth = BASIC.trim_start_matches("Basic ");
+    dir.write("docker/config.json", &format!("{{\"auths\": {{\"{address}\": {{\"auth\": \"{auth}\"}}}}}}"))?;
+    dir.write("insecure", &format!("[[registry]]\nlocation = '{address}'\ninsecure = true\n"))?;
+    let (pull, source) = ("pull --json", format!("docker://{address}/tiny:1"));
+    let (plain, insecure) = ("--plain-http", format!("CONTAINERS_REGISTRIES_CONF={}", place("insecure")));
+    let (docker, none) =
+        (format!("DOCKER_CONFIG={}", place("docker")), format!("DOCKER_CONFIG={}", place("none")));
+    let netrc = |name: &str| format!("{none} NETRC={}", place(name));
+    let (port, clear) = (Some("machine HOST:PORT"), Some("speaks no TLS"));
+    for (index, (variables, words, refusal)) in [
+        (netrc("host"), format!("{pull} {plain} {source}"), port),
+        (format!("{none} ENROOT_CONFIG_PATH={}", place("enroot")), format!("{pull} {plain} {source}"), port),
+        (netrc("port"), format!("{pull} {plain} {source}"), None),
+        (format!("{docker} {insecure}"), format!("{pull} {source}"), clear),
+        (format!("{} {insecure}", netrc("host")), format!("{pull} {source}"), clear),
+        (format!("{docker} {insecure}"), format!("exec {source} true"), clear),
+        (format!("{docker} {insecure}"), format!("{pull} {plain} {source}"), None),
+        (docker.clone(), format!("{pull} {plain} {source}"), None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = registry.n_logins();
+        let store = format!("XDG_CACHE_HOME={}", place(&format!("store-{index}")));
+        let script = format!("env {store} {variables} situla {words}");
+        let output = registry.run(&desk.env, dir.path(), &["sh", "-c", &script])?;
+        expect_no_secret(&output.stdout)?;
+        let n_logins = registry.n_logins() - before;
+        match refusal {
+            Some(text) => {
+                let output = output.expect_code(125)?.expect_text(text)?;
+                if n_logins != 0 {
+                    return Err(format!("it was told a login\n{output}").into());
+                }
+            }
+            None if n_logins == 0 => return Err(format!("it was told no login\n{output}").into()),
+            None => drop(output.success()?),
+        }
+    }
+    // So it is where a login is checked to be kept.
+    let login = |option: &str| {
+        let line = format!(
+            "echo {PASSWORD} | env {none} {insecure} situla login {option} {address} -u {USER} --password-stdin"
+        );
+        registry.run(&desk.env, dir.path(), &["sh", "-c", &line])
+    };
+    let before = registry.n_logins();
+    login("")?.expect_code(125)?.expect_text("speaks no TLS")?;
+    if registry.n_logins() != before || Path::new(&place("none")).exists() {
+        return Err("a login was told or kept".into());
+    }
+    login(plain)?.success()?.expect_text("logged in")?;
+    Ok(())
+}
+
 /// A directory of another user's, which goes with the case.
 struct TempPlace(PathBuf);
 

@@ -178,7 +178,8 @@ fn parse_password(bytes: Vec<u8>) -> Result<Secret, CommandError> {
 
 /// Asks the registry whether it accepts a login.
 fn check(registry: &Registry, login: &Login, arguments: &LoginArgs) -> Result<LoginCheck, CommandError> {
-    let credentials = Credentials { login: login.clone(), origin: "this command line".to_owned() };
+    let credentials =
+        Credentials { login: login.clone(), origin: "this command line".to_owned(), of_any_port: false };
     let files = Files::new(registry_access::places(None), None);
     let typed = Typed { registry: registry.clone(), credentials, files };
     let mut options = registry_access::options(arguments.plain_http, Arc::new(typed));

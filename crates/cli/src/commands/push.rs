@@ -235,10 +235,10 @@ fn push_target(
 ) -> Result<PushTarget, CommandError> {
     let reference = &image.reference;
     let Place { registry, repository, insecure } = own_place(registries, reference)?;
-    let transport = match (insecure, plain_http) {
-        (true, _) => Transport::Insecure,
-        (false, true) if registry == *reference.registry() => Transport::Plain,
-        (false, _) => Transport::Auto,
+    let transport = match (insecure, plain_http && registry == *reference.registry()) {
+        (_, true) => Transport::Plain,
+        (true, false) => Transport::Insecure,
+        (false, false) => Transport::Auto,
     };
     let tag: Tag = reference
         .tag()

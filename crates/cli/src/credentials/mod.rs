@@ -144,7 +144,7 @@ impl Files {
                 search.other.get_or_insert(found.to_owned());
                 None
             }
-            _ => Some(Credentials { login, origin }),
+            _ => Some(Credentials { login, origin, of_any_port: false }),
         }
     }
 
@@ -190,7 +190,7 @@ impl Files {
     ) -> Result<Option<Credentials>, KeyringError> {
         let Some(text) = file::read(path)? else { return Ok(None) };
         let entries = netrc::parse_enroot(&text);
-        for host in hosts(registry) {
+        for (host, of_any_port) in hosts(registry) {
             for entry in entries.iter().filter(|entry| entry.machine == host) {
                 if self.user.as_ref().is_some_and(|user| *user != entry.login) {
                     search.other.get_or_insert(entry.login.clone());
@@ -207,7 +207,7 @@ impl Files {
                     }
                 };
                 let login = Login::Password { user: entry.login.clone(), password };
-                return Ok(Some(Credentials { login, origin: path.display().to_string() }));
+                return Ok(Some(Credentials { login, origin: path.display().to_string(), of_any_port }));
             }
         }
         Ok(None)
@@ -221,12 +221,12 @@ impl Files {
     ) -> Result<Option<Credentials>, KeyringError> {
         let Some(text) = file::read(path)? else { return Ok(None) };
         let entries = netrc::parse(&text);
-        let of_host =
-            hosts(registry).flat_map(|host| entries.iter().filter(move |entry| entry.machine == host));
-        for entry in of_host {
-            let login = Login::Password { user: entry.login.clone(), password: entry.password.clone() };
-            if let Some(found) = self.accept(search, login, path.display().to_string()) {
-                return Ok(Some(found));
+        for (host, of_any_port) in hosts(registry) {
+            for entry in entries.iter().filter(|entry| entry.machine == host) {
+                let login = Login::Password { user: entry.login.clone(), password: entry.password.clone() };
+                if let Some(found) = self.accept(search, login, path.display().to_string()) {
+                    return Ok(Some(Credentials { of_any_port, ..found }));
+                }
             }
         }
         Ok(None)
@@ -280,11 +280,11 @@ impl Keyring for Files {
     }
 }
 
-/// Names under which a registry may stand where ports are unusual.
-fn hosts(registry: &Registry) -> impl Iterator<Item = String> {
+/// Names under which a registry may stand where ports are unusual, and whether it is one for all ports of the host.
+fn hosts(registry: &Registry) -> impl Iterator<Item = (String, bool)> {
     let (whole, host) = (registry.to_string(), registry.host().to_owned());
     let differ = whole != host;
-    std::iter::once(whole).chain(differ.then_some(host))
+    std::iter::once((whole, false)).chain(differ.then_some((host, true)))
 }
 
 /// Reads a directory of `certs.d` (containers-certs.d(5)): `*.crt` are authorities, `NAME.cert` with `NAME.key` is the

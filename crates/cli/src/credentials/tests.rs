@@ -71,9 +71,10 @@ fn password(user: &str, password: &str) -> Login {
 fn found(files: &Files, registry: &str) -> String {
     match files.login(&registry.parse().unwrap(), None) {
         Ok(None) => "nobody".to_owned(),
-        Ok(Some(Credentials { login: Login::Password { user, password }, origin })) => {
+        Ok(Some(Credentials { login: Login::Password { user, password }, origin, of_any_port })) => {
             let name = origin.rsplit('/').next().unwrap_or_default();
-            format!("{user} {} {name}", password.expose())
+            let kept = if of_any_port { " of any port" } else { "" };
+            format!("{user} {} {name}{kept}", password.expose())
         }
         Ok(Some(other)) => format!("{other:?}"),
         Err(error) => format!("{error}; {}", error.remedy),
@@ -101,7 +102,7 @@ fn files_of_all_tools_are_asked_in_their_order() {
         ),
         (
             ".netrc",
-            "machine four.example login n password p\nmachine six.example login n password p\ndefault login x password y\n",
+            "machine four.example login n password p\nmachine six.example login n password p\nmachine eight.example login n password q\nmachine eight.example:5000 login n password p\ndefault login x password y\n",
         ),
     ]);
     let files = home.files(None);
@@ -110,7 +111,10 @@ fn files_of_all_tools_are_asked_in_their_order() {
         ("two.example", "c p auth.json"),
         ("three.example", "a p docker-config.json"),
         ("four.example", "e p .credentials"),
-        ("four.example:5000", "e p .credentials"),
+        ("four.example:5000", "e p .credentials of any port"),
+        ("eight.example:5000", "n p .netrc"),
+        ("eight.example:5001", "n q .netrc of any port"),
+        ("eight.example", "n q .netrc"),
         ("five.example", "$oauthtoken s3cret .credentials"),
         ("six.example", "n p .netrc"),
         ("seven.example", "nobody"),

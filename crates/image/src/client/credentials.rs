@@ -25,6 +25,8 @@ pub struct Credentials {
     pub login: Login,
     /// The file or program that has it, for messages.
     pub origin: String,
+    /// Whether it is kept for a host, whatever the port, and this is not the port that such a name means.
+    pub of_any_port: bool,
 }
 
 /// Longest encoded user and password.
@@ -164,6 +166,7 @@ mod tests {
         let credentials = Credentials {
             login: Login::Password { user: "me".to_owned(), password: Secret::new("hunter2") },
             origin: "file".to_owned(),
+            of_any_port: false,
         };
         let shown = format!("{credentials:?} {:#?}", Login::IdentityToken(Secret::new("hunter2")));
         assert!(shown.contains("me") && !shown.contains("hunter2"), "{shown}");

@@ -44,6 +44,16 @@ pub enum ClientError {
         /// Scheme and host of the token service.
         realm: String,
     },
+    /// The login would be told to whoever listens, or to somebody who need not be who he says he is.
+    #[error("the login of {origin} is not sent to '{registry}', {why}")]
+    Withheld {
+        /// The registry.
+        registry: String,
+        /// Where the login was found.
+        origin: String,
+        /// Why.
+        why: Withheld,
+    },
     /// What is known of a host cannot be told.
     #[error("no login or certificate for '{host}'")]
     Keyring {
@@ -151,6 +161,19 @@ pub enum ClientError {
         /// The setting.
         proxy: ProxyAddress,
     },
+}
+
+/// Why a login is not sent to a registry that wants one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Withheld {
+    /// It would be sent without TLS, and nobody has asked for that.
+    #[error("which speaks no TLS")]
+    InClear,
+    /// It is kept for the host, and nothing proves that this port is the host's own.
+    #[error(
+        "which is another port of the host that it is kept for, and has no certificate that could be checked"
+    )]
+    AnotherPort,
 }
 
 impl ClientError {

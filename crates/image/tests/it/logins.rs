@@ -32,7 +32,11 @@ impl Keyring for One {
     ) -> Result<Option<Credentials>, KeyringError> {
         self.n_asked.fetch_add(1, Ordering::SeqCst);
         let known = registry.as_str() == self.host;
-        Ok(known.then(|| Credentials { login: self.login.clone(), origin: "the file".to_owned() }))
+        Ok(known.then(|| Credentials {
+            login: self.login.clone(),
+            origin: "the file".to_owned(),
+            of_any_port: false,
+        }))
     }
 
     fn certificates(&self, _: &str) -> Result<Option<Certificates>, KeyringError> {
@@ -314,7 +318,11 @@ impl Keyring for Elsewhere {
         _: Option<&Repository>,
     ) -> Result<Option<Credentials>, KeyringError> {
         if registry.as_str() == self.0 {
-            return Ok(Some(Credentials { login: password(), origin: "the file".to_owned() }));
+            return Ok(Some(Credentials {
+                login: password(),
+                origin: "the file".to_owned(),
+                of_any_port: false,
+            }));
         }
         let message = format!("no password of me is known at {registry}");
         Err(KeyringError { message, remedy: String::new() })

@@ -36,7 +36,7 @@ struct One;
 impl Keyring for One {
     fn login(&self, _: &Registry, _: Option<&Repository>) -> Result<Option<Credentials>, KeyringError> {
         let login = Login::Password { user: "me".to_owned(), password: Secret::new("hunter2") };
-        Ok(Some(Credentials { login, origin: "the file".to_owned() }))
+        Ok(Some(Credentials { login, origin: "the file".to_owned(), of_any_port: false }))
     }
 
     fn certificates(&self, _: &str) -> Result<Option<Certificates>, KeyringError> {
