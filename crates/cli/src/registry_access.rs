@@ -42,9 +42,10 @@ pub(crate) fn options_for(
     };
     let reference = &image.reference;
     let mut warnings = admit(reference)?;
-    let keyring = Arc::new(Files::new(places(authfile), image.user.clone()));
+    let registries = registries::load()?;
+    let keyring = Arc::new(Files::new(places(authfile), &registries, image.user.clone()));
     let mut options = options(plain_http, keyring);
-    let places = registries::load()?
+    let places = registries
         .places(reference)
         .map_err(|error| registries::name_error(&reference.to_string(), &error))?;
     if let Some(places) = places {

@@ -20,4 +20,4 @@ pub use manifest::{
 pub use media::{LayerKind, MANIFEST_ACCEPT, MediaType, SIF_CONFIG, SIF_LAYER, is_sif_layer};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Defaults, EnrootReference, Reference, ReferenceError, Registry, Repository, Tag};
-pub use registries::{MAX_REGISTRIES_BYTES, NameError, Place, Registries, RegistriesError};
+pub use registries::{CredentialHelper, MAX_REGISTRIES_BYTES, NameError, Place, Registries, RegistriesError};

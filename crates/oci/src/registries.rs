@@ -2,8 +2,8 @@
 //!
 //! A pure function of texts; which files there are, and in which order, is the caller's knowledge. Read are
 //! `unqualified-search-registries`, `[[registry]]` with `prefix`, `location`, `insecure`, `blocked`,
-//! `mirror-by-digest-only` and `mirror`, and `[aliases]` (containers-registries.conf(5)). Other keys are for other
-//! programs. Version 1 of the format, which older systems still have, says less: registries that are searched, insecure or
+//! `mirror-by-digest-only` and `mirror`, `[aliases]`, and `credential-helpers` (containers-registries.conf(5)). Other keys are
+//! for other programs. Version 1 of the format, which older systems still have, says less: registries that are searched, insecure or
 //! blocked.
 //!
 //! Two differences, both for the safer side: where several registries are searched a short name is refused, whatever
@@ -23,6 +23,20 @@ pub const MAX_REGISTRIES_BYTES: usize = 4 << 20;
 const MAX_MIRRORS: usize = 64;
 /// Registries that a message names.
 const MAX_NAMED: usize = 8;
+
+/// The entry of `credential-helpers` that stands for the files of containers-auth.json(5).
+const AUTH_FILES: &str = "containers-auth.json";
+/// Most entries of `credential-helpers`: each may cost a program's start.
+const MAX_HELPERS: usize = 16;
+
+/// Where logins are looked for, by `credential-helpers`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialHelper {
+    /// In the files of containers-auth.json(5).
+    AuthFiles,
+    /// With the program `docker-credential-NAME`.
+    Program(String),
+}
 
 /// Why a file is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -99,6 +113,7 @@ pub struct Registries {
     /// By prefix.
     rules: BTreeMap<String, Rule>,
     aliases: BTreeMap<String, String>,
+    helpers: Vec<CredentialHelper>,
 }
 
 /// A `[[registry]]`.
@@ -131,6 +146,7 @@ enum PullFrom {
 #[serde(rename_all = "kebab-case")]
 struct File {
     unqualified_search_registries: Option<Vec<String>>,
+    credential_helpers: Option<Vec<String>>,
     #[serde(default)]
     registry: Vec<RegistryTable>,
     #[serde(default)]
@@ -182,8 +198,8 @@ struct MirrorTable {
 }
 
 impl Registries {
-    /// Adds what a further file says. It wins over those before it: a list of registries to search replaces theirs, as
-    /// does a `[[registry]]` of the same prefix and an alias of the same name; an empty alias removes one.
+    /// Adds what a further file says. It wins over those before it: a list of registries to search, or of helpers,
+    /// replaces theirs, as does a `[[registry]]` of the same prefix and an alias of the same name; an empty alias removes one.
     ///
     /// # Errors
     /// When it cannot be understood; then nothing is added.
@@ -194,7 +210,8 @@ impl Registries {
         let mut file: File = toml::from_str(text)
             .map_err(|error| RegistriesError::Syntax(error.to_string().trim().to_owned()))?;
         if let Some(first) = file.registries.take() {
-            if file.unqualified_search_registries.is_some() || !file.registry.is_empty() {
+            let has_helpers = file.credential_helpers.is_some();
+            if file.unqualified_search_registries.is_some() || has_helpers || !file.registry.is_empty() {
                 return Err(RegistriesError::Mixed);
             }
             file.unqualified_search_registries = Some(first.search.registries);
@@ -204,7 +221,9 @@ impl Registries {
             names.into_iter().map(|name| registry("unqualified-search-registries", name)).collect()
         });
         let search: Option<Vec<Registry>> = search.transpose()?;
+        let helpers = file.credential_helpers.map(helpers).transpose()?;
         let rules = file.registry.into_iter().map(rule).collect::<Result<Vec<_>, _>>()?;
+        self.helpers = helpers.unwrap_or(std::mem::take(&mut self.helpers));
         self.search = search.unwrap_or(std::mem::take(&mut self.search));
         self.rules.extend(rules);
         for (name, value) in file.aliases {
@@ -252,6 +271,12 @@ impl Registries {
                 Err(NameError::Ambiguous { name: name.to_owned(), candidates: candidates.join(", ") })
             }
         }
+    }
+
+    /// Where logins are looked for, in this order: in files, where nothing else is said.
+    #[must_use]
+    pub fn credential_helpers(&self) -> Vec<CredentialHelper> {
+        if self.helpers.is_empty() { vec![CredentialHelper::AuthFiles] } else { self.helpers.clone() }
     }
 
     /// The places where a reference is found, in the order in which they are tried: mirrors, then the registry itself,
@@ -318,6 +343,23 @@ impl Registries {
             Some((rest, rule))
         })
     }
+}
+
+fn helpers(names: Vec<String>) -> Result<Vec<CredentialHelper>, RegistriesError> {
+    let bad = |value: String| RegistriesError::Value { key: "credential-helpers", value };
+    if names.len() > MAX_HELPERS {
+        return Err(bad(format!("{} of them", names.len())));
+    }
+    // It becomes the end of a program's name, which is looked for in the search path.
+    let is_name = |name: &str| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    };
+    let helper = |name: String| match name.as_str() {
+        AUTH_FILES => Ok(CredentialHelper::AuthFiles),
+        text if is_name(text) => Ok(CredentialHelper::Program(name)),
+        _ => Err(bad(name)),
+    };
+    names.into_iter().map(helper).collect()
 }
 
 /// What version 1 says, as version 2 would.
@@ -564,6 +606,27 @@ mod tests {
     }
 
     #[test]
+    fn logins_are_looked_for_where_the_last_list_says() {
+        let program = |name: &str| CredentialHelper::Program(name.to_owned());
+        for (texts, want) in [
+            (&[][..], vec![CredentialHelper::AuthFiles]),
+            (&["credential-helpers = []"], vec![CredentialHelper::AuthFiles]),
+            (&[SITE], vec![program("x")]),
+            (
+                &["credential-helpers = ['pass', 'containers-auth.json', 'ecr-login']"],
+                vec![program("pass"), CredentialHelper::AuthFiles, program("ecr-login")],
+            ),
+            (&[SITE, "credential-helpers = ['pass']"], vec![program("pass")]),
+            (&[SITE, "[aliases]\nx = 'a.example/x'"], vec![program("x")]),
+            (&[SITE, "credential-helpers = []"], vec![CredentialHelper::AuthFiles]),
+        ] {
+            assert_eq!(read(texts).credential_helpers(), want, "{texts:?}");
+        }
+        let many = format!("credential-helpers = [{}]", "'a', ".repeat(MAX_HELPERS + 1));
+        assert!(read(&[]).add(&many).is_err());
+    }
+
+    #[test]
     fn the_first_version_is_read() {
         let registries = read(&["[registries.search]\nregistries = ['a.example']\n\
              [registries.insecure]\nregistries = ['b.example:5000', 'c.example']\n\
@@ -584,6 +647,10 @@ mod tests {
         for (text, part) in [
             ("[", "TOML"),
             ("unqualified-search-registries = 'x'", "invalid type"),
+            ("credential-helpers = ['../x']", "credential-helpers"),
+            ("credential-helpers = ['']", "credential-helpers"),
+            ("credential-helpers = 'pass'", "invalid type"),
+            ("credential-helpers = ['x']\n[registries.search]\nregistries = []", "version 1"),
             ("unqualified-search-registries = ['a b']", "unqualified-search-registries = \"a b\""),
             ("[registries.block]\nregistries = ['a b']", "location"),
             (

@@ -10,7 +10,7 @@ use serde_json::json;
 use situla_image::{
     Certificates, Client, Credentials, Keyring, KeyringError, Login, LoginCheck, Secret, Transport,
 };
-use situla_oci::{Registry, Repository};
+use situla_oci::{Registries, Registry, Repository};
 
 use crate::command_error::CommandError;
 use crate::credentials::Files;
@@ -100,8 +100,9 @@ fn run_login(arguments: &LoginArgs) -> Result<(), CommandError> {
         ));
     };
     let login = Login::Password { user: user.clone(), password: parse_password(password)? };
-    let files = Files::new(registry_access::places(arguments.options.authfile.clone()), None);
-    let checked = check(&registry, &login, arguments)?;
+    let registries = registries::load()?;
+    let files = Files::new(registry_access::places(arguments.options.authfile.clone()), &registries, None);
+    let checked = check(&registry, &login, &registries, arguments)?;
     let place = files.keep(&registry, &login).map_err(|error| CommandError::keyring(&error))?;
     let is_checked = checked == LoginCheck::Accepted;
     if arguments.options.json {
@@ -117,7 +118,8 @@ fn run_login(arguments: &LoginArgs) -> Result<(), CommandError> {
 
 fn run_logout(arguments: &LogoutArgs) -> Result<(), CommandError> {
     let registry = parse_registry(&arguments.registry)?;
-    let files = Files::new(registry_access::places(arguments.options.authfile.clone()), None);
+    let registries = registries::load()?;
+    let files = Files::new(registry_access::places(arguments.options.authfile.clone()), &registries, None);
     let was_known = files.forget(&registry).map_err(|error| CommandError::keyring(&error))?;
     let elsewhere = files.login(&registry, None).ok().flatten().map(|found| found.origin);
     if arguments.options.json {
@@ -177,13 +179,18 @@ fn parse_password(bytes: Vec<u8>) -> Result<Secret, CommandError> {
 }
 
 /// Asks the registry whether it accepts a login.
-fn check(registry: &Registry, login: &Login, arguments: &LoginArgs) -> Result<LoginCheck, CommandError> {
+fn check(
+    registry: &Registry,
+    login: &Login,
+    registries: &Registries,
+    arguments: &LoginArgs,
+) -> Result<LoginCheck, CommandError> {
     let credentials =
         Credentials { login: login.clone(), origin: "this command line".to_owned(), of_any_port: false };
-    let files = Files::new(registry_access::places(None), None);
+    let files = Files::new(registry_access::places(None), registries, None);
     let typed = Typed { registry: registry.clone(), credentials, files };
     let mut options = registry_access::options(arguments.plain_http, Arc::new(typed));
-    if !arguments.plain_http && registries::load()?.is_insecure(registry) {
+    if !arguments.plain_http && registries.is_insecure(registry) {
         options.transport = Transport::Insecure;
     }
     Client::new(options).check_login(registry).map_err(|error| CommandError::registry(&error))

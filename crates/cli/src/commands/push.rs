@@ -113,7 +113,7 @@ impl Pushing<'_> {
             if path.is_dir() {
                 return Err(no_sif(self.source));
             }
-            let (client, meter) = (self.client(&image), self.meter());
+            let (client, meter) = (self.client(&image, &registries), self.meter());
             let pushed = push_sif(&client, path, &target, &meter);
             meter.finish();
             return Ok((pushed.map_err(|error| CommandError::sif_transfer(&error))?, shown, Vec::new()));
@@ -122,7 +122,7 @@ impl Pushing<'_> {
         // The policy judges what comes out of a registry, also here; what goes into one runs nothing.
         let of_source = client(&source, &self.transfer)?;
         let scratch = scratch();
-        let (client, meter) = (self.client(&image), self.meter());
+        let (client, meter) = (self.client(&image, &registries), self.meter());
         let send = |image: &dyn ImageSource, platform: &Platform| {
             push_image(&client, image, platform, &target, from.as_ref(), &meter)
                 .map_err(|error| CommandError::push(&error))
@@ -152,9 +152,9 @@ impl Pushing<'_> {
         Ok((pushed?, shown, skipped))
     }
 
-    fn client(&self, image: &EnrootReference) -> Client {
+    fn client(&self, image: &EnrootReference, registries: &Registries) -> Client {
         let places = registry_access::places(self.transfer.authfile.clone());
-        let keyring = Arc::new(Files::new(places, image.user.clone()));
+        let keyring = Arc::new(Files::new(places, registries, image.user.clone()));
         Client::new(registry_access::options(self.transfer.plain_http, keyring))
     }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use situla_image::{Certificates, ClientCertificate, Credentials, Keyring, KeyringError, Login, Secret};
-use situla_oci::{Registry, Repository};
+use situla_oci::{CredentialHelper, Registries, Registry, Repository};
 
 use self::docker::{DockerConfig, Found, guesses, is_named};
 use self::netrc::Password;
@@ -23,6 +23,8 @@ pub(crate) use self::places::{Places, Variable};
 #[derive(Debug)]
 pub(crate) struct Files {
     places: Places,
+    /// Where logins are looked for, of what `registries.conf` knows.
+    helpers: Vec<CredentialHelper>,
     /// The only user whose logins count, where one was named.
     user: Option<String>,
     programs: Programs,
@@ -38,12 +40,26 @@ struct Search {
 }
 
 impl Files {
-    pub(crate) fn new(places: Places, user: Option<String>) -> Self {
-        Self { places, user, programs: Programs::default() }
+    pub(crate) fn new(places: Places, registries: &Registries, user: Option<String>) -> Self {
+        let helpers = registries.credential_helpers();
+        Self { places, helpers, user, programs: Programs::default() }
+    }
+
+    /// The program that keeps new logins for all registries: the first place where they are looked for, if the user has
+    /// named no file.
+    fn keeper(&self) -> Option<&str> {
+        match (&self.places.named, self.helpers.first()) {
+            (None, Some(CredentialHelper::Program(suffix))) => Some(suffix),
+            _ => None,
+        }
     }
 
     /// Keeps a login, in a file or with the helper that the file names for the registry; tells where it is.
     pub(crate) fn keep(&self, registry: &Registry, login: &Login) -> Result<String, KeyringError> {
+        if let Some(suffix) = self.keeper() {
+            let stored = self.programs.store(suffix, registry.as_str(), login);
+            return stored.map(|()| format!("docker-credential-{suffix}")).map_err(of_listed_helper);
+        }
         let path = self.written()?;
         // A helper may ask a person something: nobody is kept waiting for that.
         let helper = file::load(path)?.helper(registry);
@@ -67,6 +83,14 @@ impl Files {
         let mut known = false;
         // One patience for all: there are several names, and a helper that hangs does so with each.
         let deadline = Instant::now() + self.programs.limit;
+        for helper in &self.helpers {
+            let CredentialHelper::Program(suffix) = helper else { continue };
+            // Where new ones are kept must be able to forget them; another one need not be installed here.
+            let is_keeper = self.keeper() == Some(suffix);
+            let names = if is_keeper { BTreeSet::from([registry.to_string()]) } else { BTreeSet::new() };
+            let erased = self.erase_all(suffix, &names, &guesses(registry).into(), registry, deadline);
+            known |= erased.map_err(of_listed_helper)?;
+        }
         for (index, suffix) in config.helpers(registry).iter().enumerate() {
             // The names in the file are those of the helper that is asked for this registry; another one need not
             // know them, nor be there.
@@ -182,6 +206,18 @@ impl Files {
         Ok(None)
     }
 
+    /// Asks a helper that `registries.conf` has for all registries. As with containers' tools one that cannot tell is a
+    /// failure where nobody else has a login.
+    fn with_listed_helper(
+        &self,
+        suffix: &str,
+        registry: &Registry,
+        search: &mut Search,
+    ) -> Result<Option<Credentials>, KeyringError> {
+        let login = self.programs.get(suffix, registry.as_str()).map_err(of_listed_helper)?;
+        Ok(login.and_then(|login| self.accept(search, login, format!("docker-credential-{suffix}"))))
+    }
+
     fn in_enroot_file(
         &self,
         path: &Path,
@@ -240,16 +276,29 @@ impl Keyring for Files {
         repository: Option<&Repository>,
     ) -> Result<Option<Credentials>, KeyringError> {
         let mut search = Search::default();
-        let docker =
-            |search: &mut Search, path: &Path| self.in_docker_file(path, registry, repository, search);
-        let enroot = |search: &mut Search, path: &Path| self.in_enroot_file(path, registry, search);
-        let netrc = |search: &mut Search, path: &Path| self.in_netrc(path, registry, search);
-        type Look<'l> = &'l dyn Fn(&mut Search, &Path) -> Result<Option<Credentials>, KeyringError>;
-        let docker_files = self.places.docker.iter().map(|path| (path, &docker as Look<'_>));
-        let enroot_file = self.places.enroot.iter().map(|path| (path, &enroot as Look<'_>));
-        let netrc_file = self.places.netrc.iter().map(|path| (path, &netrc as Look<'_>));
-        for (path, look) in docker_files.chain(enroot_file).chain(netrc_file) {
-            match look(&mut search, path) {
+        type Look<'l> = Box<dyn Fn(&mut Search) -> Result<Option<Credentials>, KeyringError> + 'l>;
+        let docker = |path: &PathBuf| {
+            let path = path.clone();
+            Box::new(move |search: &mut Search| self.in_docker_file(&path, registry, repository, search))
+                as Look<'_>
+        };
+        let mut looks: Vec<Look<'_>> = self.places.named.iter().map(docker).collect();
+        for helper in &self.helpers {
+            match helper {
+                CredentialHelper::AuthFiles => looks.extend(self.places.docker.iter().map(docker)),
+                CredentialHelper::Program(suffix) => {
+                    looks.push(Box::new(|search| self.with_listed_helper(suffix, registry, search)));
+                }
+            }
+        }
+        if let Some(path) = &self.places.enroot {
+            looks.push(Box::new(|search| self.in_enroot_file(path, registry, search)));
+        }
+        if let Some(path) = &self.places.netrc {
+            looks.push(Box::new(|search| self.in_netrc(path, registry, search)));
+        }
+        for look in looks {
+            match look(&mut search) {
                 Ok(None) => {}
                 Ok(found) => return Ok(found),
                 Err(error) => drop(search.failure.get_or_insert(error)),
@@ -316,6 +365,11 @@ fn certificates_in(directory: &Path) -> Result<Certificates, KeyringError> {
 fn of_helper(message: String, path: &Path) -> KeyringError {
     let remedy =
         format!("check the helper, or take it out of credHelpers and credsStore in {}", path.display());
+    KeyringError { message, remedy }
+}
+
+fn of_listed_helper(message: String) -> KeyringError {
+    let remedy = "check the helper, or take it out of credential-helpers in registries.conf".to_owned();
     KeyringError { message, remedy }
 }
 

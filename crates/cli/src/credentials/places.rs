@@ -8,7 +8,9 @@ pub(crate) type Variable<'v> = &'v dyn Fn(&str) -> Option<String>;
 /// Files and directories, each kind in the order in which they are asked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Places {
-    /// Files in the form of Docker's `config.json`.
+    /// The file that the user has named, in the form of Docker's `config.json`.
+    pub(super) named: Option<PathBuf>,
+    /// Files in the form of Docker's `config.json`: those of containers-auth.json(5), and Apptainer's.
     pub(super) docker: Vec<PathBuf>,
     /// enroot's `.credentials`.
     pub(super) enroot: Option<PathBuf>,
@@ -32,7 +34,6 @@ impl Places {
         let docker = path("DOCKER_CONFIG").or_else(|| at_home(".docker")).map(|dir| dir.join("config.json"));
         let apptainer = path("APPTAINER_CONFIGDIR").or_else(|| at_home(".apptainer"));
         let files = [
-            named.clone(),
             docker.clone(),
             path("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
             in_config("containers/auth.json"),
@@ -45,6 +46,7 @@ impl Places {
             Some("/etc/docker/certs.d".into()),
         ];
         Self {
+            named: named.clone(),
             docker: files.into_iter().flatten().collect(),
             enroot: enroot.map(|dir| dir.join(".credentials")),
             netrc: path("NETRC").or_else(|| at_home(".netrc")),
@@ -90,10 +92,8 @@ mod tests {
             ("REGISTRY_AUTH_FILE", "/r.json"),
         ];
         let all = places(&moved, None);
-        assert_eq!(
-            paths(&all.docker),
-            "/r.json /d/config.json /c/containers/auth.json /a/docker-config.json"
-        );
+        assert_eq!(all.named, Some("/r.json".into()));
+        assert_eq!(paths(&all.docker), "/d/config.json /c/containers/auth.json /a/docker-config.json");
         assert_eq!((all.enroot, all.netrc), (Some("/e/.credentials".into()), Some("/n".into())));
         assert_eq!(all.written, Some("/r.json".into()));
         assert_eq!(places(&moved, Some("/f")).written, Some("/f".into()));

@@ -35,9 +35,16 @@ impl Home {
     }
 
     fn files(&self, user: Option<&str>) -> Files {
+        self.files_by("", user)
+    }
+
+    /// The same with a `registries.conf`.
+    fn files_by(&self, registries: &str, user: Option<&str>) -> Files {
+        let mut read = Registries::default();
+        read.add(registries).unwrap();
         let home = self.dir.path().display().to_string();
         let variable = move |name: &str| (name == "HOME").then(|| home.clone());
-        let mut files = Files::new(Places::of(&variable, None), user.map(str::to_owned));
+        let mut files = Files::new(Places::of(&variable, None), &read, user.map(str::to_owned));
         // The machine's own are none of the test's business.
         files.places.certificates.retain(|place| place.starts_with(self.dir.path()));
         let path = format!("{}:/usr/bin:/bin", self.path("bin").display());
@@ -215,6 +222,84 @@ fn a_helper_that_knows_hosts_alone_is_no_obstacle() {
     // One that fails for the registry itself is told.
     fs::write(&path, script.replacen("case $1 in", "echo locked; exit 1\ncase $1 in", 1)).unwrap();
     assert!(files.forget(&registry).unwrap_err().message.contains("locked"));
+}
+
+#[test]
+fn registries_conf_says_which_helpers_are_asked() {
+    let home = Home::new(&[
+        (DOCKER, r#"{"auths": {"a.example": {"auth": "ZDpw"}, "b.example": {"auth": "ZDpw"}}}"#),
+        (".netrc", "machine c.example login n password p"),
+    ]);
+    home.install_helper("test");
+    let kept = |name: &str, user: &str| {
+        let text = format!(r#"{{"Username": "{user}", "Secret": "hunter2"}}"#);
+        fs::write(home.path("kept").join(name), text).unwrap();
+    };
+    kept("a.example", "h");
+    kept("e.example:5000", "h");
+    let found = |helpers: &str, registry: &str| {
+        found(&home.files_by(&format!("credential-helpers = [{helpers}]"), None), registry)
+    };
+    for (helpers, registry, want) in [
+        ("", "a.example", "d p config.json"),
+        ("", "e.example:5000", "nobody"),
+        ("'containers-auth.json'", "a.example", "d p config.json"),
+        ("'test', 'containers-auth.json'", "a.example", "h hunter2 docker-credential-test"),
+        ("'test', 'containers-auth.json'", "b.example", "d p config.json"),
+        ("'containers-auth.json', 'test'", "a.example", "d p config.json"),
+        ("'containers-auth.json', 'test'", "e.example:5000", "h hunter2 docker-credential-test"),
+        // What is not listed is not asked; netrc is none of its business.
+        ("'test'", "b.example", "nobody"),
+        ("'test'", "c.example", "n p .netrc"),
+        ("'test'", "e.example", "nobody"),
+        // One that is missing matters where nobody else has a login.
+        ("'missing', 'containers-auth.json'", "b.example", "d p config.json"),
+        (
+            "'missing', 'containers-auth.json'",
+            "e.example",
+            "docker-credential-missing is not in the search path; check the helper, or take it out of \
+             credential-helpers in registries.conf",
+        ),
+    ] {
+        assert_eq!(found(helpers, registry), want, "{helpers} {registry}");
+    }
+    // The helpers of single registries, which the file names, are part of the file.
+    let own = Home::new(&[(DOCKER, r#"{"credHelpers": {"a.example": "test"}}"#)]);
+    own.install_helper("test");
+    fs::write(own.path("kept/a.example"), r#"{"Username": "h", "Secret": "s"}"#).unwrap();
+    for (list, want) in [("'containers-auth.json'", "h s docker-credential-test"), ("'x'", "search path")] {
+        let files = own.files_by(&format!("credential-helpers = [{list}]"), None);
+        let found = super::tests::found(&files, "a.example");
+        assert!(found.contains(want), "{list}: {found}");
+    }
+}
+
+#[test]
+fn new_logins_go_to_the_first_helper() {
+    let home = Home::new(&[(DOCKER, r#"{"auths": {"b.example": {"auth": "ZDpw"}}}"#)]);
+    home.install_helper("test");
+    let registry: Registry = "a.example".parse().unwrap();
+    let login = password("me", "hunter2");
+    let files = home.files_by("credential-helpers = ['test', 'containers-auth.json']", None);
+    assert_eq!(files.keep(&registry, &login).unwrap(), "docker-credential-test");
+    assert!(!home.read(DOCKER).contains("a.example"));
+    assert!(home.path("kept/a.example").exists());
+    assert!(files.forget(&registry).unwrap());
+    assert!(!home.path("kept/a.example").exists());
+    assert!(!files.forget(&registry).unwrap());
+    assert!(files.forget(&"b.example".parse().unwrap()).unwrap(), "the file's are forgotten as well");
+    // Files come first, or one was named.
+    let files = home.files_by("credential-helpers = ['containers-auth.json', 'test']", None);
+    assert!(files.keep(&registry, &login).unwrap().ends_with(DOCKER));
+    let mut files = home.files_by("credential-helpers = ['test']", None);
+    let named = home.path("named.json");
+    files.places = Places { named: Some(named.clone()), written: Some(named.clone()), ..files.places };
+    assert_eq!(files.keep(&registry, &login).unwrap(), named.display().to_string());
+    assert_eq!(found(&files, "a.example"), "me hunter2 named.json");
+    // One that cannot keep it says so.
+    let missing = home.files_by("credential-helpers = ['missing']", None);
+    let error = missing.keep(&registry, &login).unwrap_err();
+    assert!(error.message.contains("docker-credential-missing") && error.remedy.contains("registries.conf"));
 }
 
 #[test]
