@@ -6,9 +6,9 @@ use std::io::ErrorKind;
 use situla_image::sif::{SifEditError, SifError};
 use situla_image::{
     ArchiveError, ClientError, ConvertError, DirectoryError, DockerArchiveError, Doing, FileError,
-    FlattenError, KeyringError, LayerWriteError, LayoutError, PullError, PushError, ResolveError, SaveError,
-    SifFileError, SifTransferError, SourceError, SourceNameError, StoreError, TreeError, VerifyError,
-    Withheld,
+    FlattenError, Incapable, KeyringError, Lacks, LayerWriteError, LayoutError, PullError, PushError,
+    ResolveError, SaveError, SifFileError, SifTransferError, SourceError, SourceNameError, StoreError,
+    TreeError, VerifyError, Withheld,
 };
 use situla_records::EngineClass;
 
@@ -395,6 +395,17 @@ fn of_sif(error: &SifFileError) -> Judgement {
 }
 
 fn of_file(error: &FileError) -> Judgement {
+    if let Some(incapable) = Incapable::in_io(&error.source) {
+        let remedy = match incapable.lacks {
+            Lacks::NewNames => {
+                "use --force, if a file of that name may be replaced, or write to another file system and copy it"
+            }
+            Lacks::SymbolicLinks | Lacks::HardLinks => {
+                "unpack to another file system, or run the image as a file, which needs none of it"
+            }
+        };
+        return (EngineClass::SetupFailed, Some(remedy));
+    }
     match error.source.kind() {
         _ if error.doing != Doing::Read => (EngineClass::SetupFailed, Some(NO_ROOM)),
         ErrorKind::NotFound | ErrorKind::NotADirectory => (

@@ -233,7 +233,7 @@ pub fn convert_image(
     let image = resolve(source, platform).map_err(ConvertError::Resolve)?;
     progress.event(resolved(&image.digest, &image.manifest));
     let resolve_time = began.elapsed();
-    let pending = create_output(out)?;
+    let pending = create_output(out, existing(options))?;
     let mut converted = write_output(
         &pending,
         out,
@@ -262,7 +262,7 @@ pub fn convert_directory(
     progress: &dyn Progress,
 ) -> Result<Converted, ConvertError> {
     refuse_existing(out, options)?;
-    let pending = create_output(out)?;
+    let pending = create_output(out, existing(options))?;
     let sif = SifOptions { arch: Platform::native().architecture, ..SifOptions::default() };
     let mut converted = write_output(
         &pending,
@@ -290,7 +290,8 @@ pub fn unpack_image(
 ) -> Result<(Digest, Unpacked), ConvertError> {
     let image = resolve(source, platform).map_err(ConvertError::Resolve)?;
     progress.event(resolved(&image.digest, &image.manifest));
-    let pending = create_output(out)?;
+    // It gets no name.
+    let pending = create_output(out, Existing::Replace)?;
     write_output(
         &pending,
         out,
@@ -443,7 +444,7 @@ pub(crate) fn refuse_existing(out: &Path, options: &ConvertOptions) -> Result<()
     Ok(())
 }
 
-pub(crate) fn create_output(out: &Path) -> Result<PendingFile, ConvertError> {
+pub(crate) fn create_output(out: &Path, existing: Existing) -> Result<PendingFile, ConvertError> {
     let dir = match out.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -451,7 +452,16 @@ pub(crate) fn create_output(out: &Path) -> Result<PendingFile, ConvertError> {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     // The hidden name must not exceed the limit where the visible one does not.
     let prefix: String = name.chars().take(40).collect();
-    Ok(PendingFile::create(dir, &prefix).map_err(FileError::write(out))?)
+    let pending = PendingFile::create(dir, &prefix).map_err(FileError::write(out))?;
+    if existing == Existing::Refuse {
+        pending.expect_new_names().map_err(FileError::write(out))?;
+    }
+    Ok(pending)
+}
+
+/// Whether an output may take another one's place.
+pub(crate) fn existing(options: &ConvertOptions) -> Existing {
+    if options.overwrite { Existing::Replace } else { Existing::Refuse }
 }
 
 pub(crate) fn publish(
@@ -471,8 +481,7 @@ pub(crate) fn publish(
     if format == OutputFormat::Sif {
         let_readers_execute(&file).map_err(failed)?;
     }
-    let existing = if options.overwrite { Existing::Replace } else { Existing::Refuse };
-    pending.publish(out, existing).map_err(failed)?;
+    pending.publish(out, existing(options)).map_err(failed)?;
     converted.timings.finish += began.elapsed();
     Ok(())
 }

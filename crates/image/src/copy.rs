@@ -9,7 +9,7 @@ use situla_oci::Digest;
 use situla_sif::SifWriter;
 
 use crate::convert::{
-    ConvertError, ConvertOptions, Converted, OutputFormat, Timings, create_output, describe_image,
+    ConvertError, ConvertOptions, Converted, OutputFormat, Timings, create_output, describe_image, existing,
     hash_range, publish, refuse_existing,
 };
 use crate::file_error::FileError;
@@ -73,7 +73,7 @@ fn rewrite(
     let mut file = File::open(input).map_err(read())?;
     let (kind, window) = root_window(input, &file)?;
     let (manifest_digest, sif) = describe_image(input, window.over(file.try_clone().map_err(read())?))?;
-    let pending = create_output(out)?;
+    let pending = create_output(out, existing(options))?;
     let mut target = pending.file().map_err(write())?;
     // Where the root file system lies in the output. The kernel copies, and shares blocks where it can.
     let offset = match (kind, format) {

@@ -12,6 +12,7 @@ mod client;
 mod convert;
 mod copy;
 mod file_error;
+mod file_system;
 mod flatten;
 mod identity;
 mod image_parts;
@@ -49,6 +50,7 @@ pub use convert::{
 };
 pub use copy::{convert_file, export};
 pub use file_error::{Doing, FileError};
+pub use file_system::{Incapable, Lacks};
 pub use flatten::{
     FlattenError, FlattenOptions, Flattened, LayerSource, Level, MAX_ENTRIES, MergeError, Merger, flatten,
 };

@@ -12,10 +12,11 @@ use thiserror::Error;
 
 use crate::client::{Client, ClientError};
 use crate::convert::ConvertOptions;
-use crate::convert::{ConvertError, create_output, hash_from, let_readers_execute, refuse_existing};
+use crate::convert::{
+    ConvertError, create_output, existing, hash_from, let_readers_execute, refuse_existing,
+};
 use crate::file_error::FileError;
 use crate::inspect::{FileKind, kind_of};
-use crate::output::Existing;
 use crate::progress::{Event, Progress};
 use crate::push::{From, PushError, PushTarget, Pushed, Sending, send_all, summed};
 use crate::source::{MANIFEST_TYPE, ResolveError, descriptor, manifest_bytes};
@@ -148,7 +149,7 @@ pub fn pull_sif(
     let (manifest_digest, layer) = find_sif(client, reference, platform)?;
     let manifest = manifest_digest.clone();
     progress.event(Event::Resolved { manifest, n_layers: 1, bytes: layer.size });
-    let pending = create_output(out)?;
+    let pending = create_output(out, existing(options))?;
     let mut file = pending.file().map_err(FileError::write(out))?;
     let blob = client.open_blob(reference, &layer, "the SIF file");
     let registry = |source| SifTransferError::Registry { reference: Box::new(reference.clone()), source };
@@ -171,8 +172,7 @@ pub fn pull_sif(
     }
     progress.event(Event::LayerDone { layer_idx: 0 });
     let_readers_execute(&file).map_err(FileError::write(out))?;
-    let existing = if options.overwrite { Existing::Replace } else { Existing::Refuse };
-    pending.publish(out, existing).map_err(|source| match source.kind() {
+    pending.publish(out, existing(options)).map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => ConvertError::Exists { path: out.to_owned() },
         _ => FileError::write(out)(source).into(),
     })?;

@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 
+use crate::file_system::{Incapable, Lacks, is_inability};
 use crate::process_identity::realm_name;
 use crate::traces::Trace;
 
@@ -100,6 +102,22 @@ impl PendingFile {
         self.temp.is_some()
     }
 
+    /// Fails where it could not be given a name that is to be new, before there is anything in it: some file systems have
+    /// no way to do that. To make an empty file of the name would, and so would a look whether there is one, but for a
+    /// moment others would find a file that is not complete, or lose theirs.
+    pub(crate) fn expect_new_names(&self) -> io::Result<()> {
+        let Some((temp, _)) = &self.temp else { return Ok(()) };
+        let probe = self.temp_path();
+        let _trace = Trace::of(&probe);
+        match fs::hard_link(temp, &probe) {
+            Ok(()) => fs::remove_file(&probe),
+            Err(link) => match rename_anew(temp, &probe) {
+                Ok(()) => fs::rename(&probe, temp),
+                Err(error) => Err(is_why(&self.dir, error, link)),
+            },
+        }
+    }
+
     /// Returns the open file.
     pub(crate) fn file(&self) -> io::Result<File> {
         match &self.file {
@@ -146,13 +164,23 @@ impl PendingFile {
                 // A link fails where a name exists; rename would replace it.
                 match fs::hard_link(&temp, path) {
                     Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                        rename_anew(&temp, path).or(Err(e))?
+                        rename_anew(&temp, path).map_err(|error| is_why(&self.dir, error, e))?
                     }
                     result => result?,
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// Why a file in `dir` got no name that is new, by neither of both ways.
+fn is_why(dir: &Path, rename: io::Error, link: io::Error) -> io::Error {
+    let is_inability = |error: &io::Error| Errno::from_io_error(error).is_some_and(is_inability);
+    match (is_inability(&rename), is_inability(&link)) {
+        (true, true) => Incapable::at(dir, Lacks::NewNames),
+        (true, false) => link,
+        (false, _) => rename,
     }
 }
 
@@ -238,6 +266,28 @@ mod tests {
         fs::remove_file(&to).unwrap();
         rename_anew(&from, &to).unwrap();
         assert_eq!(fs::read(&to).unwrap(), b"new");
+    }
+
+    #[test]
+    fn whether_names_can_be_new_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let pending = PendingFile::create_named(dir.path(), "x").unwrap();
+        pending.file().unwrap().write_all(b"text").unwrap();
+        pending.expect_new_names().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        pending.appear(&dir.path().join("out"), Existing::Refuse).unwrap();
+        assert_eq!(fs::read(dir.path().join("out")).unwrap(), b"text");
+        // What is no inability is told as it is.
+        let error = |errno: Errno| io::Error::from(errno);
+        for (rename, link, kind) in [
+            (Errno::INVAL, Errno::PERM, io::ErrorKind::Unsupported),
+            (Errno::NOSYS, Errno::OPNOTSUPP, io::ErrorKind::Unsupported),
+            (Errno::EXIST, Errno::PERM, io::ErrorKind::AlreadyExists),
+            (Errno::INVAL, Errno::NOENT, io::ErrorKind::NotFound),
+            (Errno::NOSPC, Errno::PERM, io::ErrorKind::StorageFull),
+        ] {
+            assert_eq!(is_why(dir.path(), error(rename), error(link)).kind(), kind, "{rename:?} {link:?}");
+        }
     }
 
     type Create = fn(&Path, &str) -> io::Result<PendingFile>;

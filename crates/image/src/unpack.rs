@@ -29,6 +29,7 @@ use situla_squashfs::{DirCookie, FileType, Image, Inode, ReadOptions};
 
 use crate::convert::ConvertError;
 use crate::file_error::FileError;
+use crate::file_system::{Incapable, Lacks, is_inability};
 use crate::flatten::MAX_ENTRIES;
 use crate::inspect::root_window;
 use crate::progress::{Event, Progress};
@@ -250,7 +251,7 @@ impl Work<'_> {
         let Walked { unpacked, links, finishes, .. } = walked?;
         for (existing, link) in links {
             rustix::fs::linkat(root.as_fd(), &existing, root.as_fd(), &link, AtFlags::empty())
-                .map_err(|errno| self.cannot_write(&link, errno))?;
+                .map_err(|errno| self.cannot_link(&link, errno, Lacks::HardLinks))?;
         }
         // From the deepest up: entering a directory needs the one above.
         for finish in finishes.iter().rev() {
@@ -267,6 +268,13 @@ impl Work<'_> {
 
     fn cannot_write(&self, path: &Path, errno: Errno) -> ConvertError {
         FileError::write(self.out.join(path))(errno.into()).into()
+    }
+
+    fn cannot_link(&self, path: &Path, errno: Errno, lacks: Lacks) -> ConvertError {
+        if !is_inability(errno) {
+            return self.cannot_write(path, errno);
+        }
+        FileError::write(self.out.join(path))(Incapable::at(self.out, lacks)).into()
     }
 
     fn cannot_read(&self, source: situla_squashfs::Error) -> ConvertError {
@@ -367,7 +375,8 @@ impl Work<'_> {
                     FileType::Symlink => {
                         let target = self.image.read_link(&inode).map_err(|error| self.cannot_read(error))?;
                         rustix::fs::symlinkat(target.as_slice(), at, entry.name.as_slice())
-                            .and_then(|()| set_time(at, &entry.name, inode.mtime))
+                            .map_err(|errno| self.cannot_link(&here, errno, Lacks::SymbolicLinks))?;
+                        set_time(at, &entry.name, inode.mtime)
                     }
                     FileType::Fifo => {
                         let mode = Mode::from_raw_mode(u32::from(inode.mode & 0o777 | 0o600));

@@ -25,6 +25,7 @@ pub mod no_helpers;
 pub mod options;
 pub mod packaging;
 pub mod pins;
+pub mod plain_fs;
 pub mod policy;
 pub mod private_images;
 pub mod privileged;
@@ -130,6 +131,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pushes::sif_both_ways", pushes::sif_both_ways),
     ("stored_images::used_ones_stay", stored_images::used_ones_stay),
     ("stored_images::of_the_site", stored_images::of_the_site),
+    ("plain_fs::convert", plain_fs::convert),
+    ("plain_fs::stores", plain_fs::stores),
     ("private_images::another_users", private_images::another_users),
     ("private_images::in_the_sites_store", private_images::in_the_sites_store),
     ("private_images::in_clear", private_images::in_clear),
@@ -402,6 +405,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             kernel_mounts::loop_devices()
         }
         "apparmor_profile" => packaging::parser(env),
+        "plain_fs::convert" | "plain_fs::stores" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),
         "image_trees::of_many_layers" => image_trees::large_image(env),
         "pull_crashes::at_every_step" => {

@@ -26,8 +26,8 @@ pub(crate) struct DockerArchiveWriter {
 }
 
 impl DockerArchiveWriter {
-    pub(crate) fn create(path: &Path) -> Result<Self, SaveError> {
-        let pending = create_output(path).map_err(SaveError::Image)?;
+    pub(crate) fn create(path: &Path, existing: Existing) -> Result<Self, SaveError> {
+        let pending = create_output(path, existing).map_err(SaveError::Image)?;
         let file = pending.file().map_err(FileError::write(path))?;
         Ok(Self { path: path.to_owned(), pending, file, layers: Vec::new(), written: Vec::new() })
     }
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn a_longer_header_finds_its_place() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = DockerArchiveWriter::create(&dir.path().join("a.tar")).unwrap();
+        let mut writer = DockerArchiveWriter::create(&dir.path().join("a.tar"), Existing::Refuse).unwrap();
         let data: Vec<u8> = (0..3_000_000u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
         writer.file.write_all(&[0; 2 * BLOCK]).unwrap();
         writer.file.write_all(&data).unwrap();

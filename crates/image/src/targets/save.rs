@@ -105,7 +105,7 @@ impl<'t> Place<'t> {
                     return Err(SaveError::Exists(path.display().to_string()));
                 }
                 let existing = if overwrite { Existing::Replace } else { Existing::Refuse };
-                Ok(Self::Archive(DockerArchiveWriter::create(path)?, name.as_deref(), existing))
+                Ok(Self::Archive(DockerArchiveWriter::create(path, existing)?, name.as_deref(), existing))
             }
         }
     }
