@@ -189,6 +189,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
 /// Privileged cases of `make test-full` alone: what they need takes long to make.
 const PRIVILEGED_FULL: &[(&str, DeskCase)] = &[
     ("image_trees::of_many_layers", image_trees::of_many_layers),
+    ("small_jobs::nearly_a_million_files", small_jobs::nearly_a_million_files),
     ("slurm_of_trixie", releases::trixie),
     ("slurm_of_sid", releases::sid),
 ];
@@ -412,7 +413,9 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             privileged::registry_program()?;
             no_helpers::tracer()
         }
-        "small_jobs::control_group" | "small_jobs::written_into_memory" => small_jobs::ready(),
+        "small_jobs::control_group"
+        | "small_jobs::written_into_memory"
+        | "small_jobs::nearly_a_million_files" => small_jobs::ready(),
         "crowds::mpi_copies_directly" => crowds::compilers(),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::Desk;
 use crate::command::{self, Output};
@@ -62,6 +63,10 @@ impl Group {
 
     /// Runs a command of the user in the group, on one processor.
     fn run(&self, desk: &Desk, dir: &Path, words: &[&str]) -> Result<Output, String> {
+        self.run_within(desk, dir, words, PATIENCE)
+    }
+
+    fn run_within(&self, desk: &Desk, dir: &Path, words: &[&str], limit: Duration) -> Result<Output, String> {
         let inside = desk.env.user_command(dir, words)?;
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ > \"$1/cgroup.procs\" && shift && exec taskset -c 0 \"$@\"", "sh"]);
@@ -72,7 +77,7 @@ impl Group {
             .current_dir(dir)
             .env_clear();
         command.envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command::run(command, PATIENCE)
+        command::run(command, limit)
     }
 
     /// Processes that the kernel has killed in the group for want of memory.
@@ -163,5 +168,35 @@ pub fn control_group(desk: &Desk) -> Check {
             return Err(format!("{source} in {mib} MiB: made {made}, {n_killed} killed").into());
         }
     }
+    Ok(())
+}
+
+/// In a control group of 512 MiB and with one processor, a tree of nearly a million files is converted, with all of them; in
+/// one of much less the limit is named. The kernel kills nothing.
+///
+/// # Errors
+/// It is otherwise.
+pub fn nearly_a_million_files(desk: &Desk) -> Check {
+    /// Making, converting and removing them, on a busy machine.
+    const LONG: Duration = Duration::from_secs(900);
+    let dir = desk.env.work_dir("million")?;
+    let script = "mkdir many && cd many && for d in $(seq 950); do mkdir $d && (cd $d && seq -f file-%g-of-a-thousand 1000 | xargs touch) || exit; done";
+    command::run(desk.env.user_command(dir.path(), ["sh", "-c", script])?, LONG)?.success()?;
+    for (mib, expected) in [(96u64, false), (512, true)] {
+        let group = Group::new("million", mib << 20)?;
+        let words = ["situla", "convert", "--quiet", "many", "many.sqsh"];
+        let output = group.run_within(desk, dir.path(), &words, LONG)?;
+        let (took, made, n_killed) = (output.took, made_or_named(output)?, group.n_killed()?);
+        if made != expected || n_killed > 0 {
+            return Err(format!("in {mib} MiB: made {made} after {took:?}, {n_killed} killed").into());
+        }
+    }
+    let count = ["sh", "-c", "unsquashfs -l many.sqsh | grep -c file-"];
+    let count = command::run(desk.env.user_command(dir.path(), count)?, LONG)?.success()?;
+    if count.stdout.trim() != "950000" {
+        return Err(format!("not all files are there\n{count}").into());
+    }
+    // Faster than one by one, and outside of the time that the other cases have.
+    command::run(desk.env.user_command(dir.path(), ["rm", "-rf", "many"])?, LONG)?.success()?;
     Ok(())
 }
