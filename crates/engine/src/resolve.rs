@@ -393,7 +393,7 @@ fn recipe(opening: &Opening<'_>) -> Recipe {
 /// Opens an image of a store.
 fn open_stored(image: &StoredImage, opening: &Opening<'_>) -> Result<Resolved, EngineError> {
     let mut resolved = open_path(&image.path, opening.requested)?;
-    resolved.identify(&image);
+    resolved.identify(image);
     Ok(resolved)
 }
 

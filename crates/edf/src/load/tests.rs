@@ -13,7 +13,7 @@ fn loaded(name: &str, files: &[(&str, &str)], variables: &[(&str, &str)]) -> Res
     load(
         name,
         &Surroundings {
-            cwd: Path::new("/work"),
+            cwd: Path::new("/here"),
             home: Some(Path::new("/home/u")),
             site: &site,
             variable: &variable,
@@ -40,7 +40,7 @@ fn a_file_says_all_that_there_is() {
         "com.hooks.ssh.port" = 15263
         plain = "x"
     "#;
-    let edf = loaded("./e.toml", &[("/work/e.toml", text)], &[("SCRATCH", "/lustre/u")]).unwrap();
+    let edf = loaded("./e.toml", &[("/here/e.toml", text)], &[("SCRATCH", "/lustre/u")]).unwrap();
     assert_eq!(edf.image.as_deref(), Some("registry.example#team/app:1"));
     assert_eq!((edf.workdir.as_deref(), edf.entrypoint, edf.writable), (Some("/src"), true, false));
     assert_eq!(edf.mounts, ["/lustre/u:/scratch:ro+private", "/a:/b"]);
@@ -49,14 +49,14 @@ fn a_file_says_all_that_there_is() {
     let annotations: Vec<_> = edf.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let wanted = [("com.hooks.ssh.enabled", "true"), ("com.hooks.ssh.port", "15263"), ("plain", "x")];
     assert_eq!(annotations, wanted);
-    assert_eq!(edf.unknown, [(PathBuf::from("/work/e.toml"), "newer".to_owned())]);
-    assert_eq!(edf.files, [Path::new("/work/e.toml")]);
+    assert_eq!(edf.unknown, [(PathBuf::from("/here/e.toml"), "newer".to_owned())]);
+    assert_eq!(edf.files, [Path::new("/here/e.toml")]);
 }
 
 #[test]
 fn what_is_not_said_is_as_documented() {
-    let edf = loaded("./e.toml", &[("/work/e.toml", "image = \"\"\nworkdir = \"\"")], &[]).unwrap();
-    assert_eq!(edf, Edf { writable: true, files: vec!["/work/e.toml".into()], ..Edf::default() });
+    let edf = loaded("./e.toml", &[("/here/e.toml", "image = \"\"\nworkdir = \"\"")], &[]).unwrap();
+    assert_eq!(edf, Edf { writable: true, files: vec!["/here/e.toml".into()], ..Edf::default() });
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn names_are_looked_for_and_paths_are_not() {
         ("/etc/edf/theirs.toml", "image = \"theirs\""),
         ("/one/mine.toml", "image = \"one\""),
         ("/two/mine.toml", "image = \"two\""),
-        ("/work/x.toml", "image = \"here\""),
+        ("/here/x.toml", "image = \"here\""),
         ("/abs/x.toml", "image = \"abs\""),
     ];
     for (name, path, image) in [
@@ -166,7 +166,7 @@ fn what_is_wrong_is_named() {
         ("image = \"${NONE}\"", "image mentions ${NONE}, which is not set"),
         ("[env]\nA = \"${B}\"\nB = \"1\"", "env.A mentions ${B}"),
     ] {
-        let error = loaded("./e.toml", &[("/work/e.toml", text)], &[]).unwrap_err().to_string();
-        assert!(error.starts_with("/work/e.toml: ") && error.contains(part), "{text}: {error}");
+        let error = loaded("./e.toml", &[("/here/e.toml", text)], &[]).unwrap_err().to_string();
+        assert!(error.starts_with("/here/e.toml: ") && error.contains(part), "{text}: {error}");
     }
 }
