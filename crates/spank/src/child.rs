@@ -62,12 +62,22 @@ pub(crate) struct Job<'a> {
     pub(crate) groups: &'a [u32],
 }
 
-/// Runs a program, without standard streams and in a process group of its own, and gives its exit status;
-/// `None` if it had to be killed, or has died otherwise.
+/// How a program has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By itself, with this status.
+    Exited(i32),
+    /// By a signal that somebody else has sent.
+    Killed,
+    /// It had to be killed because it took too long; or somebody else has waited for it, so that nobody knows.
+    GivenUp,
+}
+
+/// Runs a program, without standard streams and in a process group of its own, and tells how it has ended.
 ///
 /// # Errors
 /// There can be no child.
-pub(crate) fn run(job: &Job<'_>, patience: Duration) -> io::Result<Option<i32>> {
+pub(crate) fn run(job: &Job<'_>, patience: Duration) -> io::Result<End> {
     let argv = [job.program.as_ptr(), job.argument.as_ptr(), std::ptr::null()];
     let env: Vec<*const c_char> =
         job.environment.iter().map(|entry| entry.as_ptr()).chain([std::ptr::null()]).collect();
@@ -81,7 +91,7 @@ pub(crate) fn run(job: &Job<'_>, patience: Duration) -> io::Result<Option<i32>> 
 }
 
 /// Waits for a child as long as `patience` says, and for a moment after it was killed.
-fn wait(pid: c_int, patience: Duration) -> Option<i32> {
+fn wait(pid: c_int, patience: Duration) -> End {
     let begun = Instant::now();
     let mut killed = false;
     loop {
@@ -90,12 +100,13 @@ fn wait(pid: c_int, patience: Duration) -> Option<i32> {
         match unsafe { waitpid(pid, &raw mut status, NO_HANG) } {
             0 => {}
             // Exited, as `WIFEXITED` and `WEXITSTATUS` say.
-            ended if ended == pid && status & 0x7f == 0 => return Some((status >> 8) & 0xff),
-            _ => return None,
+            ended if ended == pid && status & 0x7f == 0 => return End::Exited((status >> 8) & 0xff),
+            ended if ended == pid && !killed => return End::Killed,
+            _ => return End::GivenUp,
         }
         let elapsed = begun.elapsed();
         if elapsed > patience + LEAVE {
-            return None;
+            return End::GivenUp;
         }
         if elapsed > patience && !killed {
             killed = true;
@@ -188,7 +199,7 @@ mod tests {
 
     const GROUP: u32 = 4242;
 
-    fn ran(program: &CStr, argument: &CStr, patience: Duration) -> Option<i32> {
+    fn ran(program: &CStr, argument: &CStr, patience: Duration) -> End {
         // SAFETY: takes nothing.
         let uid = unsafe { geteuid() };
         let environment = [c"STATUS=7".to_owned(), c"PATH=/usr/bin:/bin".to_owned()];
@@ -214,14 +225,24 @@ mod tests {
         let status = ran(c"/bin/sh", &script, Duration::from_secs(60));
         std::fs::remove_file(&dir).unwrap();
         drop(open);
-        assert_eq!(status, Some(7));
+        assert_eq!(status, End::Exited(7));
     }
 
     #[test]
     fn what_cannot_be_executed_is_told() {
         let long = Duration::from_secs(60);
-        assert_eq!(ran(c"/nonexistent", c"", long), Some(CANNOT_EXECUTE));
-        assert_eq!(ran(c"/", c"", long), Some(CANNOT_EXECUTE));
+        assert_eq!(ran(c"/nonexistent", c"", long), End::Exited(CANNOT_EXECUTE));
+        assert_eq!(ran(c"/", c"", long), End::Exited(CANNOT_EXECUTE));
+    }
+
+    #[test]
+    fn one_that_somebody_kills_is_told_from_one_that_takes_too_long() {
+        let script = std::env::temp_dir().join(format!("situla-killed-{}", std::process::id()));
+        std::fs::write(&script, "kill -9 $$\n").unwrap();
+        let path = CString::new(script.to_str().unwrap()).unwrap();
+        let end = ran(c"/bin/sh", &path, Duration::from_secs(60));
+        std::fs::remove_file(&script).unwrap();
+        assert_eq!(end, End::Killed);
     }
 
     #[test]
@@ -232,7 +253,7 @@ mod tests {
         let text = format!("sleep 1000 &\necho $! >{0}.new\nmv {0}.new {0}\nwait\n", told.display());
         std::fs::write(&script, text).unwrap();
         let path = CString::new(script.to_str().unwrap()).unwrap();
-        assert_eq!(ran(c"/bin/sh", &path, Duration::from_millis(500)), None);
+        assert_eq!(ran(c"/bin/sh", &path, Duration::from_millis(500)), End::GivenUp);
         assert!(begun.elapsed() < Duration::from_secs(30));
         let child = std::fs::read_to_string(&told).unwrap();
         std::fs::remove_file(&script).unwrap();

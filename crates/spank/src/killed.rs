@@ -4,8 +4,8 @@
 //! killed on a node with no other task, nobody of ours is left there, and Slurm lets the tasks of other
 //! nodes go on. So the trampoline is started once more, as the user, to find out from the user's own
 //! record what the death means, and to end the step if a container was lost. That happens after a death
-//! by KILL alone, and at most once a node and step unless the death was the payload's. All of it together is
-//! bounded in time: slurmstepd must not be held up for each task of hundreds.
+//! by KILL alone, and at most once a node and step unless the death was the payload's; a second time where it was
+//! killed itself, since nobody else would end the step then. All of it together is bounded in time: slurmstepd must not be held up for each task of hundreds.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::child::{self, Job};
+use crate::child::{self, End, Job};
 use crate::ffi::{Handle, TaskEnd};
 
 /// What is left of the time that this step may take on this node.
@@ -118,18 +118,25 @@ pub(crate) fn look_into(
         groups: &spank.groups(),
     };
     let begun = Instant::now();
-    let status = child::run(&job, PATIENCE);
+    let mut end = child::run(&job, PATIENCE);
+    if matches!(end, Ok(End::Killed)) {
+        end = child::run(&job, PATIENCE.saturating_sub(begun.elapsed()));
+    }
     let was_last = LEFT.take(begun.elapsed());
-    if !matches!(status, Ok(Some(NOT_LOST))) {
+    if !matches!(end, Ok(End::Exited(NOT_LOST))) {
         // Whatever else it says, it is not asked again.
         LEFT.end();
     }
-    match status {
-        Ok(Some(0)) => Ok(true),
-        Ok(Some(NOT_LOST)) if was_last => {
+    match end {
+        Ok(End::Exited(0)) => Ok(true),
+        Ok(End::Exited(NOT_LOST)) if was_last => {
             Err("so many tasks were killed that no more of them are looked into on this node".to_owned())
         }
-        Ok(Some(NOT_LOST)) => Ok(false),
+        Ok(End::Exited(NOT_LOST)) => Ok(false),
+        Ok(End::Killed) => Err(
+            "a task was killed, and twice what was to find out why; if a container is lost, the step goes on"
+                .to_owned(),
+        ),
         Ok(_) => {
             Err("a task was killed with its container, and Slurm cannot be asked to end the step".to_owned())
         }
