@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::error::{InstanceError, InstanceFlaw};
 use super::name::InstanceName;
+use super::process::ProcessRef;
 use super::state::{InstanceState, SCHEMA};
 
 /// The largest file that is read or written: a filter of system calls, which is part of it, may have been 1 MiB
@@ -235,6 +236,21 @@ impl Instances {
         }
     }
 
+    /// Removes what holders that were killed while they published an instance of that name have left. To be called
+    /// under the lock.
+    pub(crate) fn remove_pending(&self, name: &InstanceName) {
+        let start = format!(".{name}.");
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        for entry in entries.take(MAX_INSTANCES * 4) {
+            let file = entry.file_name();
+            let pid = file.to_str().and_then(|file| file.strip_prefix(&start)?.parse().ok());
+            // One whose starter was killed may be publishing at this moment, without the lock.
+            if pid.is_some_and(|pid| ProcessRef::of(pid).is_none()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Removes the file of an instance that has ended.
     pub(crate) fn forget(&self, state: &InstanceState) -> Result<(), InstanceError> {
         let _lock = self.lock()?;
@@ -275,7 +291,7 @@ pub(crate) fn failed<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Err
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    use super::super::process::{ProcessRef, realm};
+    use super::super::process::realm;
     use super::*;
 
     fn state(name: &str) -> InstanceState {
@@ -353,6 +369,29 @@ mod tests {
         ];
         assert_eq!(seen(&instances), own(&all));
         assert_eq!(seen(&instances), own(&[all[1], all[3]]));
+    }
+
+    #[test]
+    fn what_a_killed_holder_was_writing_goes_with_the_next_start() {
+        let (_directory, instances) = place();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let (gone, own) = (child.id(), std::process::id());
+        let files = [
+            (format!(".a.{gone}"), false),
+            (format!(".a.{own}"), true),
+            (format!(".b.{gone}"), true),
+            (format!(".a.b.{gone}"), true),
+            (".lock".to_owned(), true),
+            ("a.out".to_owned(), true),
+        ];
+        for (name, _) in &files {
+            fs::write(instances.directory.join(name), "{").unwrap();
+        }
+        instances.remove_pending(&InstanceName::parse("a").unwrap());
+        for (name, stays) in &files {
+            assert_eq!(instances.directory.join(name).exists(), *stays, "{name}");
+        }
     }
 
     #[test]

@@ -75,6 +75,7 @@ pub fn start(
     instances.create()?;
     let _lock = instances.lock()?;
     instances.remove_unusable(name)?;
+    instances.remove_pending(name);
     if let Some(ended) = expect_free(&instances, name)? {
         instances.remove(&ended);
     }
