@@ -28,6 +28,12 @@ pub enum Kind {
     Init,
     /// It waits for an instance.
     Holder,
+    /// It starts an instance.
+    Starter,
+    /// It runs a command in an instance, and waits for it.
+    Visitor,
+    /// It finds out, for the plugin, what the death of a task by KILL means.
+    AfterKill,
 }
 
 /// One process.
@@ -92,10 +98,14 @@ impl Raw {
         }
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        let work = if words.contains(&&b"pull"[..]) {
-            Some(Kind::Fetcher)
-        } else {
-            words.windows(2).any(|two| two == [&b"cache"[..], b"fill"]).then_some(Kind::Extractor)
+        let says = |first: &[u8], second: &[u8]| words.windows(2).any(|two| two == [first, second]);
+        let work = match () {
+            () if words.contains(&&b"pull"[..]) => Some(Kind::Fetcher),
+            () if says(b"cache", b"fill") => Some(Kind::Extractor),
+            () if says(b"instance", b"start") => Some(Kind::Starter),
+            () if says(b"instance", b"exec") => Some(Kind::Visitor),
+            () if words.get(1) == Some(&&b"task-killed"[..]) => Some(Kind::AfterKill),
+            () => None,
         };
         Some(Self {
             pid,
@@ -106,12 +116,15 @@ impl Raw {
     }
 
     fn known_among(&self, all: &[Raw]) -> Process {
+        let is_child = all.iter().any(|other| other.pid == self.parent);
         let kind = match (self.name.as_str(), self.work) {
             ("situla-keeper", _) => Kind::Keeper,
             ("situla-init", _) => Kind::Init,
             ("situla-instance", _) => Kind::Holder,
+            // Their children have their words until they have a name.
+            (_, Some(Kind::Starter | Kind::Visitor | Kind::AfterKill)) if is_child => Kind::Child,
             (_, Some(work)) => work,
-            _ if all.iter().any(|other| other.pid == self.parent) => Kind::Child,
+            _ if is_child => Kind::Child,
             _ => Kind::Task,
         };
         Process { pid: self.pid, parent: self.parent, kind }

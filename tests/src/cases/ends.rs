@@ -28,7 +28,7 @@ const SLURM_KILL_WAIT: Duration = Duration::from_secs(5);
 pub(super) const KILL_WAIT: Duration = Duration::from_secs(5 + 6);
 
 /// Longer than the plugin takes to find out what a kill was, and Slurm to end a step.
-const UNDISTURBED: Duration = Duration::from_secs(4);
+pub(super) const UNDISTURBED: Duration = Duration::from_secs(4);
 
 /// How often slurmctld looks whether jobs have reached their limits.
 pub(super) const LIMIT_PERIOD: Duration = Duration::from_secs(30);

@@ -1,6 +1,6 @@
 //! `kill -9` of our processes at random moments: of the tasks, the keeper, a payload that is not one yet, the first
-//! process of a PID namespace, those that fetch or extract an image, in a step and for a user, and those of an
-//! instance.
+//! process of a PID namespace, those that fetch or extract an image, in a step and for a user, those of an instance
+//! and of whoever starts or enters it, and the process that is to find out what the kill of a task meant.
 //!
 //! After each kill the step must end in time and badly, nothing may be left, and the next step and the next
 //! pull must work. Half of the moments are random; the others are chosen so that each phase in which a process
@@ -8,6 +8,7 @@
 //! while it is stopped. The seed is printed, and taken from `SITULA_TEST_SEED` when it is set, and so is how often
 //! which kind was hit in which phase.
 
+mod after_kill;
 mod instances;
 mod pulls;
 
@@ -50,11 +51,15 @@ enum Victim {
     Init,
     /// The process that extracts the image of a step.
     Extractor,
-    /// The holder, the init or the keeper of a user's instance.
+    /// The starter, the holder, the init or the keeper of a user's instance.
     Instance,
+    /// Who enters an instance, or what is to become his command.
+    Visit,
+    /// The process that the plugin starts when a task has died by KILL.
+    AfterKill,
 }
 
-const VICTIMS: [Victim; 8] = [
+const VICTIMS: [Victim; 10] = [
     Victim::Task,
     Victim::Keeper,
     Victim::Payload,
@@ -63,6 +68,8 @@ const VICTIMS: [Victim; 8] = [
     Victim::Init,
     Victim::Extractor,
     Victim::Instance,
+    Victim::Visit,
+    Victim::AfterKill,
 ];
 
 /// No process of the step has the meeting point or has forked anything.
@@ -77,9 +84,13 @@ const FORKED: &str = "before it has namespaces";
 const INSIDE: &str = "in its namespaces, before exec";
 const FETCHING: &str = "while fetching";
 const EXTRACTING: &str = "while extracting";
+/// A task of ours was killed just before.
+const LOST: &str = "while it ends the step";
+/// The payload of a task has killed itself just before.
+const OWN_DEATH: &str = "after a payload's own death";
 
 /// What must be hit, whatever the random moments hit.
-const AIMS: [(Victim, &str); 10] = [
+const AIMS: [(Victim, &str); 12] = [
     (Victim::Task, BEFORE_MEETING),
     (Victim::Task, SETTING_UP),
     (Victim::Task, RUNNING),
@@ -90,6 +101,8 @@ const AIMS: [(Victim, &str); 10] = [
     (Victim::Payload, INSIDE),
     (Victim::Init, SETTING_UP),
     (Victim::Init, RUNNING),
+    (Victim::AfterKill, LOST),
+    (Victim::AfterKill, OWN_DEATH),
 ];
 
 /// When a round is to hit.
@@ -102,7 +115,7 @@ enum Moment {
 }
 
 /// How many kills, in `make test` and in `make test-full`: every second one is aimed, the others take all victims in turn.
-const KILLS: (usize, usize) = (40, 400);
+const KILLS: (usize, usize) = (44, 440);
 
 /// How long after a payload's end the process that waits for it may still be hit; it is mostly gone by then.
 const LAST_MOMENTS: Duration = Duration::from_micros(1000);
@@ -205,6 +218,14 @@ impl Round<'_> {
             let phase = match victim {
                 Victim::Pull => self.user_pull(delay, random)?,
                 Victim::Instance => self.user_instance(delay, random)?,
+                Victim::Visit => self.user_visit(delay, random)?,
+                Victim::AfterKill => {
+                    let aim = aim.unwrap_or(if random.below(2) == 0 { LOST } else { OWN_DEATH });
+                    self.after_kill(aim, delay, random)?.map(|one| {
+                        killed.push(one);
+                        aim
+                    })
+                }
                 _ => self.step(victim, aim.map_or(Moment::After(delay), Moment::In), random)?.map(|one| {
                     let phase = one.phase;
                     killed.push(one);
@@ -501,7 +522,7 @@ fn is_victim(victim: Victim, one: &Process, all: &[Process]) -> bool {
         Victim::Payload => one.kind == Kind::Child && all.iter().any(|other| other.kind == Kind::Keeper),
         Victim::Init => one.kind == Kind::Init,
         Victim::Extractor => one.kind == Kind::Extractor,
-        Victim::Pull | Victim::Instance => false,
+        Victim::Pull | Victim::Instance | Victim::Visit | Victim::AfterKill => false,
     }
 }
 
@@ -539,6 +560,13 @@ impl Killed {
             && records.iter().map(|record| record.exits.len() as u64).sum::<u64>() == self.n_tasks;
         let fits = |record: &Outcome| match (well, victim) {
             (true, _) => record.class == "ok",
+            // The others have come to their end.
+            (false, Victim::AfterKill) if *phase == OWN_DEATH => {
+                ["signal", "ok"].contains(&record.class.as_str())
+            }
+            (false, Victim::AfterKill) => {
+                ["engine-server-lost", "cancelled"].contains(&record.class.as_str())
+            }
             (false, Victim::Task) if had_said(record) => true,
             // With the only task goes who would have said how it ended.
             (false, Victim::Task) if self.n_tasks == 1 => record.class == "incomplete",

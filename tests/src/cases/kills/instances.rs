@@ -1,11 +1,13 @@
-//! Kills of an instance's processes.
+//! Kills of an instance's processes, and of those that start and enter it.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use super::Round;
 use crate::command::{self, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
+use crate::leaks::Snapshot;
 use crate::processes::{Kind, Watch, kill_if};
 use crate::random::Random;
 
@@ -16,7 +18,8 @@ impl Round<'_> {
         delay: Duration,
         random: &mut Random,
     ) -> Result<Option<&'static str>, libtest_mimic::Failed> {
-        const PARTS: [(Kind, [&str; 2]); 3] = [
+        const PARTS: [(Kind, [&str; 2]); 4] = [
+            (Kind::Starter, ["(starter)"; 2]),
             (Kind::Holder, ["(holder) while it starts", "(holder) while it runs"]),
             (Kind::Init, ["(init) while it starts", "(init) while it runs"]),
             (Kind::Keeper, ["(keeper) while it starts", "(keeper) while it runs"]),
@@ -24,7 +27,7 @@ impl Round<'_> {
         let (env, desk) = (self.site.env(), self.site.desk());
         let image = self.site.images.path("tiny.sqsh");
         let run = |words: &[&str]| env.as_user(self.dir, [&["situla", "instance"], words].concat());
-        let (kind, phases) = PARTS[usize::try_from(random.below(3))?];
+        let (kind, phases) = PARTS[usize::try_from(random.below(4))?];
         // A start takes some ten milliseconds.
         let delay = if random.below(2) == 0 { delay / 10 } else { delay };
         let watch = Watch::begin(env.uid()?);
@@ -39,7 +42,7 @@ impl Round<'_> {
                 (Some(_), None) => seen = Some(Instant::now()),
                 (None, Some(_)) => break,
                 (Some(one), Some(since)) if since.elapsed() >= delay => {
-                    let starts = ours.iter().any(|other| other.kind == Kind::Task);
+                    let starts = ours.iter().any(|other| other.kind == Kind::Starter);
                     hit = kill_if(*one, || true)?.then_some(phases[usize::from(!starts)]);
                     break;
                 }
@@ -47,6 +50,26 @@ impl Round<'_> {
             }
         }
         let output = starter.finish(PATIENCE)?;
+        let listed = || super::super::instances::listed(&desk, self.dir, "victim");
+        if hit.is_some() && kind == Kind::Starter {
+            if output.code() != 128 + 9 {
+                return Err(format!("the starter was killed\n{output}").into());
+            }
+            // Whoever was told to stay stays, and is as good as any other; the rest goes with the starter.
+            let mut state = Ok(None);
+            let has_settled = wait_until(PATIENCE, || {
+                state = listed();
+                watch.look().is_empty() || !matches!(state, Ok(None))
+            });
+            let state = state?.map(|state| state["state"].clone());
+            if !has_settled || state.as_ref().is_some_and(|state| *state != "running") {
+                return Err(format!("it is {state:?}, with {:?}\n{output}", watch.look()).into());
+            }
+            if state.is_some() {
+                run(&["exec", "victim", "cat", WITNESS])?.success()?.expect_text("situla tiny image")?;
+                run(&["stop", "victim"])?.success()?;
+            }
+        }
         if hit.is_none() {
             run(&["stop", "--force", "victim"])?;
         }
@@ -54,9 +77,8 @@ impl Round<'_> {
             return Err(format!("killed: {hit:?}, and these go on: {:?}\n{output}", watch.look()).into());
         }
         // One whose holder was killed is seen once.
-        let seen =
-            super::super::instances::listed(&desk, self.dir, "victim")?.map(|state| state["state"].clone());
-        let again = super::super::instances::listed(&desk, self.dir, "victim")?;
+        let seen = listed()?.map(|state| state["state"].clone());
+        let again = listed()?;
         if seen.as_ref().is_some_and(|state| *state != "killed") || again.is_some() {
             return Err(format!("killed: {hit:?}, and the list says {seen:?}, {again:?}\n{output}").into());
         }
@@ -64,6 +86,77 @@ impl Round<'_> {
         let inside = run(&["exec", "victim", "cat", WITNESS]);
         run(&["stop", "victim"])?.success()?;
         inside?.success()?.expect_text("situla tiny image")?;
+        self.clean.expect_clean().map_err(|story| format!("{story}\n{output}"))?;
+        Ok(hit)
+    }
+
+    /// Somebody who enters a user's instance, with a kill of him or of what is to become his command; `None` if that
+    /// one had gone. The instance goes on.
+    pub(super) fn user_visit(
+        &self,
+        delay: Duration,
+        random: &mut Random,
+    ) -> Result<Option<&'static str>, libtest_mimic::Failed> {
+        let (env, desk) = (self.site.env(), self.site.desk());
+        let image = self.site.images.path("tiny.sqsh");
+        let run = |words: &[&str]| env.as_user(self.dir, [&["situla", "instance"], words].concat());
+        for name in self.marks() {
+            fs::remove_file(name)?;
+        }
+        run(&["start", &image, "visited"])?.success()?;
+        let alone = Snapshot::take(env, Some(&self.site.cluster))?;
+        let (kind, delay) = match random.below(2) {
+            // He takes some milliseconds to get in.
+            0 if random.below(2) == 0 => (Kind::Visitor, delay / 50),
+            0 => (Kind::Visitor, delay),
+            _ => (Kind::Child, delay / 200),
+        };
+        let watch = Watch::begin(env.uid()?);
+        let words = ["situla", "instance", "exec", "visited", "sh", "-c", "echo >begun0; sleep 1000"];
+        let visitor = command::start(env.user_command(self.dir, words)?)?;
+        let mut seen = None;
+        let mut hit = None;
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            let found = watch.look().into_iter().find(|one| one.kind == kind);
+            let Some(one) = found else {
+                if seen.is_some() || self.marked("begun") > 0 {
+                    break;
+                }
+                continue;
+            };
+            if seen.get_or_insert_with(Instant::now).elapsed() < delay {
+                continue;
+            }
+            let mut is_in = false;
+            let killed = kill_if(one, || {
+                is_in = self.marked("begun") > 0;
+                true
+            })?;
+            hit = killed.then_some(match (kind, is_in) {
+                (Kind::Child, _) => "(what is to become the command)",
+                (_, false) => "(who enters) before the command runs",
+                (_, true) => "(who enters) while the command runs",
+            });
+            break;
+        }
+        if hit.is_none() {
+            run(&["stop", "--force", "visited"])?.success()?;
+        }
+        let output = visitor.finish(PATIENCE)?;
+        if output.timed_out || output.status.success() {
+            return Err(format!("killed: {hit:?}, and the visit has not failed\n{output}").into());
+        }
+        if hit.is_some() {
+            // Neither the command nor anything of the way in: the instance alone.
+            alone.expect_clean().map_err(|story| format!("killed: {hit:?}, {story}\n{output}"))?;
+            let state = super::super::instances::listed(&desk, self.dir, "visited")?;
+            if state.as_ref().is_none_or(|state| state["state"] != "running") {
+                return Err(format!("killed: {hit:?}, and the instance is {state:?}\n{output}").into());
+            }
+            run(&["exec", "visited", "cat", WITNESS])?.success()?.expect_text("situla tiny image")?;
+            run(&["stop", "visited"])?.success()?;
+        }
         self.clean.expect_clean().map_err(|story| format!("{story}\n{output}"))?;
         Ok(hit)
     }
