@@ -469,6 +469,8 @@ impl Round<'_> {
 
     /// Ends a step that came away unhurt, or sees that it ended well by itself.
     fn missed(&self, name: &str, running: Running, extracts: bool) -> Check {
+        // One that Slurm has not heard of yet would not be cancelled.
+        wait_until(PATIENCE, || self.site.cluster.knows(name).unwrap_or(false));
         self.cancel(name)?;
         let output = running.finish(PATIENCE)?;
         if output.timed_out {
