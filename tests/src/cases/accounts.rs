@@ -1,14 +1,17 @@
 //! Who a user is: one whom only a name service knows, as with LDAP, for which libnss-extrausers stands; and one
 //! with subordinate ids.
 //!
-//! The machine's own configuration stays as it is: the files lie over it in a mount namespace of the case.
+//! The machine's own configuration stays as it is: the files lie over it in a mount namespace of the case, and in those
+//! of a node and of slurmctld.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use super::Desk;
 use super::attacks::tenants;
+use super::{Desk, Site};
+use crate::cluster::Cluster;
 use crate::command::{Output, run, words};
 use crate::environment::{PATIENCE, WorkDir};
 use crate::tier::{Check, Skip};
@@ -63,6 +66,10 @@ impl<'a> Service<'a> {
 
     /// Runs a command as the user, where the service is.
     fn run(&self, command: &[&str]) -> Result<Output, String> {
+        run(self.command(command), PATIENCE)
+    }
+
+    fn command(&self, command: &[&str]) -> Command {
         let script = "mount --bind \"$1/nsswitch.conf\" /etc/nsswitch.conf && \
                       mount --bind \"$1/extrausers\" /var/lib/extrausers && \
                       mount --bind \"$1/subids\" /etc/subuid && mount --bind \"$1/subids\" /etc/subgid && cd \"$1/home\" && shift && exec \"$@\"";
@@ -72,7 +79,55 @@ impl<'a> Service<'a> {
             ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", &dir, &as_user, NAME];
         let mut all = words(outer.iter().chain(command));
         all.env_clear().env("PATH", self.desk.env.search_path());
-        run(all, PATIENCE)
+        all
+    }
+
+    fn home(&self) -> String {
+        self.dir.path().join("home").display().to_string()
+    }
+}
+
+/// What a shell in a container is asked: whoever runs it may read a file of the group's, and none of others.
+fn look() -> String {
+    format!(
+        "PATH=/bin:/usr/bin; id -un; id -gn; echo $HOME; pwd; grep ^{NAME}: /etc/passwd; grep ^situla- /etc/group; \
+         cat ../of-guild; cat ../of-others 2>/dev/null || echo kept"
+    )
+}
+
+/// What it says where all is as the service has it.
+fn as_it_is(home: &str) -> String {
+    format!(
+        "{NAME}\nsitula-nss\n{home}\n{home}\n{NAME}:x:{UID}:54321:Only by Name Service:{home}:/bin/ash\n\
+         situla-nss:x:54321:{NAME}\nsitula-guild:x:54322:{NAME}\nread\nkept\n"
+    )
+}
+
+/// The service on one part of a cluster, a node or the controller, as long as this lives.
+struct Installed<'a> {
+    cluster: &'a Cluster,
+    part: &'a str,
+    above: Vec<&'static str>,
+}
+
+impl<'a> Installed<'a> {
+    fn on(cluster: &'a Cluster, part: &'a str, service: &Service<'_>) -> Result<Self, String> {
+        let mut installed = Installed { cluster, part, above: Vec::new() };
+        for (name, place) in [("nsswitch.conf", "/etc/nsswitch.conf"), ("extrausers", EXTRA)] {
+            let file = service.dir.path().join(name).display().to_string();
+            cluster.control(&["enter", part, "mount", "--bind", &file, place])?;
+            installed.above.push(place);
+        }
+        Ok(installed)
+    }
+}
+
+impl Drop for Installed<'_> {
+    fn drop(&mut self) {
+        for place in &self.above {
+            // If this fails, the look for leaks finds the mount.
+            let _ = self.cluster.control(&["enter", self.part, "umount", place]);
+        }
     }
 }
 
@@ -212,10 +267,8 @@ fn both(desk: &Desk, dir: &WorkDir, tasks: [(&str, &str); 2], image: &str) -> Re
 /// One of them is not.
 pub fn only_by_name_service(desk: &Desk) -> Check {
     let service = Service::new(desk).map_err(|error| error.to_string())?;
-    let home = service.dir.path().join("home").display().to_string();
-    if run(words(["getent", "passwd", NAME]), PATIENCE)?.status.success() {
-        return Err(format!("the machine itself knows {NAME}").into());
-    }
+    let home = service.home();
+    unknown_to_the_machine()?;
     // The service works, and is asked by programs of the host.
     let known = service.run(&["id", "-Gn"])?.success()?;
     if known.stdout.trim_end() != "situla-nss situla-guild" {
@@ -247,16 +300,10 @@ pub fn only_by_name_service(desk: &Desk) -> Check {
             &as_task,
         ];
         for (environment, way) in ways.iter().flat_map(|way| [(&lying[..], way), (&bare, way)]) {
-            let script = format!(
-                "PATH=/bin:/usr/bin; id -un; id -gn; echo $HOME; pwd; grep ^{NAME}: /etc/passwd; grep ^situla- /etc/group; \
-                 cat ../of-guild; cat ../of-others 2>/dev/null || echo kept"
-            );
+            let script = look();
             let command = [environment, way, &["-c", &script]].concat();
             let output = service.run(&command)?.success()?;
-            let expected = format!(
-                "{NAME}\nsitula-nss\n{home}\n{home}\n{NAME}:x:{UID}:54321:Only by Name Service:{home}:/bin/ash\n\
-                 situla-nss:x:54321:{NAME}\nsitula-guild:x:54322:{NAME}\nread\nkept\n"
-            );
+            let expected = as_it_is(&home);
             if output.stdout != expected {
                 return Err(format!("{way:?}, {environment:?}: expected {expected}\n{output}").into());
             }
@@ -275,4 +322,67 @@ pub fn only_by_name_service(desk: &Desk) -> Check {
         }
     }
     Ok(())
+}
+
+fn unknown_to_the_machine() -> Check {
+    if run(words(["getent", "passwd", NAME]), PATIENCE)?.status.success() {
+        return Err(format!("the machine itself knows {NAME}").into());
+    }
+    Ok(())
+}
+
+/// The same in steps of a real Slurm, whose controller and node know the user by the service alone: by the plugin
+/// and by either command line, in every task.
+///
+/// # Errors
+/// It is not the same.
+pub fn in_steps(site: &Site) -> Check {
+    let desk = site.desk();
+    let service = Service::new(&desk).map_err(|error| error.to_string())?;
+    let (home, node) = (service.home(), site.cluster.a_node());
+    let bind = service.dir.path().display().to_string();
+    unknown_to_the_machine()?;
+    let _installed = [
+        Installed::on(&site.cluster, "controller", &service)?,
+        Installed::on(&site.cluster, node, &service)?,
+    ];
+    let srun = |environment: &[&str], words: &[&str]| -> Result<Output, String> {
+        let srun = ["srun", "--quiet", "--label", "-N1", "-n2", "-w", node];
+        let mut command = service.command(&[environment, &srun, words].concat());
+        site.cluster.talks_to(&mut command);
+        run(command, PATIENCE)?.success()
+    };
+    // Slurm itself finds the user there.
+    let known = srun(&[], &["id", "-Gn"])?;
+    if ranks(&known).iter().any(|said| said != "situla-nss situla-guild\n") {
+        return Err(known.to_string().into());
+    }
+    let lying = ["env", "USER=somebody", "LOGNAME=somebody", "HOME=/tmp", "SHELL=/bin/false"];
+    for image in [desk.env.image_tree("tiny").display().to_string(), desk.images.path("tiny.sqsh")] {
+        let options = [
+            format!("--container-image={image}"),
+            format!("--container-mounts={bind}:{bind}"),
+            format!("--container-workdir={home}"),
+        ];
+        let plugin: Vec<&str> = options.iter().map(String::as_str).collect();
+        let ways: [&[&str]; 3] =
+            [&plugin, &["apptainer", "exec", "-B", &bind, &image], &["situla", "exec", "-B", &bind, &image]];
+        for (environment, way) in ways.iter().flat_map(|way| [(&[][..], way), (&lying, way)]) {
+            let output = srun(environment, &[way, &["/bin/sh", "-c", &look()][..]].concat())?;
+            let said = ranks(&output);
+            if said != [as_it_is(&home), as_it_is(&home)] {
+                let expected = as_it_is(&home);
+                return Err(format!("{way:?}, {environment:?}: expected {expected}\n{output}").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What each of two tasks has said, of what `srun --label` prints.
+fn ranks(output: &Output) -> [String; 2] {
+    ["0: ", "1: "].map(|label| {
+        let own = output.stdout.lines().filter_map(|line| line.strip_prefix(label));
+        own.map(|line| format!("{line}\n")).collect()
+    })
 }

@@ -303,6 +303,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::batch_script_with_options", faults::batch_script_with_options),
     ("faults::submission_without_plugin", faults::submission_without_plugin),
     ("records::one_per_step_and_node", records::one_per_step_and_node),
+    ("accounts::in_steps", accounts::in_steps),
 ];
 
 /// Cases that need nodes on the machine's own network, whose loopback address isolated ones do not reach; and those
@@ -369,7 +370,7 @@ const AT_LAST: &[(&str, SiteCase)] = &[("records::match_the_schema", records::ma
 /// What a case needs beyond what all need.
 fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
     match name {
-        "accounts::only_by_name_service" => accounts::ready(),
+        "accounts::only_by_name_service" | "accounts::in_steps" => accounts::ready(),
         "plan_runs_nothing" | "late::while_the_first_fails" | "a_start_syncs_nothing" => no_helpers::tracer(),
         "no_helper_is_started" => no_helpers::tracer().and_then(|()| privileged::registry_program()),
         "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" | "sif_edits_on_both_sides" => {
