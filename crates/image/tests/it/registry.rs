@@ -316,6 +316,62 @@ fn lies_are_errors_of_the_right_kind() {
     }
 }
 
+/// A registry that names a path where a digest belongs: nothing is asked for by it, and nothing is read or written there.
+#[test]
+fn digests_that_are_paths_lead_nowhere() {
+    let long = format!("sha256:../{}", "a".repeat(61));
+    let hostile = [
+        "sha256:../../../../outside",
+        "../../outside",
+        "/outside",
+        "sha256:..%2f..%2foutside",
+        "sha256:",
+        &long,
+    ];
+    for (digest, place) in
+        hostile.iter().flat_map(|digest| ["config", "layers", "index"].map(|at| (*digest, at)))
+    {
+        let asked = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let (seen, named) = (asked.clone(), digest.to_owned());
+        let (port, dir) = fake_registry(&layers(), move |request, _, body| {
+            seen.lock().unwrap().push(request.lines().next().unwrap_or_default().to_owned());
+            if !request.contains("/manifests/") {
+                return None;
+            }
+            let mut manifest: serde_json::Value = serde_json::from_slice(body).unwrap();
+            match place {
+                "config" => manifest["config"]["digest"] = named.as_str().into(),
+                "layers" => manifest["layers"][0]["digest"] = named.as_str().into(),
+                _ => {
+                    manifest = serde_json::json!({
+                        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+                        "manifests": [{
+                            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": named,
+                            "size": body.len(), "platform": { "architecture": "amd64", "os": "linux" }
+                        }]
+                    });
+                }
+            }
+            Some(status(200, "", manifest.to_string().as_bytes()))
+        });
+        let store = store(dir.path());
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "the user's own").unwrap();
+        let error = pull_with(&store, &format!("127.0.0.1:{port}/x:1"), &()).unwrap_err();
+        let asked = asked.lock().unwrap().clone();
+        // The manifest by its tag, and nothing by what it says.
+        assert!(
+            asked.iter().all(|line| line.starts_with("GET /v2/x/manifests/1 ")),
+            "{digest}, {place}: {asked:?}"
+        );
+        let is_unread = matches!(error, PullError::Resolve { .. }) && format!("{error:?}").contains("Json(");
+        assert!(!asked.is_empty() && is_unread, "{digest}, {place}: {error:?}");
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "the user's own", "{digest}, {place}");
+        assert_eq!(leftovers(dir.path()), Vec::<String>::new(), "{digest}, {place}");
+        assert!(store.list().unwrap().is_empty(), "{digest}, {place}");
+    }
+}
+
 #[test]
 fn servers_that_are_no_registry_or_refuse() {
     let ask = |answer: fn(&str) -> Vec<u8>| {
