@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -315,6 +317,68 @@ pub fn of_others(desk: &Desk) -> Check {
     let refused =
         vault.run(desk, &["situla", "exec", "--rootfs", "fuse", "tiny.erofs", "true"])?.expect_code(125)?;
     refused.expect_text("no other way")?;
+    Ok(())
+}
+
+/// A user exchanges, in a directory of his own, an image of root's for one that he has made, while root starts containers
+/// from it: what the kernel mounts is root's, whatever the name stands for by then.
+///
+/// # Errors
+/// The kernel has mounted the user's; or only one of them was ever met.
+pub fn exchanged_images(desk: &Desk) -> Check {
+    /// Starts, each of both kinds.
+    const ROUNDS: u32 = 80;
+    let vault = Vault::new(desk)?;
+    let dir = desk.env.work_dir("exchange")?;
+    let tree = vault.dir.join("tree");
+    let copy = [Path::new("cp"), Path::new("-a"), &desk.env.image_tree("tiny"), &tree];
+    command::run(command::words(copy), PATIENCE)?.success()?;
+    fs::write(tree.join(&WITNESS[1..]), "the user's own\n")?;
+    let (name, other) = (dir.path().join("image.sqsh"), dir.path().join("other.sqsh"));
+    let made =
+        ["mksquashfs", &tree.display().to_string(), &other.display().to_string(), "-noappend", "-quiet"];
+    command::run(command::words(made), PATIENCE)?.success()?;
+    chown(&other, Some(desk.env.uid()?), None)?;
+    fs::copy(vault.path("tiny.sqsh"), &name)?;
+    fs::set_permissions(&name, fs::Permissions::from_mode(0o644))?;
+    let shown = name.display().to_string();
+    let look = format!("LOOK=grep ' / / ' /proc/self/mountinfo | grep -o -- '- [a-z]*'; cat {WITNESS}");
+    let loops = format!(
+        "i=0; while [ $i -lt {ROUNDS} ]; do i=$((i+1)); \
+         situla exec {shown} sh -c \"$LOOK\" || echo failed; \
+         situla exec --rootfs kernel {shown} sh -c \"$LOOK\" 2>&1 | tr '\\n' ' '; echo; done"
+    );
+    let over = AtomicBool::new(false);
+    let (ran, swaps) = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let mut swaps = 0u64;
+            while !over.load(Ordering::Relaxed) {
+                swaps += u64::from(renameat_with(CWD, &name, CWD, &other, RenameFlags::EXCHANGE).is_ok());
+            }
+            swaps
+        });
+        let ran = command::run(vault.command(desk, &[look.as_str(), "sh", "-c", &loops]), PATIENCE);
+        over.store(true, Ordering::Relaxed);
+        (ran, swapper.join().unwrap_or_default())
+    });
+    let ran = ran?.success()?;
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    let mounted = |kind: &str, of: &str| {
+        lines.windows(2).filter(|two| two[0].contains(kind) && two[1].starts_with(of)).count()
+    };
+    let (root, users) = ("situla tiny image", "the user's own");
+    let insisted =
+        |of: &str| lines.iter().filter(|line| line.starts_with("- squashfs") && line.contains(of)).count();
+    let refused = lines.iter().filter(|line| line.contains("others than root can write it")).count();
+    if mounted("squashfs", users) > 0 || insisted(users) > 0 {
+        return Err(format!("the kernel has mounted what the user has made\n{ran}").into());
+    }
+    // Otherwise nothing was tried.
+    let met = [mounted("squashfs", root), mounted("fuse", users), insisted(root), refused];
+    if met.contains(&0) || swaps < u64::from(ROUNDS) * 10 {
+        return Err(format!("{swaps} exchanges, and this was met: {met:?}\n{ran}").into());
+    }
+    no_device_left(&vault)?;
     Ok(())
 }
 

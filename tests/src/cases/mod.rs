@@ -122,6 +122,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("we_run_apptainers", privileged::we_run_apptainers),
     ("same_as_apptainer", privileged::same_as_apptainer),
     ("sif_edits_on_both_sides", sif_files::sif_edits_on_both_sides),
+    ("attacks::signed_and_altered", sif_files::signed_and_altered),
     ("kernel_and_we_read_alike", sif_files::kernel_and_we_read_alike),
     ("images_for_other_tools", sif_files::images_for_other_tools),
     ("pull", privileged::pull),
@@ -144,6 +145,9 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::processes_and_mounts", attacks::processes_and_mounts),
     ("attacks::over_mounted_proc", attacks::over_mounted_proc),
     ("attacks::links_out_of_the_image", attacks::links_out_of_the_image),
+    ("attacks::terminal_and_devices", attacks::terminal_and_devices),
+    ("attacks::neighbouring_prefixes", attacks::neighbouring_prefixes),
+    ("attacks::inherited_capabilities", attacks::inherited_capabilities),
     ("attacks::swapped_directories", attacks::swapped_directories),
     ("attacks::control_groups", attacks::control_groups),
     ("attacks::exchanged_sources", attacks::exchanged_sources),
@@ -175,6 +179,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("kernel_mounts::by_root", kernel_mounts::by_root),
     ("kernel_mounts::flags_are_locked", kernel_mounts::flags_are_locked),
     ("kernel_mounts::of_others", kernel_mounts::of_others),
+    ("kernel_mounts::exchanged_images", kernel_mounts::exchanged_images),
     ("kernel_mounts::many_at_once", kernel_mounts::many_at_once),
     ("killed_pull", kills::killed_pull),
     ("apparmor_profile", packaging::apparmor_profile),
@@ -376,6 +381,10 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" | "sif_edits_on_both_sides" => {
             privileged::apptainer_tree(env)
         }
+        "attacks::signed_and_altered" => {
+            privileged::apptainer_tree(env)?;
+            tier::succeeds("openssl", &["version"]).map_err(|why| Skip(format!("needs openssl: {why}")))
+        }
         "pushes::sif_both_ways" => {
             privileged::apptainer_tree(env).and_then(|()| privileged::registry_program())
         }
@@ -399,9 +408,10 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "uses::image_from_a_registry"
         | "ends::scancel_while_fetching"
         | "kills::at_random_moments" => privileged::registry_program(),
-        "kernel_mounts::by_root" | "kernel_mounts::of_others" | "kernel_mounts::many_at_once" => {
-            kernel_mounts::erofs_maker()
-        }
+        "kernel_mounts::by_root"
+        | "kernel_mounts::of_others"
+        | "kernel_mounts::exchanged_images"
+        | "kernel_mounts::many_at_once" => kernel_mounts::erofs_maker(),
         "kernel_mounts::tasks_of_a_step" => {
             kernel_mounts::erofs_maker()?;
             kernel_mounts::loop_devices()

@@ -38,7 +38,7 @@ impl<'a> Installation<'a> {
         self.dir.path()
     }
 
-    fn set(&self, policy: &str) -> Result<(), String> {
+    pub(super) fn set(&self, policy: &str) -> Result<(), String> {
         self.dir.write("etc/situla/policy.toml", policy).map(drop)
     }
 

@@ -2,6 +2,7 @@
 //! as the other reader.
 
 use std::fs;
+use std::path::Path;
 
 use super::Desk;
 use super::command_line::same_trees;
@@ -154,4 +155,132 @@ pub fn images_for_other_tools(desk: &Desk) -> Check {
         }
     }
     Ok(())
+}
+
+/// Words that would say that somebody has vouched for an image.
+const CLAIMS: [&str; 6] = ["verified", "verification", "trusted", "signed", "valid", "authentic"];
+
+/// Images with a signature that Apptainer has made and that does not hold any more: the root file system is another, or
+/// the group has an object that was never signed. Nothing that we say of them, run them or make of them claims that
+/// anybody has vouched for them, and nothing pretends to look.
+///
+/// # Errors
+/// Something does; or the signature was none to begin with.
+pub fn signed_and_altered(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("seals")?;
+    let user = |words: &[&str]| desk.env.as_user(dir.path(), words);
+    // Of the same length, so that the altered file system has the same size.
+    let tree = dir.path().join("tree");
+    let copy = [Path::new("cp"), Path::new("-a"), &desk.env.image_tree("tiny"), &tree];
+    command::run(command::words(copy), PATIENCE)?.success()?;
+    let witness = tree.join(&WITNESS[1..]);
+    let altered = fs::read_to_string(&witness)?.replace("situla tiny", "altered one");
+    fs::write(&witness, &altered)?;
+    let place = |name: &str| dir.path().join(name).display().to_string();
+    let convert = [&desk.env.situla().display().to_string(), "convert", &place("tree"), &place("other.sif")];
+    command::run(command::words(convert), PATIENCE)?.success()?;
+    user(&["cp", &desk.images.path("tiny.sif"), "whole.sif"])?.success()?;
+    for words in [
+        &["openssl", "genpkey", "-quiet", "-algorithm", "ed25519", "-out", "private.pem"][..],
+        &["openssl", "pkey", "-in", "private.pem", "-pubout", "-out", "public.pem"],
+    ] {
+        user(words)?.success()?;
+    }
+    let verify = |image: &str| apptainer(desk, dir.path(), &["verify", "--key", "public.pem", image]);
+    apptainer(desk, dir.path(), &["sign", "--key", "private.pem", "whole.sif"])?.success()?;
+    verify("whole.sif")?.success()?;
+    user(&["cp", "whole.sif", "replaced.sif"])?.success()?;
+    user(&["cp", "whole.sif", "added.sif"])?.success()?;
+    replace_root(desk, dir.path())?;
+    dir.write("object", "nobody has signed this")?;
+    let add = ["situla", "sif", "add", "added.sif", "object", "--datatype", "generic", "--groupid", "1"];
+    user(&add)?.success()?;
+    for (image, says) in [("replaced.sif", altered.trim_end()), ("added.sif", "situla tiny image")] {
+        // To whoever looks, it is broken, and there.
+        if verify(image)?.status.success() {
+            return Err(format!("Apptainer takes {image} for signed").into());
+        }
+        user(&["situla", "sif", "list", image])?.success()?.expect_text("Signature (SHA-256)")?;
+        for (words, told) in [
+            (&["situla", "exec", image, "cat", WITNESS][..], says),
+            (&["apptainer", "exec", image, "cat", WITNESS], says),
+            (&["situla", "exec", "--json", image, "true"], "\"event\""),
+            (&["situla", "plan", image, "true"], "\"rootfs\""),
+            (&["situla", "inspect", image], "sif"),
+            (&["situla", "inspect", "--json", image], "sif"),
+            (&["situla", "sif", "list", image], "Signature"),
+            (&["situla", "sif", "list", "--json", image], "signature"),
+            (&["apptainer", "sif", "list", image], "Signature"),
+            (&["apptainer", "sif", "header", image], ""),
+            (&["situla", "convert", image, "made.sqsh"], ""),
+            (&["situla", "convert", image, "oci:made:1"], ""),
+        ] {
+            let ran = user(words)?.success()?.expect_text(told)?;
+            without_claims(&ran).map_err(|why| format!("{why}\n{ran}"))?;
+        }
+        user(&["rm", "-r", "made.sqsh", "made"])?.success()?;
+        // Asked to verify, we do not say yes.
+        for (words, code) in [(["apptainer", "verify", image], 1), (["situla", "verify", image], 2)] {
+            let ran = user(&words)?.expect_code(code)?;
+            if !ran.stdout.is_empty() {
+                return Err(format!("it says something of {image}\n{ran}").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts the root file system of `other.sif` over that of `replaced.sif`, where its signature stays.
+fn replace_root(desk: &Desk, dir: &Path) -> Result<(), String> {
+    let root = |image: &str| -> Result<(usize, usize), String> {
+        let listed = desk.env.as_user(dir, ["situla", "sif", "list", "--json", image])?.success()?;
+        let listed: serde_json::Value = serde_json::from_str(&listed.stdout).map_err(|e| e.to_string())?;
+        let objects = listed["objects"].as_array().cloned().unwrap_or_default();
+        let number = |key: &str| {
+            let object = objects.iter().find(|object| object["kind"] == "partition")?;
+            usize::try_from(object[key].as_u64()?).ok()
+        };
+        number("offset").zip(number("bytes")).ok_or_else(|| format!("{image} has no root: {listed}"))
+    };
+    let ((from, length), (to, room)) = (root("other.sif")?, root("replaced.sif")?);
+    let io = |e: std::io::Error| e.to_string();
+    let other = fs::read(dir.join("other.sif")).map_err(io)?;
+    let mut image = fs::read(dir.join("replaced.sif")).map_err(io)?;
+    match (other.get(from..from + length), image.get_mut(to..to + room)) {
+        (Some(source), Some(target)) if length == room && *source != *target => {
+            target.copy_from_slice(source)
+        }
+        _ => return Err(format!("{length} bytes do not take the place of {room}")),
+    }
+    fs::write(dir.join("replaced.sif"), image).map_err(io)
+}
+
+/// Fails where a line claims something of a signature.
+fn without_claims(ran: &Output) -> Result<(), String> {
+    let text = format!("{}\n{}", ran.stdout, ran.stderr).to_lowercase();
+    let is_claim = |word: &str| CLAIMS.contains(&word);
+    let claims = |line: &&str| line.split(|letter: char| !letter.is_alphanumeric()).any(is_claim);
+    match text.lines().find(claims) {
+        Some(line) => Err(format!("it claims {line:?}")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_are_found() {
+        let said = |stdout: &str| {
+            let mut command = std::process::Command::new("printf");
+            command.args(["%s", stdout]);
+            without_claims(&command::run(command, PATIENCE).unwrap()).is_ok()
+        };
+        assert!(said("object    2 Signature (SHA-256)  (670 B at offset 1146880)\n"));
+        assert!(said("\"state\": \"unverified\""));
+        for claim in ["Verified signature(s) from image", "signed by A", "Signature: valid", "TRUSTED"] {
+            assert!(!said(claim), "{claim}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode, RenameFlags};
 
 use super::{Desk, Hostile, SECRET, all_refused, without};
+use crate::cases::policy::Installation;
 use crate::command::{self, Output};
 use crate::environment::PATIENCE;
 use crate::tier::Check;
@@ -114,13 +115,30 @@ fn refused(ran: &Output, reasons: &[&str]) -> Result<(), String> {
 }
 
 /// A directory of the image is exchanged for a link to the host, and back, while containers start that mount
-/// something below it: as a bind destination, and as a mount point that the image must be shown to have.
+/// something below it: as a bind destination, and as a mount point that the image must be shown to have. While
+/// the user starts them, and while root does, who could read and write on the host what the user could not.
 ///
 /// # Errors
 /// A start was led out of the image.
 pub fn swapped_directories(desk: &Desk) -> Check {
     /// As long as starts are repeated.
     const ROUNDS: u32 = 200;
+    swapped_while(desk, ROUNDS, |loops| desk.env.user_command(Path::new("/"), ["sh", "-c", loops]))
+        .map_err(|e| super::story("by the user", &e))?;
+    swapped_while(desk, ROUNDS, |loops| {
+        let mut command = command::words(["sh", "-c", loops]);
+        command.current_dir("/").env_clear().env("PATH", desk.env.search_path());
+        Ok(command)
+    })
+    .map_err(|e| super::story("by root", &e))
+}
+
+/// The same with starts of somebody.
+fn swapped_while(
+    desk: &Desk,
+    rounds: u32,
+    starts: impl FnOnce(&str) -> Result<std::process::Command, String>,
+) -> Check {
     let hostile = Hostile::new(desk, "swap")?;
     let host = hostile.host();
     fs::create_dir_all(hostile.path("mnt/inner"))?;
@@ -140,23 +158,22 @@ pub fn swapped_directories(desk: &Desk) -> Check {
         });
         let source = format!("{image}/bin");
         let loops = format!(
-            "i=0; n=0; while [ $i -lt {ROUNDS} ]; do i=$((i+1)); \
+            "i=0; n=0; while [ $i -lt {rounds} ]; do i=$((i+1)); \
              situla exec --no-home --bind {source}:/mnt/inner {image} sh -c 'cat /mnt/secret; echo >/mnt/inner/made; true' && n=$((n+1)); \
              situla exec --no-home --bind {source}:/mnt/new/deep {image} sh -c 'cat /mnt/secret; echo >/mnt/made; true' && n=$((n+1)); \
              done; [ $n -gt 0 ] && echo rounds $i"
         );
-        let ran = desk.env.user_command(Path::new("/"), ["sh", "-c", &loops]);
-        let ran = ran.and_then(|command| command::run(command, Duration::from_secs(60)));
+        let ran = starts(&loops).and_then(|command| command::run(command, Duration::from_secs(60)));
         over.store(true, Ordering::Relaxed);
         let swaps = swapper.join().map_err(|_| "the swapping thread failed".to_owned())?;
         ran.and_then(|ran| {
-            let ran = ran.success()?.expect_text(&format!("rounds {ROUNDS}"))?;
+            let ran = ran.success()?.expect_text(&format!("rounds {rounds}"))?;
             without(ran, SECRET).map(|_| swaps)
         })
     })?;
     // Otherwise nothing was tried.
-    if swaps < u64::from(ROUNDS) * 10 {
-        return Err(format!("only {swaps} exchanges in {ROUNDS} rounds").into());
+    if swaps < u64::from(rounds) * 10 {
+        return Err(format!("only {swaps} exchanges in {rounds} rounds").into());
     }
     hostile.untouched()
 }
@@ -384,4 +401,118 @@ fn node(image: &Hostile<'_>, path: &str, kind: FileType, device: rustix::fs::Dev
     rustix::fs::mknodat(CWD, &path, kind, mode, device)
         .and_then(|()| rustix::fs::chmod(&path, mode))
         .map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// Names of the image in `/dev` where engines mount a terminal and devices, as links to a file of the host, to a directory
+/// of the host, and to a file of `/proc` that changes the machine. A payload that has a terminal gets none mounted there, and
+/// devices of a `/dev` of the container's own are where they belong, or the start is refused.
+///
+/// # Errors
+/// A link was followed, or a container did not start for another reason.
+pub fn terminal_and_devices(desk: &Desk) -> Check {
+    const SYSTEM: &str = "/proc/sys/kernel/core_pattern";
+    let pattern = fs::read_to_string(SYSTEM)?;
+    for name in ["console", "null", "tty", "ptmx", "pts", "shm", "mqueue"] {
+        let hostile = Hostile::new(desk, "terminal")?;
+        let host = hostile.host().display().to_string();
+        let is_directory = ["pts", "shm", "mqueue"].contains(&name);
+        let wanted = if is_directory { host.clone() } else { format!("{host}/secret") };
+        let deep = format!("../../../../../../../..{wanted}");
+        for target in [wanted.as_str(), &deep, &format!("/proc/self/root{wanted}"), SYSTEM] {
+            hostile.link(target, &format!("dev/{name}"))?;
+            // Never a device of the host's, which might wait for somebody.
+            let script = format!(
+                "echo began; for n in null zero; do [ -c /dev/$n ] || echo no device $n; done; \
+                 [ -f /dev/{name} ] && cat /dev/{name} && echo changed >/dev/{name}; \
+                 [ -d /dev/{name} ] && cat /dev/{name}/secret && touch /dev/{name}/inner/made; \
+                 cut -d' ' -f5 /proc/self/mountinfo | grep -e '^{host}' -e '^/proc/sys' | sed 's/^/mounted at /'; true"
+            );
+            let look = format!("LOOK={script}");
+            hostile
+                .each_kind(|image| {
+                    for options in ["", "--contain"] {
+                        let line = format!("situla exec --no-home {options} {image} sh -c \"$LOOK\"");
+                        // A terminal of its own, as srun --pty gives one.
+                        let words = ["env", &look, "script", "-qec", &line, "/dev/null"];
+                        let ran = desk.env.as_user(Path::new("/"), words)?;
+                        let ran = without(without(ran, SECRET)?, "mounted at")?;
+                        let began = ran.stdout.contains("began") && !ran.stdout.contains("no device");
+                        let is_refused =
+                            ran.code() == 125 && ran.stdout.contains("cannot be opened inside the image");
+                        if ran.timed_out || !(began || is_refused && !options.is_empty()) {
+                            return Err(format!("{options}: it was to start, with its devices\n{ran}").into());
+                        }
+                    }
+                    Ok(())
+                })
+                .map_err(|e| super::story(&format!("/dev/{name} -> {target}"), &e))?;
+            hostile.untouched()?;
+        }
+    }
+    if fs::read_to_string(SYSTEM)? != pattern {
+        return Err(format!("{SYSTEM} was changed").into());
+    }
+    Ok(())
+}
+
+/// A rule about a directory is none about another one whose name begins alike: not for images, not for what is bound, nor by
+/// way of `..` or a link.
+///
+/// # Errors
+/// What lies beside the directory is let in with it, or forbidden with it.
+pub fn neighbouring_prefixes(desk: &Desk) -> Check {
+    let installation = Installation::make(desk)?;
+    let place = |name: &str| installation.path().join(name).display().to_string();
+    for name in ["scratch/own", "scratch2", "scratch-x"] {
+        fs::create_dir_all(place(name))?;
+        fs::copy(desk.images.path("tiny.sqsh"), place(&format!("{name}/a.sqsh")))?;
+    }
+    std::os::unix::fs::symlink("../scratch2/a.sqsh", place("scratch/link.sqsh"))?;
+    fs::copy(desk.images.path("tiny.sqsh"), place("scratch/a.sqsh"))?;
+    let program = place("bin/situla");
+    let allowed = format!("[files]\nallow = [\"{}\"]\n", place("scratch"));
+    let refused = format!("[options]\nrefuse = [\"bind:{}\"]\n", place("scratch"));
+    for (policy, tries) in [
+        (
+            &allowed,
+            &[
+                ("scratch/a.sqsh", "", true),
+                ("scratch/own/a.sqsh", "", true),
+                ("scratch/own/../a.sqsh", "", true),
+                ("scratch2/a.sqsh", "", false),
+                ("scratch-x/a.sqsh", "", false),
+                ("scratch/../scratch2/a.sqsh", "", false),
+                ("scratch/own/../../scratch2/a.sqsh", "", false),
+                ("scratch/link.sqsh", "", false),
+            ][..],
+        ),
+        (
+            &refused,
+            &[
+                ("scratch2/a.sqsh", "scratch2", true),
+                ("scratch2/a.sqsh", "scratch-x", true),
+                ("scratch2/a.sqsh", "scratch", false),
+                ("scratch2/a.sqsh", "scratch/own", false),
+                ("scratch2/a.sqsh", "scratch2/../scratch", false),
+            ],
+        ),
+    ] {
+        installation.set(policy)?;
+        for (image, bind, is_allowed) in tries {
+            let (image, bound) = (place(image), format!("{}:/mnt", place(bind)));
+            let options: &[&str] = if bind.is_empty() { &[] } else { &["--bind", &bound] };
+            let words =
+                [&[program.as_str(), "exec", "--no-home"], options, &[&image, "echo", "ran"]].concat();
+            // Not from the directory above them, which is bound as well.
+            let ran = desk.env.as_user(Path::new("/"), words)?;
+            let is_right = match is_allowed {
+                true => ran.code() == 0 && ran.stdout == "ran\n",
+                false => ran.code() == 125 && ran.stdout.is_empty() && ran.stderr.contains("policy"),
+            };
+            if !is_right {
+                return Err(format!("{image} {options:?}, allowed: {is_allowed}\n{ran}").into());
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,9 +1,12 @@
 //! What a program inside tries: on our binary, our processes, our descriptors, its mounts.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::{Desk, Hostile, SECRET, all_refused, python, without, write_as_users};
+use crate::command;
+use crate::environment::PATIENCE;
 use crate::tier::Check;
 
 /// The program belongs to the user, as one that he has installed himself, and its directory is not visible
@@ -128,6 +131,68 @@ pub fn descriptors_and_variables(desk: &Desk) -> Check {
             return Err(format!("it has more, or less\n{ran}").into());
         }
         in_a_step(desk, image, &host, expected)
+    })?;
+    hostile.untouched()
+}
+
+/// Whoever starts a container has capabilities that he passes on by exec, inheritable and ambient ones. The payload has
+/// none of them: in a container of its own, in a PID namespace, as one that enters an instance, nor as root of it on the
+/// host.
+///
+/// # Errors
+/// It has.
+pub fn inherited_capabilities(desk: &Desk) -> Check {
+    const GIVEN: &str = "+dac_override,+sys_admin,+setuid";
+    let hostile = Hostile::new(desk, "inherited")?;
+    let roots = hostile.host().join("secret");
+    std::os::unix::fs::chown(&roots, Some(0), Some(0))?;
+    fs::set_permissions(&roots, fs::Permissions::from_mode(0o600))?;
+    let (inheritable, ambient) = (format!("--inh-caps={GIVEN}"), format!("--ambient-caps={GIVEN}"));
+    let user = desk.env.user().to_owned();
+    let run = |words: &[&str]| {
+        // What as-user does, but for the capabilities.
+        let script = "mount -t tmpfs -o mode=755,size=64k tmpfs /mnt && mknod -m 666 /mnt/fuse c 10 229 && \
+                      mount --bind /mnt/fuse /dev/fuse && umount -l /mnt && exec setpriv \"$@\"";
+        let outer = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh"];
+        let owner = [
+            &format!("--reuid={user}"),
+            &format!("--regid={user}"),
+            "--init-groups",
+            &inheritable,
+            &ambient,
+            "--",
+        ];
+        let mut command = command::words(outer.iter().chain(&owner).chain(words));
+        command.current_dir("/").env_clear().env("PATH", desk.env.search_path());
+        command.env("HOME", desk.env.home()?).env("USER", &user);
+        command::run(command, PATIENCE)
+    };
+    let read = format!("cat {} 2>/dev/null && echo done: read || echo refused: read", roots.display());
+    let given = run(&["sh", "-c", &format!("grep -c 'Cap[IPEA].*:.*200082' /proc/self/status; {read}")])?
+        .success()?;
+    if given.stdout != format!("4\n{SECRET}\ndone: read\n") {
+        return Err(format!("nothing was passed on\n{given}").into());
+    }
+    let bind = hostile.host().display().to_string();
+    let script = format!("grep -E '^Cap(Inh|Prm|Eff|Amb):.0*$' /proc/self/status | wc -l; {read}");
+    hostile.each_kind(|image| {
+        for options in [&[][..], &["--record"], &["--pid"], &["--root"]] {
+            let start = ["situla", "exec", "--no-home", "--bind", &bind];
+            let ran = run(&[&start, options, &[image, "sh", "-c", &script]].concat())?.success()?;
+            // Root of a container has all over it, and none over what is the host's.
+            let none = if options == ["--root"] { "" } else { "4\n" };
+            if !ran.stdout.starts_with(none) || !ran.stdout.ends_with("refused: read\n") {
+                return Err(format!("{options:?}\n{ran}").into());
+            }
+        }
+        run(&["situla", "instance", "start", "--no-home", "--bind", &bind, image, "inherited"])?.success()?;
+        let entered = run(&["situla", "instance", "exec", "inherited", "sh", "-c", &script]);
+        run(&["situla", "instance", "stop", "inherited"])?.success()?;
+        let entered = entered?.success()?;
+        if entered.stdout != "4\nrefused: read\n" {
+            return Err(format!("in an instance\n{entered}").into());
+        }
+        Ok(())
     })?;
     hostile.untouched()
 }
