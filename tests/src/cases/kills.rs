@@ -217,8 +217,8 @@ impl Round<'_> {
             let delay = random.moment(LONGEST);
             let phase = match victim {
                 Victim::Pull => self.user_pull(delay, random)?,
-                Victim::Instance => self.user_instance(delay, random)?,
-                Victim::Visit => self.user_visit(delay, random)?,
+                Victim::Instance => self.ended_if_failed("victim", self.user_instance(delay, random))?,
+                Victim::Visit => self.ended_if_failed("visited", self.user_visit(delay, random))?,
                 Victim::AfterKill => {
                     let aim = aim.unwrap_or(if random.below(2) == 0 { LOST } else { OWN_DEATH });
                     self.after_kill(aim, delay, random)?.map(|one| {

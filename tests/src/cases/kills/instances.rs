@@ -12,6 +12,19 @@ use crate::processes::{Kind, Watch, kill_if};
 use crate::random::Random;
 
 impl Round<'_> {
+    /// The instance of a round that has failed is ended: it would be in the way of whatever comes next.
+    pub(super) fn ended_if_failed<T>(
+        &self,
+        name: &str,
+        outcome: Result<T, libtest_mimic::Failed>,
+    ) -> Result<T, libtest_mimic::Failed> {
+        if outcome.is_err() {
+            // There may be none.
+            let _ = self.site.env().as_user(self.dir, ["situla", "instance", "stop", "--force", name]);
+        }
+        outcome
+    }
+
     /// A user's instance with a kill of one of its processes, and one after it; `None` if that one had gone.
     pub(super) fn user_instance(
         &self,
