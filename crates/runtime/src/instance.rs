@@ -218,6 +218,9 @@ impl Instance {
             _ => None,
         };
         let Some(pid) = pid else {
+            // Killed between its fork and its word, it has left somebody inside who waits to go, and whose end is
+            // waited for here.
+            drop(go);
             let mut bytes = vec![0; message::MAX_MESSAGE];
             let n_read = rustix::io::read(&report, &mut bytes).unwrap_or(0);
             let failure = bytes.get(..n_read).and_then(Failure::decode);
