@@ -4,7 +4,8 @@
  *   launch COMMANDS LOG
  *
  * COMMANDS is a file with one command a line, its arguments separated by the byte 0x1f. For every line with a
- * number that comes on standard input, that command (counted from 0) runs, and one line goes out:
+ * number that comes on standard input, that command (counted from 0) runs, and one line goes out. After the number
+ * NAME=VALUE may follow, words without spaces: variables of that one run.
  *
  *   number wall-ns user-us system-us peak-rss-kib page-faults wait-status
  *
@@ -53,7 +54,7 @@ static int load(const char *path) {
 }
 
 int main(int argc, char **argv) {
-  char line[32];
+  static char line[65536];
   posix_spawn_file_actions_t actions;
   if (argc != 3) return fprintf(stderr, "usage: launch COMMANDS LOG\n"), 2;
   int n = load(argv[1]);
@@ -65,9 +66,18 @@ int main(int argc, char **argv) {
   posix_spawn_file_actions_adddup2(&actions, log, 1);
   posix_spawn_file_actions_adddup2(&actions, log, 2);
   while (fgets(line, sizeof line, stdin)) {
-    int which = atoi(line), status = -1;
+    char *rest = line, *word, *names[MAX_ARGUMENTS];
+    int which = atoi(line), status = -1, n_names = 0;
     struct rusage used = {0};
     pid_t pid;
+    line[strcspn(line, "\n")] = 0;
+    while ((word = strsep(&rest, " "))) {
+      char *value = strchr(word, '=');
+      if (value == NULL || n_names == MAX_ARGUMENTS) continue;
+      *value++ = 0;
+      setenv(word, value, 1);
+      names[n_names++] = word;
+    }
     if (which < 0 || which >= n) return 1;
     long long before = now();
     int error = posix_spawn(&pid, commands[which][0], &actions, NULL, commands[which], environ);
@@ -78,6 +88,7 @@ int main(int argc, char **argv) {
            used.ru_utime.tv_sec * 1000000LL + used.ru_utime.tv_usec,
            used.ru_stime.tv_sec * 1000000LL + used.ru_stime.tv_usec, used.ru_maxrss, used.ru_minflt, status);
     fflush(stdout);
+    while (n_names > 0) unsetenv(names[--n_names]);
   }
   return 0;
 }
