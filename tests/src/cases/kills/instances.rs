@@ -8,7 +8,7 @@ use crate::command::{self, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
 use crate::leaks::Snapshot;
-use crate::processes::{Kind, Watch, kill_if};
+use crate::processes::{self, Kind, Process, Watch, kill_if};
 use crate::random::Random;
 
 impl Round<'_> {
@@ -118,11 +118,13 @@ impl Round<'_> {
         }
         run(&["start", &image, "visited"])?.success()?;
         let alone = Snapshot::take(env, Some(&self.site.cluster))?;
-        let (kind, delay) = match random.below(2) {
+        // How many have to be there: one goes in and forks the other, and is gone at once.
+        let (kind, delay, n_there) = match random.below(4) {
             // He takes some milliseconds to get in.
-            0 if random.below(2) == 0 => (Kind::Visitor, delay / 50),
-            0 => (Kind::Visitor, delay),
-            _ => (Kind::Child, delay / 200),
+            0 => (Kind::Visitor, delay / 50, 1),
+            1 => (Kind::Visitor, delay, 1),
+            2 => (Kind::Child, delay / 200, 1),
+            _ => (Kind::Child, Duration::ZERO, 2),
         };
         let watch = Watch::begin(env.uid()?);
         let words = ["situla", "instance", "exec", "visited", "sh", "-c", "echo >begun0; sleep 1000"];
@@ -131,8 +133,9 @@ impl Round<'_> {
         let mut hit = None;
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
-            let found = watch.look().into_iter().find(|one| one.kind == kind);
-            let Some(one) = found else {
+            let ours: Vec<_> = watch.look().into_iter().filter(|one| one.kind == kind).collect();
+            let found = ours.iter().min_by_key(|one| one.pid).filter(|_| ours.len() >= n_there);
+            let Some(&one) = found else {
                 if seen.is_some() || self.marked("begun") > 0 {
                     break;
                 }
@@ -155,6 +158,14 @@ impl Round<'_> {
         }
         if hit.is_none() {
             run(&["stop", "--force", "visited"])?.success()?;
+        } else if kind == Kind::Child {
+            // One that has forked the command's process and has told so is not missed.
+            let pid = visitor.pid();
+            wait_until(PATIENCE, || self.marked("begun") > 0 || processes::is_dead(pid));
+            if self.marked("begun") > 0 {
+                hit = Some("(who goes in) when that was done");
+                kill_if(Process { pid, parent: 0, kind: Kind::Visitor }, || true)?;
+            }
         }
         let output = visitor.finish(PATIENCE)?;
         if output.timed_out || output.status.success() {
