@@ -29,6 +29,7 @@ impl Round<'_> {
     pub(super) fn user_instance(
         &self,
         delay: Duration,
+        aim: Option<&str>,
         random: &mut Random,
     ) -> Result<Option<&'static str>, libtest_mimic::Failed> {
         const PARTS: [(Kind, [&str; 2]); 4] = [
@@ -40,7 +41,9 @@ impl Round<'_> {
         let (env, desk) = (self.site.env(), self.site.desk());
         let image = self.site.images.path("tiny.sqsh");
         let run = |words: &[&str]| env.as_user(self.dir, [&["situla", "instance"], words].concat());
-        let (kind, phases) = PARTS[usize::try_from(random.below(4))?];
+        let by_chance = PARTS[usize::try_from(random.below(4))?];
+        let aimed = PARTS.into_iter().find(|(_, [phase, _])| aim.is_some_and(|aim| phase.starts_with(aim)));
+        let (kind, phases) = aimed.unwrap_or(by_chance);
         // A start takes some ten milliseconds.
         let delay = if random.below(2) == 0 { delay / 10 } else { delay };
         let watch = Watch::begin(env.uid()?);
@@ -108,6 +111,7 @@ impl Round<'_> {
     pub(super) fn user_visit(
         &self,
         delay: Duration,
+        aim: Option<&str>,
         random: &mut Random,
     ) -> Result<Option<&'static str>, libtest_mimic::Failed> {
         let (env, desk) = (self.site.env(), self.site.desk());
@@ -119,7 +123,12 @@ impl Round<'_> {
         run(&["start", &image, "visited"])?.success()?;
         let alone = Snapshot::take(env, Some(&self.site.cluster))?;
         // How many have to be there: one goes in and forks the other, and is gone at once.
-        let (kind, delay, n_there) = match random.below(4) {
+        let among = match aim {
+            None => 0..4,
+            Some("(who enters)") => 0..2,
+            Some(_) => 2..4,
+        };
+        let (kind, delay, n_there) = match among.start + random.below(among.end - among.start) {
             // He takes some milliseconds to get in.
             0 => (Kind::Visitor, delay / 50, 1),
             1 => (Kind::Visitor, delay, 1),
