@@ -7,7 +7,7 @@ TOOLS := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/tools
 DENY_VERSION := 0.20.2
 DIST := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/dist
 
-.PHONY: help compiler dist demo demo-down test test-full bench bench-runtime bench-images check fmt-check clippy fuzz-check doc tidy deny
+.PHONY: help compiler dist demo demo-down test test-full bench bench-runtime bench-slurm bench-images check fmt-check clippy fuzz-check doc tidy deny
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -36,6 +36,9 @@ bench: dist ## compare starting times with other engines
 
 bench-runtime: dist ## measure imports, ranks, memory and the serving of files
 	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench-runtime
+
+bench-slurm: dist ## measure steps of a real Slurm with and without a container
+	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench-slurm
 
 bench-images: dist ## compare pulling an image with other tools, and with the least that it can cost
 	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench-images

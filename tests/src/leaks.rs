@@ -177,7 +177,7 @@ fn partial(home: &Path, seen: &mut BTreeSet<String>) {
             Some("uses") => name.starts_with("sha256-"),
             Some("identities") => name.ends_with(".json"),
             // The digest of a tag, one directory for each job.
-            Some(_) if path.starts_with(&pins) => name.len() == 64,
+            Some(_) if path.starts_with(&pins) => name.len() == 64 || name == ".swept",
             Some("tmp") => false,
             // Whoever starts an instance takes turns by it.
             _ if name == ".lock" => true,

@@ -32,6 +32,8 @@ pub enum Kind {
     Starter,
     /// It runs a command in an instance, and waits for it.
     Visitor,
+    /// It tells srun whether the options of a container make sense: there is no step yet, and without it the nodes tell.
+    BeforeStep,
     /// It finds out, for the plugin, what the death of a task by KILL means.
     AfterKill,
 }
@@ -104,6 +106,7 @@ impl Raw {
             () if says(b"cache", b"fill") => Some(Kind::Extractor),
             () if says(b"instance", b"start") => Some(Kind::Starter),
             () if says(b"instance", b"exec") => Some(Kind::Visitor),
+            () if words.get(1) == Some(&&b"task-check"[..]) => Some(Kind::BeforeStep),
             () if words.get(1) == Some(&&b"task-killed"[..]) => Some(Kind::AfterKill),
             () => None,
         };

@@ -4,6 +4,7 @@
 //! container and the name of the task's program in variables. TaskProlog has run, on the host.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use situla_bindings::{BindRequest, BindSource, Origin, parse_pyxis_mounts};
@@ -53,7 +54,10 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
     request.progress = context.is_first_task();
     let failed = |error| CommandError::of_run(error, &context.host);
     let prepared = prepare(&request, &context.host, &context.site).map_err(failed)?;
-    for warning in prepared.warnings() {
+    // One voice on each node.
+    let is_voice = context.host.allocation.as_ref().and_then(|allocation| allocation.task);
+    let is_voice = is_voice.is_none_or(|task| task.local_rank.0 == 0);
+    for warning in prepared.warnings().iter().filter(|_| is_voice) {
         note(&format!("situla: warning: {warning} ({})", step_name()));
     }
     prepared.run(None).map(end_as).map_err(failed)
@@ -63,12 +67,29 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
 /// Whether image and mounts are there is for the nodes to say.
 pub(crate) fn check() -> Result<ExitCode, CommandError> {
     let context = Context::gather()?;
-    let checked = request(&context, Vec::new()).and_then(|request| {
-        situla_engine::check(&request, &context.host, &context.site).map_err(CommandError::engine)
-    });
-    let Err(error) = checked else { return Ok(ExitCode::SUCCESS) };
-    data(&format!("{}\n", error.one_line()))?;
-    Ok(ExitCode::from(REFUSED))
+    match checked(&context) {
+        Ok(Some(file)) => data(&format!("{}\n", file.display()))?,
+        Ok(None) => {}
+        Err(error) => {
+            data(&format!("{}\n", error.one_line()))?;
+            return Ok(ExitCode::from(REFUSED));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The file of the environment, where there is one and nothing is wrong.
+fn checked(context: &Context) -> Result<Option<PathBuf>, CommandError> {
+    let name = context.host.variable(ENVIRONMENT);
+    let file = match name.map(|name| environment_file::check(name, context)).transpose()? {
+        // What the variables hold is for the nodes to say.
+        Some((file, None)) => return Ok(Some(file)),
+        Some((file, Some(_))) => Some(file),
+        None => None,
+    };
+    let request = request(context, Vec::new())?;
+    situla_engine::check(&request, &context.host, &context.site).map_err(CommandError::engine)?;
+    Ok(file)
 }
 
 /// The status that says that there is a refusal on standard output.
@@ -117,13 +138,22 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
     if let Some(kinds) = variable(UNSHARE) {
         request.isolation = isolation(&kinds)?;
     }
+    // By the names of these options, and by those that the command lines have for the same.
+    // An option counts instead of a file.
+    let has = |name: &str| context.host.env.iter().any(|(other, _)| other == name);
+    request.env.retain(|(name, _)| !(request.host_env.contains(name) && has(name)));
     let named = [
+        ("environment", variable(ENVIRONMENT).is_some()),
         ("mount-home", !request.defaults.no_home),
+        ("remap-root", request.root),
         ("fakeroot", request.root),
         ("entrypoint", request.entrypoint),
+        ("writable", request.writable_tmpfs),
         ("writable-tmpfs", request.writable_tmpfs),
-        ("env", !request.host_env.is_empty()),
+        ("env", !(request.host_env.is_empty() && request.env.is_empty())),
+        ("no-mount", !request.defaults.unmounted.is_empty()),
         ("net", request.isolation.network),
+        ("network", request.isolation.network),
         ("ipc", request.isolation.ipc),
         ("uts", request.isolation.uts),
     ];
@@ -173,7 +203,7 @@ fn isolation(list: &str) -> Result<Isolation, CommandError> {
 /// A batch script lies in the spool directory of slurmd, which the image does not have.
 fn batch_script(program: &OsString, context: &Context) -> Option<BindRequest> {
     let step = context.host.allocation.as_ref()?.step?;
-    let path = std::path::PathBuf::from(program);
+    let path = PathBuf::from(program);
     (step == situla_engine::StepId::Batch && path.is_absolute() && path.is_file()).then(|| BindRequest {
         source: BindSource::Host(path.clone()),
         destination: path,

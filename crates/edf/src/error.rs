@@ -44,7 +44,7 @@ pub enum EdfError {
         variable: String,
     },
     /// A value cannot be expanded.
-    #[error("{}: {key} has a ${{ in {text:?} that is no variable", file.display())]
+    #[error("{}: {key} has a ${{ in {:?} that is no variable", file.display(), shortened(text))]
     BadExpansion {
         /// The file.
         file: PathBuf,
@@ -52,6 +52,16 @@ pub enum EdfError {
         key: String,
         /// The value.
         text: String,
+    },
+    /// A value is too long.
+    #[error("{}: {key} has more than {limit} bytes", file.display())]
+    TooLong {
+        /// The file.
+        file: PathBuf,
+        /// The key in it.
+        key: String,
+        /// The limit.
+        limit: usize,
     },
     /// A file inherits from itself.
     #[error("{} inherits from itself: {}", file.display(), shown(chain))]
@@ -75,6 +85,16 @@ pub enum EdfError {
         /// The limit.
         limit: usize,
     },
+}
+
+/// The beginning of a text that may be long.
+fn shortened(text: &str) -> String {
+    const SHOWN: usize = 100;
+    if text.chars().count() <= SHOWN {
+        text.to_owned()
+    } else {
+        text.chars().take(SHOWN).chain("...".chars()).collect()
+    }
 }
 
 fn shown(paths: &[PathBuf]) -> String {

@@ -1,7 +1,11 @@
 //! Variables in values: `${NAME}`, `${NAME:-DEFAULT}`, and `$${NAME}` for the text `${NAME}`.
 
-use crate::error::EdfError;
 use std::path::Path;
+
+use crate::error::EdfError;
+
+/// Bytes of a value, variables replaced: no longer than an argument may be (execve(2)).
+pub(crate) const MAX_VALUE: usize = 128 * 1024;
 
 /// Where a value stands, for messages.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +25,11 @@ pub(crate) fn expand(
         key: origin.key.to_owned(),
         text: text.to_owned(),
     };
+    let too_long =
+        || EdfError::TooLong { file: origin.file.to_owned(), key: origin.key.to_owned(), limit: MAX_VALUE };
+    if text.len() > MAX_VALUE {
+        return Err(too_long());
+    }
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(place) = rest.find("${") {
@@ -48,13 +57,17 @@ pub(crate) fn expand(
             variable: name.to_owned(),
         })?;
         expanded.push_str(&value);
+        if expanded.len() > MAX_VALUE {
+            return Err(too_long());
+        }
         rest = after;
     }
     expanded.push_str(rest);
     Ok(expanded)
 }
 
-fn is_name(name: &str) -> bool {
+/// Tells whether a shell could have a variable of this name.
+pub(crate) fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
@@ -88,6 +101,11 @@ mod tests {
         for text in ["${A", "${}", "${A B}", "${1}", "${A:-${A}}"] {
             assert!(matches!(expanded(text), Err(EdfError::BadExpansion { .. })), "{text}");
         }
+        let long = "x".repeat(MAX_VALUE);
+        assert!(expanded(&long).is_ok());
+        assert!(matches!(expanded(&format!("{long}x")), Err(EdfError::TooLong { .. })));
+        let much = "${A}".repeat(MAX_VALUE / 4);
+        assert_eq!(expanded(&much).unwrap().len(), MAX_VALUE / 4);
         let undefined = expanded("${NONE}").unwrap_err().to_string();
         assert_eq!(undefined, "e.toml: image mentions ${NONE}, which is not set");
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use crate::error::EdfError;
+use crate::expand::is_name;
 
 /// The content of one file, nothing expanded or inherited yet.
 #[derive(Debug, Default)]
@@ -57,7 +58,7 @@ impl RawFile {
                     for (name, value) in table {
                         let value =
                             string(value).ok_or_else(|| syntax(format!("env.{name} must be a string")))?;
-                        if name.is_empty() || name.contains(['=', '\0']) {
+                        if !is_name(&name) {
                             return Err(syntax(format!("env has {name:?}, which names no variable")));
                         }
                         raw.env.insert(name, value);

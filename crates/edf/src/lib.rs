@@ -13,4 +13,4 @@ mod file;
 mod load;
 
 pub use error::EdfError;
-pub use load::{Edf, MAX_FILE, MAX_LEVELS, Surroundings, load};
+pub use load::{Edf, MAX_FILE, MAX_LEVELS, Surroundings, find, load};

@@ -79,6 +79,15 @@ pub fn load(name: &str, around: &Surroundings<'_>) -> Result<Edf, EdfError> {
     Ok(edf)
 }
 
+/// Finds the file of the environment `name`, as [`load`] does.
+///
+/// # Errors
+/// There is no such file, or it cannot be read.
+pub fn find(name: &str, around: &Surroundings<'_>) -> Result<PathBuf, EdfError> {
+    let loader = Loader { around, edf: Edf::default(), chain: Vec::new() };
+    loader.find(name).map(|(file, _)| file)
+}
+
 struct Loader<'a> {
     around: &'a Surroundings<'a>,
     edf: Edf,
@@ -122,8 +131,8 @@ impl Loader<'_> {
             };
         }
         let directories = self.directories();
-        // A name leads nowhere else than into these directories.
-        let is_plain = !name.is_empty() && !name.contains('/');
+        // A name leads nowhere else than below these directories.
+        let is_plain = !name.is_empty() && !name.split('/').any(|part| part == "..");
         for directory in directories.iter().filter(|_| is_plain) {
             let file = directory.join(format!("{name}.toml"));
             if let Some(text) = read(&file)? {

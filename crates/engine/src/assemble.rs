@@ -300,8 +300,21 @@ fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<Os
     let strings = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
     Ok(match &request.action {
         Action::Exec(command) if request.entrypoint => {
-            let entrypoint = image.config.as_ref().map(|config| strings(&config.entrypoint));
-            entrypoint.unwrap_or_default().into_iter().chain(command.clone()).collect()
+            const RUNSCRIPT: &str = "/.singularity.d/runscript";
+            let entrypoint = match &image.config {
+                Some(config) => strings(&config.entrypoint),
+                None if exists(RUNSCRIPT)? => vec![RUNSCRIPT.into()],
+                None if exists(environment::ENROOT_SCRIPT)? => {
+                    vec!["/bin/sh".into(), environment::ENROOT_SCRIPT.into()]
+                }
+                None => {
+                    return Err(EngineError::BadOption {
+                        message: format!("{shown} says nothing of an entry point"),
+                        remedy: "leave --container-entrypoint out, or name the program".to_owned(),
+                    });
+                }
+            };
+            entrypoint.into_iter().chain(command.clone()).collect()
         }
         Action::Exec(command) => command.clone(),
         Action::Start(arguments) => {

@@ -14,7 +14,7 @@ use situla_plan::Text;
 
 use crate::env_script::{Variables, evaluate, expand};
 use crate::error::EngineError;
-use crate::image_view::ImageView;
+use crate::image_view::{Found, ImageView};
 use crate::request::{Personality, RunRequest};
 
 /// Apptainer's search path inside a container.
@@ -70,7 +70,12 @@ pub(crate) fn build(
                 complete_path(path);
             }
         }
-        None => needs_shell = !run_scripts(view, &mut image, around)?,
+        None => {
+            needs_shell = !run_scripts(view, &mut image, around)?;
+            if request.personality == Personality::Task {
+                of_enroot(view, &mut image, around)?;
+            }
+        }
     }
     image.insert("HOME".to_owned(), around.home.unwrap_or("/").to_owned());
     if request.personality == Personality::Task {
@@ -90,7 +95,11 @@ pub(crate) fn build(
         return Ok(result);
     }
     for (name, value) in &user {
-        apply(&mut image, name, value, request.no_eval);
+        match request.personality {
+            // By a file that says what a variable is, and not how it changes.
+            Personality::Task => drop(image.insert(name.clone(), value.clone())),
+            _ => apply(&mut image, name, value, request.no_eval),
+        }
     }
     if request.personality != Personality::Task {
         let libraries = image.entry("LD_LIBRARY_PATH".to_owned()).or_default();
@@ -100,6 +109,29 @@ pub(crate) fn build(
     }
     result.entries = entries(&image, &host, around);
     Ok(result)
+}
+
+/// The start script of an image that enroot has made, which runs the entry point.
+pub(crate) const ENROOT_SCRIPT: &str = "/etc/rc";
+
+/// Takes the variables of an image that enroot has made: a line for each, as it writes them.
+fn of_enroot(view: &ImageView, image: &mut Variables, around: &Circumstances<'_>) -> Result<(), EngineError> {
+    let shown = around.image_path.display().to_string();
+    let located = view.locate(ENROOT_SCRIPT).map_err(EngineError::look_into(&shown))?;
+    if located.found != Some(Found::File) {
+        return Ok(());
+    }
+    let found = view.read_file("/etc/environment", MAX_SCRIPT).map_err(EngineError::look_into(&shown))?;
+    let text = found.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+    let pairs = text.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| is_name(name));
+    for (name, value) in pairs {
+        let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        image.insert(name.to_owned(), quoted.unwrap_or(value).to_owned());
+    }
+    if let Some(path) = image.get_mut("PATH") {
+        complete_path(path);
+    }
+    Ok(())
 }
 
 /// Evaluates the scripts of the image; false where one of them needs a shell.
@@ -301,13 +333,16 @@ fn shell_script(host: &[(String, Vec<u8>)], user: &[(String, String)], request: 
          if [ -f \"$situla_script\" ]; then . \"$situla_script\"; fi\ndone\n\
          unset -f fixpath; unset situla_script\n",
     );
+    let is_task = request.personality == Personality::Task;
     for (name, _) in host {
         let waiting = format!("{HOST_PREFIX}{name}");
-        script.push_str(&format!(
-            "[ -n \"${{{name}+x}}\" ] || export {name}=\"${waiting}\"; unset {waiting}\n"
-        ));
+        let condition = match request.host_env.contains(name) {
+            true => String::new(),
+            false => format!("[ -n \"${{{name}+x}}\" ] || "),
+        };
+        script.push_str(&format!("{condition}export {name}=\"${waiting}\"; unset {waiting}\n"));
     }
-    for (name, value) in user.iter().filter(|(name, _)| name != "HOME") {
+    for (name, value) in user.iter().filter(|(name, _)| is_task || name != "HOME") {
         let waiting = format!("{USER_PREFIX}{name}");
         // Between double quotes in a shell, as Apptainer has it, where the value means to be.
         let evaluated = !request.no_eval && value.contains(['$', '`']) && !value.contains(['"', '\\']);
@@ -315,6 +350,8 @@ fn shell_script(host: &[(String, Vec<u8>)], user: &[(String, String)], request: 
             script.push_str(&format!("eval \"{waiting}=\\\"${waiting}\\\"\"\n"));
         }
         script.push_str(&match name.as_str() {
+            _ if is_task && value.is_empty() => format!("unset {name}\n"),
+            _ if is_task => format!("export {name}=\"${waiting}\"\n"),
             "PREPEND_PATH" => format!("export PATH=\"${waiting}:$PATH\"\n"),
             "APPEND_PATH" => format!("export PATH=\"$PATH:${waiting}\"\n"),
             _ => format!("export {name}=\"${waiting}\"\n"),

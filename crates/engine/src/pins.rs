@@ -6,8 +6,8 @@
 //! under the tag by then; a job has one. The file is found by the job's number alone, whatever of the environment is
 //! exported.
 //!
-//! It is the user's own file, and no privilege comes from it: what he could write there he could have named as the image,
-//! the policy has judged the repository before, and the digest is verified against the bytes.
+//! It is the user's own file, and no privilege comes from it: an image that is fetched is verified against its digest, and
+//! what is in the user's store already he could have put there under any name.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
 use situla_oci::{Digest, Platform, Reference};
+use situla_slurm::{Allocation, Context};
 
 use crate::host::Host;
 
@@ -26,6 +27,9 @@ const KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 /// How exactly their last use is known.
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// Says when pins were looked through that nobody uses.
+const SWEPT: &str = ".swept";
 
 /// More than a digest and a reference have.
 const MAX_FILE: u64 = 4096;
@@ -42,9 +46,12 @@ pub(crate) struct Pins {
 impl Pins {
     /// Those of the job that this process belongs to; `None` where there is no job, or no place for files of the user.
     pub(crate) fn of(host: &Host) -> Option<Self> {
-        let allocation = host.allocation.as_ref()?;
-        // The tasks of an array are jobs of their own; the components of a heterogeneous job have one number.
-        let job = allocation.array.map_or(allocation.job, |array| array.job);
+        // In a shell of salloc the number may be that of a job that was over long ago.
+        let of_job = |allocation: &&Allocation| allocation.context != Context::AllocationShell;
+        let allocation = host.allocation.as_ref().filter(of_job)?;
+        // The tasks of an array are jobs of their own, and so are the components of a heterogeneous job.
+        let first = allocation.het.as_ref().and_then(|het| het.jobs.first().copied());
+        let job = allocation.array.map(|array| array.job).or(first).unwrap_or(allocation.job);
         let cluster = allocation.cluster.as_deref().unwrap_or("cluster");
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         let cluster: String = cluster.chars().filter(|c| is_plain(*c)).collect();
@@ -66,35 +73,66 @@ impl Pins {
     }
 
     /// Makes `digest` what `reference` is in this job, where nobody else was faster; gives what it is then.
-    pub(crate) fn pin(&self, reference: &Reference, digest: Digest) -> io::Result<Digest> {
-        let directory = self.all.join(&self.job);
-        self.make(&directory)?;
-        let file = self.file(reference);
-        match publish(&directory, &file, &format!("{digest}\n{}\n", subject(reference))) {
-            Ok(()) => Ok(digest),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => self
-                .find(reference)
-                .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "it cannot be read")),
-            Err(error) => Err(error),
+    ///
+    /// # Errors
+    /// It cannot be kept. The digest comes back.
+    pub(crate) fn pin(&self, reference: &Reference, digest: Digest) -> Result<Digest, (io::Error, Digest)> {
+        match self.publish(reference, &digest) {
+            Ok(None) => Ok(digest),
+            Ok(Some(other)) => Ok(other),
+            Err(error) => Err((error, digest)),
         }
     }
 
-    /// Makes the directory of this job, and removes those of jobs that are long over.
-    fn make(&self, directory: &Path) -> io::Result<()> {
-        let mut builder = DirBuilder::new();
-        builder.mode(0o700);
-        match builder.create(directory) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => builder.recursive(true).create(directory)?,
-            other => other?,
+    /// Leaves a digest; gives the one that is there already.
+    fn publish(&self, reference: &Reference, digest: &Digest) -> io::Result<Option<Digest>> {
+        /// How often, and after what time, a file is read again that is there and says nothing: other nodes may see what was
+        /// written a little later (nfs(5), close-to-open).
+        const ATTEMPTS: u32 = 40;
+        const MOMENT: Duration = Duration::from_millis(50);
+        let directory = self.all.join(&self.job);
+        create(&directory)?;
+        let file = self.file(reference);
+        let text = format!("{digest}\n{}\n", subject(reference));
+        let published = match without_a_name(&directory, &file, &text) {
+            // NFS and Lustre have no nameless files.
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                by_another_name(&directory, &file, &text, false)
+            }
+            other => other,
+        };
+        match published {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            other => {
+                other?;
+                self.sweep();
+                return Ok(None);
+            }
         }
-        for entry in fs::read_dir(&self.all)?.flatten() {
+        for _ in 0..ATTEMPTS {
+            if let Some(digest) = self.find(reference) {
+                return Ok(Some(digest));
+            }
+            std::thread::sleep(MOMENT);
+        }
+        // Whoever made it was killed, or had no room.
+        by_another_name(&directory, &file, &text, true)?;
+        Ok(None)
+    }
+
+    /// Removes the pins of jobs that are long over, once a day at the most.
+    fn sweep(&self) {
+        let stamp = self.all.join(SWEPT);
+        if age(&stamp).is_some_and(|age| age < DAY) {
+            return;
+        }
+        // What cannot be removed now can be the next time, and another job may be at it as well.
+        let _ = File::create(&stamp).and_then(|file| file.set_modified(SystemTime::now()));
+        for entry in fs::read_dir(&self.all).into_iter().flatten().flatten() {
             if age(&entry.path()).is_some_and(|age| age > KEPT) {
-                // Another job may be at it as well.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
-        Ok(())
     }
 
     fn file(&self, reference: &Reference) -> PathBuf {
@@ -103,19 +141,50 @@ impl Pins {
     }
 }
 
+/// Makes the directory of a job.
+fn create(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            DirBuilder::new().mode(0o700).recursive(true).create(directory)
+        }
+        other => other,
+    }
+}
+
 /// Makes a file with a text in it, where there is none: at once, so that nobody finds it empty, and with no name
 /// before, so that whoever is killed leaves nothing.
-fn publish(directory: &Path, file: &Path, text: &str) -> io::Result<()> {
+fn without_a_name(directory: &Path, file: &Path, text: &str) -> io::Result<()> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    let Ok(unnamed) = open(directory, flags, Mode::from_raw_mode(0o600)) else {
-        // A file system without nameless files. Whoever reads at this moment finds no digest, and says so.
-        return File::create_new(file)?.write_all(text.as_bytes());
-    };
-    let mut unnamed = File::from(unnamed);
+    let mut unnamed = File::from(open(directory, flags, Mode::from_raw_mode(0o600))?);
     unnamed.write_all(text.as_bytes())?;
     let place = format!("/proc/self/fd/{}", unnamed.as_raw_fd());
     linkat(CWD, place, CWD, file, AtFlags::SYMLINK_FOLLOW)?;
     Ok(())
+}
+
+/// The same by a link to, or by the new name of, a file of another name, which tells nodes and processes apart.
+fn by_another_name(directory: &Path, file: &Path, text: &str, replaces: bool) -> io::Result<()> {
+    let host = rustix::system::uname().nodename().to_string_lossy().replace('/', "_");
+    let own = directory.join(format!(".new-{host}-{}", std::process::id()));
+    let made = File::create(&own).and_then(|mut new| {
+        new.write_all(text.as_bytes())?;
+        // Errors of a quota come as late as that.
+        new.sync_all()
+    });
+    let made = made.and_then(|()| match replaces {
+        true => fs::rename(&own, file),
+        false => match fs::hard_link(&own, file) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                File::create_new(file).and_then(|_| fs::rename(&own, file))
+            }
+            other => other,
+        },
+    });
+    match fs::remove_file(&own) {
+        Err(error) if error.kind() != ErrorKind::NotFound => made.and(Err(error)),
+        _ => made,
+    }
 }
 
 /// How long ago something changed in a directory.
@@ -164,6 +233,7 @@ mod tests {
             pins.pin(&image, digest("x")).unwrap();
             File::open(home.path().join(job)).unwrap().set_modified(long_ago).unwrap();
         }
+        File::options().write(true).open(home.path().join(SWEPT)).unwrap().set_modified(long_ago).unwrap();
         let second = Pins { all: home.path().to_owned(), job: "c-2".to_owned() };
         assert!(second.find(&image).is_some());
         let third = Pins { all: home.path().to_owned(), job: "c-3".to_owned() };
@@ -186,6 +256,33 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(pinned.windows(2).all(|pair| pair[0] == pair[1]), "{pinned:?}");
+    }
+
+    #[test]
+    fn without_nameless_files_and_links_it_is_the_same() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("pin");
+        by_another_name(home.path(), &file, "one", false).unwrap();
+        let second = by_another_name(home.path(), &file, "two", false).unwrap_err();
+        assert_eq!(second.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "one");
+        by_another_name(home.path(), &file, "three", true).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "three");
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "a file of another name stays");
+    }
+
+    #[test]
+    fn an_empty_file_is_made_good_and_what_cannot_be_kept_comes_back() {
+        let home = tempfile::tempdir().unwrap();
+        let pins = Pins { all: home.path().to_owned(), job: "c-1".to_owned() };
+        let image = Reference::parse("registry.example/a:1").unwrap();
+        create(&home.path().join("c-1")).unwrap();
+        fs::write(pins.file(&image), "").unwrap();
+        assert_eq!(pins.pin(&image, digest("x")).unwrap(), digest("x"));
+        assert_eq!(pins.find(&image), Some(digest("x")));
+        let nowhere = Pins { all: "/proc/none".into(), job: "c-1".to_owned() };
+        let (_, back) = nowhere.pin(&image, digest("x")).unwrap_err();
+        assert_eq!(back, digest("x"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use situla_bindings::{BindRequest, BindSource, Origin};
 use situla_image::{Identities, TreeLease, UseMark};
-use situla_oci::Reference;
+use situla_oci::{Reference, ReferenceError};
 use situla_plan::{NamespaceKind, Plan};
 use situla_policy::{
     BindUse, Decision, Image as PolicyImage, Request as PolicyRequest, RequestedOption, Subject, Verdict,
@@ -99,7 +99,11 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
 /// # Errors
 /// It does not.
 pub fn check(request: &RunRequest, host: &Host, site: &Site) -> Result<(), EngineError> {
-    resolve::name(&request.image, &host.cwd, request.personality, site).map(drop)
+    match resolve::name(&request.image, &host.cwd, request.personality, site) {
+        // A directory that only the nodes have, or a short name that they know.
+        Err(EngineError::Reference { source: ReferenceError::NoRegistry { .. }, .. }) => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 /// Why a run could not even be asked for: an option that nobody knows, or a value that makes no sense.
@@ -192,6 +196,7 @@ fn decided(
 ) -> Result<Planned, EngineError> {
     let named = resolve::name(&request.image, &host.cwd, request.personality, site)?;
     let (binds, home, pmi_fds) = plan_binds(request, host);
+    expect_unmounted(request, host)?;
     let layers = plan_layers(request, host)?;
     // Before anything is fetched: what is forbidden is not downloaded either.
     let asked = resolve::for_policy(&named);
@@ -222,6 +227,25 @@ fn decided(
     };
     let watch = open.as_ref().and_then(|open| ImageWatch::begin(open.descriptor, &image_path));
     Ok(Planned { plan, image: open, image_path, stop_signal, lease, use_mark, watch, warnings })
+}
+
+/// Fails where something is to be left out that is not mounted.
+fn expect_unmounted(request: &RunRequest, host: &Host) -> Result<(), EngineError> {
+    if request.defaults.unmounted.is_empty() {
+        return Ok(());
+    }
+    let mut all = request.clone();
+    all.defaults.unmounted.clear();
+    let (binds, ..) = plan_binds(&all, host);
+    let own = |bind: &&BindRequest| !matches!(bind.origin, Origin::User(_));
+    let places: Vec<&Path> = binds.iter().filter(own).map(|bind| bind.destination.as_path()).collect();
+    let is_none = |path: &&PathBuf| !places.iter().any(|place| place.starts_with(path));
+    let Some(path) = request.defaults.unmounted.iter().find(is_none) else { return Ok(()) };
+    let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+    Err(EngineError::BadOption {
+        message: format!("nothing is mounted at {} that could be left out", path.display()),
+        remedy: format!("choose from {}", places.join(", ")),
+    })
 }
 
 /// Asks the policy. Gives also where the paths led that it was asked about.

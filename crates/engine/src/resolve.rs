@@ -285,14 +285,14 @@ pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<Found, Engine
                 (Some(pins), None) => {
                     let fetched = fetch(&Wanted::of_registry(named), opening.progress)?;
                     let digest = fetched.manifest_digest.parse().ok();
-                    digest.and_then(|digest| match pins.pin(&named.reference, digest) {
-                        Ok(digest) => Some(digest),
-                        Err(error) => {
+                    digest.map(|digest| match pins.pin(&named.reference, digest) {
+                        Ok(digest) => digest,
+                        Err((error, digest)) => {
                             warning = Some(format!(
                                 "{} may become another image in this job: its digest cannot be kept: {error}",
                                 named.reference
                             ));
-                            None
+                            digest
                         }
                     })
                 }
@@ -338,9 +338,10 @@ fn fetched(wanted: &Wanted, opening: &Opening<'_>) -> Result<(Opened, Option<Use
     }
 }
 
-/// The image of a manifest in the user's own store. Whatever is wrong with it is for the fetching process to find.
+/// The image of a manifest in the user's store or the site's. Whatever is wrong with it is for the fetching process to find.
 fn present(digest: &Digest, opening: &Opening<'_>) -> Option<(Opened, Option<UseMark>)> {
-    let store = Store::look(opening.stores.own.as_deref()?, None, StoreOptions::default()).ok()?;
+    let StorePlaces { own, site } = &opening.stores;
+    let store = Store::look(own.as_deref()?, site.as_deref(), StoreOptions::default()).ok()?;
     let image = store.get(digest, &recipe(opening)).ok()??;
     let mark = mark(&image.path, opening.acts);
     let resolved = open_stored(&image, opening).ok()?;

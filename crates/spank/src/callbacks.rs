@@ -1,12 +1,14 @@
 //! The callbacks that Slurm calls, and the data by which it knows the plugin.
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::ffi::{
     Arguments, Context, FAILURE, Handle, SUCCESS, TaskEnd, context, n_options, option_argument,
@@ -14,7 +16,10 @@ use crate::ffi::{
 };
 use crate::killed;
 use crate::multi_prog::{CommandLine, Programs, is_table};
-use crate::options::{ContainerOption, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE, Setting, Settings};
+use crate::options::{
+    ContainerOption, EDF_PATH_VARIABLE, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE, Setting, Settings,
+    UNSUPPORTED,
+};
 
 /// `SPANK_PLUGIN(situla, 1)`: Slurm looks these symbols up by name.
 #[unsafe(no_mangle)]
@@ -50,6 +55,8 @@ struct State {
     settings: Option<Settings>,
     /// An error of an early callback, to be raised where Slurm takes notice of it.
     pending: Option<String>,
+    /// Which options this process has heard of.
+    heard: [bool; ContainerOption::ALL.len()],
     /// Options of one command line that contradict each other.
     conflict: Option<String>,
     /// In srun, sbatch and salloc: what the first component of the command line asks for.
@@ -59,14 +66,21 @@ struct State {
 }
 
 impl State {
-    /// Takes an option that was given.
-    fn take(&mut self, option: ContainerOption, value: CString) {
+    /// Takes an option that was given: the one with this number.
+    fn take(&mut self, number: usize, option: ContainerOption, value: CString, context: Context) {
         let prefix = self.settings.as_ref().map_or("", |settings| settings.prefix.as_str());
+        // What salloc or sbatch was told stands in the variables that they have set, all of it; Slurm has the last value of
+        // each option alone, and nothing would tell it from what this command line says.
+        let is_first = self.heard.get_mut(number).is_some_and(|heard| !std::mem::replace(heard, true));
+        if context != Context::Remote && is_first && option.is_replayed(prefix) {
+            return;
+        }
         let former = self.given.get(option.setting).cloned();
         self.given.set(option.setting, value);
         let overrides = former.is_some_and(|former| self.given.get(option.setting) != Some(&former));
-        let same = ContainerOption::ALL.into_iter().filter(|other| other.setting == option.setting);
-        if overrides && !option.setting.is_list() && !same.clone().any(|other| other.is_inherited(prefix)) {
+        // In sbatch a command line overrides the lines of its script.
+        if overrides && !option.setting.is_list() && context == Context::Local {
+            let same = ContainerOption::ALL.into_iter().filter(|other| other.setting == option.setting);
             let names: Vec<String> = same.map(|other| format!("--{}", other.name(prefix))).collect();
             self.conflict = Some(format!("{} was given twice, with different values", names.join(" or ")));
         }
@@ -77,7 +91,7 @@ impl State {
 #[derive(Clone)]
 struct FirstComponent {
     /// What the environment had, before this plugin set anything in it.
-    inherited: Given,
+    environment: Vec<(CString, CString)>,
     /// What it asks for, with that.
     complete: Given,
 }
@@ -86,6 +100,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     given: Given::NOTHING,
     settings: None,
     pending: None,
+    heard: [false; ContainerOption::ALL.len()],
     conflict: None,
     first: None,
     programs: Programs::NOTHING,
@@ -156,9 +171,10 @@ extern "C" fn option_given(value: c_int, argument: *const c_char, _remote: c_int
     // SAFETY: Slurm passes null or the option's argument.
     let argument = unsafe { option_argument(argument) };
     let result = catch_unwind(|| {
-        let option = ContainerOption::from_value(value);
+        let number = usize::try_from(value).unwrap_or(usize::MAX);
+        let option = ContainerOption::ALL.get(number).copied();
         if let Some((option, value)) = option.and_then(|option| Some((option, option.value(argument)?))) {
-            with_state(|state| state.take(option, value));
+            with_state(|state| state.take(number, option, value, context()));
         }
     });
     if result.is_ok() { SUCCESS } else { FAILURE }
@@ -187,13 +203,30 @@ fn init_post_opt() -> Result<(), String> {
     }
     let complete = match &first {
         None => {
-            let inherited = Given::NOTHING.complete(own_variable)?;
-            let complete = given.or(&inherited);
-            let component = FirstComponent { inherited, complete: complete.clone() };
+            let environment = own_variables();
+            let mut complete = given.complete(|name| Ok(find(&environment, name)))?;
+            if complete.asks_for_container() {
+                for name in UNSUPPORTED {
+                    if find(&environment, name).is_some_and(|value| !value.is_empty()) {
+                        let name = name.to_string_lossy();
+                        return Err(format!(
+                            "{name} is set, and containers cannot be named or saved here; unset it"
+                        ));
+                    }
+                }
+                check(&mut complete, &settings)?;
+            }
+            let component = FirstComponent { environment, complete: complete.clone() };
             with_state(|state| state.first = Some(component));
             complete
         }
-        Some(first) => given.or(&first.inherited),
+        Some(first) => {
+            let mut complete = given.complete(|name| Ok(find(&first.environment, name)))?;
+            if complete.asks_for_container() {
+                check(&mut complete, &settings)?;
+            }
+            complete
+        }
     };
     if let Some(first) = &first {
         same_container(&first.complete, &complete, prefix)?;
@@ -201,23 +234,23 @@ fn init_post_opt() -> Result<(), String> {
     if !complete.asks_for_container() {
         return match given.orphans().next() {
             Some(setting) => Err(format!(
-                "--{prefix}-{} has no effect without an image; add --{prefix}-image=IMAGE",
-                setting.suffix()
+                "--{} has no effect without an image; add --{prefix}-image=IMAGE",
+                setting.option(prefix)
             )),
             None => Ok(()),
         };
     }
-    if first.is_none() {
-        check(&complete, &settings)?;
+    if complete.get(Setting::Environment).is_some() {
+        // What the file inherits is found by this.
+        let path = std::env::var_os("EDF_PATH").and_then(|path| CString::new(path.into_encoded_bytes()).ok());
+        set_own_variable(EDF_PATH_VARIABLE, &path.unwrap_or_default());
     }
+    // All of them: the node takes an empty one for what was not asked for, whatever an outer step has left there.
     for setting in Setting::ALL {
-        let name = setting.carried_variable();
-        match complete.get(setting) {
-            Some(value) => set_own_variable(&name, value),
-            // What an outer step has left there would count on the node.
-            None if own_variable(&name)?.is_some() => set_own_variable(&name, c""),
-            None => {}
-        }
+        set_own_variable(
+            &setting.carried_variable(),
+            complete.get(setting).map_or(c"", |value| value.as_c_str()),
+        );
     }
     if context == Context::Local {
         let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
@@ -228,11 +261,18 @@ fn init_post_opt() -> Result<(), String> {
     Ok(())
 }
 
-/// Asks the trampoline whether the options make sense, so that nobody waits in a queue for a refusal. Where it
-/// cannot be asked, as on a host that submits jobs and runs none, the nodes will tell.
-fn check(complete: &Given, settings: &Settings) -> Result<(), String> {
+/// Asks the trampoline whether the options make sense, so that nobody waits in a queue for a refusal, and which file an
+/// environment is, so that the nodes take the same. Where it cannot be asked, as on a host that submits jobs and runs
+/// none, the nodes will tell.
+fn check(complete: &mut Given, settings: &Settings) -> Result<(), String> {
+    /// Who waits in srun must not wait for a file system that does not answer.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const MOMENT: Duration = Duration::from_millis(1);
+    if check_trampoline(settings).is_err() {
+        return Ok(());
+    }
     let mut command = Command::new(OsStr::from_bytes(settings.trampoline.as_bytes()));
-    command.arg("task-check").stdin(Stdio::null()).stderr(Stdio::null());
+    command.arg("task-check").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     for setting in Setting::ALL {
         let name = setting.task_variable();
         let name = OsStr::from_bytes(name.as_bytes());
@@ -241,22 +281,52 @@ fn check(complete: &Given, settings: &Settings) -> Result<(), String> {
             None => command.env_remove(name),
         };
     }
-    command.env_remove(OsStr::from_bytes(PROGRAM_VARIABLE.to_bytes()));
-    let said = command.output().ok().filter(|output| output.status.code() == Some(1));
-    match said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()) {
-        Some(refusal) if !refusal.is_empty() => Err(refusal),
+    // Nor does it count here what an outer srun has sent.
+    for name in [PROGRAM_VARIABLE, EDF_PATH_VARIABLE] {
+        command.env_remove(OsStr::from_bytes(name.to_bytes()));
+    }
+    let Ok(mut child) = command.spawn() else { return Ok(()) };
+    let begun = Instant::now();
+    let status = loop {
+        match child.try_wait() {
+            Ok(None) if begun.elapsed() < PATIENCE => std::thread::sleep(MOMENT),
+            Ok(Some(status)) => break status,
+            _ => {
+                // One that cannot be killed is left to itself.
+                let _ = child.kill();
+                return Ok(());
+            }
+        }
+    };
+    let mut said = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        // One line: it has been in the pipe since before the process ended.
+        let _ = stdout.take(MAX_ANSWER).read_to_end(&mut said);
+    }
+    match (status.code(), said.trim_ascii()) {
+        (Some(0 | 1), b"") => Ok(()),
+        (Some(1), refusal) => Err(String::from_utf8_lossy(refusal).into_owned()),
+        (Some(0), file) => {
+            if let Ok(file) = CString::new(file) {
+                complete.set(Setting::Environment, file);
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
+
+/// Bytes of an answer; more than a pipe holds would keep the process that says it.
+const MAX_ANSWER: u64 = 64 * 1024;
 
 /// Slurm has one set of options for all components of a heterogeneous step, and the last one counts.
 fn same_container(first: &Given, other: &Given, prefix: &str) -> Result<(), String> {
     let differs = |setting: &Setting| first.get(*setting) != other.get(*setting);
     match Setting::ALL.into_iter().find(differs) {
         Some(setting) => Err(format!(
-            "--{prefix}-{} differs between the components of a heterogeneous command line, and Slurm would \
+            "--{} differs between the components of a heterogeneous command line, and Slurm would \
              use one for all; give each component the same, or start an srun for each container",
-            setting.suffix()
+            setting.option(prefix)
         )),
         None => Ok(()),
     }
@@ -282,9 +352,18 @@ fn look_for_multi_prog(line: CommandLine<'_>, is_first: bool, prefix: &str) -> R
 const MULTI_PROG_REMEDY: &str =
     "let one script choose by $SLURM_PROCID, or write `apptainer exec IMAGE` into the table";
 
-fn own_variable(name: &CStr) -> Result<Option<CString>, String> {
-    let value = name.to_str().ok().and_then(std::env::var_os);
-    Ok(value.and_then(|value| CString::new(value.into_encoded_bytes()).ok()))
+/// The variables of this process that say something of containers.
+fn own_variables() -> Vec<(CString, CString)> {
+    let is_of_ours =
+        |name: &[u8]| name.starts_with(b"PYXIS_CONTAINER_") || name.starts_with(b"SLURM_SITULA_");
+    let all =
+        std::env::vars_os().map(|(name, value)| (name.into_encoded_bytes(), value.into_encoded_bytes()));
+    let ours = all.filter(|(name, _)| is_of_ours(name));
+    ours.filter_map(|(name, value)| Some((CString::new(name).ok()?, CString::new(value).ok()?))).collect()
+}
+
+fn find(variables: &[(CString, CString)], name: &CStr) -> Option<CString> {
+    variables.iter().find(|(other, _)| other.as_c_str() == name).map(|(_, value)| value.clone())
 }
 
 /// Called in the task's process, as the user, last before TaskProlog and exec.

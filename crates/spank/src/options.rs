@@ -58,6 +58,12 @@ impl Setting {
         self.kind() == Kind::List
     }
 
+    /// The option that sets it, without the dashes before it.
+    pub(crate) fn option(self, prefix: &str) -> String {
+        let option = ContainerOption::ALL.into_iter().find(|option| option.setting == self);
+        option.map_or_else(String::new, |option| option.name(prefix))
+    }
+
     fn variable(self, prefix: &str) -> CString {
         let name = format!("{prefix}{}", self.suffix().replace('-', "_").to_ascii_uppercase());
         CString::new(name).unwrap_or_default()
@@ -164,11 +170,6 @@ impl ContainerOption {
         ContainerOption { setting, fixed: Some(value), negation, suffix, arginfo: None, usage }
     }
 
-    /// The option that was registered with `value`.
-    pub(crate) fn from_value(value: i32) -> Option<Self> {
-        Self::ALL.get(usize::try_from(value).ok()?).copied()
-    }
-
     /// Its name, without the dashes before it.
     pub(crate) fn name(self, prefix: &str) -> String {
         if self.setting == Setting::Environment && prefix == DEFAULT_PREFIX {
@@ -184,9 +185,9 @@ impl ContainerOption {
         self.fixed.map(CStr::to_owned).or(argument)
     }
 
-    /// Whether this process has been told of it by its environment: sbatch and salloc leave their options there
-    /// for every srun below them, which hears of them before it reads its own command line.
-    pub(crate) fn is_inherited(self, prefix: &str) -> bool {
+    /// Whether Slurm has this option from its environment: sbatch and salloc leave their options there for every srun below
+    /// them, which hears of them before it reads its own command line.
+    pub(crate) fn is_replayed(self, prefix: &str) -> bool {
         let name = format!("SLURM_SPANK__SLURM_SPANK_OPTION_situla_{}", self.name(prefix));
         std::env::var_os(name.replace('-', "_")).is_some()
     }
@@ -195,6 +196,9 @@ impl ContainerOption {
 /// The variable in which srun sends [fingerprints](crate::multi_prog::Programs) of its programs to the
 /// node; as for the name, see [`Setting::carried_variable`].
 pub(crate) const PROGRAMS_VARIABLE: &CStr = c"SLURM_SITULA_PROGRAMS";
+
+/// The variable in which srun sends where environment files are; the trampoline reads it.
+pub(crate) const EDF_PATH_VARIABLE: &CStr = c"SLURM_SITULA_EDF_PATH";
 
 /// The variable in which the trampoline finds the program that it stands for.
 pub(crate) const PROGRAM_VARIABLE: &CStr = c"SITULA_TASK_PROGRAM";
@@ -224,7 +228,7 @@ impl Given {
         self.get(Setting::Environment).is_some()
     }
 
-    /// Takes a value. Slurm replays options, so the last one counts; a list grows by what it has not yet.
+    /// Takes a value: the last one counts, but a list grows by what it has not yet.
     pub(crate) fn set(&mut self, setting: Setting, value: CString) {
         let place = &mut self.values[setting as usize];
         *place = Some(match place.take() {
@@ -233,7 +237,7 @@ impl Given {
         });
     }
 
-    /// Completes what was not given by what `variable` has of `carried`, then of the user's own variables. What
+    /// Completes what was not given by what an outer salloc or sbatch was told, then by the user's own variables. What
     /// stands in a profile is no error where no image is asked for, so it counts only with one.
     pub(crate) fn complete(
         &self,
@@ -241,9 +245,15 @@ impl Given {
     ) -> Result<Given, String> {
         let mut complete = self.clone();
         for setting in Setting::ALL.into_iter().filter(|_| !self.is_whole()) {
-            if complete.get(setting).is_none() {
-                complete.values[setting as usize] = stands_for(setting, &variable)?;
-            }
+            let place = &mut complete.values[setting as usize];
+            *place = match place.take() {
+                Some(given) if setting.is_list() => Some(match told_outside(setting, &variable)? {
+                    Some(outer) => joined(outer, given),
+                    None => given,
+                }),
+                Some(given) => Some(given),
+                None => stands_for(setting, &variable)?,
+            };
             // These two come first: without one of them nothing else matters, not even a value that makes no sense.
             if setting == Setting::Environment && !complete.asks_for_container() {
                 break;
@@ -252,31 +262,26 @@ impl Given {
         Ok(complete)
     }
 
-    /// Takes what srun and sbatch have sent, which is more than Slurm sends: of an option that was given several
-    /// times that has the last value alone.
+    /// What counts on the node: what srun or sbatch has sent, where it has, since Slurm sends less (of an option that was
+    /// given several times the last value, and what salloc was told although srun was told otherwise). From one without
+    /// this plugin there is what Slurm and the environment have.
     pub(crate) fn carried(
         &self,
         variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
     ) -> Result<Given, String> {
-        let mut carried = self.clone();
-        for setting in Setting::ALL {
-            if let Some(value) = variable(&setting.carried_variable())?.filter(|value| !value.is_empty()) {
-                carried.values[setting as usize] = Some(value);
+        let Some(image) = variable(&Setting::Image.carried_variable())? else {
+            return self.complete(variable);
+        };
+        let mut carried = Given::NOTHING;
+        carried.values[Setting::Image as usize] = Some(image).filter(|image| !image.is_empty());
+        for setting in Setting::ALL.into_iter().filter(|setting| *setting != Setting::Image) {
+            let value = variable(&setting.carried_variable())?.filter(|value| !value.is_empty());
+            carried.values[setting as usize] = value;
+            if setting == Setting::Environment && !carried.asks_for_container() {
+                return self.complete(variable);
             }
         }
-        carried.complete(variable)
-    }
-
-    /// What was given, or else what `other` has.
-    pub(crate) fn or(&self, other: &Given) -> Given {
-        let mut both = self.clone();
-        if self.is_whole() {
-            return both;
-        }
-        for (own, other) in both.values.iter_mut().zip(&other.values) {
-            *own = own.take().or_else(|| other.clone());
-        }
-        both
+        Ok(carried)
     }
 
     /// The settings that were given although there is no image for them.
@@ -285,38 +290,47 @@ impl Given {
     }
 }
 
+/// What an outer salloc or sbatch was told.
+fn told_outside(
+    setting: Setting,
+    variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
+) -> Result<Option<CString>, String> {
+    Ok(variable(&setting.carried_variable())?.filter(|value| !value.is_empty()))
+}
+
 /// What the environment has for a setting that no option was given for.
 fn stands_for(
     setting: Setting,
     variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
 ) -> Result<Option<CString>, String> {
-    if let Some(name) = setting.default_variable()
-        && let Some(value) = variable(&name)?
-        && let Some(value) = setting.told_by(&name, value)?
-    {
+    if let Some(value) = told_outside(setting, &variable)? {
         return Ok(Some(value));
     }
-    if setting == Setting::Writable
-        && let Some(value) = variable(READONLY)?
-        && let Some(value) = setting.told_by(READONLY, value)?
-    {
-        return Ok(Some(if *value == *ON { OFF } else { ON }.to_owned()));
+    let told = |name: &CStr| variable(name)?.map_or(Ok(None), |value| setting.told_by(name, value));
+    let own = setting.default_variable().map_or(Ok(None), |name| told(&name))?;
+    if setting != Setting::Writable {
+        return Ok(own);
     }
-    Ok(variable(&setting.carried_variable())?.filter(|value| !value.is_empty()))
+    let opposite = told(READONLY)?.map(|value| if *value == *ON { OFF } else { ON }.to_owned());
+    match (own, opposite) {
+        (Some(own), Some(opposite)) if own != opposite => {
+            Err("PYXIS_CONTAINER_WRITABLE and PYXIS_CONTAINER_READONLY contradict each other; unset one"
+                .to_owned())
+        }
+        (own, opposite) => Ok(own.or(opposite)),
+    }
 }
 
-/// Two lists as one. A list that is there already is one that Slurm replays.
+/// Two lists as one. Options may be told twice; what is the same as the whole of before counts once.
 fn joined(former: CString, value: CString) -> CString {
-    let list = former.to_bytes();
-    let more = value.to_bytes();
-    let is_there = list == more
-        || list.strip_prefix(more).is_some_and(|rest| rest.starts_with(b","))
-        || list.strip_suffix(more).is_some_and(|rest| rest.ends_with(b","));
-    if is_there {
+    if former == value {
         return former;
     }
-    CString::new([list, b",", more].concat()).unwrap_or(value)
+    CString::new([former.to_bytes(), b",", value.to_bytes()].concat()).unwrap_or(value)
 }
+
+/// Variables of pyxis that ask for what there is not: to take no notice of them would lose what a user wants to keep.
+pub(crate) const UNSUPPORTED: [&CStr; 2] = [c"PYXIS_CONTAINER_NAME", c"PYXIS_CONTAINER_SAVE"];
 
 /// The settings of `plugstack.conf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -380,6 +394,9 @@ mod tests {
         let mut given = Given::NOTHING;
         given.set(Setting::Image, c"./a.sqsh".to_owned());
         let profile = |name: &CStr| {
+            if name == READONLY || name.to_bytes().starts_with(b"SLURM_SITULA_") {
+                return Ok(None);
+            }
             let is_switch = Setting::ALL.into_iter().any(|setting| {
                 setting.kind() == Kind::Switch && setting.default_variable().as_deref() == Some(name)
             });
@@ -421,6 +438,9 @@ mod tests {
         }
         let refusal = writable(c"PYXIS_CONTAINER_WRITABLE", c"TRUE").unwrap_err();
         assert!(refusal.contains("PYXIS_CONTAINER_WRITABLE=TRUE"), "{refusal}");
+        let both =
+            |name: &CStr| Ok(name.to_bytes().starts_with(b"PYXIS_CONTAINER_").then(|| c"1".to_owned()));
+        assert!(given.complete(both).unwrap_err().contains("contradict"));
         // In a profile of somebody who wants no container it does no harm.
         let without = Given::NOTHING.complete(only(c"PYXIS_CONTAINER_WRITABLE", c"TRUE")).unwrap();
         assert_eq!(without, Given::NOTHING);
@@ -429,14 +449,9 @@ mod tests {
     #[test]
     fn lists_grow_and_what_is_replayed_does_not_count_twice() {
         let mut given = Given::NOTHING;
-        for (value, expected) in [
-            (c"/a", c"/a"),
-            (c"/a", c"/a"),
-            (c"/b:/c", c"/a,/b:/c"),
-            (c"/b:/c", c"/a,/b:/c"),
-            (c"/a", c"/a,/b:/c"),
-            (c"/", c"/a,/b:/c,/"),
-        ] {
+        for (value, expected) in
+            [(c"/a", c"/a"), (c"/a", c"/a"), (c"/b:/c", c"/a,/b:/c"), (c"/", c"/a,/b:/c,/")]
+        {
             given.set(Setting::Mounts, value.to_owned());
             assert_eq!(given.get(Setting::Mounts).unwrap().as_c_str(), expected);
         }
@@ -449,8 +464,21 @@ mod tests {
     fn what_srun_has_sent_wins_on_the_node() {
         let mut given = Given::NOTHING;
         given.set(Setting::Mounts, c"/last".to_owned());
-        let sent = |name: &CStr| Ok((name == c"SLURM_SITULA_MOUNTS").then(|| c"/first,/last".to_owned()));
-        assert_eq!(given.carried(sent).unwrap().get(Setting::Mounts).unwrap().as_c_str(), c"/first,/last");
+        given.set(Setting::Workdir, c"/of/salloc".to_owned());
+        let sent = |name: &CStr| {
+            Ok(match name.to_bytes() {
+                b"SLURM_SITULA_MOUNTS" => Some(c"/first,/last".to_owned()),
+                b"SLURM_SITULA_IMAGE" => Some(c"i".to_owned()),
+                b"SLURM_SITULA_WORKDIR" => Some(c"".to_owned()),
+                b"PYXIS_CONTAINER_WORKDIR" => Some(c"/of/a/profile".to_owned()),
+                _ => None,
+            })
+        };
+        let carried = given.carried(sent).unwrap();
+        assert_eq!(carried.get(Setting::Mounts).unwrap().as_c_str(), c"/first,/last");
+        assert_eq!(carried.get(Setting::Workdir), None);
+        // From an srun without the plugin there is what Slurm has.
+        assert_eq!(given.carried(|_| Ok(None)).unwrap(), given);
     }
 
     #[test]

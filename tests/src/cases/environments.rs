@@ -80,6 +80,9 @@ pub fn names_and_inheritance(site: &Site) -> Check {
     let variables = [("EDF_PATH", path.as_str()), ("PYXIS_CONTAINER_IMAGE", "/of/a/profile.sqsh")];
     let words = ["--environment=own", "sh", "-c", "echo $A $B"];
     expect("by name", task(site, &dir, &variables, &words)?.1, &["base own"])?;
+    // srun finds the file: the node knows nothing of EDF_PATH then.
+    let words = ["--export=NONE", "--environment=own", "sh", "-c", "echo $A $B"];
+    expect("with nothing exported", task(site, &dir, &variables, &words)?.1, &["base own"])?;
     let script = dir.write("job.sh", "#!/bin/bash\nsrun --environment=own sh -c 'echo $A $B'\n")?;
     let export = format!("--export=ALL,EDF_PATH={path}");
     let job = site.cluster.sbatch(dir.path(), &["-N1", "-n1", &export], &script)?;
@@ -101,7 +104,6 @@ pub fn refused(site: &Site) -> Check {
     let image = site.images.path("tiny.sqsh");
     for (text, part) in [
         ("image = 1", "image must be a string"),
-        ("image = \"${NOT_SET}\"", "${NOT_SET}, which is not set"),
         ("base_environment = \"nowhere\"", "no nowhere.toml in"),
         ("writable = true", "names no image"),
         (&format!("image = \"{image}\"\nmounts = [\"/a\"]"), "has no destination"),
@@ -115,5 +117,9 @@ pub fn refused(site: &Site) -> Check {
         }
         output.expect_text(part)?;
     }
+    // A variable may be one of the job's: the node says that it is not.
+    dir.write("bad.toml", "image = \"${NOT_SET}\"")?;
+    let (_, output) = task(site, &dir, &[], &["--environment=./bad.toml", "true"])?;
+    output.expect_code(125)?.expect_text("${NOT_SET}, which is not set")?;
     Ok(())
 }

@@ -382,6 +382,56 @@ pub fn policy_denial(site: &Site) -> Check {
     Ok(())
 }
 
+/// The site's policy refuses options of the plugin, by their names and by those that the command lines have for the same, and
+/// what an environment file asks for like options.
+///
+/// # Errors
+/// One passes.
+pub fn refused_options(site: &Site) -> Check {
+    let dir = site.env().work_dir("refused-options")?;
+    let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let plain = format!("image = \"{}\"\nwritable = false\n", site.images.path("tiny.sqsh"));
+    dir.write("plain.toml", &plain)?;
+    dir.write("env.toml", &format!("{plain}[env]\nA = \"1\"\n"))?;
+    dir.write("writable.toml", &plain.replace("false", "true"))?;
+    let prefix = site.env().situla().parent().and_then(Path::parent).ok_or("the program has no prefix")?;
+    let policy = prefix.join("etc/situla/policy.toml");
+    fs::create_dir_all(policy.parent().ok_or("the policy has no directory")?)?;
+    let mut wrong = Vec::new();
+    for (refused, options) in [
+        ("remap-root", &[image.as_str(), "--container-remap-root"][..]),
+        ("fakeroot", &[&image, "--container-remap-root"]),
+        ("writable", &[&image, "--container-writable"]),
+        ("writable-tmpfs", &[&image, "--container-writable"]),
+        ("entrypoint", &[&image, "--container-entrypoint"]),
+        ("mount-home", &[&image, "--container-mount-home"]),
+        ("env", &[&image, "--container-env=A"]),
+        ("net", &[&image, "--container-unshare=net"]),
+        ("environment", &["--environment=./plain.toml"]),
+        ("env", &["--environment=./env.toml"]),
+        ("writable", &["--environment=./writable.toml"]),
+    ] {
+        fs::write(&policy, format!("mode = \"enforce\"\n[options]\nrefuse = [\"{refused}\"]\n"))?;
+        let line = ["-n1"].into_iter().chain(options.iter().copied()).chain(PAYLOAD);
+        let job = site.cluster.srun(dir.path(), line);
+        let denied = job.and_then(|job| {
+            failed(
+                site,
+                &job,
+                NATIVE,
+                Fault { names: refused, remedy: "options.refuse", class: "engine-policy-denied" },
+            )
+            .map_err(|error| format!("{error:?}"))
+        });
+        wrong.extend(denied.err().map(|why| format!("{refused} {options:?}: {why}")));
+    }
+    fs::write(&policy, "mode = \"enforce\"\n[options]\nrefuse = [\"writable\", \"env\"]\n")?;
+    let allowed = site.cluster.srun(dir.path(), ["-n1", "--environment=./plain.toml", "true"]);
+    fs::remove_file(&policy)?;
+    allowed?.output.success()?;
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
+}
+
 /// An option nobody knows: refused by `srun`, and by both command lines inside a step.
 ///
 /// # Errors

@@ -301,6 +301,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::missing_image", faults::missing_image),
     ("faults::wrong_layer_in_a_registry", faults::wrong_layer_in_a_registry),
     ("faults::policy_denial", faults::policy_denial),
+    ("faults::refused_options", faults::refused_options),
     ("faults::missing_mount_source", faults::missing_mount_source),
     ("faults::mounts_without_image", faults::mounts_without_image),
     ("faults::multi_prog", faults::multi_prog),
@@ -362,6 +363,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("soak::many_steps", soak::many_steps),
     ("pins::steps_of_a_job", pins::steps_of_a_job),
     ("pins::tasks_of_an_array", pins::tasks_of_an_array),
+    ("pins::components_of_a_job", pins::components_of_a_job),
     ("pins::tasks_at_once", pins::tasks_at_once),
 ];
 

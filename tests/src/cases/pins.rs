@@ -108,6 +108,34 @@ pub fn tasks_of_an_array(site: &Site) -> Check {
     Ok(())
 }
 
+/// The components of a heterogeneous job are one job in that.
+///
+/// # Errors
+/// They have different images.
+pub fn components_of_a_job(site: &Site) -> Check {
+    let images = Images::make(site, "pinned-het")?;
+    let run = |group: u32| format!("srun --het-group={group} -n1 situla exec {} cat /which", images.tag);
+    let script = images.dir.write(
+        "job.sh",
+        &format!(
+            "#!/bin/bash\n#SBATCH -N1 -n1\n#SBATCH hetjob\n#SBATCH -N1 -n1\n{}\n{} || echo not pushed\n{}\n{}\n",
+            run(1),
+            images.push("two"),
+            run(0),
+            run(1)
+        ),
+    )?;
+    let log = images.dir.path().join("het.log");
+    let mut command =
+        site.cluster.user_command(images.dir.path(), ["sbatch", "--quiet", "--wait", "--output"])?;
+    command.arg(&log).arg(&script);
+    let mut output = command::run(command, PATIENCE * 2)?.success()?;
+    output.stdout = fs::read_to_string(&log)?;
+    expect(&output, &["image one"; 3])?;
+    site.cluster.settled()?;
+    Ok(())
+}
+
 /// All tasks of a step that ask at once have one image, though the tag moves at that moment.
 ///
 /// # Errors

@@ -180,16 +180,16 @@ pub fn variables(site: &Site) -> Check {
 pub fn contradictions(site: &Site) -> Check {
     let dir = site.env().work_dir("contradictions")?;
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    for options in [
-        &["--container-writable", "--container-readonly"][..],
-        &["--container-mount-home", "--no-container-mount-home"],
-        &["--container-workdir=/etc", "--container-workdir=/usr"],
-        &["--container-image=/elsewhere.sqsh"],
+    for (options, told) in [
+        (&["--container-writable", "--container-readonly"][..], "given twice"),
+        (&["--container-mount-home", "--no-container-mount-home"], "given twice"),
+        (&["--container-workdir=/etc", "--container-workdir=/usr"], "--container-workdir was given twice"),
+        (&["--container-image=/elsewhere.sqsh"], "--container-image was given twice"),
         // What makes no sense anywhere is refused before anybody waits for it.
-        &["--container-env=A,,B"],
-        &["--container-unshare=pid"],
-        &["--container-mounts=data:/data"],
-        &["--container-mounts=/a:/b:readonly"],
+        (&["--container-env=A,,B"], "names no variable"),
+        (&["--container-unshare=pid"], "choose from net, ipc and uts"),
+        (&["--container-mounts=data:/data"], "a path that begins with"),
+        (&["--container-mounts=/a:/b:readonly"], "readonly"),
     ] {
         let line = ["-n1", &image].into_iter().chain(options.iter().copied()).chain(["true"]);
         let (name, running) = site.cluster.start_srun(dir.path(), line)?;
@@ -197,6 +197,15 @@ pub fn contradictions(site: &Site) -> Check {
         if refused.status.success() || site.cluster.knows(&name)? {
             return Err(format!("{options:?} made a job\n{refused}").into());
         }
+        refused.expect_text(told)?;
+    }
+    for name in ["PYXIS_CONTAINER_NAME", "PYXIS_CONTAINER_SAVE"] {
+        let refused = task(site, &dir, &[(name, "x")], &[&image, "true"])?;
+        if refused.status.success() {
+            return Err(format!("{name} was passed over\n{refused}").into());
+        }
+        refused.expect_text(name)?;
+        task(site, &dir, &[(name, "x")], &["true"])?.success()?;
     }
     let twice = ["--container-workdir=/etc", "--container-workdir=/etc", "pwd"];
     let words = [&[image.as_str(), image.as_str()], &twice[..]].concat();
@@ -219,6 +228,23 @@ pub fn contradictions(site: &Site) -> Check {
         let words = [&line[..], options, &["sh", "-c", script]].concat();
         let output = crate::command::run(site.cluster.user_command(dir.path(), words)?, PATIENCE)?;
         expect(&format!("below salloc {options:?}"), &said(output)?, wanted)?;
+    }
+    let here = dir.path().display();
+    let lists = [format!("--container-mounts={here}:/one"), format!("--container-mounts={here}:/two")];
+    let other = site.env().image_tree("demo").display().to_string();
+    dir.write("other.toml", &format!("image = \"{other}\"\nwritable = false\n"))?;
+    let own = format!("--container-mounts={here}:/three");
+    let look = "ls -d /one /two /three 2>/dev/null; pwd; cut -d, -f1 /etc/situla-image-witness";
+    for (options, wanted) in [
+        (&[][..], &["/one", "/two", "/etc", "situla tiny image"][..]),
+        (&[own.as_str()], &["/one", "/three", "/two", "/etc", "situla tiny image"]),
+        // An environment is whole: neither salloc's image nor its directory.
+        (&["--environment=./other.toml"], &["/", "situla demo image"]),
+    ] {
+        let line = ["salloc", "--quiet", "-n1", &image, &lists[0], &lists[1], "--container-workdir=/etc"];
+        let words = [&line[..], &["srun", "--quiet"], options, &["sh", "-c", look]].concat();
+        let output = crate::command::run(site.cluster.user_command(dir.path(), words)?, PATIENCE)?;
+        expect(&format!("lists below salloc {options:?}"), &said(output)?, wanted)?;
     }
     site.cluster.settled()?;
     Ok(())
@@ -247,6 +273,9 @@ pub fn mounts(site: &Site) -> Check {
     let without =
         said(task(site, &dir, &[], &[&image, "--container-mounts=umount:/tmp", "sh", "-c", device])?)?;
     let host = fs::metadata("/tmp").map_err(|error| error.to_string())?.dev().to_string();
+    task(site, &dir, &[], &[&image, "--container-mounts=umount:/nothing", "true"])?
+        .expect_code(125)?
+        .expect_text("nothing is mounted at /nothing")?;
     if own[0] == own[1] || without[0] != without[1] || without[0] == host {
         return Err(format!("/tmp and / are on {own:?}, and with umount:/tmp on {without:?}").into());
     }

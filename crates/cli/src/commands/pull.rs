@@ -197,11 +197,14 @@ impl Fetch {
     pub(crate) fn ensure_stored(&self, context: &Context) -> Result<PulledImage, CommandError> {
         let options = self.client_options(context)?;
         let stranger = anonymous(&options);
-        let client = Client::new(options);
+        let mut client = Client::new(options);
         remove_temporaries_on_signal();
         let store = open_store(context)?;
         if store.is_shared() && !self.transfer.for_all {
-            self.expect_public(&Client::new(stranger), &client)?;
+            let stranger = Client::new(stranger);
+            self.expect_public(&stranger, &client)?;
+            // And nothing of it but what a stranger gets: layers may want a login where the manifest does not.
+            client = stranger;
         }
         let about = if self.transfer.for_run {
             format!("fetching {}: ", short(&self.image.reference))

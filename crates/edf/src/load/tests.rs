@@ -86,7 +86,9 @@ fn names_are_looked_for_and_paths_are_not() {
     }
     let missing = loaded("absent", &files, &[]).unwrap_err().to_string();
     assert!(missing.contains("absent.toml in /home/u/.edf, /etc/edf"), "{missing}");
-    for name in ["", "a/b", "../etc/edf/mine"] {
+    let below = [("/home/u/.edf/team/x.toml", "image = \"below\"")];
+    assert_eq!(loaded("team/x", &below, &[]).unwrap().image.as_deref(), Some("below"));
+    for name in ["", "a/b", "../etc/edf/mine", "a/../mine"] {
         assert!(loaded(name, &files, &[]).is_err(), "{name:?}");
     }
 }

@@ -79,6 +79,34 @@ fn tasks_of_slurm_take_the_image_first_but_for_what_is_named() {
 }
 
 #[test]
+fn what_a_file_sets_for_tasks_is_taken_as_it_is() {
+    let set = |scripts: &[(&str, &str)], config: Option<&[&str]>| {
+        built(scripts, config, &[("GONE", "host"), ("KEPT", "host")], |request| {
+            request.personality = Personality::Task;
+            request.no_eval = true;
+            request.host_env = vec!["KEPT".to_owned()];
+            request.env = [("HOME", "/elsewhere/home"), ("PREPEND_PATH", "/x"), ("GONE", ""), ("B", "$A")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec();
+        })
+    };
+    let (_, found) = set(&[], Some(&["A=1", "KEPT=image"]));
+    let value = |name: &str| found.get(name).map(String::as_str);
+    assert_eq!(
+        [value("HOME"), value("PREPEND_PATH"), value("B")],
+        [Some("/elsewhere/home"), Some("/x"), Some("$A")]
+    );
+    assert_eq!([value("GONE"), value("KEPT")], [None, Some("host")]);
+    let (with_shell, _) = set(&[("10-x.sh", "if true; then export A=1; fi")], None);
+    let script = with_shell.shell.expect("a shell is needed");
+    for part in
+        ["unset GONE\n", "export PREPEND_PATH=", "export HOME=", "\nexport KEPT=\"$SITULA_HOST_KEPT\""]
+    {
+        assert!(script.contains(part), "{part}: {script}");
+    }
+}
+
+#[test]
 fn image_beats_host_and_user_beats_both() {
     let host = [
         ("A", "host"),
