@@ -549,8 +549,10 @@ impl Killed {
         // Tasks that share nothing with the victim may come to their own end first, so that Slurm does not even say
         // that it cancels. A step shows how the last of its tasks ended, without any container too:
         // `srun -n2 sh -c 'test $SLURM_PROCID = 0 && exit 125; sleep 1'` gives a failed job with a completed step.
-        let comes_to_its_end =
-            matches!(victim, Victim::Init | Victim::Fetcher | Victim::Extractor) && self.n_tasks > 1;
+        // Where a keeper is killed before its container stands, the next task leads one of its own.
+        let shares_nothing = matches!(victim, Victim::Init | Victim::Fetcher | Victim::Extractor)
+            || (matches!(victim, Victim::Keeper) && *phase == SETTING_UP);
+        let comes_to_its_end = shares_nothing && self.n_tasks > 1;
         let overtaken = !well && (comes_to_its_end || self.output.stderr.contains("CANCELLED"));
         for account in [Some(&job.account), Some(step).filter(|_| !overtaken)].into_iter().flatten() {
             if (account.state == "COMPLETED") != well || (account.exit == "0:0") != well {
