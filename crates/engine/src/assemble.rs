@@ -291,6 +291,9 @@ fn namespaces(isolation: &Isolation) -> Vec<Namespace> {
     asked.into_iter().filter(|(_, asked)| *asked).map(|(kind, _)| Namespace { kind }).collect()
 }
 
+/// What an image that Apptainer has made runs.
+const RUNSCRIPT: &str = "/.singularity.d/runscript";
+
 /// What the image's own command line is, or the user's.
 fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<OsString>, EngineError> {
     let exists = |path: &str| -> Result<bool, EngineError> {
@@ -300,7 +303,6 @@ fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<Os
     let strings = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
     Ok(match &request.action {
         Action::Exec(command) if request.entrypoint => {
-            const RUNSCRIPT: &str = "/.singularity.d/runscript";
             let entrypoint = match &image.config {
                 Some(config) => strings(&config.entrypoint),
                 None if exists(RUNSCRIPT)? => vec![RUNSCRIPT.into()],
@@ -329,9 +331,7 @@ fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<Os
             let own = image.config.as_ref().map(|config| (strings(&config.entrypoint), strings(&config.cmd)));
             let (mut line, default_arguments) = match own {
                 Some((entrypoint, cmd)) if !(entrypoint.is_empty() && cmd.is_empty()) => (entrypoint, cmd),
-                _ if exists("/.singularity.d/runscript")? => {
-                    (vec!["/.singularity.d/runscript".into()], Vec::new())
-                }
+                _ if exists(RUNSCRIPT)? => (vec![RUNSCRIPT.into()], Vec::new()),
                 _ => (vec!["/bin/sh".into()], Vec::new()),
             };
             line.extend(if arguments.is_empty() { default_arguments } else { arguments.clone() });
