@@ -31,6 +31,7 @@ struct State {
     /// Bytes that may pass before the pace falls to 0.
     allowance: AtomicU64,
     passed: AtomicU64,
+    connections: AtomicU64,
     /// After so many bytes a connection breaks off, for so many connections.
     cut_after: AtomicU64,
     cuts_left: AtomicU64,
@@ -53,6 +54,7 @@ impl SlowProxy {
             pace: AtomicU64::new(UNLIMITED),
             allowance: AtomicU64::new(UNLIMITED),
             passed: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
             cut_after: AtomicU64::new(UNLIMITED),
             cuts_left: AtomicU64::new(0),
             lie_at: AtomicU64::new(UNLIMITED),
@@ -65,6 +67,7 @@ impl SlowProxy {
                     break;
                 }
                 let state = Arc::clone(&shared);
+                state.connections.fetch_add(1, Ordering::AcqRel);
                 thread::spawn(move || forward(client, &state));
             }
         });
@@ -110,6 +113,12 @@ impl SlowProxy {
     #[must_use]
     pub fn holds(&self) -> bool {
         self.state.allowance.load(Ordering::Acquire) == 0
+    }
+
+    /// How many connections have been made through it.
+    #[must_use]
+    pub fn n_connections(&self) -> u64 {
+        self.state.connections.load(Ordering::Acquire)
     }
 
     /// All bytes that have come through.

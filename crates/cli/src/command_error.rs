@@ -24,6 +24,8 @@ pub(crate) struct CommandError {
     recorded: bool,
     /// The step that is not to go on after this.
     ends: Option<Box<StepEnd>>,
+    /// The signal that has asked this process to end: it ends by that, and says nothing.
+    signal: Option<i32>,
 }
 
 impl CommandError {
@@ -38,6 +40,7 @@ impl CommandError {
             class: "bad-option".to_owned(),
             recorded: false,
             ends: None,
+            signal: None,
         }
     }
 
@@ -51,6 +54,10 @@ impl CommandError {
         if let EngineError::Fetch { message, .. } | EngineError::Extract { message, .. } = &error {
             causes.push(message.clone());
         }
+        let signal = match &error {
+            EngineError::Interrupted { signal } => Some(signal.signal),
+            _ => None,
+        };
         CommandError {
             kind: error.kind(),
             message: error.to_string(),
@@ -59,6 +66,7 @@ impl CommandError {
             class: error.class().name().to_owned(),
             recorded: true,
             ends: None,
+            signal,
         }
     }
 
@@ -115,6 +123,7 @@ impl CommandError {
             class: class.to_owned(),
             recorded: false,
             ends: None,
+            signal: None,
         }
     }
 
@@ -202,12 +211,14 @@ impl CommandError {
     /// Ends as a failure does that was told already, as an event: that is the last word, so a step that cannot be
     /// ended is not told.
     pub(crate) fn end_told(&self) -> ExitCode {
+        self.die_if_interrupted();
         let _ = self.ends.as_ref().map(|ends| ends.request());
         ExitCode::from(self.kind.status(Personality::Native))
     }
 
     /// Reports to the user of our own command line.
     pub(crate) fn report(&self, in_step: Option<&str>) -> ExitCode {
+        self.die_if_interrupted();
         match in_step {
             Some(step) => note(&format!("situla: error: {} ({step})", self.one_line())),
             None => {
@@ -222,6 +233,13 @@ impl CommandError {
         }
         self.end_step(in_step);
         ExitCode::from(self.kind.status(Personality::Native))
+    }
+
+    /// Ends as the signal would have ended this process, had it not waited to clean up.
+    fn die_if_interrupted(&self) {
+        if let Some(signal) = self.signal {
+            situla_engine::die_by(signal);
+        }
     }
 
     /// Ends the step, where it must not go on. Comes after the report: this process is part of it.
@@ -242,6 +260,7 @@ impl CommandError {
 
     /// Reports as Apptainer does, in a line that begins with `FATAL:`.
     pub(crate) fn report_fatal(&self, in_step: Option<&str>) -> ExitCode {
+        self.die_if_interrupted();
         let place = in_step.map(|step| format!(" ({step})")).unwrap_or_default();
         note(&format!("FATAL:   {}{place}", self.one_line()));
         self.end_step(in_step);

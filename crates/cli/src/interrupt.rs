@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use situla_sys::{SignalFd, SignalMask, block_signals, die_by};
+use situla_sys::{SignalFd, SignalMask, block_signals, die_by, is_ignored};
 
 /// SIGHUP, SIGINT and SIGTERM: a terminal that is closed, Ctrl-C, and how Slurm asks to end.
 const SIGNALS: [i32; 3] = [1, 2, 15];
@@ -12,11 +12,8 @@ const SIGNALS: [i32; 3] = [1, 2, 15];
 /// From now on a signal that ends the process removes its temporary files first. To be called before any
 /// other thread exists: threads inherit which signals are blocked.
 pub(crate) fn remove_temporaries_on_signal() {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = ignored(&status);
     // What the caller ignores (nohup) must stay ignored; a blocked signal would be seen all the same.
-    let signals: Vec<i32> = SIGNALS.into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0).collect();
-    let mask = SignalMask::of(signals);
+    let mask = SignalMask::of(SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)));
     let Ok(before) = block_signals(&mask) else { return };
     let watch = SignalFd::new(&mask).ok().and_then(|signals| {
         thread::Builder::new().name("signals".to_owned()).spawn(move || watch(&signals)).ok()
@@ -41,22 +38,5 @@ fn watch(signals: &SignalFd) {
             }
             die_by(info.signal);
         }
-    }
-}
-
-/// The set of ignored signals in the text of `/proc/PID/status`; bit 0 is signal 1.
-fn ignored(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ignored_signals_are_read() {
-        assert_eq!(ignored("Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t00ff\n"), 0x1001);
-        assert_eq!(ignored("nothing"), 0);
     }
 }

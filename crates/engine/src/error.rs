@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use situla_oci::ReferenceError;
 use situla_policy::{PolicyError, Verdict};
 use situla_records::EngineClass;
-use situla_runtime::{Exit, Failure, FailureClass};
+use situla_runtime::{Exit, Failure, FailureClass, SignalInfo};
 
 use crate::image_view::ViewError;
 
@@ -82,6 +82,12 @@ pub enum EngineError {
         class: EngineClass,
         /// What it said can be done.
         remedy: Option<String>,
+    },
+    /// Somebody has asked this process to end before there was a container.
+    #[error("interrupted by signal {}", signal.signal)]
+    Interrupted {
+        /// By what, and who.
+        signal: SignalInfo,
     },
     /// What only plans fetches nothing.
     #[error("{image} is not in your store, and a plan fetches nothing")]
@@ -226,6 +232,7 @@ impl EngineError {
             | EngineError::Settings { .. }
             | EngineError::KernelMount { .. }
             | EngineError::Trees { .. }
+            | EngineError::Interrupted { .. }
             | EngineError::Accounts(_) => EngineClass::SetupFailed,
             EngineError::Runtime(failure) => match failure.class() {
                 FailureClass::NoUserNamespaces | FailureClass::AppArmor => EngineClass::NoUserns,
@@ -277,7 +284,7 @@ impl EngineError {
                 "check that its file system works and its permissions, or leave it out".to_owned()
             }
             // Every reason of a verdict carries its own remedy.
-            EngineError::Denied(_) => return None,
+            EngineError::Denied(_) | EngineError::Interrupted { .. } => return None,
             EngineError::ReadPolicy { .. } | EngineError::Policy(_) | EngineError::Settings { .. } => {
                 "the administrator must mend the file".to_owned()
             }

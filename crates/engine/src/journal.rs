@@ -210,6 +210,14 @@ impl Recorder {
         self.write(EventKind::TaskExit { task: self.task, exit });
     }
 
+    /// Records that this process was asked to end before there was a payload, and ends as it would have done.
+    pub(crate) fn interrupted(&mut self, signal: &SignalInfo) {
+        self.write_start();
+        self.signal(signal);
+        let exit = RecordedExit::Signal(signal.signal);
+        self.write(EventKind::TaskExit { task: self.task, exit });
+    }
+
     /// Writes the first event, unless that is done.
     fn write_start(&mut self) {
         let Some(mut start) = self.start.take() else { return };

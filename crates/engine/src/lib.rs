@@ -4,6 +4,7 @@
 //! the host come in as a [`Host`], made by the edge; nothing here reads the environment, prints, or
 //! ends the process.
 
+mod aftermath;
 mod assemble;
 mod descriptors;
 mod directory_view;
@@ -32,6 +33,7 @@ mod step_end;
 mod store_place;
 mod way;
 
+pub use aftermath::remove_leavings;
 pub use error::EngineError;
 pub use events::{EVENT_SCHEMA, EventLine, Listener, RunEvent};
 pub use host::{Host, HostError};

@@ -2,14 +2,20 @@
 //!
 //! That process is this program, with a command that answers by one JSON object on its standard output. Where it
 //! is killed it says nothing, and that is a loss like that of any process of ours: no other task of the step
-//! waits for what does not come.
+//! waits for what does not come. Where this process is asked to end meanwhile, the other one is asked to as well, and has
+//! a moment to take away what it has begun.
 
 use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use situla_records::EngineClass;
+use situla_runtime::{Interruption, SignalInfo};
 
 use crate::request::TASK_VARIABLES;
 
@@ -17,7 +23,11 @@ use crate::request::TASK_VARIABLES;
 const SIGKILL: i32 = 9;
 
 /// More than an answer needs.
-const MAX_ANSWER: u64 = 1 << 20;
+const MAX_ANSWER: usize = 1 << 20;
+
+/// How long a process that was asked to end may take: it may have to remove thousands of files, and Slurm kills both
+/// after KillWait.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// A kind of work.
 #[derive(Clone, Debug)]
@@ -34,6 +44,8 @@ pub(crate) struct WorkFailure {
     pub(crate) class: EngineClass,
     pub(crate) message: String,
     pub(crate) remedy: Option<String>,
+    /// What this process was asked to end by, meanwhile.
+    pub(crate) interrupted: Option<SignalInfo>,
 }
 
 /// The answer of the process.
@@ -65,32 +77,95 @@ pub(crate) fn ask<T>(
     work: Work,
     read: impl FnOnce(&Answer) -> Option<T>,
 ) -> Result<T, WorkFailure> {
+    // Before there is anything to clean up. Where signals cannot be watched they end this process, and that one with it.
+    let interruption = Interruption::watch().ok();
+    interruption.iter().for_each(|signals| signals.spare(command));
     let started = command.stdout(Stdio::piped()).spawn();
     let mut child = started.map_err(|error| WorkFailure {
         class: EngineClass::SetupFailed,
         message: format!("cannot start the {} process: {error}", work.name),
         remedy: None,
+        interrupted: None,
     })?;
     let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        // A broken pipe shows as a missing answer below.
-        let _ = stdout.take(MAX_ANSWER).read_to_end(&mut output);
+    let stdout = child.stdout.take();
+    let interrupted = stdout.and_then(|out| read_answer(out, &child, &mut output, interruption.as_ref()));
+    if interrupted.is_some() {
+        // No other one is to end this process before it has said so.
+        interruption.into_iter().for_each(Interruption::keep);
+        // It has ended, or is not waited for any longer.
+        return Err(WorkFailure { interrupted, ..failure(&Answer::default(), child.try_wait(), work) });
     }
     let status = child.wait();
     let answer = Answer(serde_json::from_slice(&output).unwrap_or_default());
-    read(&answer).ok_or_else(|| failure(&answer, status, work))
+    read(&answer).ok_or_else(|| failure(&answer, status.map(Some), work))
 }
 
-fn failure(answer: &Answer, status: io::Result<ExitStatus>, work: Work) -> WorkFailure {
-    let was_killed = status.as_ref().is_ok_and(|status| status.signal() == Some(SIGKILL));
+/// Reads what the process says until it ends. Gives the signal by which this process is asked to end, if one came before.
+fn read_answer(
+    mut stdout: ChildStdout,
+    child: &Child,
+    output: &mut Vec<u8>,
+    interruption: Option<&Interruption>,
+) -> Option<SignalInfo> {
+    let mut asked: Option<(SignalInfo, Instant)> = None;
+    let mut buffer = [0; 4096];
+    loop {
+        let limit = match asked {
+            None => None,
+            Some((signal, since)) => match FAREWELL.checked_sub(since.elapsed()) {
+                Some(left) => Timespec::try_from(left).ok(),
+                None => return Some(signal),
+            },
+        };
+        let mut fds = vec![PollFd::new(&stdout, PollFlags::IN)];
+        fds.extend(interruption.map(|signals| PollFd::new(signals, PollFlags::IN)));
+        match poll(&mut fds, limit.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            // A missing answer is told as such.
+            Err(_) => return asked.map(|(signal, _)| signal),
+        }
+        let is_ready = |fd: Option<&PollFd<'_>>| fd.is_some_and(|fd| !fd.revents().is_empty());
+        let (has_output, has_signal) = (is_ready(fds.first()), is_ready(fds.get(1)));
+        drop(fds);
+        if has_signal
+            && let Some(signal) = interruption.and_then(Interruption::heard)
+            && asked.is_none()
+        {
+            asked = Some((signal, Instant::now()));
+            if let Some(child) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                // One that has ended by itself needs no asking.
+                let _ = kill_process(child, Signal::TERM);
+            }
+        }
+        if has_output {
+            match stdout.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A broken pipe shows as a missing answer.
+                Ok(0) | Err(_) => return asked.map(|(signal, _)| signal),
+                Ok(length) => output.extend(buffer.iter().take(length)),
+            }
+            if output.len() > MAX_ANSWER {
+                return asked.map(|(signal, _)| signal);
+            }
+        }
+    }
+}
+
+fn failure(answer: &Answer, status: io::Result<Option<ExitStatus>>, work: Work) -> WorkFailure {
+    let ended = status.as_ref().ok().copied().flatten();
+    let was_killed = ended.is_some_and(|status| status.signal() == Some(SIGKILL));
     let unsaid = if was_killed { EngineClass::ServerLost } else { work.unsaid };
     WorkFailure {
         class: answer.text("class").map_or(unsaid, EngineClass::from),
         message: answer.text("message").unwrap_or_else(|| match status {
-            Ok(status) => format!("the {} process ended with {status}", work.name),
+            Ok(Some(status)) => format!("the {} process ended with {status}", work.name),
+            Ok(None) => format!("the {} process has not ended", work.name),
             Err(error) => format!("the {} process cannot be waited for: {error}", work.name),
         }),
         remedy: answer.text("remedy"),
+        interrupted: None,
     }
 }
 

@@ -88,7 +88,10 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
         Err(error) => {
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
             recorder.describe_request(host, &request.image, texts(request.action.words()));
-            recorder.error(&error);
+            match &error {
+                EngineError::Interrupted { signal } => recorder.interrupted(signal),
+                other => recorder.error(other),
+            }
             Err(error)
         }
     }

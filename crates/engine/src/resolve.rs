@@ -323,7 +323,11 @@ fn mark(path: &Path, acts: Acts) -> Option<UseMark> {
 fn fetched(wanted: &Wanted, opening: &Opening<'_>) -> Result<(Opened, Option<UseMark>), EngineError> {
     let mut attempt = 1;
     loop {
-        let fetched = fetch(wanted, opening.progress)?;
+        let fetched = fetch(wanted, opening.progress).inspect_err(|error| {
+            if error.is_loss() {
+                forget_killed(opening);
+            }
+        })?;
         let mark = mark(&fetched.path, opening.acts);
         match open_path(&fetched.path, opening.requested) {
             // It was removed between the fetch and the mark.
@@ -336,6 +340,15 @@ fn fetched(wanted: &Wanted, opening: &Opening<'_>) -> Result<(Opened, Option<Use
             }
         }
     }
+}
+
+/// One that was killed has left what it had begun.
+fn forget_killed(opening: &Opening<'_>) {
+    let StorePlaces { own, site } = &opening.stores;
+    let Some(own) = own else { return };
+    let store = Store::look(own, site.as_deref(), StoreOptions::default());
+    // What cannot be removed now, the next one removes.
+    let _ = store.and_then(|store| store.remove_abandoned());
 }
 
 /// The image of a manifest in the user's store or the site's. Whatever is wrong with it is for the fetching process to find.
@@ -598,8 +611,11 @@ fn fetch(wanted: &Wanted, progress: bool) -> Result<Fetched, EngineError> {
 }
 
 fn failed_fetch(shown: &str, failure: WorkFailure) -> EngineError {
-    let WorkFailure { class, message, remedy } = failure;
-    EngineError::Fetch { reference: shown.to_owned(), message, class, remedy }
+    let WorkFailure { class, message, remedy, interrupted } = failure;
+    match interrupted {
+        Some(signal) => EngineError::Interrupted { signal },
+        None => EngineError::Fetch { reference: shown.to_owned(), message, class, remedy },
+    }
 }
 
 #[cfg(test)]

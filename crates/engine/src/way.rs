@@ -297,15 +297,13 @@ fn fill(
     (directory, shown, known): (&Path, &Path, Option<&Digest>),
     progress: bool,
 ) -> Result<Digest, EngineError> {
-    let fail = |WorkFailure { class, message, remedy }| EngineError::Extract {
-        image: shown.display().to_string(),
-        message,
-        class,
-        remedy,
+    let fail = |WorkFailure { class, message, remedy, interrupted }| match interrupted {
+        Some(signal) => EngineError::Interrupted { signal },
+        None => EngineError::Extract { image: shown.display().to_string(), message, class, remedy },
     };
     let input = file.try_clone().map_err(|error| {
         let message = format!("cannot pass the image on: {error}");
-        fail(WorkFailure { class: EngineClass::SetupFailed, message, remedy: None })
+        fail(WorkFailure { class: EngineClass::SetupFailed, message, remedy: None, interrupted: None })
     })?;
     let mut command = own_process::own_command();
     command

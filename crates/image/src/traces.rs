@@ -8,24 +8,36 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-static LIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// A path, and what the file has in it where another process may have one of the same name.
+type Live = (PathBuf, Option<Vec<u8>>);
+
+static LIVE: Mutex<Vec<Live>> = Mutex::new(Vec::new());
 
 /// A path that is removed if the process is abandoned while this lives.
 #[derive(Debug)]
-pub(crate) struct Trace(PathBuf);
+pub(crate) struct Trace(Live);
 
 impl Trace {
     /// Registers a path; to be called before the file is made, so that none is missed.
     pub(crate) fn of(path: &Path) -> Self {
-        LIVE.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
-        Self(path.to_owned())
+        Self::register((path.to_owned(), None))
+    }
+
+    /// The same of a file that is this process's only if it has this content.
+    pub(crate) fn of_content(path: &Path, content: &[u8]) -> Self {
+        Self::register((path.to_owned(), Some(content.to_owned())))
+    }
+
+    fn register(live: Live) -> Self {
+        LIVE.lock().unwrap_or_else(PoisonError::into_inner).push(live.clone());
+        Self(live)
     }
 }
 
 impl Drop for Trace {
     fn drop(&mut self) {
         let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = live.iter().position(|path| *path == self.0) {
+        if let Some(at) = live.iter().position(|other| *other == self.0) {
             live.swap_remove(at);
         }
     }
@@ -35,7 +47,11 @@ impl Drop for Trace {
 /// another one afterwards waits for ever, so call nothing else of this crate.
 pub fn abandon() {
     let live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
-    for path in live.iter() {
+    for (path, content) in live.iter() {
+        let is_ours = |content: &Vec<u8>| fs::read(path).is_ok_and(|found| found == *content);
+        if !content.as_ref().is_none_or(is_ours) {
+            continue;
+        }
         // Nobody is left to tell.
         if fs::remove_file(path).is_err() {
             remove_directory(path);
@@ -64,7 +80,7 @@ mod tests {
     fn a_path_is_known_as_long_as_its_trace_lives() {
         let path = Path::new("traces-test/one");
         let known =
-            || LIVE.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|p| *p == path).count();
+            || LIVE.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|(p, _)| p == path).count();
         let (first, second) = (Trace::of(path), Trace::of(path));
         assert_eq!(known(), 2);
         drop(first);

@@ -56,10 +56,14 @@ impl Budget {
 /// The programs that are ours under any path.
 const OWN_NAMES: [&str; 3] = ["situla", "apptainer", "singularity"];
 
-/// Variables of the job that the trampoline needs: where records are, and which step of which cluster it is.
-const OF_JOB: [&CStr; 8] = [
+/// Variables of the job that the trampoline needs: where records and images are, and which step of which cluster it is.
+const OF_JOB: [&CStr; 12] = [
     c"HOME",
     c"XDG_STATE_HOME",
+    c"XDG_CACHE_HOME",
+    c"SITULA_STORE",
+    c"APPTAINER_CACHEDIR",
+    c"SINGULARITY_CACHEDIR",
     c"SLURM_CLUSTER_NAME",
     c"SLURMD_NODENAME",
     c"SLURM_STEP_NODELIST",

@@ -95,28 +95,48 @@ fn truncated_images_do_not_open() {
     }
 }
 
+/// Changes an image so many times; tells how often it did not even open.
+fn changed(name: &str, bytes: &[u8], rounds: usize) -> usize {
+    let table = usize::try_from(u64::from_le_bytes(bytes[64..72].try_into().unwrap())).unwrap();
+    let mut random = Random(1 + name.len() as u64);
+    let mut refused = 0;
+    for round in 0..rounds {
+        let mut bytes = bytes.to_vec();
+        // A third of the changes each to the superblock, to metadata and anywhere.
+        let (from, to) = [(0, 96), (table, bytes.len()), (96, bytes.len())][round % 3];
+        for _ in 0..1 + random.below(3) {
+            let at = from + random.below(to - from);
+            match random.below(4) {
+                0 => bytes[at] ^= 1 << random.below(8),
+                1 => bytes[at] = 0xff,
+                2 => bytes[at] = 0,
+                _ => bytes[at] = random.noise(1)[0],
+            }
+        }
+        let outcome = bounded(&format!("{name} round {round}"), bytes);
+        refused += usize::from(outcome.is_err());
+    }
+    refused
+}
+
 #[test]
 fn changed_images_never_panic() {
-    let mut refused = 0;
-    for (compressor, bytes) in seeds() {
-        let table = usize::try_from(u64::from_le_bytes(bytes[64..72].try_into().unwrap())).unwrap();
-        let mut random = Random(1 + compressor.len() as u64);
-        for round in 0..700 {
-            let mut bytes = bytes.clone();
-            // A third of the changes each to the superblock, to metadata and anywhere.
-            let (from, to) = [(0, 96), (table, bytes.len()), (96, bytes.len())][round % 3];
-            for _ in 0..1 + random.below(3) {
-                let at = from + random.below(to - from);
-                match random.below(4) {
-                    0 => bytes[at] ^= 1 << random.below(8),
-                    1 => bytes[at] = 0xff,
-                    2 => bytes[at] = 0,
-                    _ => bytes[at] = random.noise(1)[0],
-                }
-            }
-            let outcome = bounded(&format!("{compressor} round {round}"), bytes);
-            refused += usize::from(outcome.is_err());
-        }
-    }
+    let refused: usize = seeds().iter().map(|(compressor, bytes)| changed(compressor, bytes, 700)).sum();
     assert!(refused > 100, "only {refused} changed images were refused at once");
+}
+
+/// What the fuzz target begins with, so that the corpus is known to be good, and a little of what it goes on to.
+#[test]
+fn the_corpus_of_the_fuzz_target_is_read_and_changed() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/squashfs_reader");
+    let (mut n_seeds, mut refused) = (0, 0);
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let (name, bytes) = (path.display().to_string(), fs::read(&path).unwrap());
+        assert!(bounded(&name, bytes.clone()).is_ok_and(|walk| walk.visits > 10), "{name}");
+        n_seeds += 1;
+        refused += changed(&name, &bytes, 120);
+    }
+    assert!(n_seeds >= 6, "the corpus is there");
+    assert!(refused > 20, "only {refused} changed images were refused at once");
 }

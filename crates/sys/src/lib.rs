@@ -28,8 +28,8 @@ pub use network::bring_loopback_up;
 pub use rustix::io::Errno;
 pub use seccomp::{FilterFlags, Instruction, SystemCall, install_filter, refuse_calls};
 pub use signal::{
-    SignalFd, SignalInfo, SignalMask, block_signals, die_by, initial_sigpipe, restore_default_action,
-    restore_sigchld, send_raw_signal, set_signal_mask, signal_everybody,
+    SignalFd, SignalInfo, SignalMask, begin_with_mask, block_signals, die_by, initial_sigpipe, is_ignored,
+    restore_default_action, restore_sigchld, send_raw_signal, set_signal_mask, signal_everybody,
 };
 
 /// The errno of the call that has just failed.

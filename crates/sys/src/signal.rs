@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::Errno;
@@ -55,6 +56,13 @@ pub fn set_signal_mask(mask: &SignalMask) -> Result<(), Errno> {
         .map(|_| ())
 }
 
+/// Lets a program begin with this mask, whatever this thread has blocked by then.
+pub fn begin_with_mask(command: &mut std::process::Command, mask: SignalMask) {
+    // SAFETY: what runs between fork and exec calls sigprocmask alone, which is async-signal-safe, on a copy of the set,
+    // and allocates nothing: an error carries a number.
+    unsafe { command.pre_exec(move || set_signal_mask(&mask).map_err(std::io::Error::from)) };
+}
+
 /// Gives a signal its default action again.
 pub fn restore_default_action(signal: i32) -> Result<(), Errno> {
     // SAFETY: SIG_DFL runs no code of ours; a wrong number gives EINVAL.
@@ -63,6 +71,17 @@ pub fn restore_default_action(signal: i32) -> Result<(), Errno> {
     } else {
         Ok(())
     }
+}
+
+/// Tells whether `signal` is ignored: sigaction(2).
+pub fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: no new action is given, and the old one goes to memory of the right type.
+    if unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: sigaction succeeded and has filled the structure.
+    unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 /// Lets this process die by `signal`, without leaving a core of its own beside the payload's.

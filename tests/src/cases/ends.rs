@@ -21,11 +21,11 @@ use crate::processes::{Kind, Process, Watch, kill_if, variable};
 use crate::slow_proxy::{SlowProxy, UNLIMITED};
 use crate::tier::Check;
 
-/// KillWait of the cluster.
-const SLURM_KILL_WAIT: Duration = Duration::from_secs(5);
+/// KillWait of the cluster: a step that loses a process of ours, and one that heeds TERM, is over by then.
+pub(super) const KILL_WAIT: Duration = Duration::from_secs(5);
 
-/// The same, and what Slurm needs around it on two cores.
-pub(super) const KILL_WAIT: Duration = Duration::from_secs(5 + 6);
+/// What Slurm takes to tell `srun`, once it has sent KILL to those that do not heed TERM.
+const AFTER_KILL: Duration = Duration::from_millis(1500);
 
 /// Longer than the plugin takes to find out what a kill was, and Slurm to end a step.
 pub(super) const UNDISTURBED: Duration = Duration::from_secs(4);
@@ -91,6 +91,11 @@ pub fn command_missing(site: &Site) -> Check {
         job.output.clone().expect_code(code)?.expect_text(program)?;
         let exit = format!("{code}:0");
         super::bare::expect_account(&job, "FAILED", &exit, "FAILED", &exit)?;
+        let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+        let exits = [Exit::Code(code.into())];
+        if records.len() != 1 || records[0].class != "engine-command-missing" || records[0].exits != exits {
+            return Err(format!("{program}: the record says {records:#?}").into());
+        }
     }
     Ok(())
 }
@@ -155,7 +160,7 @@ fn cancelled_after(
     let gone = wait_until(KILL_WAIT, || {
         site.cluster.admin(&["squeue", "-h", "-j", &id]).map_or(true, |o| o.stdout.trim().is_empty())
     });
-    if !gone || cancelled.elapsed() > KILL_WAIT + Duration::from_secs(1) {
+    if !gone || cancelled.elapsed() > KILL_WAIT {
         return Err(format!("it took {:?}\n{output}", cancelled.elapsed()));
     }
     let job = site.cluster.job(name, output)?;
@@ -603,6 +608,7 @@ pub fn scancel_while_fetching(site: &Site) -> Check {
     let option = format!("--container-image={source}");
     let store = site.env().home()?.join(".cache/situla");
     let dir = site.env().work_dir("fetching")?;
+    let watch = Watch::begin(site.env().uid()?);
     let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
     for enter in [vec![option.as_str()], vec!["apptainer", "exec", source.as_str()]] {
         super::faults::forget_pulled(site)?;
@@ -611,8 +617,11 @@ pub fn scancel_while_fetching(site: &Site) -> Check {
         let args = ["-N2", "--ntasks-per-node=2"].into_iter().chain(enter.iter().copied());
         let (name, running) = site.cluster.start_srun(dir.path(), args.chain(["touch", "ran"]))?;
         let id = site.cluster.wait_running(&name)?;
-        let in_the_middle =
-            wait_until(PATIENCE, || proxy.holds() && !names(&store.join("leases")).is_empty());
+        // All four wait for the image: one that is not so far yet has nothing to say of its end.
+        let fetch = || watch.look().iter().filter(|one| one.kind == Kind::Fetcher).count();
+        let in_the_middle = wait_until(PATIENCE, || {
+            proxy.holds() && !names(&store.join("leases")).is_empty() && fetch() == 4
+        });
         site.cluster.admin(&["scancel", &id])?;
         let cancelled = Instant::now();
         let output = running.finish(PATIENCE)?;
@@ -628,9 +637,7 @@ pub fn scancel_while_fetching(site: &Site) -> Check {
             return Err(format!("leases are left: {leases:?}\n{output}").into());
         }
         let job = site.cluster.job(&name, output)?;
-        if job.account.state != "CANCELLED" {
-            return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
-        }
+        expect_cancelled(site, &job, 2, 2)?;
         proxy.pace(UNLIMITED);
         let next = ["-n1"].into_iter().chain(enter).chain(["cat", WITNESS]);
         site.cluster.srun(dir.path(), next)?.output.success()?.expect_text("situla tiny image")?;
@@ -639,8 +646,21 @@ pub fn scancel_while_fetching(site: &Site) -> Check {
     Ok(())
 }
 
-/// `scancel` while the step still extracts its image: it ends within KillWait, what was begun is gone or is removed by the
-/// next, and the next step gets the image.
+/// What accounting and the records say of a step that was cancelled before any payload, on so many nodes with so many tasks
+/// each: all of them were told to end.
+fn expect_cancelled(site: &Site, job: &Job, n_nodes: usize, tasks_per_node: usize) -> Check {
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    let is_cancelled = |record: &outcome::Outcome| {
+        record.class == "cancelled" && record.exits == vec![Exit::Signal(15); tasks_per_node]
+    };
+    if job.account.state == "CANCELLED" && records.len() == n_nodes && records.iter().all(is_cancelled) {
+        return Ok(());
+    }
+    Err(format!("accounting says {:?}, the records {records:#?}\n{}", job.account, job.output).into())
+}
+
+/// `scancel` while the step still extracts its image: it ends within KillWait, nothing is left of what was begun, and the
+/// next step gets the image.
 ///
 /// # Errors
 /// The step goes on, the payload runs all the same, or the next one fails.
@@ -654,7 +674,8 @@ pub fn scancel_while_extracting(site: &Site) -> Check {
     let args = ["-N1", "--ntasks-per-node=2"].into_iter().chain(enter);
     let (name, running) = site.cluster.start_srun(dir.path(), args.chain(["touch", "ran"]))?;
     let id = site.cluster.wait_running(&name)?;
-    let in_the_middle = wait_until(PATIENCE, || watch.look().iter().any(|one| one.kind == Kind::Extractor));
+    let extract = || watch.look().iter().filter(|one| one.kind == Kind::Extractor).count();
+    let in_the_middle = wait_until(PATIENCE, || extract() == 2);
     site.cluster.admin(&["scancel", &id])?;
     let cancelled = Instant::now();
     let output = running.finish(PATIENCE)?;
@@ -663,10 +684,11 @@ pub fn scancel_while_extracting(site: &Site) -> Check {
         return Err(format!("in the middle: {in_the_middle}; it took {took:?}\n{output}").into());
     }
     site.cluster.settled()?;
-    let job = site.cluster.job(&name, output)?;
-    if job.account.state != "CANCELLED" {
-        return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
+    if let (trees, building @ 1..) = super::extracted::found(&desk)? {
+        return Err(format!("{building} are half there, and {trees:?}\n{output}").into());
     }
+    let job = site.cluster.job(&name, output)?;
+    expect_cancelled(site, &job, 1, 2)?;
     if !watch.look().is_empty() {
         return Err(format!("these go on: {:?}\n{}", watch.look(), job.output).into());
     }
@@ -715,9 +737,9 @@ pub fn term_and_kill(site: &Site) -> Check {
         let output = running.finish(PATIENCE)?;
         let took = at.elapsed();
         let (least, most) = if heeds {
-            (Duration::ZERO, SLURM_KILL_WAIT * 3 / 5)
+            (Duration::ZERO, KILL_WAIT * 3 / 5)
         } else {
-            (SLURM_KILL_WAIT * 4 / 5, KILL_WAIT)
+            (KILL_WAIT * 4 / 5, KILL_WAIT + AFTER_KILL)
         };
         if took < least || took > most {
             return Err(format!("{enter}, heeds TERM: {heeds}: it took {took:?}\n{output}").into());

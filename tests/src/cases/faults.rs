@@ -713,6 +713,13 @@ pub(super) fn in_or_refused(site: &Site, name: &str, output: &Output) -> Check {
         if job.account.state != if inside { "COMPLETED" } else { "FAILED" } {
             return Err(format!("accounting says {:?}\n{output}", job.account).into());
         }
+        // What the plugin refuses in a task has no record: nothing of ours ran that could write one.
+        let found = ["batch", "0"].map(|step| outcome::records(&site.cluster, &format!("{}.{step}", job.id)));
+        let records: Vec<_> = found.into_iter().filter_map(Result::ok).flatten().collect();
+        let ran = records.iter().any(|record| record.class == "ok");
+        if ran != inside {
+            return Err(format!("inside: {inside}, the records say {records:#?}\n{output}").into());
+        }
     } else if inside {
         return Err(format!("there is no job {name}\n{output}").into());
     }

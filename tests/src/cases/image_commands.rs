@@ -17,6 +17,7 @@ use super::privileged::{apptainer, registry, with_bad_layer};
 use crate::command::{self, Output, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
+use crate::processes::{Kind, Watch};
 use crate::tier::Check;
 
 /// Runs a command as the user, with a store below `dir`.
@@ -331,27 +332,46 @@ pub fn wrong_digest(desk: &Desk) -> Check {
     Ok(())
 }
 
-/// A pull that is ended while a layer arrives dies by the signal and leaves no lease and no file.
+/// A pull that is ended while a layer arrives dies by the signal and leaves no lease and no file; so does a run that waits
+/// for one, and with it who pulls for it, also when that one is killed.
 ///
 /// # Errors
 /// It does not.
 pub fn interrupted_pull(desk: &Desk) -> Check {
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+    let watch = Watch::begin(desk.env.uid()?);
+    let runs = [&["pull", "-o", "out.sif"][..], &["exec"]];
+    let signals = [Signal::TERM, Signal::INT, Signal::HUP, Signal::KILL];
+    for (run, signal) in runs.into_iter().flat_map(|run| signals.map(|signal| (run, signal))) {
+        let pulls = run[0] == "pull";
+        if pulls && signal == Signal::KILL {
+            // Nobody is left to take away anything: another case.
+            continue;
+        }
         let dir = desk.env.work_dir("interrupted")?;
         let server = Stalling::serve(desk.env.image_layout("tiny"))?;
         let source = format!("docker://{}/tiny:1", server.address);
         let cache = format!("XDG_CACHE_HOME={}", dir.path().join("cache").display());
-        let words = ["env", &cache, "situla", "pull", &source, "-o", "out.sif"];
+        let what = [source.as_str(), "true"];
+        let what = if pulls { &what[..1] } else { &what[..] };
+        let words =
+            ["env", &cache, "situla"].into_iter().chain(run.iter().copied()).chain(what.iter().copied());
         let running = command::start(desk.env.user_command(dir.path(), words)?)?;
         let leases = dir.path().join("cache/situla/leases");
         let began =
             wait_until(PATIENCE, || server.stalled.load(Ordering::Acquire) && !names(&leases).is_empty());
-        let pid = i32::try_from(running.pid()).ok().and_then(Pid::from_raw).ok_or("no pid")?;
-        let sent = kill_process(pid, signal);
+        let fetcher = watch.look().into_iter().find(|one| one.kind == Kind::Fetcher).map(|one| one.pid);
+        // Who is killed is the one that pulls for the run; the run itself ends by what it is told.
+        let victim = if signal == Signal::KILL { fetcher } else { Some(running.pid()) };
+        let pid = victim.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let sent = pid.ok_or("no pid").map(|pid| kill_process(pid, signal));
         let output = running.finish(PATIENCE)?;
-        sent.map_err(|e| format!("{e}\n{output}"))?;
-        if !began || output.status.signal() != Some(signal.as_raw()) {
-            return Err(format!("{signal:?} (began: {began})\n{output}").into());
+        sent?.map_err(|e| format!("{e}\n{output}"))?;
+        let as_asked = match signal {
+            Signal::KILL => output.code() == 125 && output.stderr.contains("the fetching process ended"),
+            _ => output.status.signal() == Some(signal.as_raw()) && (pulls || output.stderr.is_empty()),
+        };
+        if !began || !as_asked || !watch.look().is_empty() {
+            return Err(format!("{signal:?} (began: {began}), {:?}\n{output}", watch.look()).into());
         }
         let store = dir.path().join("cache/situla");
         let left: Vec<String> =

@@ -329,13 +329,18 @@ impl Round<'_> {
             self.nothing_left(&output)?;
         }
         let store = self.site.env().home()?.join(".cache/situla");
+        self.site.cluster.settled()?;
         no_partial_file(&store)?;
+        let (leases, building) =
+            (names(&store.join("leases")), super::extracted::found(&self.site.desk())?.1);
+        if !leases.is_empty() || building != 0 {
+            return Err(format!("killed {phase}: {leases:?}, and {building} half trees\n{output}").into());
+        }
         // The same image once more, also where it has to be fetched or extracted.
         let again = ["-n1"].into_iter().chain(enter.iter().map(String::as_str)).chain(["cat", WITNESS]);
         let (_, next) = self.site.cluster.start_srun(self.dir, again)?;
         next.finish(PATIENCE)?.success()?.expect_text(text)?;
         if extracts {
-            // Who extracts next takes away what is left of a dead one's tree.
             let (trees, building) = super::extracted::found(&self.site.desk())?;
             if trees.len() != 1 || building != 0 {
                 return Err(format!("there are {trees:?}, and {building} begun\n{output}").into());

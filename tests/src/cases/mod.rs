@@ -169,6 +169,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("exhaustion::no_room_for_a_tree", exhaustion::no_room_for_a_tree),
     ("small_jobs::address_space", small_jobs::address_space),
     ("small_jobs::control_group", small_jobs::control_group),
+    ("small_jobs::pull_in_a_control_group", small_jobs::pull_in_a_control_group),
     ("small_jobs::written_into_memory", small_jobs::written_into_memory),
     ("exhaustion::dead_mounts", exhaustion::dead_mounts),
     ("extracted::without_a_device", extracted::without_a_device),
@@ -185,6 +186,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("apparmor_profile", packaging::apparmor_profile),
     ("pull_crashes::at_every_step", pull_crashes::at_every_step),
     ("pull_crashes::fifty_at_once", pull_crashes::fifty_at_once),
+    ("pull_crashes::several_machines_at_once", pull_crashes::several_machines_at_once),
     ("pull_crashes::through_a_bad_network", pull_crashes::through_a_bad_network),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
@@ -193,6 +195,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
 
 /// Privileged cases of `make test-full` alone: what they need takes long to make.
 const PRIVILEGED_FULL: &[(&str, DeskCase)] = &[
+    ("pull_crashes::through_a_silent_network", pull_crashes::through_a_silent_network),
     ("image_trees::of_many_layers", image_trees::of_many_layers),
     ("small_jobs::nearly_a_million_files", small_jobs::nearly_a_million_files),
     ("slurm_of_trixie", releases::trixie),

@@ -65,6 +65,13 @@ pub fn logins(desk: &Desk) -> Check {
             expect_no_secret(&output.to_string())?;
         }
         run("one", &format!("situla logout {}", server.address))?.success()?.expect_text("logged out")?;
+        let told = run("one", &format!("situla logout --json {}", server.address))?.success()?;
+        let told: serde_json::Value = serde_json::from_str(&told.stdout)?;
+        let expected =
+            serde_json::json!({ "registry": server.address, "was_known": false, "still_in": null });
+        if told != expected {
+            return Err(format!("of a second logout {told}").into());
+        }
         let again = run("three", &format!("situla pull {source}"))?.expect_code(125)?;
         again.expect_text("situla login")?;
         expect_no_secret(&fs::read_to_string(&config)?)?;

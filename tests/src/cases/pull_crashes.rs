@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Desk;
 use super::kills::{names, no_partial_file, whole_store};
 use super::privileged::registry;
-use crate::command::{self, Output};
+use crate::command::{self, Output, wait_until};
 use crate::environment::PATIENCE;
+use crate::processes::Watch;
 use crate::random::Random;
 use crate::slow_proxy::{SlowProxy, UNLIMITED};
 use crate::tier::Check;
@@ -291,11 +293,26 @@ fn phases(log: &str) -> Steps {
 /// # Errors
 /// One fails, or a blob was asked for again.
 pub fn fifty_at_once(desk: &Desk) -> Check {
-    const PROCESSES: usize = 50;
-    let dir = desk.env.work_dir("fifty")?;
+    pulled_once(desk, "fifty", 50, &[])
+}
+
+/// The same of processes on several machines. What tells machines apart is what a PID namespace has of its own: nobody can
+/// see there whether the holder of a lease lives, but by its signs of life.
+///
+/// # Errors
+/// One fails, or a blob was asked for again.
+pub fn several_machines_at_once(desk: &Desk) -> Check {
+    const ELSEWHERE: [&str; 6] =
+        ["unshare", "--user", "--map-current-user", "--pid", "--fork", "--mount-proc"];
+    pulled_once(desk, "machines", 8, &ELSEWHERE)
+}
+
+/// Pulls one image in so many processes at once, each entered by a command; each blob must be fetched once.
+fn pulled_once(desk: &Desk, name: &str, n_processes: usize, enter: &[&str]) -> Check {
+    let dir = desk.env.work_dir(name)?;
     let address = registry(desk, "up")?.stdout.trim().to_owned();
     // A repository of its own, so that the log has nothing else of it.
-    let name = format!("fifty-{}", std::process::id());
+    let name = format!("{name}-{}", std::process::id());
     let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
     let target = format!("docker://{address}/{name}:1");
     let words = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &layout, &target];
@@ -304,18 +321,29 @@ pub fn fifty_at_once(desk: &Desk) -> Check {
     let log = log.join("log/registry.out");
     let pushed = fs::metadata(&log)?.len();
     let cache = format!("XDG_CACHE_HOME={}", dir.path().join("cache").display());
-    let pulls: Vec<_> = (0..PROCESSES)
+    // The way there is slow, so that all have come before the first is done.
+    let proxy = SlowProxy::before(&address)?;
+    proxy.hold_after(300_000);
+    let source = format!("docker://{}/{name}:1", proxy.address());
+    let watch = Watch::begin(desk.env.uid()?);
+    let pulls: Vec<_> = (0..n_processes)
         .map(|n| {
             let output = format!("{n}.sif");
-            let words = ["env", &cache, "situla", "pull", &target, "-o", &output];
-            command::start(desk.env.user_command(dir.path(), words)?)
+            let pull = ["env", &cache, "situla", "pull", &source, "-o", &output];
+            let words: Vec<&str> = enter.iter().copied().chain(pull).collect();
+            command::start(desk.env.user_command(dir.path(), &words)?)
         })
         .collect::<Result<_, String>>()?;
+    let all_are_there = wait_until(PATIENCE, || proxy.holds() && watch.look().len() >= n_processes);
+    proxy.pace(UNLIMITED);
     for pull in pulls {
         pull.finish(PATIENCE)?.success()?;
     }
+    if !all_are_there {
+        return Err("they were not all at work at once".into());
+    }
     let first = fs::read(dir.path().join("0.sif"))?;
-    for n in 1..PROCESSES {
+    for n in 1..n_processes {
         if fs::read(dir.path().join(format!("{n}.sif")))? != first {
             return Err(format!("{n}.sif differs from the first").into());
         }
@@ -339,7 +367,7 @@ pub fn fifty_at_once(desk: &Desk) -> Check {
     Err(format!("each blob should have been fetched once: {fetched:?}\n{text}").into())
 }
 
-/// A network that breaks connections off, is slow, or changes a byte: what can be had is had whole, and the rest is
+/// A network that breaks connections off, is slow, stalls, or changes a byte: what can be had is had whole, and the rest is
 /// refused and leaves nothing.
 ///
 /// # Errors
@@ -348,6 +376,8 @@ pub fn through_a_bad_network(desk: &Desk) -> Check {
     const CUTS: u64 = 4;
     /// Bytes in which a layer is cut, and where one is changed; the layer has a mebibyte.
     const PART: u64 = 150_000;
+    /// Much shorter than the client waits for the next byte.
+    const SILENCE: Duration = Duration::from_millis(1500);
     let address = registry(desk, "up")?.stdout.trim().to_owned();
     registry(desk, "push")?;
     let dir = desk.env.work_dir("network")?;
@@ -390,6 +420,14 @@ pub fn through_a_bad_network(desk: &Desk) -> Check {
     proxy.pace(UNLIMITED);
 
     fresh()?;
+    proxy.hold_after(PART * 3);
+    let (held, again, resumed) = stalled(desk, dir.path(), &source, &proxy, SILENCE)?;
+    if !held || again > 0 {
+        return Err(format!("held up: {held}, {again} more connections\n{resumed}").into());
+    }
+    is_whole("silent for a while", resumed)?;
+
+    fresh()?;
     proxy.lie_after(PART * 3);
     let lied = pull_again(desk, dir.path(), &source)?.expect_code(125)?;
     let left: Vec<String> = ["images", "refs", "leases", "tmp"]
@@ -401,6 +439,51 @@ pub fn through_a_bad_network(desk: &Desk) -> Check {
     }
     lied.expect_text("changed the bytes")?;
     is_whole("after all that", pull_again(desk, dir.path(), &source)?)
+}
+
+/// Pulls through a proxy that stops in the middle of the layer and goes on after so long; tells whether the pull was
+/// waiting then, and how many connections it has made since.
+fn stalled(
+    desk: &Desk,
+    dir: &Path,
+    source: &str,
+    proxy: &SlowProxy,
+    silence: Duration,
+) -> Result<(bool, u64, Output), String> {
+    let cache = format!("XDG_CACHE_HOME={}", dir.join("cache").display());
+    let watch = Watch::begin(desk.env.uid()?);
+    let words = ["env", &cache, "situla", "pull", "--force", source, "-o", OUTPUT];
+    let running = command::start(desk.env.user_command(dir, words)?)?;
+    let held = wait_until(PATIENCE, || proxy.holds());
+    let connections = proxy.n_connections();
+    // Not a wait for anything: for so long nothing comes.
+    thread::sleep(silence);
+    let waits = !watch.look().is_empty() && !dir.join(OUTPUT).exists();
+    proxy.pace(UNLIMITED);
+    let output = running.finish(PATIENCE * 2)?;
+    Ok((held && waits, proxy.n_connections() - connections, output))
+}
+
+/// A connection that brings nothing for longer than the client waits (a minute) is given up, and another one asks for the
+/// rest.
+///
+/// # Errors
+/// The pull fails, or waits on.
+pub fn through_a_silent_network(desk: &Desk) -> Check {
+    /// Longer than the longest silence that the client bears, and shorter than all its attempts.
+    const SILENCE: Duration = Duration::from_secs(70);
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    registry(desk, "push")?;
+    let dir = desk.env.work_dir("silence")?;
+    let proxy = SlowProxy::before(&address)?;
+    let source = format!("docker://{}/tiny:1", proxy.address());
+    proxy.hold_after(450_000);
+    let (held, again, resumed) = stalled(desk, dir.path(), &source, &proxy, SILENCE)?;
+    let resumed = resumed.success()?;
+    if !held || again == 0 {
+        return Err(format!("held up: {held}, {again} more connections\n{resumed}").into());
+    }
+    whole_store(&dir.path().join("cache/situla"))
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::Desk;
+use super::kills::{names, whole_store};
+use super::privileged::registry;
 use crate::command::{self, Output};
 use crate::environment::PATIENCE;
 use crate::tier::{Check, Skip};
@@ -166,6 +168,39 @@ pub fn control_group(desk: &Desk) -> Check {
         let n_killed = group.n_killed()?;
         if made != expected || n_killed > 0 {
             return Err(format!("{source} in {mib} MiB: made {made}, {n_killed} killed").into());
+        }
+    }
+    Ok(())
+}
+
+/// An image of several layers is pulled in a control group of little memory and with one processor, or the limit is named;
+/// the kernel kills nothing, and where it was named nothing is left.
+///
+/// # Errors
+/// It is otherwise.
+pub fn pull_in_a_control_group(desk: &Desk) -> Check {
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    registry(desk, "push")?;
+    let dir = desk.env.work_dir("small-pull")?;
+    let cache = format!("XDG_CACHE_HOME={}", dir.path().join("cache").display());
+    let store = dir.path().join("cache/situla");
+    for (mib, tag, expected) in
+        [(24u64, "1", false), (24, "zstd", false), (96, "1", true), (96, "zstd", true), (512, "1", true)]
+    {
+        let _ = fs::remove_dir_all(dir.path().join("cache"));
+        let group = Group::new("pull", mib << 20)?;
+        let source = format!("docker://{address}/demo:{tag}");
+        let words = ["env", &cache, "situla", "pull", "--store-only", &source];
+        let output = group.run(desk, dir.path(), &words)?;
+        let (made, n_killed) = (made_or_named(output)?, group.n_killed()?);
+        if made != expected || n_killed > 0 {
+            return Err(format!("{source} in {mib} MiB: made {made}, {n_killed} killed").into());
+        }
+        if made {
+            whole_store(&store)?;
+        } else if ["images", "leases", "tmp", "refs"].iter().any(|part| !names(&store.join(part)).is_empty())
+        {
+            return Err(format!("{source} in {mib} MiB: a refused pull has left something").into());
         }
     }
     Ok(())

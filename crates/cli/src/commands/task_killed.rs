@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use situla_engine::{Host, Killed, StepEnd, judge_killed};
+use situla_engine::{Host, Killed, Site, StepEnd, judge_killed, remove_leavings};
 
 use crate::command_error::CommandError;
 
@@ -21,6 +21,11 @@ pub(crate) fn task_killed() -> Result<ExitCode, CommandError> {
         Killed::InOrder => false,
         Killed::Unrecorded => std::env::var_os(PROGRAM).is_none_or(|program| is_ours(Path::new(&program))),
     };
+    // Before Slurm is asked: it ends this process with the step. Settings that cannot be read are told by whoever runs.
+    let executable = fs::read_link("/proc/self/exe").unwrap_or_default();
+    if let Ok(site) = Site::load(&executable) {
+        remove_leavings(&host, &site);
+    }
     match StepEnd::of(&host).filter(|_| lost) {
         // In a step with no other task nothing goes on.
         None => Ok(ExitCode::from(NOT_LOST)),

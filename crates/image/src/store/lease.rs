@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use situla_oci::Digest;
 
-use super::records::read_record;
+use super::records::{list_dir, read_record};
 use super::shelf::stem;
 use super::{Acquired, Store, StoreError};
 use crate::file_error::FileError;
@@ -213,6 +213,7 @@ fn try_create(
     let mut file = pending.file().map_err(failed())?;
     file.write_all(&text).map_err(failed())?;
     let has_name = pending.has_name();
+    let trace = Trace::of_content(&path, &text);
     match pending.appear(&path, Existing::Refuse) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
@@ -228,7 +229,6 @@ fn try_create(
             Err(e) => return Err(failed()(e).into()),
         },
     }
-    let trace = Trace::of(&path);
     let (stop, stopped) = channel();
     let pause = store.options.stale_after / 4;
     let heart = thread::Builder::new().name("lease".to_owned()).spawn(move || beat(&file, pause, &stopped));
@@ -270,6 +270,21 @@ pub(super) fn forget_dead(store: &Store, manifest: &Digest, recipe: &Recipe) -> 
         Some(holder) if is_dead(&holder) => take_away(store, &path, Some(&holder), manifest).map(drop),
         _ => Ok(()),
     }
+}
+
+/// The names of images whose leases are held by processes that are known to be gone, and who holds the others of this
+/// machine.
+pub(super) fn holders(store: &Store) -> Result<(Vec<String>, Vec<u32>), StoreError> {
+    let (mut dead, mut alive) = (Vec::new(), Vec::new());
+    for name in list_dir(&store.own.leases())? {
+        let Some(stem) = name.strip_suffix(".lease") else { continue };
+        match read_record::<Holder>(&store.lease_path(stem))? {
+            Some(holder) if is_dead(&holder) => dead.push(stem.to_owned()),
+            Some(holder) if is_local(&holder) => alive.push(holder.pid),
+            _ => {}
+        }
+    }
+    Ok((dead, alive))
 }
 
 /// Moves a stale lease away; tells whether there was one. If another one took its place meanwhile, that one is put

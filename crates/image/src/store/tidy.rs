@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use situla_oci::{Digest, Reference};
 
-use super::lease::{Lease, try_take};
+use super::lease::{Lease, holders, try_take};
 use super::records::{list_dir, remove_file};
 use super::shelf::{manifest_of, stem};
 use super::uses::{ABANDONED_AFTER, User, Uses};
@@ -212,6 +212,33 @@ impl Store {
         Ok(())
     }
 
+    /// Removes what killed processes of this machine were making, and their leases; nobody's work is waited for. Gives the
+    /// processes that are at work.
+    ///
+    /// # Errors
+    /// The store cannot be read or changed.
+    pub fn remove_abandoned(&self) -> Result<Vec<u32>, StoreError> {
+        if !self.own.leases().is_dir() {
+            return Ok(Vec::new());
+        }
+        let (dead, alive) = holders(self)?;
+        for stem in dead {
+            let Some(manifest) = manifest_of(&stem) else { continue };
+            // Nothing is made under this lease, so the recipe does not matter.
+            let Some(_lease) = try_take(self, stem.clone(), &manifest, &Recipe::unwritten())? else {
+                continue;
+            };
+            self.settle_leaving(&stem)?;
+            self.remove_leftovers(Some(&stem))?;
+            let image = self.own.image_path(&stem);
+            if !image.exists() {
+                // It is written before the image.
+                remove_file(&image.with_extension("json"))?;
+            }
+        }
+        Ok(alive)
+    }
+
     /// Removes what references meant a manifest of which there is no image.
     fn forget_refs(&self, manifest: &Digest) -> Result<(), StoreError> {
         for shelf in self.shelves() {
@@ -395,6 +422,41 @@ mod tests {
         for part in ["images", "tmp", "leases"] {
             assert_eq!(list_dir(&dir.path().join("store").join(part)).unwrap(), [""; 0], "{part}");
         }
+    }
+
+    #[test]
+    fn what_a_killed_process_was_making_goes_and_what_others_make_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        assert_eq!(store.remove_abandoned().unwrap(), [0; 0]);
+        let (boot, namespace) = realm();
+        let holder = |started: u64| {
+            serde_json::json!({
+                "realm": format!("{boot} {namespace}"), "host": "here", "pid": std::process::id(), "started": started,
+                "serial": 0,
+            })
+        };
+        let of = |bytes: &[u8]| Digest::sha256(bytes).file_stem();
+        let part = |part: &str| list_dir(&dir.path().join("store").join(part)).unwrap();
+        // Killed between the record and the image.
+        let (dead, alive) = (of(b"dead"), of(b"alive"));
+        for (stem, started) in
+            [(&dead, 1), (&alive, crate::process_identity::start_time(std::process::id()).unwrap())]
+        {
+            fs::write(store.lease_path(stem), holder(started).to_string()).unwrap();
+            fs::write(store.own.image_path(stem).with_extension("json"), "{}").unwrap();
+            fs::write(dir.path().join("store/tmp").join(format!(".{stem}.1.0.part")), "half").unwrap();
+        }
+        assert_eq!(store.remove_abandoned().unwrap(), [std::process::id()]);
+        assert_eq!(part("leases"), [format!("{alive}.lease")]);
+        assert_eq!(part("images"), [format!("{alive}.json")]);
+        assert_eq!(part("tmp"), [format!(".{alive}.1.0.part")]);
+        // An image that was published is not taken away with its maker's lease.
+        let image = put(&store);
+        fs::write(store.lease_path(&stem_of(&image)), holder(1).to_string()).unwrap();
+        store.remove_abandoned().unwrap();
+        assert_eq!(store.get(&image.manifest_digest, &image.recipe).unwrap().unwrap().path, image.path);
+        assert_eq!(part("leases"), [format!("{alive}.lease")]);
     }
 
     #[test]

@@ -159,17 +159,25 @@ impl TreeCache {
         Ok(digest)
     }
 
-    /// Removes what processes that were killed have begun.
-    pub fn remove_abandoned(&self) {
+    /// Removes what processes that were killed have begun. Gives the processes that are at work.
+    pub fn remove_abandoned(&self) -> Vec<u32> {
+        // In another user's directory these names may lead anywhere.
+        if self.expect_own().is_err() {
+            return Vec::new();
+        }
         let building = self.directory.join("building");
+        let mut alive = Vec::new();
         for name in names(&building).unwrap_or_default() {
-            let path = building.join(name);
+            let path = building.join(&name);
             let Ok(directory) = File::open(&path) else { continue };
             if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 // What cannot be removed now, the next one removes.
                 let _ = fs::remove_dir_all(&path);
+            } else {
+                alive.extend(name.rsplit('.').nth(1).and_then(|pid| pid.parse::<u32>().ok()));
             }
         }
+        alive
     }
 }
 

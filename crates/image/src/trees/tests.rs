@@ -223,11 +223,29 @@ fn what_killed_processes_have_left_is_removed() {
     flock(&lock, FlockOperation::LockExclusive).unwrap();
     let begun = scene.cache.directory.join("trees/.removed.sha256-z.1");
     fs::create_dir_all(begun.join("etc")).unwrap();
+    assert_eq!(scene.cache.remove_abandoned(), [1], "who is at work");
+    assert!(!dead.exists() && alive.exists());
+    fs::create_dir_all(dead.join("tree/etc")).unwrap();
     let digest = scene.fill(&scene.image("one", "text"), &()).unwrap();
     assert!(!dead.exists() && alive.exists());
     assert_eq!(scene.digests(), [digest]);
     scene.cache.prune(&TreeLimits::default()).unwrap();
     assert!(!begun.exists() && alive.exists());
+}
+
+#[test]
+fn in_a_directory_that_is_not_the_users_alone_nothing_is_removed() {
+    let scene = Scene::new();
+    scene.cache.create().unwrap();
+    let building = scene.cache.directory.join("building");
+    // As somebody would plant it who wants to have the user's own directories removed.
+    let victims = tempfile::tempdir().unwrap();
+    fs::create_dir_all(victims.path().join("work/kept")).unwrap();
+    fs::remove_dir(&building).unwrap();
+    std::os::unix::fs::symlink(victims.path(), &building).unwrap();
+    fs::set_permissions(&scene.cache.directory, fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(scene.cache.remove_abandoned().is_empty());
+    assert!(victims.path().join("work/kept").exists());
 }
 
 #[test]
