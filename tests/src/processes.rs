@@ -107,7 +107,9 @@ impl Raw {
             () if says(b"instance", b"start") => Some(Kind::Starter),
             () if says(b"instance", b"exec") => Some(Kind::Visitor),
             () if words.get(1) == Some(&&b"task-check"[..]) => Some(Kind::BeforeStep),
-            () if words.get(1) == Some(&&b"task-killed"[..]) => Some(Kind::AfterKill),
+            () if [&b"task-killed"[..], b"task-leavings"].iter().any(|name| words.get(1) == Some(name)) => {
+                Some(Kind::AfterKill)
+            }
             () => None,
         };
         Some(Self {

@@ -200,6 +200,9 @@ impl CommandError {
 
     /// For programs that watch a run.
     pub(crate) fn event(&self) -> RunEvent {
+        if let Some(signal) = self.signal {
+            return RunEvent::Exit { exit: situla_records::Exit::Signal(signal) };
+        }
         RunEvent::Error {
             class: self.class.clone(),
             message: self.message_with_causes(),

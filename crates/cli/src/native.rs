@@ -72,6 +72,9 @@ enum Command {
     /// Started by the plugin when a task was killed: ends the step if the task was lost with its container
     #[command(hide = true)]
     TaskKilled,
+    /// Started by the plugin after that: takes away what the task was fetching or extracting
+    #[command(hide = true)]
+    TaskLeavings,
     /// Started by the plugin in srun, sbatch and salloc: says what makes no sense in the options of a container
     #[command(hide = true)]
     TaskCheck,
@@ -180,6 +183,7 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Manual(arguments) => commands::manual::manual(&arguments, &command_tree()),
         Command::Environment(arguments) => commands::environment::environment(&arguments),
         Command::TaskKilled => commands::task_killed::task_killed(),
+        Command::TaskLeavings => commands::task_killed::task_leavings(),
         Command::TaskCheck => crate::task::check(),
     }
 }

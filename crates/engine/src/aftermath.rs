@@ -16,15 +16,21 @@ use crate::site::Site;
 use crate::store_place::{StorePlaces, store_places};
 use crate::way::tree_directory;
 
-/// How long those are waited for that are still taking away what they have begun. The plugin waits for this process, and
-/// slurmstepd for the plugin.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long those are waited for that are still taking away what they have begun. The plugin gives this process little more
+/// for all that it does.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Variables that say where images are. The plugin starts this process in `/`: what is relative was so to another place.
+const PLACES: [&str; 3] = ["SITULA_STORE", "APPTAINER_CACHEDIR", "SINGULARITY_CACHEDIR"];
 
 /// Takes away what killed processes of this user have left on this node of images that they were fetching or extracting.
 /// What cannot be taken away the next fetch takes.
 pub fn remove_leavings(host: &Host, site: &Site) {
     let begun = Instant::now();
     let StorePlaces { own, site: shared } = store_places(site, host);
+    let is_relative =
+        |name: &&str| host.variable(name).is_some_and(|path| !path.is_empty() && !path.starts_with('/'));
+    let own = own.filter(|_| !PLACES.iter().any(is_relative));
     let cache = TreeCache::new(tree_directory(site, host));
     let entry = |name: &str| Some(format!("{name}={}", host.variable(name)?));
     let of_step: Option<Vec<String>> = ["SLURM_JOB_ID", "SLURM_STEP_ID"].into_iter().map(entry).collect();

@@ -29,6 +29,9 @@ const MAX_ANSWER: usize = 1 << 20;
 /// after KillWait.
 const FAREWELL: Duration = Duration::from_secs(3);
 
+/// How long a process may take from the end of its output to its own.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// A kind of work.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
@@ -94,11 +97,25 @@ pub(crate) fn ask<T>(
         // No other one is to end this process before it has said so.
         interruption.into_iter().for_each(Interruption::keep);
         // It has ended, or is not waited for any longer.
-        return Err(WorkFailure { interrupted, ..failure(&Answer::default(), child.try_wait(), work) });
+        return Err(WorkFailure {
+            interrupted,
+            ..failure(&Answer::default(), ended_within(&mut child, MOMENT), work)
+        });
     }
     let status = child.wait();
     let answer = Answer(serde_json::from_slice(&output).unwrap_or_default());
     read(&answer).ok_or_else(|| failure(&answer, status.map(Some), work))
+}
+
+/// The end of a process that has closed its standard output, and with it all else: it is about to be there.
+fn ended_within(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(None) if begun.elapsed() < limit => std::thread::sleep(Duration::from_millis(1)),
+            other => return other,
+        }
+    }
 }
 
 /// Reads what the process says until it ends. Gives the signal by which this process is asked to end, if one came before.

@@ -324,7 +324,7 @@ fn fetched(wanted: &Wanted, opening: &Opening<'_>) -> Result<(Opened, Option<Use
     let mut attempt = 1;
     loop {
         let fetched = fetch(wanted, opening.progress).inspect_err(|error| {
-            if error.is_loss() {
+            if error.is_loss() || matches!(error, EngineError::Interrupted { .. }) {
                 forget_killed(opening);
             }
         })?;
@@ -342,7 +342,8 @@ fn fetched(wanted: &Wanted, opening: &Opening<'_>) -> Result<(Opened, Option<Use
     }
 }
 
-/// One that was killed has left what it had begun.
+/// One that was killed has left what it had begun, and one that was asked to end may have been killed before it had taken
+/// that away.
 fn forget_killed(opening: &Opening<'_>) {
     let StorePlaces { own, site } = &opening.stores;
     let Some(own) = own else { return };

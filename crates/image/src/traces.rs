@@ -13,6 +13,9 @@ type Live = (PathBuf, Option<Vec<u8>>);
 
 static LIVE: Mutex<Vec<Live>> = Mutex::new(Vec::new());
 
+/// Held while a file is made that is to be gone afterwards whenever the process is abandoned; taken before [`LIVE`].
+static MAKING: Mutex<()> = Mutex::new(());
+
 /// A path that is removed if the process is abandoned while this lives.
 #[derive(Debug)]
 pub(crate) struct Trace(Live);
@@ -23,9 +26,12 @@ impl Trace {
         Self::register((path.to_owned(), None))
     }
 
-    /// The same of a file that is this process's only if it has this content.
-    pub(crate) fn of_content(path: &Path, content: &[u8]) -> Self {
-        Self::register((path.to_owned(), Some(content.to_owned())))
+    /// Makes a file that is this process's only if it has this content. A process that is abandoned meanwhile never
+    /// makes it, or removes it.
+    pub(crate) fn made<T>(path: &Path, content: &[u8], make: impl FnOnce() -> T) -> (Self, T) {
+        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let trace = Self::register((path.to_owned(), Some(content.to_owned())));
+        (trace, make())
     }
 
     fn register(live: Live) -> Self {
@@ -46,6 +52,7 @@ impl Drop for Trace {
 /// Removes every temporary file and lease of this process, for one that is about to die. Whoever makes
 /// another one afterwards waits for ever, so call nothing else of this crate.
 pub fn abandon() {
+    std::mem::forget(MAKING.lock().unwrap_or_else(PoisonError::into_inner));
     let live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
     for (path, content) in live.iter() {
         let is_ours = |content: &Vec<u8>| fs::read(path).is_ok_and(|found| found == *content);

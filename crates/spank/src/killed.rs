@@ -5,7 +5,8 @@
 //! nodes go on. So the trampoline is started once more, as the user, to find out from the user's own
 //! record what the death means, and to end the step if a container was lost. That happens after a death
 //! by KILL alone, and at most once a node and step unless the death was the payload's; a second time where it was
-//! killed itself, since nobody else would end the step then. All of it together is bounded in time: slurmstepd must not be held up for each task of hundreds.
+//! killed itself, since nobody else would end the step then. After that it is started to take away what the task was
+//! fetching or extracting. All of it together is bounded in time: slurmstepd must not be held up for each task of hundreds.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -22,6 +23,10 @@ static LEFT: Budget = Budget::new(PATIENCE);
 /// How long the trampoline may take: it waits a second for other tasks, and gives Slurm ten to answer. So long
 /// may it take for all tasks together, too, before nothing begins any more.
 const PATIENCE: Duration = Duration::from_secs(13);
+
+/// The same for taking away what killed tasks have left on disk, which nothing waits for.
+static CLEANING: Budget = Budget::new(CLEANING_PATIENCE);
+const CLEANING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Time that is used up, by several threads if need be.
 #[derive(Debug)]
@@ -103,8 +108,7 @@ pub(crate) fn look_into(
     trampoline: &CStr,
     program: Option<&CStr>,
 ) -> Result<bool, String> {
-    // It is being ended already, or cannot be, or has had its time.
-    if LEFT.is_used_up() {
+    if LEFT.is_used_up() && CLEANING.is_used_up() {
         return Ok(false);
     }
     let mut environment = environment(spank, task)?;
@@ -121,10 +125,26 @@ pub(crate) fn look_into(
         // The user's records and programs may be for one of them alone.
         groups: &spank.groups(),
     };
+    let verdict = judge(&job);
+    if !CLEANING.is_used_up() {
+        let begun = Instant::now();
+        // What is not taken away in time, the next fetch takes.
+        let _ = child::run(&Job { argument: c"task-leavings", ..job }, CLEANING_PATIENCE);
+        CLEANING.take(begun.elapsed());
+    }
+    verdict
+}
+
+/// Has the trampoline find out what the death means, and end the step.
+fn judge(job: &Job<'_>) -> Result<bool, String> {
+    // It is being ended already, or cannot be, or has had its time.
+    if LEFT.is_used_up() {
+        return Ok(false);
+    }
     let begun = Instant::now();
-    let mut end = child::run(&job, PATIENCE);
+    let mut end = child::run(job, PATIENCE);
     if matches!(end, Ok(End::Killed)) {
-        end = child::run(&job, PATIENCE.saturating_sub(begun.elapsed()));
+        end = child::run(job, PATIENCE.saturating_sub(begun.elapsed()));
     }
     let was_last = LEFT.take(begun.elapsed());
     if !matches!(end, Ok(End::Exited(NOT_LOST))) {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::Failed;
 
@@ -329,7 +329,8 @@ pub fn kill_on_one_of_two_nodes(site: &Site) -> Check {
                 |why: String| format!("{victim:?} of {tasks_per_node} tasks, {}: {why}", entrance.name);
             let per_node = format!("--ntasks-per-node={tasks_per_node}");
             let args = ["--kill-on-bad-exit=0", "-N2", &per_node].into_iter();
-            let script = "touch go$SLURM_JOB_ID.$SLURM_PROCID; sleep 1000";
+            // A payload that does not heed TERM goes as well, by the KILL that follows.
+            let script = "trap '' TERM; touch go$SLURM_JOB_ID.$SLURM_PROCID; exec sleep 1000";
             let args = args.chain(entrance.words.iter().map(String::as_str)).chain(["sh", "-c", script]);
             let (name, running) = site.cluster.start_srun(dir.path(), args)?;
             let id = site.cluster.wait_running(&name)?;
@@ -772,6 +773,7 @@ pub fn time_limit(site: &Site) -> Check {
         site.cluster.admin(&["scontrol", "update", &format!("jobid={id}"), &end])?;
     }
     let output = running.finish(limit + Duration::from_secs(120))?;
+    let ended = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let job = site.cluster.job(&name, output)?;
     if job.output.status.success() || job.account.state != "TIMEOUT" {
         return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
@@ -782,9 +784,12 @@ pub fn time_limit(site: &Site) -> Check {
         return Err(format!("with a limit of {limit:?} it took {:?}\n{}", job.output.took, job.output).into());
     }
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-    if records.len() == 1 && records.iter().all(|r| r.class == "time-limit") {
-        Ok(())
-    } else {
-        Err(format!("the record says {records:#?}").into())
+    if records.len() != 1 || records.iter().any(|record| record.class != "time-limit") {
+        return Err(format!("the record says {records:#?}").into());
     }
+    // From the moment at which Slurm has told the task to end.
+    let told = records[0].record["tasks"][0]["signals"][0]["time_ns"].as_u64().map(Duration::from_nanos);
+    let after =
+        told.and_then(|told| ended.checked_sub(told)).ok_or_else(|| format!("no signal in {records:#?}"))?;
+    if after > KILL_WAIT { Err(format!("it went on for {after:?} after TERM").into()) } else { Ok(()) }
 }

@@ -339,7 +339,7 @@ pub fn wrong_digest(desk: &Desk) -> Check {
 /// It does not.
 pub fn interrupted_pull(desk: &Desk) -> Check {
     let watch = Watch::begin(desk.env.uid()?);
-    let runs = [&["pull", "-o", "out.sif"][..], &["exec"]];
+    let runs = [&["pull", "-o", "out.sif"][..], &["exec", "--quiet"]];
     let signals = [Signal::TERM, Signal::INT, Signal::HUP, Signal::KILL];
     for (run, signal) in runs.into_iter().flat_map(|run| signals.map(|signal| (run, signal))) {
         let pulls = run[0] == "pull";

@@ -36,11 +36,13 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
     let situla = desk.env.situla().display().to_string();
     let tree = desk.env.image_tree("tiny").display().to_string();
     let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
+    let several_layers = format!("oci:{}:1", desk.env.image_layout("demo").display());
     let source = format!("docker://{address}/tiny:1");
     for words in [
         &["convert", &tree, "a.sqsh"][..],
         &["convert", &tree, "a.sif"],
         &["convert", &layout, "b.sif"],
+        &["convert", &several_layers, "f.sqsh"],
         &["convert", "b.sif", "c.sqsh"],
         &["convert", "c.sqsh", "d.sif"],
         &["pull", "--store-only", &source],

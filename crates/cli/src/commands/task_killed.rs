@@ -21,11 +21,6 @@ pub(crate) fn task_killed() -> Result<ExitCode, CommandError> {
         Killed::InOrder => false,
         Killed::Unrecorded => std::env::var_os(PROGRAM).is_none_or(|program| is_ours(Path::new(&program))),
     };
-    // Before Slurm is asked: it ends this process with the step. Settings that cannot be read are told by whoever runs.
-    let executable = fs::read_link("/proc/self/exe").unwrap_or_default();
-    if let Ok(site) = Site::load(&executable) {
-        remove_leavings(&host, &site);
-    }
     match StepEnd::of(&host).filter(|_| lost) {
         // In a step with no other task nothing goes on.
         None => Ok(ExitCode::from(NOT_LOST)),
@@ -34,6 +29,17 @@ pub(crate) fn task_killed() -> Result<ExitCode, CommandError> {
             Err(error) => Err(CommandError::other(&error, "setup-failed", None)),
         },
     }
+}
+
+/// Takes away what the task has left on disk, which had nobody to do it: what the plugin starts next, with little time.
+pub(crate) fn task_leavings() -> Result<ExitCode, CommandError> {
+    let host = Host::gather(std::env::vars_os().collect()).map_err(CommandError::host)?;
+    // Settings that cannot be read are told by whoever runs.
+    let executable = fs::read_link("/proc/self/exe").unwrap_or_default();
+    if let Ok(site) = Site::load(&executable) {
+        remove_leavings(&host, &site);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// From the plugin, where only its name says that the task was ours: the program, and where the job looks for programs.

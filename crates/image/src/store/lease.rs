@@ -213,21 +213,22 @@ fn try_create(
     let mut file = pending.file().map_err(failed())?;
     file.write_all(&text).map_err(failed())?;
     let has_name = pending.has_name();
-    let trace = Trace::of_content(&path, &text);
-    match pending.appear(&path, Existing::Refuse) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+    let appear = || match pending.appear(&path, Existing::Refuse) {
+        Ok(()) => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e),
         // Somebody has it, and has removed what lay about for it.
         Err(e) if e.kind() == io::ErrorKind::NotFound && has_name && store.own.leases().is_dir() => {
-            return Ok(None);
+            Err(io::ErrorKind::AlreadyExists.into())
         }
         // There are file systems without links, with none between directories, or full of them; and machines
         // without /proc, by which a file without a name gets one.
-        Err(_) => match create_in_place(&path, &text) {
-            Ok(made) => file = made,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-            Err(e) => return Err(failed()(e).into()),
-        },
+        Err(_) => create_in_place(&path, &text).map(Some),
+    };
+    let (trace, appeared) = Trace::made(&path, &text, appear);
+    match appeared {
+        Ok(in_place) => file = in_place.unwrap_or(file),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+        Err(e) => return Err(failed()(e).into()),
     }
     let (stop, stopped) = channel();
     let pause = store.options.stale_after / 4;

@@ -190,6 +190,27 @@ impl Store {
         Ok(Self { own, site, options })
     }
 
+    /// Fails where somebody else may have put other directories in the place of a user's own: what is removed there could be
+    /// anything.
+    fn expect_private(&self) -> Result<(), StoreError> {
+        if self.is_shared() {
+            return Ok(());
+        }
+        let is_private = |path: &PathBuf| match fs::symlink_metadata(path) {
+            Ok(found) => found.is_dir() && is_ours(&found) && found.permissions().mode() & 0o022 == 0,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        let exchanged =
+            DIRECTORIES.map(|name| self.own.dir.join(name)).into_iter().find(|path| !is_private(path));
+        match exchanged {
+            Some(path) => Err(StoreError::NotPrivate { path }),
+            None if may_be_exchanged_below(&self.own.dir)? => {
+                Err(StoreError::NotPrivate { path: self.own.dir.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether this is the site's store, in the hands of its administrator.
     #[must_use]
     pub fn is_shared(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,10 @@ pub(super) fn list_dir(path: &Path) -> Result<Vec<String>, StoreError> {
 pub(super) fn read_record<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, StoreError> {
     let failed = || FileError::read(path);
     let mut bytes = Vec::new();
-    match fs::File::open(path) {
+    // A pipe that somebody has put there must not hold anybody up.
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    match fs::File::options().read(true).custom_flags(flags).open(path) {
+        Ok(file) if !file.metadata().is_ok_and(|metadata| metadata.is_file()) => return Ok(None),
         Ok(file) => {
             io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut bytes).map_err(failed())?
         }

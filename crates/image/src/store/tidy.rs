@@ -221,6 +221,7 @@ impl Store {
         if !self.own.leases().is_dir() {
             return Ok(Vec::new());
         }
+        self.expect_private()?;
         let (dead, alive) = holders(self)?;
         for stem in dead {
             let Some(manifest) = manifest_of(&stem) else { continue };
@@ -231,7 +232,8 @@ impl Store {
             self.settle_leaving(&stem)?;
             self.remove_leftovers(Some(&stem))?;
             let image = self.own.image_path(&stem);
-            if !image.exists() {
+            // Where that cannot be told it stays.
+            if matches!(image.try_exists(), Ok(false)) {
                 // It is written before the image.
                 remove_file(&image.with_extension("json"))?;
             }
@@ -451,6 +453,24 @@ mod tests {
         assert_eq!(part("leases"), [format!("{alive}.lease")]);
         assert_eq!(part("images"), [format!("{alive}.json")]);
         assert_eq!(part("tmp"), [format!(".{alive}.1.0.part")]);
+        // Neither a pipe in the place of a lease nor a directory that leads elsewhere is taken for what it is called.
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            store.lease_path(&of(b"pipe")),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        assert_eq!(store.remove_abandoned().unwrap(), [std::process::id()]);
+        remove_file(&store.lease_path(&of(b"pipe"))).unwrap();
+        let (tmp, elsewhere) = (dir.path().join("store/tmp"), dir.path().join("elsewhere"));
+        fs::rename(&tmp, &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &tmp).unwrap();
+        let refused = store.remove_abandoned().unwrap_err();
+        assert!(matches!(refused, StoreError::NotPrivate { .. }), "{refused}");
+        fs::remove_file(&tmp).unwrap();
+        fs::rename(&elsewhere, &tmp).unwrap();
         // An image that was published is not taken away with its maker's lease.
         let image = put(&store);
         fs::write(store.lease_path(&stem_of(&image)), holder(1).to_string()).unwrap();
