@@ -9,6 +9,7 @@
 
 mod additions;
 mod client;
+mod containers;
 mod convert;
 mod copy;
 mod file_error;
@@ -44,6 +45,10 @@ pub use client::{
     Keyring, KeyringError, Login, LoginCheck, Proxies, ProxyAddress, RegistryImage, Route, Secret, Transport,
     Withheld,
 };
+pub use containers::{
+    ContainerLease, ContainerPlace, ContainerRecord, Containers, ListedContainer, MadeContainer,
+    NewContainer, hash_image,
+};
 pub use convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,
     unpack_image,
@@ -63,6 +68,7 @@ pub use layer::{
     Compression, Content, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
 };
 pub use oras::{PulledSif, SifTransferError, pull_sif, push_sif};
+pub use output::expect_writable;
 pub use process_identity::{realm, start_time};
 pub use progress::{Event, Progress};
 pub use pull::{PullError, PulledImage, pull, pull_from};

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use crate::file_error::FileError;
 use crate::file_system::{Incapable, Lacks, is_inability};
 use crate::process_identity::realm_name;
 use crate::traces::Trace;
@@ -27,6 +28,18 @@ pub(crate) struct PendingFile {
     /// Temporary name, if it has one: the file's, or that of the directory that it lies in.
     temp: Option<(PathBuf, Trace)>,
     prefix: String,
+}
+
+/// Fails where no file can be made at `path`, or take the place of what is there. Nothing is left.
+///
+/// # Errors
+/// There is a directory, or none to make it in, or it cannot be written to.
+pub fn expect_writable(path: &Path) -> Result<(), FileError> {
+    if path.is_dir() {
+        return Err(FileError::write(path)(io::ErrorKind::IsADirectory.into()));
+    }
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    PendingFile::create(dir, "probe").map(drop).map_err(FileError::write(path))
 }
 
 /// Whether an existing file is replaced.

@@ -134,23 +134,7 @@ impl TreeCache {
         if let Some(digest) = self.find_digest(identity) {
             return Ok(digest);
         }
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        let mut buffer = vec![0; CHUNK];
-        let (mut offset, mut left) = identity.part();
-        while left > 0 {
-            let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-            let chunk = &mut buffer[..length];
-            image.read_exact_at(chunk, offset).map_err(FileError::read(shown))?;
-            hasher.update(chunk);
-            let length = u64::try_from(length).unwrap_or(u64::MAX);
-            offset = offset.saturating_add(length);
-            left = left.saturating_sub(length);
-        }
-        let digest = hasher.finish();
-        let now = image.metadata().map(|metadata| FileIdentity::of(&metadata, identity.part()));
-        if now.map_err(FileError::read(shown))? != *identity {
-            return Err(TreeError::Changed { path: shown.to_owned() });
-        }
+        let digest = hash_part(image, identity, shown)?;
         let remembered = self.identities().remember(identity, &digest);
         remembered.map_err(FileError::write(self.directory.join("identities")))?;
         // It was for this alone, and identities are many.
@@ -179,6 +163,28 @@ impl TreeCache {
         }
         alive
     }
+}
+
+/// Computes the digest of a part of a file, which must not change meanwhile.
+pub(crate) fn hash_part(image: &File, identity: &FileIdentity, shown: &Path) -> Result<Digest, TreeError> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut buffer = vec![0; CHUNK];
+    let (mut offset, mut left) = identity.part();
+    while left > 0 {
+        let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let chunk = &mut buffer[..length];
+        image.read_exact_at(chunk, offset).map_err(FileError::read(shown))?;
+        hasher.update(chunk);
+        let length = u64::try_from(length).unwrap_or(u64::MAX);
+        offset = offset.saturating_add(length);
+        left = left.saturating_sub(length);
+    }
+    let digest = hasher.finish();
+    let now = image.metadata().map(|metadata| FileIdentity::of(&metadata, identity.part()));
+    if now.map_err(FileError::read(shown))? != *identity {
+        return Err(TreeError::Changed { path: shown.to_owned() });
+    }
+    Ok(digest)
 }
 
 /// A directory in which a tree is made; removed when dropped.
@@ -222,7 +228,7 @@ impl Drop for Building {
 }
 
 /// Writes a small file completely or not at all. It is not synced: after a crash the node's cache may go.
-pub(super) fn write_json(path: &Path, record: &impl Serialize) -> Result<(), TreeError> {
+pub(crate) fn write_json(path: &Path, record: &impl Serialize) -> Result<(), TreeError> {
     let pending = path.with_extension(format!("{}.new", std::process::id()));
     let bytes = serde_json::to_vec(record).map_err(io::Error::other);
     let written = bytes

@@ -13,7 +13,7 @@
 //! a lock of the tree's directory as well: that keeps systemd-tmpfiles away (tmpfiles.d(5)), and stays with a tree
 //! that was found damaged and has made room for a new one.
 
-mod fill;
+pub(crate) mod fill;
 mod prune;
 mod whole;
 
@@ -153,31 +153,16 @@ impl TreeCache {
     /// # Errors
     /// They cannot be made, or are somebody else's: the place may be one where everybody may write.
     pub fn create(&self) -> Result<(), TreeError> {
-        let make = |path: &Path| match DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
-        };
-        make(&self.directory).map_err(|error| match (error.kind(), self.directory.parent()) {
-            (io::ErrorKind::NotFound, Some(parent)) => TreeError::NoPlace { path: parent.to_owned() },
-            _ => FileError::write(&self.directory)(error).into(),
-        })?;
-        self.expect_own()?;
+        create_own(&self.directory)?;
         for name in ["trees", "records", "locks", "identities", "building"] {
             let path = self.directory.join(name);
-            make(&path).map_err(FileError::write(&path))?;
+            make_for_owner(&path).map_err(FileError::write(&path))?;
         }
         Ok(())
     }
 
     fn expect_own(&self) -> Result<(), TreeError> {
-        let path = &self.directory;
-        let metadata = fs::symlink_metadata(path).map_err(FileError::read(path))?;
-        let own = metadata.uid() == rustix::process::geteuid().as_raw();
-        if own && metadata.is_dir() && metadata.mode() & 0o022 == 0 {
-            Ok(())
-        } else {
-            Err(TreeError::NotOwn { path: path.clone() })
-        }
+        expect_own(&self.directory)
     }
 
     fn exists(&self) -> bool {
@@ -325,6 +310,34 @@ impl TreeCache {
     }
 }
 
+/// Makes a directory in which nobody but its owner looks, where it is not there.
+pub(crate) fn make_for_owner(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// The same of a directory that lies where everybody may write.
+pub(crate) fn create_own(path: &Path) -> Result<(), TreeError> {
+    make_for_owner(path).map_err(|error| match (error.kind(), path.parent()) {
+        (io::ErrorKind::NotFound, Some(parent)) => TreeError::NoPlace { path: parent.to_owned() },
+        _ => FileError::write(path)(error).into(),
+    })?;
+    expect_own(path)
+}
+
+/// Fails where a directory is not the user's alone.
+pub(crate) fn expect_own(path: &Path) -> Result<(), TreeError> {
+    let metadata = fs::symlink_metadata(path).map_err(FileError::read(path))?;
+    let own = metadata.uid() == rustix::process::geteuid().as_raw();
+    if own && metadata.is_dir() && metadata.mode() & 0o022 == 0 {
+        Ok(())
+    } else {
+        Err(TreeError::NotOwn { path: path.to_owned() })
+    }
+}
+
 /// How a lock is taken.
 #[derive(Clone, Copy, Debug)]
 enum Locking {
@@ -337,12 +350,12 @@ enum Locking {
 }
 
 /// Whether an open file still has this name.
-fn is_named(file: &File, path: &Path) -> bool {
+pub(crate) fn is_named(file: &File, path: &Path) -> bool {
     let (Ok(held), Ok(named)) = (file.metadata(), fs::symlink_metadata(path)) else { return false };
     (held.dev(), held.ino()) == (named.dev(), named.ino())
 }
 
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
+pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
     let mut bytes = Vec::new();
     let file = File::open(path).ok()?;
     io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD), &mut bytes).ok()?;
@@ -350,7 +363,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
 }
 
 /// The names in a directory that do not begin with a dot.
-fn names(directory: &Path) -> Result<BTreeSet<String>, TreeError> {
+pub(crate) fn names(directory: &Path) -> Result<BTreeSet<String>, TreeError> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         other => other.map_err(FileError::read(directory))?,
