@@ -56,6 +56,9 @@ enum Command {
     /// List and remove images that were extracted on this node
     #[command(subcommand)]
     Cache(commands::cache::CacheCommand),
+    /// List and remove containers whose files are kept on this node (--container-name)
+    #[command(subcommand)]
+    Container(commands::container::ContainerCommand),
     /// Show what an image is and how it wants to be run
     Inspect(commands::inspect::InspectArgs),
     /// List, add, delete and dump the objects in a SIF file
@@ -175,6 +178,7 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Rm(arguments) => commands::rm::rm(&arguments),
         Command::Prune(arguments) => commands::prune::prune(&arguments),
         Command::Cache(command) => commands::cache::cache(command),
+        Command::Container(command) => commands::container::container(command),
         Command::Inspect(arguments) => commands::inspect::inspect(&arguments),
         Command::Sif(command) => commands::sif::sif(command),
         Command::Runs(arguments) => commands::runs::runs(&arguments),

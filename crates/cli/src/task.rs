@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use situla_bindings::{BindRequest, BindSource, Origin, parse_pyxis_mounts};
-use situla_engine::{Action, Isolation, Personality, RunRequest, TASK_VARIABLES, prepare};
+use situla_engine::{
+    Action, ContainerRequest, Isolation, Personality, RunRequest, TASK_VARIABLES, check_pattern,
+    parse_container_name, prepare,
+};
 
 use crate::command_error::CommandError;
 use crate::output::{data, note};
@@ -28,6 +31,9 @@ const ENTRYPOINT: &str = TASK_VARIABLES[8];
 // The ninth says whether the output of the entry point is shown: it is the task's own, so it always is.
 const WRITABLE: &str = TASK_VARIABLES[10];
 const ENVIRONMENT: &str = TASK_VARIABLES[11];
+const NAME: &str = TASK_VARIABLES[12];
+const SAVE: &str = TASK_VARIABLES[13];
+const SCOPE: &str = TASK_VARIABLES[14];
 
 /// Runs the task.
 pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
@@ -116,7 +122,7 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
     if let Some(image) = variable(IMAGE) {
         request.image = image;
     }
-    if request.image.is_empty() {
+    if request.image.is_empty() && variable(NAME).is_none() {
         return Err(CommandError::usage("the plugin has named no image", ""));
     }
     if let Some(mounts) = variable(MOUNTS) {
@@ -130,7 +136,13 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
     request.defaults.no_home = !switch(MOUNT_HOME, false);
     request.root = switch(REMAP_ROOT, false);
     request.entrypoint = switch(ENTRYPOINT, request.entrypoint);
+    let says_nothing = variable(WRITABLE).is_none();
     request.writable_tmpfs = switch(WRITABLE, request.writable_tmpfs);
+    request.container = container(&variable, (request.writable_tmpfs, says_nothing))?;
+    // What is written to it is no matter of memory.
+    request.writable_tmpfs &= request.container.is_none();
+    let is_writable =
+        request.writable_tmpfs || request.container.as_ref().is_some_and(|container| container.writable);
     request.memory = request.writable_tmpfs.then(resources::memory_of_groups).flatten();
     if let Some(names) = variable(ENV) {
         request.host_env = variable_names(&names)?;
@@ -148,8 +160,10 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
         ("remap-root", request.root),
         ("fakeroot", request.root),
         ("entrypoint", request.entrypoint),
-        ("writable", request.writable_tmpfs),
-        ("writable-tmpfs", request.writable_tmpfs),
+        ("name", variable(NAME).is_some()),
+        ("save", variable(SAVE).is_some()),
+        ("writable", is_writable),
+        ("writable-tmpfs", is_writable),
         ("env", !(request.host_env.is_empty() && request.env.is_empty())),
         ("no-mount", !request.defaults.unmounted.is_empty()),
         ("net", request.isolation.network),
@@ -165,6 +179,24 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
         }
     }
     Ok(request)
+}
+
+/// The container whose files stay, where one is asked for. Who saves it wants to have changed it, if he does not say
+/// otherwise.
+fn container(
+    variable: &dyn Fn(&str) -> Option<String>,
+    (writable, says_nothing): (bool, bool),
+) -> Result<Option<ContainerRequest>, CommandError> {
+    let (name, save) = (variable(NAME), variable(SAVE));
+    if name.is_none() && save.is_none() {
+        return Ok(None);
+    }
+    save.as_deref().map_or(Ok(()), check_pattern).map_err(CommandError::engine)?;
+    let named = name.as_deref().map(parse_container_name).transpose().map_err(CommandError::engine)?;
+    let (name, mode) = named.map_or((None, Default::default()), |(name, mode)| (Some(name), mode));
+    let global = variable(SCOPE).is_some_and(|scope| scope == "global");
+    let writable = writable || (save.is_some() && says_nothing);
+    Ok(Some(ContainerRequest { name, mode, global, writable, save }))
 }
 
 /// The names of `--container-env`.

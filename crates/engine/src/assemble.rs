@@ -237,7 +237,10 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         },
         root: RootSpec {
             path,
-            readonly: layers.overlay.as_ref().is_none_or(|overlay| overlay.upper.is_none()),
+            readonly: match &request.container {
+                Some(container) => !container.writable,
+                None => layers.overlay.as_ref().is_none_or(|overlay| overlay.upper.is_none()),
+            },
         },
         hostname: request.isolation.hostname.clone(),
         mounts,
@@ -441,7 +444,9 @@ fn share(
         };
         (&overlay.lowers, written)
     });
-    let root = (&rootfs.source, &rootfs.patches, &overlay);
+    // Whoever comes first writes them into the files of a container that stays, and the next one finds them there.
+    let patches = if request.container.is_some() { &[] } else { rootfs.patches.as_slice() };
+    let root = (&rootfs.source, patches, &overlay);
     let process = (&spec.process.user, &spec.process.capabilities);
     let shared = (root, &spec.mounts, &spec.linux, &spec.hostname, process, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();

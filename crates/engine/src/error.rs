@@ -124,6 +124,25 @@ pub enum EngineError {
         #[source]
         source: Box<situla_image::TreeError>,
     },
+    /// The containers of this node cannot be used.
+    #[error("cannot use the containers of this node")]
+    Containers {
+        /// Why.
+        #[source]
+        source: Box<situla_image::TreeError>,
+    },
+    /// The files of a container could not be saved when the tasks had ended.
+    #[error("cannot save the container to {path}: {message}")]
+    Save {
+        /// The file.
+        path: String,
+        /// What the saving process said, if it could be started at all.
+        message: String,
+        /// The class that it gave.
+        class: EngineClass,
+        /// What it said can be done.
+        remedy: Option<String>,
+    },
     /// The site's settings cannot be understood.
     #[error("cannot apply the site's settings {}: {message}", path.display())]
     Settings {
@@ -222,7 +241,9 @@ impl EngineError {
             | EngineError::LookInto { .. } => EngineClass::ImageCorrupt,
             EngineError::Reference { .. } | EngineError::BadOption { .. } => EngineClass::BadOption,
             EngineError::ImageChanged { .. } => EngineClass::ImageChanged,
-            EngineError::Fetch { class, .. } | EngineError::Extract { class, .. } => class.clone(),
+            EngineError::Fetch { class, .. }
+            | EngineError::Extract { class, .. }
+            | EngineError::Save { class, .. } => class.clone(),
             EngineError::NotFetched { .. } => EngineClass::ImageMissing,
             EngineError::BindSourceMissing { .. } => EngineClass::BindSourceMissing,
             EngineError::Unreachable { .. } => EngineClass::SetupFailed,
@@ -233,6 +254,7 @@ impl EngineError {
             | EngineError::KernelMount { .. }
             | EngineError::Trees { .. }
             | EngineError::Interrupted { .. }
+            | EngineError::Containers { .. }
             | EngineError::Accounts(_) => EngineClass::SetupFailed,
             EngineError::Runtime(failure) => match failure.class() {
                 FailureClass::NoUserNamespaces | FailureClass::AppArmor => EngineClass::NoUserns,
@@ -271,10 +293,12 @@ impl EngineError {
             EngineError::Reference { .. } => {
                 "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
             }
-            EngineError::Fetch { remedy, .. } | EngineError::Extract { remedy, .. } => return remedy.clone(),
+            EngineError::Fetch { remedy, .. }
+            | EngineError::Extract { remedy, .. }
+            | EngineError::Save { remedy, .. } => return remedy.clone(),
             EngineError::NotFetched { image } => format!("fetch it first: situla pull {image}"),
             EngineError::KernelMount { remedy, .. } => (*remedy).to_owned(),
-            EngineError::Trees { .. } => {
+            EngineError::Trees { .. } | EngineError::Containers { .. } => {
                 "remove the directory if it is yours, or ask the administrator for another place (rootfs.cache)"
                     .to_owned()
             }

@@ -5,8 +5,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use situla_plan::{Plan, RootfsIdentity, Text};
 use situla_records::{
-    Cause, EngineClass, Event, EventKind, Exit as RecordedExit, Identity, ImageFacts, Journal, Phase,
-    RecordId, SCHEMA, Sender, Start, TaskRef, UNVERIFIED,
+    Cause, ContainerFacts, EngineClass, Event, EventKind, Exit as RecordedExit, Identity, ImageFacts,
+    Journal, Phase, RecordId, SCHEMA, SavedFile, Sender, Start, TaskRef, UNVERIFIED,
 };
 use situla_runtime::{Exit, Observer, SignalInfo};
 
@@ -144,7 +144,20 @@ impl Recorder {
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
             task: Some(self.task),
+            container: None,
         }));
+    }
+
+    /// Adds the container whose files stay.
+    pub(crate) fn describe_container(&mut self, facts: &ContainerFacts) {
+        if let Some(start) = &mut self.start {
+            start.container = Some(facts.clone());
+        }
+    }
+
+    /// Records that the container was saved.
+    pub(crate) fn saved(&mut self, file: SavedFile) {
+        self.write(EventKind::Saved { task: self.task, file });
     }
 
     /// Prepares the same for a run that fails before it has a Plan.
@@ -166,6 +179,7 @@ impl Recorder {
             phases: self.phases.recorded(),
             n_local_tasks: allocation.and_then(|allocation| allocation.tasks_on_node).or(Some(1)),
             task: Some(self.task),
+            container: None,
         }));
     }
 

@@ -6,6 +6,7 @@
 
 mod aftermath;
 mod assemble;
+mod container;
 mod descriptors;
 mod directory_view;
 mod env_script;
@@ -34,6 +35,7 @@ mod store_place;
 mod way;
 
 pub use aftermath::remove_leavings;
+pub use container::{Swept, check_pattern, containers, parse_container_name, sweep};
 pub use error::EngineError;
 pub use events::{EVENT_SCHEMA, EventLine, Listener, RunEvent};
 pub use host::{Host, HostError};
@@ -43,7 +45,10 @@ pub use instance::{
 };
 pub use killed_task::{Killed, judge_killed};
 pub use prepare::{Prepared, Refusal, admit_reference, check, plan, prepare, record_refusal};
-pub use request::{Action, Isolation, OverlayRequest, Personality, RunRequest, TASK_VARIABLES};
+pub use request::{
+    Action, ContainerMode, ContainerRequest, Isolation, OverlayRequest, Personality, RunRequest,
+    TASK_VARIABLES,
+};
 pub use site::{RootfsSettings, ShortNames, Site};
 pub use situla_plan::SCHEMA as PLAN_SCHEMA;
 pub use situla_records::EngineClass;

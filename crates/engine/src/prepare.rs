@@ -15,6 +15,7 @@ use situla_records::EngineClass;
 use situla_runtime::{Exit, OpenImage};
 
 use crate::assemble::{Parts, WORKING_DIRECTORY, assemble, plan_binds};
+use crate::container::{self, Asked, KeptContainer};
 use crate::error::EngineError;
 use crate::events::{Heard, Listener};
 use crate::host::Host;
@@ -46,6 +47,8 @@ pub struct Prepared {
     use_mark: Option<UseMark>,
     /// The image that is served.
     watch: Option<ImageWatch>,
+    /// The container whose files stay.
+    container: Option<KeptContainer>,
     recorder: Recorder,
     rank: u32,
     /// Warnings of the policy, for the user.
@@ -67,9 +70,14 @@ pub fn plan(request: &RunRequest, host: &Host, site: &Site) -> Result<Plan, Engi
 pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepared, EngineError> {
     let mut phases = Phases::begin();
     match decided(request, host, site, &mut phases, Acts::Yes) {
-        Ok(Planned { plan, image, image_path, stop_signal, lease, use_mark, watch, warnings }) => {
+        Ok(planned) => {
+            let Planned { plan, image, image_path, stop_signal, lease, use_mark, watch, container, warnings } =
+                planned;
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
             recorder.describe(host, &plan);
+            if let Some(container) = &container {
+                recorder.describe_container(&container.facts);
+            }
             let task = host.allocation.as_ref().and_then(|allocation| allocation.task);
             let rank = task.map_or(0, |task| task.local_rank.0);
             Ok(Prepared {
@@ -80,6 +88,7 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
                 lease,
                 use_mark,
                 watch,
+                container,
                 recorder,
                 rank,
                 warnings,
@@ -102,6 +111,10 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
 /// # Errors
 /// It does not.
 pub fn check(request: &RunRequest, host: &Host, site: &Site) -> Result<(), EngineError> {
+    if request.image.is_empty() && request.container.is_some() {
+        // What it was made of is for the nodes to say.
+        return Ok(());
+    }
     match resolve::name(&request.image, &host.cwd, request.personality, site) {
         // A directory that only the nodes have, or a short name that they know.
         Err(EngineError::Reference { source: ReferenceError::NoRegistry { .. }, .. }) => Ok(()),
@@ -187,6 +200,7 @@ struct Planned {
     lease: Option<TreeLease>,
     use_mark: Option<UseMark>,
     watch: Option<ImageWatch>,
+    container: Option<KeptContainer>,
     warnings: Vec<String>,
 }
 
@@ -197,6 +211,16 @@ fn decided(
     phases: &mut Phases,
     acts: Acts,
 ) -> Result<Planned, EngineError> {
+    let names_image = !request.image.is_empty();
+    let known;
+    let request = match &request.container {
+        Some(container) if !names_image => {
+            let image = container::image_of(Asked { container, request, host, site })?;
+            known = RunRequest { image, ..request.clone() };
+            &known
+        }
+        _ => request,
+    };
     let named = resolve::name(&request.image, &host.cwd, request.personality, site)?;
     let (binds, home, pmi_fds) = plan_binds(request, host);
     expect_unmounted(request, host)?;
@@ -211,15 +235,36 @@ fn decided(
     let (requested, progress) = (request.image.as_str(), request.progress);
     let pins = Pins::of(host);
     let opening = Opening { requested, progress, acts, identities, stores, epoch, pins };
-    let Found { opened, mark: use_mark, warning } = resolve::open(&named, &opening)?;
-    resolve::expect_judged(&named, &opened, &asked)?;
-    phases.end("resolve");
-    let Rooted { image, lease, rung } = way::to_root(opened, request, (host, site), phases, acts)?;
+    let open = || {
+        let found = resolve::open(&named, &opening)?;
+        resolve::expect_judged(&named, &found.opened, &asked)?;
+        Ok::<_, EngineError>(found)
+    };
+    let (Rooted { image, lease, rung }, container, use_mark, warning) = match &request.container {
+        None => {
+            let Found { opened, mark, warning } = open()?;
+            phases.end("resolve");
+            (way::to_root(opened, request, (host, site), phases, acts)?, None, mark, warning)
+        }
+        Some(container) => {
+            let found = names_image.then(open).transpose()?;
+            phases.end("resolve");
+            let (opened, mark, warning) =
+                found.map_or((None, None, None), |found| (Some(found.opened), found.mark, found.warning));
+            let asked = Asked { container, request, host, site };
+            let (rooted, kept) = container::to_root(asked, opened, opening.identities.as_ref())?;
+            phases.end("container");
+            (rooted, Some(kept), mark, warning)
+        }
+    };
     let warnings = warnings(&verdict).into_iter().chain(warning).collect();
     let mut plan =
         assemble(Parts { request, host, image: &image, verdict, judged, binds, layers, home, pmi_fds })?;
     if let Some((rung, reason)) = rung {
         (plan.rootfs.rung, plan.rootfs.reason) = (rung, reason);
+    }
+    if let Some(container) = &container {
+        container.inscribe(&mut plan)?;
     }
     phases.end("plan");
     let Resolved { view, descriptor, config, path: image_path, .. } = image;
@@ -229,7 +274,7 @@ fn decided(
         _ => None,
     };
     let watch = open.as_ref().and_then(|open| ImageWatch::begin(open.descriptor, &image_path));
-    Ok(Planned { plan, image: open, image_path, stop_signal, lease, use_mark, watch, warnings })
+    Ok(Planned { plan, image: open, image_path, stop_signal, lease, use_mark, watch, container, warnings })
 }
 
 /// Fails where something is to be left out that is not mounted.
@@ -368,8 +413,20 @@ impl Prepared {
     /// calls this knows how the program ends.
     pub fn run(self, listener: Option<&mut dyn Listener>) -> Result<Exit, EngineError> {
         // A tree stays as long as somebody waits who has its lease: until this returns.
-        let Prepared { plan, image, lease, use_mark: _use_mark, watch, recorder, rank, warnings, .. } = self;
+        let Prepared {
+            plan,
+            image,
+            lease,
+            use_mark: _use_mark,
+            watch,
+            container,
+            recorder,
+            rank,
+            warnings,
+            ..
+        } = self;
         let alone = matches!(plan.share, situla_plan::Share::Nobody { .. }) && lease.is_none();
+        let alone = alone && container.is_none();
         let alone = alone && !plan.spec.linux.has(NamespaceKind::Pid) && plan.spec.hooks.is_none();
         let unheard = !recorder.is_wanted() && !recorder.must_tell() && listener.is_none();
         if image.is_none() && alone && unheard {
@@ -385,6 +442,20 @@ impl Prepared {
                     let error = EngineError::ImageChanged { path: path.display().to_string(), exit };
                     heard.error(&error);
                     return Err(error);
+                }
+                match container.map_or(Ok(None), KeptContainer::ended) {
+                    Ok(saved) => {
+                        if let Some(file) = saved {
+                            heard.recorder.saved(file);
+                        }
+                    }
+                    Err(error) => {
+                        match &error {
+                            EngineError::Interrupted { signal } => heard.recorder.interrupted(signal),
+                            other => heard.error(other),
+                        }
+                        return Err(error);
+                    }
                 }
                 Ok(heard.exit(exit))
             }

@@ -10,7 +10,7 @@ use crate::way::RootfsWay;
 
 /// The variables in which the Slurm plugin tells a task what to do: its program, and one for each setting of the
 /// container. They concern the process that the plugin has started and nobody below it.
-pub const TASK_VARIABLES: [&str; 12] = [
+pub const TASK_VARIABLES: [&str; 15] = [
     "SITULA_TASK_PROGRAM",
     "SITULA_TASK_IMAGE",
     "SITULA_TASK_MOUNTS",
@@ -23,6 +23,9 @@ pub const TASK_VARIABLES: [&str; 12] = [
     "SITULA_TASK_ENTRYPOINT_LOG",
     "SITULA_TASK_WRITABLE",
     "SITULA_TASK_ENVIRONMENT",
+    "SITULA_TASK_NAME",
+    "SITULA_TASK_SAVE",
+    "SITULA_TASK_SCOPE",
 ];
 
 /// Whose conventions a run follows where they differ.
@@ -106,6 +109,33 @@ pub(crate) struct InstanceUse {
     pub(crate) enters: bool,
 }
 
+/// What is asked of a container with a name, as pyxis has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ContainerMode {
+    /// It is used where it is there, else made.
+    #[default]
+    Auto,
+    /// It is made, and must not be there.
+    Create,
+    /// Somebody must be running in it.
+    Exec,
+}
+
+/// A container whose files stay when the run has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerRequest {
+    /// Its name; none where it is kept for this step alone.
+    pub name: Option<String>,
+    /// Whether it must be there.
+    pub mode: ContainerMode,
+    /// Whether it stays when the job has ended.
+    pub global: bool,
+    /// Whether the payload may write to it.
+    pub writable: bool,
+    /// Where its files are written to when the tasks have ended, as the user names it.
+    pub save: Option<String>,
+}
+
 /// A run, as asked for.
 #[derive(Clone, Debug)]
 pub struct RunRequest {
@@ -125,6 +155,8 @@ pub struct RunRequest {
     pub overlays: Vec<OverlayRequest>,
     /// Whether the payload may write anywhere, into memory.
     pub writable_tmpfs: bool,
+    /// The container whose files stay; one of its own, which goes with the run, where there is none.
+    pub container: Option<ContainerRequest>,
     /// The bytes of memory that control groups leave this process, where they limit it and it matters.
     pub memory: Option<u64>,
     /// Namespaces beside those that every container has.
@@ -175,6 +207,7 @@ impl RunRequest {
             defaults: DefaultOptions::default(),
             overlays: Vec::new(),
             writable_tmpfs: false,
+            container: None,
             memory: None,
             isolation: Isolation::default(),
             seccomp: None,

@@ -115,6 +115,14 @@ fn state(metadata: &std::fs::Metadata) -> FileState {
     (metadata.dev(), metadata.ino(), metadata.size(), modified, changed)
 }
 
+/// The state of a file.
+pub(crate) fn state_of(path: &Path) -> Result<FileState, EngineError> {
+    let metadata = std::fs::metadata(path);
+    metadata
+        .map(|metadata| state(&metadata))
+        .map_err(|source| EngineError::OpenImage { path: path.display().to_string(), source })
+}
+
 /// Finds out what `text` names. What exists as a file is a file; a reference needs a transport on
 /// the Apptainer command line, and elsewhere only a shape that no path has; so does a layout, everywhere.
 pub(crate) fn name(

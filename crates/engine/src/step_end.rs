@@ -33,7 +33,7 @@ const PATIENCE: (Duration, Duration) = (Duration::from_secs(4), Duration::from_s
 const WARNING: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
 /// Where Slurm's programs are where `PATH` does not lead to them.
-const USUAL_PLACES: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin"];
+pub(crate) const USUAL_PLACES: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin"];
 
 /// A step whose other tasks would go on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -290,8 +290,8 @@ fn extract(
     })
 }
 
-/// Makes a tree in a process of its own. The image is its standard input, so that it reads what was opened here.
-fn fill(
+/// Makes a tree in a process of its own, in the cache in `directory`. The image is its standard input, so that it reads what was opened here.
+pub(crate) fn fill(
     file: &File,
     (offset, length): (u64, u64),
     (directory, shown, known): (&Path, &Path, Option<&Digest>),

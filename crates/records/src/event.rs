@@ -63,6 +63,14 @@ pub enum EventKind {
         /// How.
         exit: Exit,
     },
+    /// The files of the container were written to an image.
+    Saved {
+        /// The task that did it.
+        task: TaskRef,
+        /// The image.
+        #[serde(flatten)]
+        file: SavedFile,
+    },
     /// Something was seen that explains how tasks end.
     Observed {
         /// What.
@@ -106,6 +114,33 @@ pub struct Start {
     /// The task that says so; absent in journals of before it was told.
     #[serde(default)]
     pub task: Option<TaskRef>,
+    /// The container with a name that the run is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerFacts>,
+}
+
+/// A container whose files stay when the run has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerFacts {
+    /// Its name; absent where it is kept for this step alone.
+    pub name: Option<String>,
+    /// Of which job it is, or `global`.
+    pub scope: String,
+    /// The step that has made it, as `JOB.STEP`.
+    pub made_by: String,
+    /// Whether the tasks can write to it.
+    pub writable: bool,
+}
+
+/// A file that holds what was in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedFile {
+    /// Its path on the node.
+    pub path: String,
+    /// Digest of the root filesystem, which is all of the file.
+    pub rootfs_digest: String,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// Who runs, and where.

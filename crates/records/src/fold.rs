@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::class::OutcomeClass;
-use crate::event::{Cause, Event, EventKind, Exit, SCHEMA, TaskRef};
+use crate::event::{Cause, Event, EventKind, Exit, SCHEMA, SavedFile, TaskRef};
 use crate::record::{EngineError, Outcome, Record, SignalSeen, Task};
 use crate::runs::joined;
 
@@ -18,7 +18,7 @@ const MAX_TASKS: usize = 1 << 16;
 /// Signals kept per task; a payload may be sent thousands, and the first ones tell.
 const MAX_SIGNALS: usize = 64;
 
-/// Engine errors kept per run.
+/// Engine errors kept per run, and saved files.
 const MAX_ERRORS: usize = 1024;
 
 /// Linux's numbers, the same on all its architectures that Slurm runs on.
@@ -48,6 +48,7 @@ struct Fold {
     tasks: BTreeMap<(u32, u32), Task>,
     errors: Vec<EngineError>,
     observed: Vec<(Cause, String)>,
+    saved: Vec<SavedFile>,
 }
 
 impl Fold {
@@ -86,6 +87,12 @@ impl Fold {
                 if let Some(entry) = self.task(*task) {
                     entry.exit = Some(*exit);
                     entry.ended_ns = Some(time_ns);
+                }
+            }
+            EventKind::Saved { task, file } => {
+                self.task(*task);
+                if self.saved.len() < MAX_ERRORS {
+                    self.saved.push(file.clone());
                 }
             }
             EventKind::Observed { cause, evidence } => {
@@ -149,6 +156,7 @@ impl Fold {
             ended,
             tasks,
             errors: self.errors,
+            saved: self.saved,
             outcome,
         }
     }

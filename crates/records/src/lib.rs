@@ -18,7 +18,8 @@ mod runs;
 
 pub use class::{EngineClass, OutcomeClass, UnknownClass};
 pub use event::{
-    Cause, Event, EventKind, Exit, Identity, ImageFacts, Phase, SCHEMA, Sender, Start, TaskRef, UNVERIFIED,
+    Cause, ContainerFacts, Event, EventKind, Exit, Identity, ImageFacts, Phase, SCHEMA, SavedFile, Sender,
+    Start, TaskRef, UNVERIFIED,
 };
 pub use fold::{fold, fold_runs};
 pub use id::{IdError, RecordId};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::class::{EngineClass, OutcomeClass};
-use crate::event::{Exit, Phase, Sender, Start, TaskRef};
+use crate::event::{Exit, Phase, SavedFile, Sender, Start, TaskRef};
 
 /// One run of a container on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct Record {
     pub tasks: Vec<Task>,
     /// What the engine reported.
     pub errors: Vec<EngineError>,
+    /// What was saved of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub saved: Vec<SavedFile>,
     /// How it ended.
     pub outcome: Outcome,
 }

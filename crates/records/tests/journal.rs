@@ -26,6 +26,7 @@ fn start(n_tasks: u32) -> Event {
         plan: serde_json::Value::Null,
         phases: Vec::new(),
         n_local_tasks: Some(n_tasks),
+        container: None,
         task: None,
     })))
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use situla_records::{
-    Cause, EngineClass, Event, EventKind, Exit, Identity, ImageFacts, OutcomeClass, Phase, SCHEMA, Sender,
-    Start, TaskRef, UNVERIFIED, fold,
+    Cause, ContainerFacts, EngineClass, Event, EventKind, Exit, Identity, ImageFacts, OutcomeClass, Phase,
+    SCHEMA, SavedFile, Sender, Start, TaskRef, UNVERIFIED, fold,
 };
 
 const SCHEMA_TEXT: &str = include_str!("../../../docs/formats/record.schema.json");
@@ -160,12 +160,26 @@ fn samples() -> Vec<Event> {
             phases: phases.clone(),
             n_local_tasks: Some(2),
             task: Some(task),
+            container: Some(ContainerFacts {
+                name: some("box"),
+                scope: "global".to_owned(),
+                made_by: "5.0".to_owned(),
+                writable: true,
+            }),
         })),
         EventKind::TaskStart { task, pid: 42, phases },
         EventKind::TaskSignal { task, signal: 15, sender: Some(Sender { pid: 1, uid: 0 }) },
         EventKind::TaskSignal { task, signal: 15, sender: None },
         EventKind::TaskExit { task, exit: Exit::Signal(15) },
         EventKind::TaskExit { task: TaskRef { rank: 4, local: 0 }, exit: Exit::Code(0) },
+        EventKind::Saved {
+            task,
+            file: SavedFile {
+                path: "/a.sqsh".to_owned(),
+                rootfs_digest: "sha256:00".to_owned(),
+                bytes: 4096,
+            },
+        },
         EventKind::Observed { cause: Cause::Cancelled, evidence: "seen".to_owned() },
         EventKind::EngineError {
             class: EngineClass::ServerLost,

@@ -17,8 +17,8 @@ use crate::ffi::{
 use crate::killed;
 use crate::multi_prog::{CommandLine, Programs, is_table};
 use crate::options::{
-    ContainerOption, EDF_PATH_VARIABLE, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE, Setting, Settings,
-    UNSUPPORTED,
+    ContainerOption, EDF_PATH_VARIABLE, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE, SCOPE_VARIABLE, Setting,
+    Settings,
 };
 
 /// `SPANK_PLUGIN(situla, 1)`: Slurm looks these symbols up by name.
@@ -206,14 +206,6 @@ fn init_post_opt() -> Result<(), String> {
             let environment = own_variables();
             let mut complete = given.complete(|name| Ok(find(&environment, name)))?;
             if complete.asks_for_container() {
-                for name in UNSUPPORTED {
-                    if find(&environment, name).is_some_and(|value| !value.is_empty()) {
-                        let name = name.to_string_lossy();
-                        return Err(format!(
-                            "{name} is set, and containers cannot be named or saved here; unset it"
-                        ));
-                    }
-                }
                 check(&mut complete, &settings)?;
             }
             let component = FirstComponent { environment, complete: complete.clone() };
@@ -282,7 +274,7 @@ fn check(complete: &mut Given, settings: &Settings) -> Result<(), String> {
         };
     }
     // Nor does it count here what an outer srun has sent.
-    for name in [PROGRAM_VARIABLE, EDF_PATH_VARIABLE] {
+    for name in [PROGRAM_VARIABLE, EDF_PATH_VARIABLE, SCOPE_VARIABLE] {
         command.env_remove(OsStr::from_bytes(name.to_bytes()));
     }
     let Ok(mut child) = command.spawn() else { return Ok(()) };
@@ -415,7 +407,9 @@ fn task_init(spank: Handle) -> Result<(), String> {
             None => spank.unset_variable(&name),
         }
     }
-    if !spank.set_variable(PROGRAM_VARIABLE, &program) || !arguments.replace_program(settings.trampoline) {
+    let told =
+        spank.set_variable(SCOPE_VARIABLE, settings.scope) && spank.set_variable(PROGRAM_VARIABLE, &program);
+    if !told || !arguments.replace_program(settings.trampoline) {
         return Err("cannot send the task into the container".to_owned());
     }
     Ok(())

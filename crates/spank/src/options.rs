@@ -41,6 +41,8 @@ macro_rules! settings {
 settings! {
     Image "image" Text,
     Environment "environment" Text,
+    Name "name" Text,
+    Save "save" Text,
     Mounts "mounts" List,
     Workdir "workdir" Text,
     Env "env" List,
@@ -102,6 +104,9 @@ impl Setting {
     }
 }
 
+/// What a container is made of, or found by: they come first in [`Setting::ALL`].
+const CONTAINERS: [Setting; 3] = [Setting::Image, Setting::Environment, Setting::Name];
+
 /// What options start with where the site says nothing else.
 const DEFAULT_PREFIX: &str = "container";
 
@@ -132,7 +137,7 @@ pub(crate) struct ContainerOption {
 
 impl ContainerOption {
     /// All of them, in the order of the values that their callbacks get.
-    pub(crate) const ALL: [ContainerOption; 15] = [
+    pub(crate) const ALL: [ContainerOption; 17] = [
         Self::of(
             Setting::Image,
             "[USER@][REGISTRY#]IMAGE[:TAG]|PATH",
@@ -142,6 +147,16 @@ impl ContainerOption {
             Setting::Environment,
             "NAME|PATH",
             "run the tasks in the environment that this definition file (EDF) describes",
+        ),
+        Self::of(
+            Setting::Name,
+            "NAME[:create|exec|auto|no_exec]",
+            "keep the container's files under this name on the node, for other steps",
+        ),
+        Self::of(
+            Setting::Save,
+            "PATH",
+            "write the container's files to this .sqsh file when the tasks have ended",
         ),
         Self::of(Setting::Mounts, "SRC:DST[:FLAGS][,SRC:DST...]", "bind mounts; FLAGS are joined with +"),
         Self::of(Setting::Workdir, "PATH", "working directory inside the container"),
@@ -220,7 +235,7 @@ impl Given {
 
     /// Whether there is to be a container.
     pub(crate) fn asks_for_container(&self) -> bool {
-        self.get(Setting::Image).is_some() || self.get(Setting::Environment).is_some()
+        CONTAINERS.into_iter().any(|setting| self.get(setting).is_some())
     }
 
     /// Whether nothing completes it: what a profile says, or an outer step, is not meant for an environment.
@@ -254,8 +269,8 @@ impl Given {
                 Some(given) => Some(given),
                 None => stands_for(setting, &variable)?,
             };
-            // These two come first: without one of them nothing else matters, not even a value that makes no sense.
-            if setting == Setting::Environment && !complete.asks_for_container() {
+            // These come first: without one of them nothing else matters, not even a value that makes no sense.
+            if setting == Setting::Name && !complete.asks_for_container() {
                 break;
             }
         }
@@ -277,7 +292,7 @@ impl Given {
         for setting in Setting::ALL.into_iter().filter(|setting| *setting != Setting::Image) {
             let value = variable(&setting.carried_variable())?.filter(|value| !value.is_empty());
             carried.values[setting as usize] = value;
-            if setting == Setting::Environment && !carried.asks_for_container() {
+            if setting == Setting::Name && !carried.asks_for_container() {
                 return self.complete(variable);
             }
         }
@@ -329,8 +344,8 @@ fn joined(former: CString, value: CString) -> CString {
     CString::new([former.to_bytes(), b",", value.to_bytes()].concat()).unwrap_or(value)
 }
 
-/// Variables of pyxis that ask for what there is not: to take no notice of them would lose what a user wants to keep.
-pub(crate) const UNSUPPORTED: [&CStr; 2] = [c"PYXIS_CONTAINER_NAME", c"PYXIS_CONTAINER_SAVE"];
+/// The variable in which the trampoline finds how long a container with a name stays: [`Settings::scope`].
+pub(crate) const SCOPE_VARIABLE: &CStr = c"SITULA_TASK_SCOPE";
 
 /// The settings of `plugstack.conf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -339,12 +354,15 @@ pub(crate) struct Settings {
     pub(crate) trampoline: CString,
     /// What options start with.
     pub(crate) prefix: String,
+    /// How long a container with a name stays: `job` or `global`.
+    pub(crate) scope: &'static CStr,
 }
 
 impl Settings {
-    /// Parses `trampoline=PATH` and `prefix=WORD`.
+    /// Parses `trampoline=PATH`, `prefix=WORD` and `container_scope=job|global`.
     pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut settings = Settings { trampoline: CString::default(), prefix: DEFAULT_PREFIX.to_owned() };
+        let mut settings =
+            Settings { trampoline: CString::default(), prefix: DEFAULT_PREFIX.to_owned(), scope: c"job" };
         for argument in arguments {
             match argument.split_once('=') {
                 Some(("trampoline", path)) if path.starts_with('/') => {
@@ -357,9 +375,12 @@ impl Settings {
                 {
                     word.clone_into(&mut settings.prefix);
                 }
+                Some(("container_scope", "job")) => settings.scope = c"job",
+                Some(("container_scope", "global")) => settings.scope = c"global",
                 _ => {
                     return Err(format!(
-                        "{argument} is no setting of this plugin (trampoline=PATH, prefix=WORD)"
+                        "{argument} is no setting of this plugin (trampoline=PATH, prefix=WORD, \
+                         container_scope=job|global)"
                     ));
                 }
             }
@@ -382,9 +403,15 @@ mod tests {
         };
         let good = parse(&["trampoline=/opt/situla", "prefix=box"]).unwrap();
         assert_eq!((good.trampoline.to_str().unwrap(), good.prefix.as_str()), ("/opt/situla", "box"));
-        for bad in
-            [&[][..], &["trampoline=situla"], &["trampoline=/s", "colour=red"], &["trampoline=/s", "prefix="]]
-        {
+        assert_eq!(good.scope, c"job");
+        assert_eq!(parse(&["trampoline=/s", "container_scope=global"]).unwrap().scope, c"global");
+        for bad in [
+            &[][..],
+            &["trampoline=situla"],
+            &["trampoline=/s", "colour=red"],
+            &["trampoline=/s", "prefix="],
+            &["trampoline=/s", "container_scope=node"],
+        ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }
@@ -458,6 +485,27 @@ mod tests {
         given.set(Setting::Workdir, c"/x".to_owned());
         given.set(Setting::Workdir, c"/y".to_owned());
         assert_eq!(given.get(Setting::Workdir).unwrap().as_c_str(), c"/y");
+    }
+
+    #[test]
+    fn a_name_is_enough_for_a_container() {
+        let told = |name: &'static CStr| move |asked: &CStr| Ok((asked == name).then(|| c"x".to_owned()));
+        let named = Given::NOTHING.complete(told(c"PYXIS_CONTAINER_NAME")).unwrap();
+        assert!(named.asks_for_container() && named.get(Setting::Image).is_none());
+        let alone = Given::NOTHING.complete(told(c"PYXIS_CONTAINER_SAVE")).unwrap();
+        assert!(!alone.asks_for_container() && alone.orphans().next().is_none());
+        // From srun, which sends an empty variable for what was not asked for.
+        let sent = |name: &CStr| {
+            Ok(match name.to_bytes() {
+                b"SLURM_SITULA_IMAGE" => Some(c"".to_owned()),
+                b"SLURM_SITULA_NAME" => Some(c"n".to_owned()),
+                b"PYXIS_CONTAINER_IMAGE" => Some(c"of a profile".to_owned()),
+                _ => None,
+            })
+        };
+        let carried = Given::NOTHING.carried(sent).unwrap();
+        assert_eq!(carried.get(Setting::Name).unwrap().as_c_str(), c"n");
+        assert_eq!(carried.get(Setting::Image), None);
     }
 
     #[test]

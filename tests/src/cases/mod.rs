@@ -20,6 +20,7 @@ pub mod instances;
 pub mod kernel_mounts;
 pub mod kills;
 pub mod late;
+pub mod names;
 pub mod neighbour;
 pub mod no_helpers;
 pub mod options;
@@ -364,6 +365,14 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("kills::at_random_moments", kills::at_random_moments),
     ("crowds::one_of_many_is_killed", crowds::one_of_many_is_killed),
     ("soak::many_steps", soak::many_steps),
+    ("names::later_steps", names::later_steps),
+    ("names::at_once", names::at_once),
+    ("names::saved", names::saved),
+    ("names::saved_on_two_nodes", names::saved_on_two_nodes),
+    ("names::refused", names::refused),
+    ("names::cancelled_save", names::cancelled_save),
+    ("names::variables", names::variables),
+    ("names::scopes", names::scopes),
     ("pins::steps_of_a_job", pins::steps_of_a_job),
     ("pins::tasks_of_an_array", pins::tasks_of_an_array),
     ("pins::components_of_a_job", pins::components_of_a_job),

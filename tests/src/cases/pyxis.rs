@@ -199,14 +199,6 @@ pub fn contradictions(site: &Site) -> Check {
         }
         refused.expect_text(told)?;
     }
-    for name in ["PYXIS_CONTAINER_NAME", "PYXIS_CONTAINER_SAVE"] {
-        let refused = task(site, &dir, &[(name, "x")], &[&image, "true"])?;
-        if refused.status.success() {
-            return Err(format!("{name} was passed over\n{refused}").into());
-        }
-        refused.expect_text(name)?;
-        task(site, &dir, &[(name, "x")], &["true"])?.success()?;
-    }
     let twice = ["--container-workdir=/etc", "--container-workdir=/etc", "pwd"];
     let words = [&[image.as_str(), image.as_str()], &twice[..]].concat();
     expect("said twice", &said(task(site, &dir, &[], &words)?)?, &["/etc"])?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod apptainer_cache;
 pub(crate) mod cache;
+pub(crate) mod container;
 pub(crate) mod convert;
 pub(crate) mod environment;
 pub(crate) mod images;

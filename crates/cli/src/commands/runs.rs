@@ -282,6 +282,10 @@ fn described(id: &RecordId, record: &Record) -> String {
             line("manifest", digest.clone());
         }
         line("rootfs", start.image.rootfs_digest.clone());
+        if let Some(container) = &start.container {
+            let name = container.name.as_deref().unwrap_or("for this step");
+            line("container", format!("{name} ({}, made by {})", container.scope, container.made_by));
+        }
         let who = &start.identity;
         let place = who.node.as_deref().unwrap_or(&who.host);
         line("user", format!("{} ({}) on {place}", who.user.as_deref().unwrap_or("?"), who.uid));
@@ -304,6 +308,9 @@ fn described(id: &RecordId, record: &Record) -> String {
         let signals = task.signals.iter().map(|seen| format!(", signal {} received", seen.signal));
         let signals: String = signals.collect();
         line(&format!("task {}", task.task.rank), format!("{exit} ({}){signals}", task.class));
+    }
+    for file in &record.saved {
+        line("saved", format!("{} {}", file.path, file.rootfs_digest));
     }
     for error in &record.errors {
         let of = error.task.map(|task| format!(" (task {})", task.rank)).unwrap_or_default();

@@ -20,6 +20,7 @@ fn start() -> EventKind {
         plan: serde_json::Value::Null,
         phases: vec![],
         n_local_tasks: Some(2),
+        container: None,
         task: None,
     }))
 }

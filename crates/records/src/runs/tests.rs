@@ -39,6 +39,7 @@ fn start(begin: Begin, by: Option<u32>) -> EventKind {
         plan: if begin.planned { serde_json::json!({ "schema": 1 }) } else { serde_json::Value::Null },
         phases: vec![],
         n_local_tasks: begin.expected,
+        container: None,
         task: by.map(task),
     }))
 }

@@ -1,0 +1,410 @@
+//! Containers whose files stay: with a name, for the later steps of a job, or until their step has ended and they are saved.
+//!
+//! Their files are a directory of their own on the node, extracted from the image when the container is made. Each step that
+//! runs in one has namespaces of its own, so it can have other mounts, and does not end with the step that came first;
+//! what it writes the others see at once.
+
+mod over;
+mod save;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, OFlags, unlinkat};
+use situla_image::{
+    ContainerLease, ContainerPlace, ContainerRecord, Containers, Identities, MadeContainer, NewContainer,
+    TreeCache, TreeError, hash_image,
+};
+use situla_oci::Digest;
+use situla_plan::{Plan, RootfsIdentity, RootfsSource, Rung};
+use situla_records::{ContainerFacts, SavedFile};
+use situla_runtime::{Links, inscribe, open_inside};
+use situla_slurm::Allocation;
+
+use crate::error::EngineError;
+use crate::host::Host;
+use crate::request::{ContainerMode, ContainerRequest, RunRequest};
+use crate::resolve::{self, Opened, Resolved};
+use crate::site::Site;
+use crate::way::{self, Rooted};
+
+pub use over::{Swept, sweep};
+use save::Save;
+pub use save::check_pattern;
+
+/// The scope of containers that stay when their job has ended.
+const GLOBAL: &str = "global";
+
+/// How the scopes of jobs begin.
+const OF_JOB: &str = "job-";
+
+/// The containers of the user on this machine.
+pub fn containers(site: &Site, host: &Host) -> Containers {
+    Containers::new(way::tree_directory(site, host))
+}
+
+/// A container that a run is in.
+#[derive(Debug)]
+pub(crate) struct KeptContainer {
+    containers: Containers,
+    place: ContainerPlace,
+    lease: ContainerLease,
+    /// What records say of it.
+    pub(crate) facts: ContainerFacts,
+    save: Option<Save>,
+}
+
+/// What is known where a container is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) container: &'a ContainerRequest,
+    pub(crate) request: &'a RunRequest,
+    pub(crate) host: &'a Host,
+    pub(crate) site: &'a Site,
+}
+
+/// The image of a container that is there, for who names none.
+pub(crate) fn image_of(asked: Asked<'_>) -> Result<String, EngineError> {
+    let place = place(asked.container, asked.host)?;
+    let record = containers(asked.site, asked.host).look(&place).map_err(failed)?;
+    record.map(|record| record.image).ok_or_else(|| absent(&place))
+}
+
+/// Takes the container, which is made of the open `image` where it is not there, and makes it the root.
+pub(crate) fn to_root(
+    asked: Asked<'_>,
+    image: Option<Opened>,
+    identities: Option<&Identities>,
+) -> Result<(Rooted, KeptContainer), EngineError> {
+    let Asked { container, request, host, site } = asked;
+    let place = place(container, host)?;
+    // Before there is anything to be saved.
+    let save = container.save.as_deref().map(|pattern| Save::plan(pattern, host)).transpose()?;
+    let image = image.map(|image| readable(image, identities)).transpose()?;
+    let containers = containers(site, host);
+    if host
+        .allocation
+        .as_ref()
+        .and_then(|allocation| allocation.task)
+        .is_none_or(|task| task.local_rank.0 == 0)
+    {
+        // What cannot be removed now stays for the next one.
+        let _ = over::sweep_others(&containers, host);
+    }
+    let step = step(host)?;
+    let (lease, record) = match containers.acquire(&place).map_err(failed)? {
+        MadeContainer::Found(lease, record, is_used) => {
+            expect_wanted(
+                container,
+                &place,
+                (&record, is_used),
+                (image.as_ref().map(|(_, digest)| digest), &step),
+            )?;
+            (lease, record)
+        }
+        MadeContainer::New(new) => {
+            let (image, digest) = image.as_ref().ok_or_else(|| absent(&place))?;
+            if container.mode == ContainerMode::Exec {
+                return Err(not_running(&place));
+            }
+            let called = called(request, host, image);
+            let manifest = image.identity.manifest_digest.clone();
+            let record = ContainerRecord::new(called, digest.clone(), manifest, step.clone());
+            (make(new, image, &record, request.progress)?, record)
+        }
+    };
+    let root = lease.root();
+    let image = match image {
+        Some((image, _)) => resolve::open_tree(&root, image)?,
+        None => match resolve::open_as(&root, &root, &record.image)? {
+            Opened::Readable(image) => *image,
+            Opened::Erofs(_) => return Err(absent(&place)),
+        },
+    };
+    let image = identified(image, &lease, &record)?;
+    let facts = ContainerFacts {
+        name: container.name.clone(),
+        scope: place.scope.clone(),
+        made_by: record.made_by.clone(),
+        writable: container.writable,
+    };
+    let whose = match &container.name {
+        Some(name) => format!("the files of the container {name}, made of {}", record.image),
+        None => format!("files of this step, made of {}", record.image),
+    };
+    let rooted = Rooted { image, lease: None, rung: Some((Rung::Extracted, whose)) };
+    Ok((rooted, KeptContainer { containers, place, lease, facts, save }))
+}
+
+/// Gives an image opened as the container's files what is known of the image that they were made of.
+fn identified(
+    image: Resolved,
+    lease: &ContainerLease,
+    record: &ContainerRecord,
+) -> Result<Resolved, EngineError> {
+    let mut identity = image.identity;
+    identity.rootfs = RootfsIdentity::Verified(record.rootfs_digest.to_string());
+    identity.manifest_digest.clone_from(&record.manifest_digest);
+    // The files change, and all tasks of a step are to find the same.
+    let state = resolve::state_of(&lease.record_path())?;
+    Ok(Resolved { identity, state, ..image })
+}
+
+/// Fails where a container that is there is not the one that is asked for.
+fn expect_wanted(
+    container: &ContainerRequest,
+    place: &ContainerPlace,
+    (record, is_used): (&ContainerRecord, bool),
+    (image, step): (Option<&Digest>, &str),
+) -> Result<(), EngineError> {
+    let name = &place.name;
+    if let Some(digest) = image.filter(|digest| **digest != record.rootfs_digest) {
+        return Err(EngineError::BadOption {
+            message: format!(
+                "the container {name} on {} was made of another image, {} ({}); this one is {digest}",
+                place.node, record.image, record.rootfs_digest
+            ),
+            remedy: format!(
+                "leave the image out, or take another name, or remove it there with `situla container rm {name}`"
+            ),
+        });
+    }
+    match container.mode {
+        // The other tasks of the step that has made it.
+        ContainerMode::Create if record.made_by != step => Err(EngineError::BadOption {
+            message: format!("the container {name} is there already on {}", place.node),
+            remedy: format!("leave :create out, or remove it there with `situla container rm {name}`"),
+        }),
+        ContainerMode::Exec if !is_used => Err(not_running(place)),
+        _ => Ok(()),
+    }
+}
+
+fn absent(place: &ContainerPlace) -> EngineError {
+    EngineError::BadOption {
+        message: format!("there is no container {} on {}", place.name, place.node),
+        remedy: "name its image as well (--container-image), so that it is made; it is kept on each node for itself"
+            .to_owned(),
+    }
+}
+
+fn not_running(place: &ContainerPlace) -> EngineError {
+    EngineError::BadOption {
+        message: format!("nothing runs in the container {} on {}", place.name, place.node),
+        remedy: "leave :exec out".to_owned(),
+    }
+}
+
+fn failed(source: TreeError) -> EngineError {
+    EngineError::Containers { source: Box::new(source) }
+}
+
+/// Where the container is.
+fn place(container: &ContainerRequest, host: &Host) -> Result<ContainerPlace, EngineError> {
+    let allocation = allocation(host)?;
+    let scope = match container.global && container.name.is_some() {
+        true => GLOBAL.to_owned(),
+        false => scope_of(allocation.cluster.as_deref(), allocation.job.0),
+    };
+    let node = allocation.node.as_deref().unwrap_or(&host.hostname).replace('/', "_");
+    // No user's name begins with a dot.
+    let name = container.name.clone().map_or_else(|| step(host).map(|step| format!(".step-{step}")), Ok)?;
+    Ok(ContainerPlace { scope, node, name })
+}
+
+/// The scope of a job.
+fn scope_of(cluster: Option<&str>, job: u32) -> String {
+    format!("{OF_JOB}{}-{job}", plain(cluster.unwrap_or("cluster")))
+}
+
+fn plain(cluster: &str) -> String {
+    cluster.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect()
+}
+
+/// The step, as no other is called.
+fn step(host: &Host) -> Result<String, EngineError> {
+    let allocation = allocation(host)?;
+    let step = allocation.step.map_or_else(|| "shell".to_owned(), |step| step.to_string());
+    let again = match allocation.restart_count {
+        0 => String::new(),
+        restarts => format!(".{restarts}"),
+    };
+    Ok(format!("{}.{step}{again}", allocation.job))
+}
+
+fn allocation(host: &Host) -> Result<&Allocation, EngineError> {
+    host.allocation.as_ref().ok_or_else(|| EngineError::BadOption {
+        message: "a container can be kept in a job of Slurm only".to_owned(),
+        remedy: "start it with srun, or use `situla instance`".to_owned(),
+    })
+}
+
+/// An image that a container can be made of, with its digest.
+fn readable(opened: Opened, identities: Option<&Identities>) -> Result<(Resolved, Digest), EngineError> {
+    let cannot = |path: &Path, what: &str| EngineError::BadOption {
+        message: format!("a container cannot be kept that is made of {}: {what}", path.display()),
+        remedy: "use an image file or a reference; `situla convert DIRECTORY image.sqsh` makes a file"
+            .to_owned(),
+    };
+    let image = match opened {
+        Opened::Readable(image) => *image,
+        Opened::Erofs(image) => return Err(cannot(&image.path, "it is an EROFS image")),
+    };
+    let Some((file, part)) = open_again(&image)? else {
+        return Err(cannot(&image.path, "it is a directory"));
+    };
+    let known = match &image.identity.rootfs {
+        // A store's is that of the whole file.
+        RootfsIdentity::Verified(digest) if part.0 == 0 => digest.parse().ok(),
+        _ => None,
+    };
+    let digest =
+        known.map_or_else(|| hash_image(&file, part, &image.path, identities).map_err(failed), Ok)?;
+    Ok((image, digest))
+}
+
+/// The file of an image, and the offset and length of the SquashFS in it.
+type ImagePart = (File, (u64, u64));
+
+/// Opens the file of an open image once more; `None` for a directory.
+fn open_again(image: &Resolved) -> Result<Option<ImagePart>, EngineError> {
+    let (RootfsSource::Squashfs { offset, length, .. }, Some(descriptor)) = (&image.source, image.descriptor)
+    else {
+        return Ok(None);
+    };
+    let file = situla_runtime::duplicate(descriptor).map_err(|errno| EngineError::OpenImage {
+        path: image.path.display().to_string(),
+        source: errno.into(),
+    })?;
+    Ok(Some((File::from(file), (*offset, *length))))
+}
+
+/// How an image is called by who is in another directory.
+fn called(request: &RunRequest, host: &Host, image: &Resolved) -> String {
+    match resolve::name(&request.image, &host.cwd, request.personality, &Site::default()) {
+        Ok(resolve::Named::Path(_)) => image.path.display().to_string(),
+        _ => resolve::name_anywhere(&request.image, &host.cwd),
+    }
+}
+
+/// Extracts the image into the container.
+fn make(
+    new: NewContainer,
+    image: &Resolved,
+    record: &ContainerRecord,
+    progress: bool,
+) -> Result<ContainerLease, EngineError> {
+    let Some((file, part)) = open_again(image)? else {
+        return Err(EngineError::UnknownFormat { path: image.path.display().to_string() });
+    };
+    let making = new.making();
+    let digest = way::fill(&file, part, (&making, &image.path, Some(&record.rootfs_digest)), progress)?;
+    let made = TreeCache::new(making.clone()).lease(&digest).map_err(failed)?;
+    let files =
+        made.map(|lease| lease.path().to_owned()).ok_or(TreeError::Lock { path: making }).map_err(failed)?;
+    forget_manifest(&files);
+    new.finish(&files, record).map_err(failed)
+}
+
+/// Takes the image's manifest out of files that will not stay what it describes: a file that is made of them must not claim to
+/// be that image. How it wants to be run stays.
+fn forget_manifest(files: &Path) {
+    let Ok(root) = File::open(files) else { return };
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    if let Ok(own) = open_inside(root.as_fd(), b"/.situla", flags, Links::Refuse) {
+        let _ = unlinkat(own, "manifest.json", AtFlags::empty());
+    }
+}
+
+impl KeptContainer {
+    /// Writes what a Plan shows above the image into the container's files, and takes it out of the Plan.
+    pub(crate) fn inscribe(&self, plan: &mut Plan) -> Result<(), EngineError> {
+        let root = self.lease.root();
+        let open = File::open(&root)
+            .map_err(|source| EngineError::OpenImage { path: root.display().to_string(), source })?;
+        inscribe(open.as_fd(), &plan.rootfs.patches).map_err(EngineError::Runtime)?;
+        plan.rootfs.patches.clear();
+        Ok(())
+    }
+
+    /// Does what is to be done when a payload has ended: the last one of the step on this node saves the container, and
+    /// one that was for this step alone goes.
+    pub(crate) fn ended(self) -> Result<Option<SavedFile>, EngineError> {
+        let Some(save) = &self.save else { return Ok(None) };
+        if !self.lease.count_end(&save.step, save.n_tasks).map_err(failed)? {
+            return Ok(None);
+        }
+        let saved = save.write(&self.lease.root());
+        if self.facts.name.is_none() {
+            let KeptContainer { containers, place, lease, .. } = self;
+            drop(lease);
+            // What cannot be removed goes when the job is over.
+            let _ = containers.remove(&place);
+        }
+        saved
+    }
+}
+
+/// A name and what is asked of it, in pyxis's spelling: `NAME[:FLAG]`.
+///
+/// # Errors
+/// It is no name, or there is no such flag.
+pub fn parse_container_name(text: &str) -> Result<(String, ContainerMode), EngineError> {
+    let (name, flag) = text.split_once(':').unwrap_or((text, "auto"));
+    let mode = match flag {
+        // Namespaces are never shared with another step.
+        "auto" | "no_exec" => ContainerMode::Auto,
+        "create" => ContainerMode::Create,
+        "exec" => ContainerMode::Exec,
+        _ => {
+            return Err(EngineError::BadOption {
+                message: format!(
+                    "--container-name={text} has {flag:?} in it, which says nothing of a container"
+                ),
+                remedy: "choose from create, exec, auto and no_exec: --container-name=NAME:create".to_owned(),
+            });
+        }
+    };
+    match crate::InstanceName::parse(name) {
+        Some(name) => Ok((name.as_str().to_owned(), mode)),
+        None => Err(EngineError::BadOption {
+            message: format!("--container-name={text}: {name:?} cannot be the name of a container"),
+            remedy: "use letters, digits, dots, hyphens and underscores; no dot comes first".to_owned(),
+        }),
+    }
+}
+
+/// The directory that a path lies in.
+fn above(path: &Path) -> PathBuf {
+    path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_flags() {
+        for (text, name, mode) in [
+            ("a", "a", ContainerMode::Auto),
+            ("a:auto", "a", ContainerMode::Auto),
+            ("a.b-c_1:no_exec", "a.b-c_1", ContainerMode::Auto),
+            ("a:create", "a", ContainerMode::Create),
+            ("a:exec", "a", ContainerMode::Exec),
+        ] {
+            assert_eq!(parse_container_name(text).unwrap(), (name.to_owned(), mode), "{text}");
+        }
+        for text in ["", ":create", "a:", "a:new", "a:exec:create", "a/b", ".a", "..", "a b"] {
+            let error = parse_container_name(text).unwrap_err();
+            assert!(error.remedy().is_some_and(|remedy| !remedy.is_empty()), "{text}");
+        }
+    }
+
+    #[test]
+    fn scopes_are_names_of_files() {
+        assert_eq!(scope_of(Some("demo"), 7), "job-demo-7");
+        assert_eq!(scope_of(Some("../a b"), 7), "job-ab-7");
+        assert_eq!(scope_of(None, 7), "job-cluster-7");
+    }
+}
