@@ -32,12 +32,22 @@ impl Foreign {
     /// # Errors
     /// A daemon does not come up.
     pub fn start() -> Result<Self, String> {
-        // mount(8) keeps a directory there.
+        Self::start_with(|_| Ok(String::new()))
+    }
+
+    /// The same, on which users can run containers. `more` writes what is to be there into its directory, and returns
+    /// what to add to `slurm.conf`.
+    ///
+    /// # Errors
+    /// A daemon does not come up.
+    pub fn start_with(more: impl FnOnce(&Path) -> Result<String, String>) -> Result<Self, String> {
+        // mount(8) keeps a directory there. The machine's own /dev/fuse stays as it is.
         let script = "mount --bind \"$0/etc\" /etc/slurm && mount -t tmpfs -o mode=755 tmpfs /run && \
-                      mkdir -p /run/lock /run/mount && install -d -o munge -g munge /run/munge && echo ready && \
+                      mkdir -p /run/lock /run/mount && install -d -o munge -g munge /run/munge && \
+                      mknod -m 666 /run/fuse c 10 229 && mount --bind /run/fuse /dev/fuse && echo ready && \
                       exec sleep infinity";
         let holder = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script];
-        Self::start_held(&holder.map(OsStr::new), &[], |_| Ok(String::new()))
+        Self::start_held(&holder.map(OsStr::new), &[], more)
     }
 
     /// Starts the Slurm of another Debian release. `visible` are further directories of the machine that it

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use situla_bindings::parse_edf_mount;
 use situla_edf::{Edf, EdfError, MAX_FILE, Surroundings};
-use situla_engine::RunRequest;
+use situla_engine::{EntryPoint, RunRequest};
 
 use crate::Context;
 use crate::command_error::CommandError;
@@ -95,7 +95,7 @@ pub(crate) fn apply(
         request.image.clone_from(image);
     }
     request.workdir.clone_from(&edf.workdir);
-    request.entrypoint = edf.entrypoint;
+    request.entrypoint = if edf.entrypoint { EntryPoint::Yes } else { EntryPoint::No };
     request.writable_tmpfs = edf.writable;
     for text in &edf.mounts {
         let bind = parse_edf_mount(text, cwd, &option)

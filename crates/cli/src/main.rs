@@ -32,10 +32,10 @@ mod task;
 mod terminal;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use situla_engine::{Exit, Host, Site};
+use situla_engine::{EngineError, Exit, Host, Site};
 
 use crate::command_error::CommandError;
 
@@ -56,6 +56,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// The site's files, where the plugin says they are, or where this program looks for them.
+fn load_site() -> Result<Site, EngineError> {
+    let executable = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    let named = std::env::var_os(task::CONFIG).filter(|path| !path.is_empty()).map(PathBuf::from);
+    Site::load(&executable, named.as_deref())
+}
+
 /// Facts about the host and the site's decisions, which every use case needs.
 struct Context {
     host: Host,
@@ -65,8 +72,7 @@ struct Context {
 impl Context {
     fn gather() -> Result<Self, CommandError> {
         let host = Host::gather(std::env::vars_os().collect()).map_err(CommandError::host)?;
-        let executable = std::fs::read_link("/proc/self/exe").unwrap_or_default();
-        let mut site = Site::load(Path::new(&executable)).map_err(CommandError::site)?;
+        let mut site = load_site().map_err(CommandError::site)?;
         site.short_names = Some(registries::short_name);
         Ok(Context { host, site })
     }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use situla_bindings::{BindRequest, BindSource, Origin, parse_pyxis_mounts};
 use situla_engine::{
-    Action, ContainerRequest, Isolation, Personality, RunRequest, TASK_VARIABLES, check_pattern,
+    Action, ContainerRequest, EntryPoint, Isolation, Personality, RunRequest, TASK_VARIABLES, check_pattern,
     parse_container_name, prepare,
 };
 
@@ -34,6 +34,39 @@ const ENVIRONMENT: &str = TASK_VARIABLES[11];
 const NAME: &str = TASK_VARIABLES[12];
 const SAVE: &str = TASK_VARIABLES[13];
 const SCOPE: &str = TASK_VARIABLES[14];
+const PROTOCOL: &str = TASK_VARIABLES[15];
+
+/// Where the site's settings are, if its line in `plugstack.conf` says so. Unlike the others it stays for our own
+/// processes below the task, which go by the same settings; payloads do not see it.
+pub(crate) const CONFIG: &str = "SITULA_TASK_CONFIG";
+
+/// The numbers of protocols that this program speaks. A plugin sends its own; those before there were numbers sent
+/// none, which is 0. The newest is what the plugin of the same release has: `situla_protocol` in its callbacks.
+///
+/// A number grows when a variable changes its meaning, or one comes that must not be passed over. The old meaning stays
+/// understood: a program is replaced under steps whose plugin is loaded already.
+pub(crate) const PROTOCOLS: std::ops::RangeInclusive<u32> = 0..=1;
+
+/// Refuses what a plugin of another release could mean.
+fn check_protocol() -> Result<(), CommandError> {
+    let told = std::env::var_os(PROTOCOL).unwrap_or_default();
+    let number = if told.is_empty() { Some(0) } else { told.to_str().and_then(|told| told.parse().ok()) };
+    if number.is_some_and(|number: u32| PROTOCOLS.contains(&number)) {
+        return Ok(());
+    }
+    let program = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    let (first, last) = (PROTOCOLS.start(), PROTOCOLS.end());
+    Err(CommandError::refused(
+        "setup-failed",
+        format!(
+            "the plugin speaks protocol {}, and {} (version {}) knows {first} to {last}",
+            told.to_string_lossy(),
+            program.display(),
+            env!("CARGO_PKG_VERSION")
+        ),
+        "the site must install plugin and program of one release (`situla site install`)",
+    ))
+}
 
 /// Runs the task.
 pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
@@ -45,7 +78,7 @@ pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
 
 fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandError> {
     let command: Vec<OsString> = std::iter::once(program).chain(arguments).collect();
-    let context = Context::gather().inspect_err(|error| {
+    let context = check_protocol().and_then(|()| Context::gather()).inspect_err(|error| {
         let image = std::env::var(IMAGE).unwrap_or_default();
         error.record_before_host(&image, &command, Personality::Task);
     })?;
@@ -72,8 +105,11 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
 /// Says on standard output what is wrong with the plugin's variables, for who waits in srun, and not first in a queue.
 /// Whether image and mounts are there is for the nodes to say.
 pub(crate) fn check() -> Result<ExitCode, CommandError> {
-    let context = Context::gather()?;
-    match checked(&context) {
+    let checked = match check_protocol() {
+        Ok(()) => checked(&Context::gather()?),
+        Err(error) => Err(error),
+    };
+    match checked {
         Ok(Some(file)) => data(&format!("{}\n", file.display()))?,
         Ok(None) => {}
         Err(error) => {
@@ -135,7 +171,12 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
     let switch = |name: &str, otherwise: bool| variable(name).map_or(otherwise, |value| value == "1");
     request.defaults.no_home = !switch(MOUNT_HOME, false);
     request.root = switch(REMAP_ROOT, false);
-    request.entrypoint = switch(ENTRYPOINT, request.entrypoint);
+    request.entrypoint = match variable(ENTRYPOINT).as_deref() {
+        None => request.entrypoint,
+        Some("1") => EntryPoint::Yes,
+        Some("default") => EntryPoint::IfAny,
+        Some(_) => EntryPoint::No,
+    };
     let says_nothing = variable(WRITABLE).is_none();
     request.writable_tmpfs = switch(WRITABLE, request.writable_tmpfs);
     request.container = container(&variable, (request.writable_tmpfs, says_nothing))?;
@@ -159,7 +200,7 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
         ("mount-home", !request.defaults.no_home),
         ("remap-root", request.root),
         ("fakeroot", request.root),
-        ("entrypoint", request.entrypoint),
+        ("entrypoint", request.entrypoint == EntryPoint::Yes),
         ("name", variable(NAME).is_some()),
         ("save", variable(SAVE).is_some()),
         ("writable", is_writable),

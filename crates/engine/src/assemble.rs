@@ -28,7 +28,7 @@ use crate::identity::{Identity, identity, uid_inside};
 use crate::image_view::{Found, ImageView};
 use crate::overlay::Layers;
 use crate::places::{self, Judged};
-use crate::request::{Action, Isolation, Personality, RunRequest};
+use crate::request::{Action, EntryPoint, Isolation, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
 use crate::seccomp_profile;
 
@@ -305,13 +305,14 @@ fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<Os
     };
     let strings = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
     Ok(match &request.action {
-        Action::Exec(command) if request.entrypoint => {
+        Action::Exec(command) if request.entrypoint != EntryPoint::No => {
             let entrypoint = match &image.config {
                 Some(config) => strings(&config.entrypoint),
                 None if exists(RUNSCRIPT)? => vec![RUNSCRIPT.into()],
                 None if exists(environment::ENROOT_SCRIPT)? => {
                     vec!["/bin/sh".into(), environment::ENROOT_SCRIPT.into()]
                 }
+                None if request.entrypoint == EntryPoint::IfAny => Vec::new(),
                 None => {
                     return Err(EngineError::BadOption {
                         message: format!("{shown} says nothing of an entry point"),

@@ -46,10 +46,10 @@ pub use instance::{
 pub use killed_task::{Killed, judge_killed};
 pub use prepare::{Prepared, Refusal, admit_reference, check, plan, prepare, record_refusal};
 pub use request::{
-    Action, ContainerMode, ContainerRequest, Isolation, OverlayRequest, Personality, RunRequest,
+    Action, ContainerMode, ContainerRequest, EntryPoint, Isolation, OverlayRequest, Personality, RunRequest,
     TASK_VARIABLES,
 };
-pub use site::{RootfsSettings, ShortNames, Site};
+pub use site::{RootfsSettings, ShortNames, Site, site_places, untrusted};
 pub use situla_plan::SCHEMA as PLAN_SCHEMA;
 pub use situla_records::EngineClass;
 pub use situla_runtime::{Exit, Failure, FailureClass, die_by};

@@ -10,7 +10,7 @@ use crate::way::RootfsWay;
 
 /// The variables in which the Slurm plugin tells a task what to do: its program, and one for each setting of the
 /// container. They concern the process that the plugin has started and nobody below it.
-pub const TASK_VARIABLES: [&str; 15] = [
+pub const TASK_VARIABLES: [&str; 16] = [
     "SITULA_TASK_PROGRAM",
     "SITULA_TASK_IMAGE",
     "SITULA_TASK_MOUNTS",
@@ -26,6 +26,7 @@ pub const TASK_VARIABLES: [&str; 15] = [
     "SITULA_TASK_NAME",
     "SITULA_TASK_SAVE",
     "SITULA_TASK_SCOPE",
+    "SITULA_TASK_PROTOCOL",
 ];
 
 /// Whose conventions a run follows where they differ.
@@ -37,6 +38,17 @@ pub enum Personality {
     Native,
     /// A task that the Slurm plugin sent here: pyxis's defaults.
     Task,
+}
+
+/// Whether the image's entry point stands before a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryPoint {
+    /// It does not.
+    No,
+    /// Where the image has one: a site's habit must not stop the images that have none.
+    IfAny,
+    /// It does, and an image that says nothing of one is refused.
+    Yes,
 }
 
 /// What to execute.
@@ -146,7 +158,7 @@ pub struct RunRequest {
     /// What to execute.
     pub action: Action,
     /// Whether the image's entry point stands before a command.
-    pub entrypoint: bool,
+    pub entrypoint: EntryPoint,
     /// Bind mounts that the user asked for.
     pub binds: Vec<BindRequest>,
     /// Which of the default binds to make.
@@ -202,7 +214,7 @@ impl RunRequest {
             personality,
             image: image.into(),
             action,
-            entrypoint: false,
+            entrypoint: EntryPoint::No,
             binds: Vec::new(),
             defaults: DefaultOptions::default(),
             overlays: Vec::new(),

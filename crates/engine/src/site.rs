@@ -1,5 +1,8 @@
 //! What the site has decided: its policy file, and its settings.
 
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -103,14 +106,29 @@ impl Site {
     /// `/etc/situla/NAME`. The place is not for the user to choose. Without a policy everything
     /// is allowed.
     ///
+    /// `named` is the settings' file where the site's line in `plugstack.conf` names it. It must be there, and a policy
+    /// beside it counts before the others. That comes through the user's environment, so nobody but root may have written
+    /// these two.
+    ///
     /// # Errors
-    /// A file that exists but cannot be read or understood: a policy is never half applied.
-    pub fn load(executable: &Path) -> Result<Self, EngineError> {
+    /// A file that exists but cannot be read or understood: a policy is never half applied. What the line names is not
+    /// there, or can be written by others.
+    pub fn load(executable: &Path, named: Option<&Path>) -> Result<Self, EngineError> {
         let mut site = Site::default();
-        if let Some((path, text)) = read(executable, "policy.toml")? {
+        let beside =
+            named.map(|named| read_trusted(&named.with_file_name("policy.toml"))).transpose()?.flatten();
+        let policy = match beside {
+            Some(found) => Some(found),
+            None => read(executable, "policy.toml")?,
+        };
+        if let Some((path, text)) = policy {
             site.policy = Policy::parse(&text, &path.to_string_lossy())?;
         }
-        if let Some((path, text)) = read(executable, "site.toml")? {
+        let settings = match named {
+            Some(path) => Some(read_trusted(path)?.ok_or_else(|| distrust(path, "it is not there"))?),
+            None => read(executable, "site.toml")?,
+        };
+        if let Some((path, text)) = settings {
             let settings = parse(&text).map_err(|message| EngineError::Settings { path, message })?;
             let Settings { rootfs, store, environments } = settings;
             site = Site { rootfs, store, environments, ..site };
@@ -119,16 +137,68 @@ impl Site {
     }
 }
 
-fn read(executable: &Path, name: &str) -> Result<Option<(PathBuf, String)>, EngineError> {
+/// Where a file of the site's is looked for, first to last, by the program that looks.
+#[must_use]
+pub fn site_places(executable: &Path, name: &str) -> Vec<PathBuf> {
     let own = executable.parent().and_then(Path::parent).map(|prefix| prefix.join("etc/situla").join(name));
-    for path in own.into_iter().chain([Path::new("/etc/situla").join(name)]) {
+    own.into_iter().chain([Path::new("/etc/situla").join(name)]).collect()
+}
+
+fn read(executable: &Path, name: &str) -> Result<Option<(PathBuf, String)>, EngineError> {
+    for path in site_places(executable, name) {
         match std::fs::read_to_string(&path) {
             Ok(text) => return Ok(Some((path, text))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(source) => return Err(EngineError::ReadPolicy { path, source }),
         }
     }
     Ok(None)
+}
+
+/// `O_NONBLOCK` of open(2): what is no regular file could keep whoever opens it.
+const NON_BLOCKING: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+
+/// Reads a file that root alone can have written; `None` where there is none.
+fn read_trusted(path: &Path) -> Result<Option<(PathBuf, String)>, EngineError> {
+    let failed = |source| EngineError::ReadPolicy { path: path.to_owned(), source };
+    let mut file = match File::options().read(true).custom_flags(NON_BLOCKING).open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    let found = file.metadata().map_err(failed)?;
+    if !found.is_file() {
+        return Err(distrust(path, "it is no regular file"));
+    }
+    if let Some(why) = untrusted(found.uid(), found.mode(), false) {
+        return Err(distrust(path, why));
+    }
+    // Who can write to a directory puts another file there.
+    let real = std::fs::canonicalize(path).map_err(failed)?;
+    for directory in real.ancestors().skip(1) {
+        let found = std::fs::metadata(directory).map_err(failed)?;
+        if let Some(why) = untrusted(found.uid(), found.mode(), true) {
+            return Err(distrust(path, &format!("its directory {} is not safe: {why}", directory.display())));
+        }
+    }
+    let mut text = String::new();
+    (&mut file).take(MAX_SETTINGS as u64 + 1).read_to_string(&mut text).map_err(failed)?;
+    Ok(Some((path.to_owned(), text)))
+}
+
+fn distrust(path: &Path, why: &str) -> EngineError {
+    EngineError::Settings { path: path.to_owned(), message: why.to_owned() }
+}
+
+/// Why a file or directory with this owner and mode may not be what root has left there.
+#[must_use]
+pub fn untrusted(uid: u32, mode: u32, is_directory: bool) -> Option<&'static str> {
+    const STICKY: u32 = 0o1000;
+    const BY_OTHERS: u32 = 0o022;
+    if uid != 0 {
+        return Some("it does not belong to root");
+    }
+    let keeps_names = is_directory && mode & STICKY != 0;
+    (mode & BY_OTHERS != 0 && !keeps_names).then_some("others than its owner can write to it")
 }
 
 fn parse(text: &str) -> Result<Settings, String> {
@@ -149,6 +219,44 @@ fn parse(text: &str) -> Result<Settings, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_can_have_written_is_not_trusted() {
+        for (uid, mode, is_directory, trusted) in [
+            (0, 0o100_644, false, true),
+            (0, 0o100_600, false, true),
+            (1000, 0o100_644, false, false),
+            (0, 0o100_664, false, false),
+            (0, 0o100_646, false, false),
+            // The bit means something else there.
+            (0, 0o101_666, false, false),
+            (0, 0o040_755, true, true),
+            (0, 0o041_777, true, true),
+            (0, 0o040_777, true, false),
+            (0, 0o040_775, true, false),
+        ] {
+            assert_eq!(untrusted(uid, mode, is_directory).is_none(), trusted, "{uid} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn what_a_line_names_must_be_there_and_be_roots() {
+        let gone =
+            Site::load(Path::new("/nonexistent/bin/situla"), Some(Path::new("/nonexistent/site.toml")));
+        let message = gone.unwrap_err().to_string();
+        assert!(message.contains("/nonexistent/site.toml") && message.contains("not there"), "{message}");
+        let null = Site::load(Path::new("/nonexistent/bin/situla"), Some(Path::new("/dev/null")));
+        assert!(null.unwrap_err().to_string().contains("no regular file"));
+        // The repository's own directories are nobody's idea of a site.
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        let is_roots = own.ancestors().all(|path| {
+            let found = std::fs::metadata(path).unwrap();
+            untrusted(found.uid(), found.mode(), found.is_dir()).is_none()
+        });
+        let message = Site::load(Path::new("/nonexistent/bin/situla"), Some(&own)).unwrap_err().to_string();
+        let told = if is_roots { "unknown field" } else { "can write" };
+        assert!(message.contains(told) || message.contains("belong to root"), "{message}");
+    }
 
     #[test]
     fn settings_are_understood_completely_or_refused() {

@@ -17,8 +17,8 @@ use crate::ffi::{
 use crate::killed;
 use crate::multi_prog::{CommandLine, Programs, is_table};
 use crate::options::{
-    ContainerOption, EDF_PATH_VARIABLE, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE, SCOPE_VARIABLE, Setting,
-    Settings,
+    CONFIG_VARIABLE, ContainerOption, EDF_PATH_VARIABLE, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE,
+    PROTOCOL_VARIABLE, SCOPE_VARIABLE, Setting, Settings,
 };
 
 /// `SPANK_PLUGIN(situla, 1)`: Slurm looks these symbols up by name.
@@ -32,6 +32,11 @@ static plugin_type: [u8; 6] = *b"spank\0";
 static plugin_version: u32 = parse_version(env!("SITULA_SLURM_VERSION"));
 #[unsafe(no_mangle)]
 static spank_plugin_version: u32 = 1;
+
+/// How this plugin speaks to the trampoline: which variables there are, and what they mean. A trampoline refuses numbers
+/// that it does not know. A symbol, so that it can be read from the file.
+#[unsafe(no_mangle)]
+static situla_protocol: u32 = 1;
 
 /// `SLURM_VERSION_NUM(major, minor, micro)`: a byte each.
 const fn parse_version(text: &str) -> u32 {
@@ -138,28 +143,21 @@ fn init(spank: Handle, arguments: &[String]) -> Result<(), String> {
     if context == Context::Other {
         return Ok(());
     }
-    let settings = match Settings::parse(arguments) {
-        Ok(settings) => settings,
-        Err(error) => {
-            let message = format!("{error}; mend the plugin's line in plugstack.conf");
-            // On the node this would drain it, or let the step look completed.
-            if context == Context::Remote {
-                with_state(|state| state.pending = Some(message));
-                return Ok(());
-            }
-            return Err(message);
-        }
-    };
-    for (value, option) in (0..).zip(ContainerOption::ALL) {
+    // A flaw of the line is told to who asks for a container. In srun it would stop everybody's steps here, and on
+    // the node it would drain it, or let the step look completed.
+    let settings = Settings::parse(arguments);
+    let has_options = context != Context::Allocator || settings.sbatch_support;
+    for (value, option) in (0..).zip(ContainerOption::ALL).filter(|_| has_options) {
         let name = option.name(&settings.prefix);
         let usage = format!("[situla] {}", option.usage);
         if !spank.register(&name, option.arginfo, &usage, value, option_given) {
             let message = format!("the option --{name} cannot be registered; does another plugin have it?");
-            if context == Context::Remote {
-                with_state(|state| state.pending = Some(message));
-                break;
+            // Nor does a word that was not understood, which may have been the prefix, stop everybody.
+            if context != Context::Remote && settings.flaw.is_none() {
+                return Err(message);
             }
-            return Err(message);
+            with_state(|state| state.pending = Some(message));
+            break;
         }
     }
     with_state(|state| state.settings = Some(settings));
@@ -197,6 +195,13 @@ fn init_post_opt() -> Result<(), String> {
         (given, state.conflict.take(), state.settings.clone(), state.first.clone())
     });
     let Some(settings) = settings else { return Ok(()) };
+    if context == Context::Allocator && !settings.sbatch_support {
+        // What an outer step was told is not for this script either.
+        let is_set = |name: &&CString| std::env::var_os(OsStr::from_bytes(name.as_bytes())).is_some();
+        let names = Setting::ALL.map(Setting::carried_variable);
+        names.iter().filter(is_set).for_each(|name| set_own_variable(name, c""));
+        return Ok(());
+    }
     let prefix = settings.prefix.as_str();
     if let Some(conflict) = conflict {
         return Err(conflict);
@@ -206,6 +211,7 @@ fn init_post_opt() -> Result<(), String> {
             let environment = own_variables();
             let mut complete = given.complete(|name| Ok(find(&environment, name)))?;
             if complete.asks_for_container() {
+                settings.admit()?;
                 check(&mut complete, &settings)?;
             }
             let component = FirstComponent { environment, complete: complete.clone() };
@@ -215,6 +221,7 @@ fn init_post_opt() -> Result<(), String> {
         Some(first) => {
             let mut complete = given.complete(|name| Ok(find(&first.environment, name)))?;
             if complete.asks_for_container() {
+                settings.admit()?;
                 check(&mut complete, &settings)?;
             }
             complete
@@ -265,10 +272,9 @@ fn check(complete: &mut Given, settings: &Settings) -> Result<(), String> {
     }
     let mut command = Command::new(OsStr::from_bytes(settings.trampoline.as_bytes()));
     command.arg("task-check").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    for setting in Setting::ALL {
-        let name = setting.task_variable();
+    for (name, value) in words(settings, complete) {
         let name = OsStr::from_bytes(name.as_bytes());
-        match complete.get(setting) {
+        match value {
             Some(value) => command.env(name, OsStr::from_bytes(value.as_bytes())),
             None => command.env_remove(name),
         };
@@ -306,6 +312,17 @@ fn check(complete: &mut Given, settings: &Settings) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// What the trampoline is told: what was asked for, and what this plugin itself has to say.
+fn words(settings: &Settings, complete: &Given) -> Vec<(CString, Option<CString>)> {
+    let asked = Setting::ALL
+        .map(|setting| (setting.task_variable(), settings.value(complete, setting).map(CStr::to_owned)));
+    // By the loaded file, whatever the compiler knows of it.
+    let protocol = std::hint::black_box(&situla_protocol).to_string();
+    let protocol = (PROTOCOL_VARIABLE.to_owned(), CString::new(protocol).ok());
+    let config = (CONFIG_VARIABLE.to_owned(), settings.config.clone());
+    asked.into_iter().chain([protocol, config]).collect()
 }
 
 /// Bytes of an answer; more than a pipe holds would keep the process that says it.
@@ -373,7 +390,7 @@ extern "C" fn slurm_spank_task_init(spank: Handle, _ac: c_int, _av: *mut *mut c_
 fn task_init(spank: Handle) -> Result<(), String> {
     let (given, settings, pending) =
         with_state(|state| (state.given.clone(), state.settings.clone(), state.pending.take()));
-    let complete = given.carried(|name| spank.variable(name))?;
+    let complete = wanted(spank, &given, settings.as_ref())?;
     if !complete.asks_for_container() {
         return match given.orphans().next() {
             // The image was lost on the way, or never there: on the host the task must not run.
@@ -387,6 +404,11 @@ fn task_init(spank: Handle) -> Result<(), String> {
         return Err(message);
     }
     let settings = settings.ok_or("the plugin was not initialised")?;
+    settings.admit()?;
+    if spank.job_and_step().1 == BATCH_STEP && !settings.sbatch_support {
+        return Err("this site runs no batch script in a container (sbatch_support=0); ask for one in srun"
+            .to_owned());
+    }
     let arguments = spank.arguments().ok_or("Slurm does not tell the program of the task")?;
     let sent = spank.variable(PROGRAMS_VARIABLE)?;
     // It describes this step alone, and a step that the payload starts may say nothing.
@@ -396,11 +418,10 @@ fn task_init(spank: Handle) -> Result<(), String> {
     }
     check_trampoline(&settings)?;
     let program = arguments.get(0).ok_or("the task has no program")?.to_owned();
-    for setting in Setting::ALL {
-        let name = setting.task_variable();
-        match complete.get(setting) {
-            Some(value) if !spank.set_variable(&name, value) => {
-                return Err(format!("cannot pass on the {} of the container", setting.suffix()));
+    for (name, value) in words(&settings, &complete) {
+        match value {
+            Some(value) if !spank.set_variable(&name, &value) => {
+                return Err(format!("cannot pass on {} to the container", name.to_string_lossy()));
             }
             Some(_) => {}
             // Whatever the job's environment has under this name is not from this plugin.
@@ -413,6 +434,15 @@ fn task_init(spank: Handle) -> Result<(), String> {
         return Err("cannot send the task into the container".to_owned());
     }
     Ok(())
+}
+
+/// What the task is to run in. Where batch scripts have no containers, a profile that names an image for every srun is
+/// not meant for them.
+fn wanted(spank: Handle, given: &Given, settings: Option<&Settings>) -> Result<Given, String> {
+    let is_hidden =
+        settings.is_some_and(|settings| !settings.sbatch_support) && spank.job_and_step().1 == BATCH_STEP;
+    let is_seen = |name: &CStr| !(is_hidden && name.to_bytes().starts_with(b"PYXIS_"));
+    given.carried(|name| if is_seen(name) { spank.variable(name) } else { Ok(None) })
 }
 
 /// Tells whether the task's program comes from a table, by what srun has `sent`.
@@ -452,8 +482,8 @@ extern "C" fn slurm_spank_task_exit(spank: Handle, _ac: c_int, _av: *mut *mut c_
 fn task_exit(spank: Handle) -> Result<(), String> {
     let Some(task) = spank.ended_task().filter(TaskEnd::was_killed) else { return Ok(()) };
     let (given, settings) = with_state(|state| (state.given.clone(), state.settings.clone()));
-    let Some(settings) = settings else { return Ok(()) };
-    let in_container = given.carried(|name| spank.variable(name))?.asks_for_container();
+    let Some(settings) = settings.filter(|settings| settings.flaw.is_none()) else { return Ok(()) };
+    let in_container = wanted(spank, &given, Some(&settings))?.asks_for_container();
     let arguments = spank.arguments();
     let program = arguments.as_ref().and_then(|arguments| arguments.get(0)).filter(|_| !in_container);
     let is_own = in_container || program.is_some_and(|program| killed::is_own(program, &settings.trampoline));
@@ -462,7 +492,7 @@ fn task_exit(spank: Handle) -> Result<(), String> {
         return Ok(());
     }
     check_trampoline(&settings)?;
-    if killed::look_into(spank, &task, &settings.trampoline, program)? {
+    if killed::look_into(spank, &task, &settings, program)? {
         // Whether somebody has cancelled the step that way cannot be known here.
         let what = "was killed while its container ran; ending the step";
         report_error(&format!("situla: task {} {what} (job {job}, step {step})", task.rank));

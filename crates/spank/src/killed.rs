@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::child::{self, End, Job};
 use crate::ffi::{Handle, TaskEnd};
+use crate::options::{CONFIG_VARIABLE, Settings};
 
 /// What is left of the time that this step may take on this node.
 static LEFT: Budget = Budget::new(PATIENCE);
@@ -105,19 +106,22 @@ pub(crate) fn is_own(program: &CStr, trampoline: &CStr) -> bool {
 pub(crate) fn look_into(
     spank: Handle,
     task: &TaskEnd,
-    trampoline: &CStr,
+    settings: &Settings,
     program: Option<&CStr>,
 ) -> Result<bool, String> {
     if LEFT.is_used_up() && CLEANING.is_used_up() {
         return Ok(false);
     }
     let mut environment = environment(spank, task)?;
+    // It looks for what the task has left where the task went by the same settings.
+    let config = settings.config.as_ref();
+    environment.extend(config.and_then(|path| entry(CONFIG_VARIABLE.to_bytes(), path.to_bytes())));
     if let Some(program) = program {
         environment.extend(entry(PROGRAM, program.to_bytes()));
         environment.extend(spank.variable(c"PATH")?.and_then(|path| entry(SEARCH_PATH, path.to_bytes())));
     }
     let job = Job {
-        program: trampoline,
+        program: &settings.trampoline,
         argument: c"task-killed",
         environment: &environment,
         uid: task.uid,

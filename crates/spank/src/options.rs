@@ -4,6 +4,8 @@
 //! to say, which runs as the user.
 
 use std::ffi::{CStr, CString};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 
 /// How the values of a setting look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +116,9 @@ const DEFAULT_PREFIX: &str = "container";
 pub(crate) const ON: &CStr = c"1";
 /// The value of a setting that is switched off.
 pub(crate) const OFF: &CStr = c"0";
+
+/// The value of a setting that is switched on by the site, where that makes sense.
+const BY_DEFAULT: &CStr = c"default";
 
 /// The variable that says the opposite of [`Setting::Writable`]'s.
 const READONLY: &CStr = c"PYXIS_CONTAINER_READONLY";
@@ -347,48 +352,108 @@ fn joined(former: CString, value: CString) -> CString {
 /// The variable in which the trampoline finds how long a container with a name stays: [`Settings::scope`].
 pub(crate) const SCOPE_VARIABLE: &CStr = c"SITULA_TASK_SCOPE";
 
-/// The settings of `plugstack.conf`.
+/// The variable in which the trampoline finds the number of the protocol.
+pub(crate) const PROTOCOL_VARIABLE: &CStr = c"SITULA_TASK_PROTOCOL";
+
+/// The variable in which the trampoline finds the site's own place of its settings.
+pub(crate) const CONFIG_VARIABLE: &CStr = c"SITULA_TASK_CONFIG";
+
+/// The settings of `plugstack.conf`. Those of a line with a flaw are what could be understood: options are known by
+/// them, and a container is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     /// Absolute path of the trampoline.
     pub(crate) trampoline: CString,
     /// What options start with.
     pub(crate) prefix: String,
+    /// Whether sbatch and salloc have the options, and batch scripts can be in containers.
+    pub(crate) sbatch_support: bool,
+    /// Whether the image's entry point runs where nobody says.
+    execute_entrypoint: bool,
+    /// Where the site's settings are instead of in the usual places.
+    pub(crate) config: Option<CString>,
     /// How long a container with a name stays: `job` or `global`.
     pub(crate) scope: &'static CStr,
+    /// While this file exists no container starts.
+    disabled: Option<PathBuf>,
+    /// What is wrong with the line.
+    pub(crate) flaw: Option<String>,
 }
 
 impl Settings {
-    /// Parses `trampoline=PATH`, `prefix=WORD` and `container_scope=job|global`.
-    pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut settings =
-            Settings { trampoline: CString::default(), prefix: DEFAULT_PREFIX.to_owned(), scope: c"job" };
+    /// Parses the words of the plugin's line.
+    pub(crate) fn parse(arguments: &[String]) -> Self {
+        let mut settings = Settings {
+            trampoline: CString::default(),
+            prefix: DEFAULT_PREFIX.to_owned(),
+            sbatch_support: true,
+            execute_entrypoint: false,
+            config: None,
+            scope: c"job",
+            disabled: None,
+            flaw: None,
+        };
         for argument in arguments {
-            match argument.split_once('=') {
-                Some(("trampoline", path)) if path.starts_with('/') => {
-                    settings.trampoline =
-                        CString::new(path).map_err(|_| "the path holds a NUL byte".to_owned())?;
-                }
-                Some(("trampoline", path)) => return Err(format!("trampoline={path} is no absolute path")),
-                Some(("prefix", word))
-                    if word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.is_empty() =>
-                {
-                    word.clone_into(&mut settings.prefix);
-                }
-                Some(("container_scope", "job")) => settings.scope = c"job",
-                Some(("container_scope", "global")) => settings.scope = c"global",
-                _ => {
-                    return Err(format!(
-                        "{argument} is no setting of this plugin (trampoline=PATH, prefix=WORD, \
-                         container_scope=job|global)"
-                    ));
-                }
-            }
+            let flaw = settings.take(argument).err();
+            settings.flaw = settings.flaw.take().or(flaw);
         }
         if settings.trampoline.is_empty() {
-            return Err("trampoline=PATH is missing".to_owned());
+            settings.flaw.get_or_insert_with(|| "trampoline=PATH is missing".to_owned());
         }
-        Ok(settings)
+        settings
+    }
+
+    fn take(&mut self, argument: &str) -> Result<(), String> {
+        let (name, value) = argument.split_once('=').unwrap_or((argument, ""));
+        let path = || match CString::new(value) {
+            Ok(path) if value.starts_with('/') => Ok(path),
+            _ => Err(format!("{argument} is no absolute path")),
+        };
+        let switch = || match value {
+            "0" | "1" => Ok(value == "1"),
+            _ => Err(format!("{argument} is neither 0 nor 1")),
+        };
+        match name {
+            "trampoline" => self.trampoline = path()?,
+            "config" => self.config = Some(path()?),
+            "disabled" => self.disabled = path().map(|_| Some(PathBuf::from(value)))?,
+            "sbatch_support" => self.sbatch_support = switch()?,
+            "execute_entrypoint" => self.execute_entrypoint = switch()?,
+            "container_scope" if value == "job" => self.scope = c"job",
+            "container_scope" if value == "global" => self.scope = c"global",
+            "prefix" if value.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !value.is_empty() => {
+                value.clone_into(&mut self.prefix);
+            }
+            _ => {
+                return Err(format!(
+                    "{argument} is no setting of this plugin (trampoline=PATH, prefix=WORD, sbatch_support=0|1, \
+                     execute_entrypoint=0|1, container_scope=job|global, config=PATH, disabled=PATH)"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses containers where the line makes no sense, or the site has switched them off.
+    pub(crate) fn admit(&self) -> Result<(), String> {
+        if let Some(flaw) = &self.flaw {
+            return Err(format!("{flaw}; the site must mend the plugin's line in plugstack.conf"));
+        }
+        let Some(switch) = &self.disabled else { return Ok(()) };
+        match std::fs::symlink_metadata(switch) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Ok(_) => Err(format!("the site has switched containers off: {} exists", switch.display())),
+            Err(error) => Err(format!(
+                "whether containers are switched off cannot be known: {}: {error}",
+                switch.display()
+            )),
+        }
+    }
+
+    /// What a task is told of a setting: the site's default where nobody says anything, and no environment does.
+    pub(crate) fn value<'a>(&self, given: &'a Given, setting: Setting) -> Option<&'a CStr> {
+        let by_default = setting == Setting::Entrypoint && self.execute_entrypoint && !given.is_whole();
+        given.get(setting).map(CString::as_c_str).or(by_default.then_some(BY_DEFAULT))
     }
 }
 
@@ -396,24 +461,68 @@ impl Settings {
 mod tests {
     use super::*;
 
+    fn settings(words: &[&str]) -> Settings {
+        Settings::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+    }
+
     #[test]
-    fn settings_are_parsed_or_refused() {
-        let parse = |words: &[&str]| {
-            Settings::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
-        };
-        let good = parse(&["trampoline=/opt/situla", "prefix=box"]).unwrap();
+    fn settings_are_parsed_or_have_a_flaw() {
+        let good = settings(&["trampoline=/opt/situla", "prefix=box", "sbatch_support=0", "config=/c"]);
         assert_eq!((good.trampoline.to_str().unwrap(), good.prefix.as_str()), ("/opt/situla", "box"));
-        assert_eq!(good.scope, c"job");
-        assert_eq!(parse(&["trampoline=/s", "container_scope=global"]).unwrap().scope, c"global");
-        for bad in [
-            &[][..],
-            &["trampoline=situla"],
-            &["trampoline=/s", "colour=red"],
-            &["trampoline=/s", "prefix="],
-            &["trampoline=/s", "container_scope=node"],
+        assert_eq!((good.sbatch_support, good.config.as_deref()), (false, Some(c"/c")));
+        assert_eq!((good.admit(), good.scope), (Ok(()), c"job"));
+        assert_eq!(settings(&["trampoline=/s", "container_scope=global"]).scope, c"global");
+        assert!(settings(&["trampoline=/s"]).sbatch_support);
+        for (bad, told) in [
+            (&[][..], "trampoline=PATH is missing"),
+            (&["trampoline=situla"], "trampoline=situla is no absolute path"),
+            (&["trampoline=/s", "colour=red"], "colour=red is no setting"),
+            (&["trampoline=/s", "prefix="], "prefix= is no setting"),
+            (&["trampoline=/s", "prefix=Box"], "prefix=Box is no setting"),
+            (&["trampoline=/s", "sbatch_support=yes"], "neither 0 nor 1"),
+            (&["trampoline=/s", "execute_entrypoint"], "execute_entrypoint is neither 0 nor 1"),
+            (&["trampoline=/s", "config=site.toml"], "config=site.toml is no absolute path"),
+            (&["trampoline=/s", "container_scope=node"], "container_scope=node is no setting"),
+            (&["trampoline=/s", "disabled="], "disabled= is no absolute path"),
+            (&["trampoline", "prefix=b"], "trampoline is no absolute path"),
         ] {
-            assert!(parse(bad).is_err(), "{bad:?}");
+            let refusal = settings(bad).admit().unwrap_err();
+            assert!(refusal.contains(told), "{bad:?}: {refusal}");
         }
+        // Options are known by what could be understood.
+        assert_eq!(settings(&["colour=red", "trampoline=/s", "prefix=box"]).prefix, "box");
+    }
+
+    #[test]
+    fn a_switch_refuses_while_it_exists() {
+        let switch = std::env::temp_dir().join(format!("situla-switch-{}", std::process::id()));
+        let line = |path: &std::path::Path| {
+            settings(&["trampoline=/s", &format!("disabled={}", path.display())]).admit()
+        };
+        assert_eq!(line(&switch), Ok(()));
+        std::fs::write(&switch, "").unwrap();
+        let refusal = line(&switch).unwrap_err();
+        // What cannot be looked at is no leave.
+        let unknown = line(&switch.join("below")).unwrap_err();
+        std::fs::remove_file(&switch).unwrap();
+        assert!(refusal.contains(switch.to_str().unwrap()), "{refusal}");
+        assert!(unknown.contains("cannot be known"), "{unknown}");
+    }
+
+    #[test]
+    fn the_sites_entry_point_counts_where_nobody_says() {
+        let site = settings(&["trampoline=/s", "execute_entrypoint=1"]);
+        let mut given = Given::NOTHING;
+        given.set(Setting::Image, c"i".to_owned());
+        assert_eq!(site.value(&given, Setting::Entrypoint), Some(BY_DEFAULT));
+        assert_eq!(site.value(&given, Setting::Image), Some(c"i"));
+        assert_eq!(site.value(&given, Setting::Writable), None);
+        assert_eq!(settings(&["trampoline=/s"]).value(&given, Setting::Entrypoint), None);
+        given.set(Setting::Entrypoint, OFF.to_owned());
+        assert_eq!(site.value(&given, Setting::Entrypoint), Some(OFF));
+        let mut environment = Given::NOTHING;
+        environment.set(Setting::Environment, c"e".to_owned());
+        assert_eq!(site.value(&environment, Setting::Entrypoint), None, "the file says that itself");
     }
 
     #[test]

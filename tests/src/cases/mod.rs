@@ -27,6 +27,7 @@ pub mod options;
 pub mod packaging;
 pub mod pins;
 pub mod plain_fs;
+pub mod plugin_lines;
 pub mod policy;
 pub mod private_images;
 pub mod privileged;
@@ -189,6 +190,12 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pull_crashes::fifty_at_once", pull_crashes::fifty_at_once),
     ("pull_crashes::several_machines_at_once", pull_crashes::several_machines_at_once),
     ("pull_crashes::through_a_bad_network", pull_crashes::through_a_bad_network),
+    ("plugin_lines::entry_point", plugin_lines::entry_point),
+    ("plugin_lines::batch_scripts", plugin_lines::batch_scripts),
+    ("plugin_lines::named_settings", plugin_lines::named_settings),
+    ("plugin_lines::switched_off", plugin_lines::switched_off),
+    ("plugin_lines::not_understood", plugin_lines::not_understood),
+    ("plugin_lines::another_protocol", plugin_lines::another_protocol),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
     ("a_start_syncs_nothing", no_helpers::a_start_syncs_nothing),
@@ -431,6 +438,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             kernel_mounts::loop_devices()
         }
         "apparmor_profile" => packaging::parser(env),
+        name if name.starts_with("plugin_lines::") => tier::plugin(env),
         "plain_fs::convert" | "plain_fs::stores" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),
         "image_trees::of_many_layers" => image_trees::large_image(env),

@@ -6,20 +6,20 @@ use std::os::unix::fs::MetadataExt;
 use super::Site;
 use crate::cluster::Job;
 use crate::command::Output;
-use crate::environment::{PATIENCE, WorkDir};
+use crate::environment::{PATIENCE, TestEnv, WorkDir};
 use crate::tier::Check;
 
 /// A directory as an image, with a configuration as a registry's image has it.
-fn image(dir: &WorkDir, site: &Site) -> Result<String, String> {
+pub(super) fn image(dir: &WorkDir, env: &TestEnv) -> Result<String, String> {
     let root = dir.path().join("image");
-    let tree = site.env().image_tree("tiny");
+    let tree = env.image_tree("tiny");
     let copy =
         ["cp".as_ref(), "-r".as_ref(), "--preserve=links".as_ref(), tree.as_os_str(), root.as_os_str()];
-    site.env().as_user(dir.path(), copy)?.success()?;
+    env.as_user(dir.path(), copy)?.success()?;
     let config = r#"{"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, "config": {
         "Entrypoint": ["/bin/sh", "-c", "echo entry point of $#; exec \"$@\"", "sh"],
         "Env": ["COLOUR=image", "LANG=image", "PATH=/bin:/usr/bin"], "WorkingDir": "/usr"}}"#;
-    site.env().as_user(dir.path(), ["mkdir", "-p", "image/.situla"])?.success()?;
+    env.as_user(dir.path(), ["mkdir", "-p", "image/.situla"])?.success()?;
     dir.write("image/.situla/config.json", config)?;
     Ok(format!("--container-image={}", root.display()))
 }
@@ -47,7 +47,7 @@ fn expect(what: &str, got: &[String], wanted: &[&str]) -> Result<(), String> {
 /// One has no effect, or another one.
 pub fn switches(site: &Site) -> Check {
     let dir = site.env().work_dir("switches")?;
-    let image = image(&dir, site)?;
+    let image = image(&dir, site.env())?;
     let home = site.env().home()?.display().to_string();
     let uid = site.env().uid()?.to_string();
     let run = |options: &[&str], script: &str| {
@@ -110,7 +110,7 @@ fn namespaces(site: &Site, dir: &WorkDir, image: &str) -> Check {
 pub fn writable(site: &Site) -> Check {
     let dir = site.env().work_dir("writable")?;
     let sqsh = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    for image in [&sqsh, &image(&dir, site)?] {
+    for image in [&sqsh, &image(&dir, site.env())?] {
         let script = "if [ $SLURM_LOCALID = 0 ]; then rm /etc/situla-image-witness; echo new > /etc/written; \
                       else n=0; while [ ! -s /etc/written ] && [ $n -lt 200 ]; do usleep 50000; n=$((n+1)); done; \
                       cat /etc/written; [ -e /etc/situla-image-witness ] || echo gone; fi";
@@ -135,7 +135,7 @@ pub fn writable(site: &Site) -> Check {
 /// One does not.
 pub fn variables(site: &Site) -> Check {
     let dir = site.env().work_dir("pyxis-variables")?;
-    let image = image(&dir, site)?;
+    let image = image(&dir, site.env())?;
     let image_path = image.strip_prefix("--container-image=").unwrap_or_default();
     let script = "id -u; touch /etc/x 2>/dev/null && echo written; echo $COLOUR; [ -e /extra ] && echo extra";
     let uid = site.env().uid()?.to_string();

@@ -176,7 +176,12 @@ fn as_user(desk: &Desk, slurm: &Foreign, dir: &Path, words: &[&str]) -> Result<O
     command::run(user_command(desk, slurm, dir, words)?, PATIENCE)
 }
 
-fn user_command(desk: &Desk, slurm: &Foreign, dir: &Path, words: &[&str]) -> Result<Command, String> {
+pub(super) fn user_command(
+    desk: &Desk,
+    slurm: &Foreign,
+    dir: &Path,
+    words: &[&str],
+) -> Result<Command, String> {
     let (uid, home) = (desk.env.uid()?.to_string(), desk.env.home()?.display().to_string());
     // nsenter leaves the working directory behind.
     let around = ["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups", "env", "-i", "-C"];

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use situla_engine::{Host, Killed, Site, StepEnd, judge_killed, remove_leavings};
+use situla_engine::{Host, Killed, StepEnd, judge_killed, remove_leavings};
 
 use crate::command_error::CommandError;
 
@@ -35,8 +35,7 @@ pub(crate) fn task_killed() -> Result<ExitCode, CommandError> {
 pub(crate) fn task_leavings() -> Result<ExitCode, CommandError> {
     let host = Host::gather(std::env::vars_os().collect()).map_err(CommandError::host)?;
     // Settings that cannot be read are told by whoever runs.
-    let executable = fs::read_link("/proc/self/exe").unwrap_or_default();
-    if let Ok(site) = Site::load(&executable) {
+    if let Ok(site) = crate::load_site() {
         remove_leavings(&host, &site);
     }
     Ok(ExitCode::SUCCESS)

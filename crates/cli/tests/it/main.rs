@@ -5,6 +5,7 @@ mod fetching;
 mod installation;
 mod keeper;
 mod newer_records;
+mod plugins;
 mod refusals;
 mod shipped;
 mod stalling;
