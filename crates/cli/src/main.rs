@@ -28,6 +28,7 @@ mod registries;
 mod registry_access;
 mod resources;
 mod run_options;
+mod site;
 mod task;
 mod terminal;
 

@@ -64,6 +64,9 @@ enum Command {
     /// List, add, delete and dump the objects in a SIF file
     #[command(subcommand)]
     Sif(commands::sif::SifCommand),
+    /// Install, check and remove the program and Slurm's plugin, for administrators
+    #[command(subcommand)]
+    Site(commands::site::SiteCommand),
     /// List the records of runs
     Runs(commands::runs::RunsArgs),
     /// Show the record of one step on one node
@@ -181,6 +184,7 @@ fn run(command: Command) -> Result<ExitCode, CommandError> {
         Command::Container(command) => commands::container::container(command),
         Command::Inspect(arguments) => commands::inspect::inspect(&arguments),
         Command::Sif(command) => commands::sif::sif(command),
+        Command::Site(command) => commands::site::site(command),
         Command::Runs(arguments) => commands::runs::runs(&arguments),
         Command::Show(arguments) => commands::runs::show(&arguments),
         Command::Completion(arguments) => commands::manual::completion(&arguments, command_tree()),

@@ -419,8 +419,9 @@ impl Settings {
             "disabled" => self.disabled = path().map(|_| Some(PathBuf::from(value)))?,
             "sbatch_support" => self.sbatch_support = switch()?,
             "execute_entrypoint" => self.execute_entrypoint = switch()?,
-            "container_scope" if value == "job" => self.scope = c"job",
-            "container_scope" if value == "global" => self.scope = c"global",
+            "container_scope" if matches!(value, "job" | "global") => {
+                self.scope = if value == "job" { c"job" } else { c"global" };
+            }
             "prefix" if value.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !value.is_empty() => {
                 value.clone_into(&mut self.prefix);
             }

@@ -37,6 +37,7 @@ pub mod pyxis;
 pub mod records;
 pub mod releases;
 pub mod sif_files;
+pub mod site_install;
 pub mod slurm_lines;
 pub mod small_jobs;
 pub mod soak;
@@ -115,6 +116,8 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("extracted::as_by_fuse", extracted::as_by_fuse),
     ("extracted::many_at_once", extracted::many_at_once),
     ("extracted::used_ones_stay", extracted::used_ones_stay),
+    ("site_install::in_a_tree", site_install::in_a_tree),
+    ("site_install::refused", site_install::refused),
 ];
 
 const PRIVILEGED: &[(&str, DeskCase)] = &[
@@ -196,6 +199,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("plugin_lines::switched_off", plugin_lines::switched_off),
     ("plugin_lines::not_understood", plugin_lines::not_understood),
     ("plugin_lines::another_protocol", plugin_lines::another_protocol),
+    ("site_install::on_a_cluster", site_install::on_a_cluster),
+    ("site_install::under_a_running_step", site_install::under_a_running_step),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
     ("a_start_syncs_nothing", no_helpers::a_start_syncs_nothing),
@@ -438,7 +443,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             kernel_mounts::loop_devices()
         }
         "apparmor_profile" => packaging::parser(env),
-        name if name.starts_with("plugin_lines::") => tier::plugin(env),
+        name if name.starts_with("plugin_lines::") || name.starts_with("site_install::") => tier::plugin(env),
         "plain_fs::convert" | "plain_fs::stores" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),
         "image_trees::of_many_layers" => image_trees::large_image(env),

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::{Desk, pyxis, releases};
-use crate::command::{self, Output, wait_until};
+use crate::command::{self, Output, Running, wait_until};
 use crate::environment::{PATIENCE, WorkDir};
 use crate::foreign::Foreign;
 use crate::tier::Check;
@@ -59,6 +59,10 @@ impl<'a> Bench<'a> {
 
     pub(super) fn run(&self, words: &[&str]) -> Result<Output, String> {
         self.run_with(&[], words)
+    }
+
+    pub(super) fn begin(&self, words: &[&str]) -> Result<Running, String> {
+        command::start(self.command(&[], words)?)
     }
 
     /// The lines that a command prints.

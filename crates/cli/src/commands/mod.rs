@@ -17,5 +17,6 @@ pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod sif;
+pub(crate) mod site;
 pub(crate) mod task_killed;
 pub(crate) mod transfer;
