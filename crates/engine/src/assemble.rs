@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use situla_bindings::{
-    BindRequest, BindSource, DefaultOptions, HostFacts, KeepFd, NoMount, Openable, Origin, PmiFacts,
-    Propagation, plan_default_binds, plan_devices, plan_pmi,
+    BindRequest, BindSource, DefaultOptions, HostFacts, KeepFd, NoMount, Origin, PmiFacts, Propagation,
+    plan_default_binds, plan_devices, plan_pmi,
 };
 use situla_oci::Digest;
 use situla_plan::{
@@ -20,6 +19,7 @@ use situla_plan::{
 use situla_policy::Verdict;
 use situla_slurm::StepId;
 
+use crate::accelerators::{accelerator_nodes, openable};
 use crate::descriptors::plan_descriptors;
 use crate::environment::{self, Circumstances};
 use crate::error::EngineError;
@@ -750,33 +750,5 @@ fn bind_name(bind: &BindRequest) -> String {
         BindSource::Host(path) => path.display().to_string(),
         BindSource::Tmpfs { .. } => "a tmpfs".to_owned(),
         BindSource::MinimalDev => "a /dev".to_owned(),
-    }
-}
-
-/// Device nodes that may be accelerators, by the names that drivers use.
-fn accelerator_nodes() -> Vec<PathBuf> {
-    let list = |directory: &str, wanted: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        let mut paths: Vec<PathBuf> = entries
-            .filter(|entry| wanted(&String::from_utf8_lossy(entry.file_name().as_bytes())))
-            .map(|entry| entry.path())
-            .collect();
-        paths.sort();
-        paths
-    };
-    let mut found = list("/dev", &|name| name.starts_with("nvidia") || name == "kfd" || name.contains("gpu"));
-    found.extend(list("/dev/dri", &|name| name.starts_with("renderD")));
-    found
-}
-
-/// Tries to open a device node, which is what the step's device cgroup judges.
-fn openable(path: &Path) -> Openable {
-    use rustix::fs::{CWD, Mode, OFlags};
-    use rustix::io::Errno;
-    match rustix::fs::openat(CWD, path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()) {
-        Err(Errno::PERM | Errno::ACCESS) => Openable::Denied,
-        Err(Errno::NOENT) => Openable::Missing,
-        // No driver behind it, or busy: the cgroup has let it pass.
-        _ => Openable::Yes,
     }
 }

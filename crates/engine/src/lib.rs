@@ -4,6 +4,7 @@
 //! the host come in as a [`Host`], made by the edge; nothing here reads the environment, prints, or
 //! ends the process.
 
+mod accelerators;
 mod aftermath;
 mod assemble;
 mod container;
