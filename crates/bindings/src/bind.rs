@@ -17,6 +17,27 @@ pub enum BindSource {
     },
     /// A `/dev` with the standard nodes only.
     MinimalDev,
+    /// A directory of an image file, read-only.
+    Image(ImageSource),
+}
+
+/// What of an image file is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageSource {
+    /// The file on the host, absolute.
+    pub path: PathBuf,
+    /// The directory in it: absolute, without `.` and `..`; `/` for all of it.
+    pub directory: String,
+    /// The object of a SIF file, by its number, where the user names one.
+    pub object: Option<u32>,
+}
+
+impl ImageSource {
+    /// All of the image at `path`.
+    pub(crate) fn whole(path: PathBuf) -> Self {
+        ImageSource { path, directory: "/".to_owned(), object: None }
+    }
 }
 
 /// How mounts made on the host later show up inside.

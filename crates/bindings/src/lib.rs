@@ -11,7 +11,7 @@ mod devices;
 mod pmi;
 mod syntax;
 
-pub use bind::{BindRequest, BindSource, Origin, Propagation, Skipped};
+pub use bind::{BindRequest, BindSource, ImageSource, Origin, Propagation, Skipped};
 pub use defaults::{CustomHome, DefaultBinds, DefaultOptions, HostFacts, NoMount, plan_default_binds};
 pub use devices::{DeviceNode, DevicePlan, DeviceRole, Openable, plan_devices};
 pub use pmi::{KeepFd, PmiFacts, PmiPlan, plan_pmi, plan_shm};

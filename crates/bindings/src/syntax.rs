@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::bind::{BindRequest, BindSource, Origin, Propagation};
+use crate::bind::{BindRequest, BindSource, ImageSource, Origin, Propagation};
 
 /// Binds accepted in one text.
 pub const MAX_BINDS: usize = 1024;
@@ -34,6 +34,7 @@ pub const KNOWN_PYXIS_FLAGS: &[&str] = &[
     "x-create=dir",
     "x-create=file",
     "size=BYTES[kmg] (tmpfs)",
+    "sqsh (an image file)",
 ];
 
 /// A bind cannot be understood.
@@ -106,6 +107,22 @@ pub enum SyntaxError {
         /// The other.
         second: &'static str,
     },
+    /// An option is for images, and there is none.
+    #[error("{option} in bind {text:?} is for images; add image-src=/")]
+    NoImage {
+        /// The option.
+        option: String,
+        /// The bind.
+        text: String,
+    },
+    /// What is to be shown of an image is no plain absolute path, or its object has no number.
+    #[error("{option} in bind {text:?} must name an absolute path without .., or an object by its number")]
+    BadImage {
+        /// The option.
+        option: String,
+        /// The bind.
+        text: String,
+    },
     /// A quote is not closed or not where a field begins.
     #[error("unbalanced quote in mount {text:?}")]
     Quote {
@@ -161,27 +178,25 @@ fn bind_from_fields(group: &[Vec<String>], cwd: &Path, option: &str) -> Result<B
         return Err(SyntaxError::TooManyFields { text });
     }
     let words = fields.get(2).into_iter().chain(group[1..].iter().flatten());
-    let mut read_only = None;
+    let (mut read_only, mut image) = (None, ImageWords::default());
     for word in words {
-        match word.as_str() {
-            "ro" => set_access(&mut read_only, true, &text)?,
-            "rw" => set_access(&mut read_only, false, &text)?,
-            _ if word.starts_with("image-src=") || word.starts_with("id=") => {
-                return Err(SyntaxError::Unsupported { option: word.clone(), text });
-            }
+        match word.split_once('=') {
+            None if word == "ro" => set_access(&mut read_only, true, &text)?,
+            None if word == "rw" => set_access(&mut read_only, false, &text)?,
+            Some((key @ ("image-src" | "id"), value)) => image.hear(key, value, &text)?,
             _ => {
-                let known = "ro, rw".to_owned();
+                let known = "ro, rw, image-src=PATH, id=NUMBER".to_owned();
                 return Err(SyntaxError::UnknownOption { option: word.clone(), text, known });
             }
         }
     }
-    Ok(user_bind(source, destination, read_only, option))
+    image.apply(user_bind(source, destination, read_only, option), read_only, &text)
 }
 
-/// Reads `--mount type=bind,src=…,dst=…[,ro]`: CSV fields with double quotes, one mount a line.
+/// Reads `--mount type=bind,src=…,dst=…[,ro][,image-src=…]`: CSV fields with double quotes, one mount a line.
 ///
 /// # Errors
-/// Everything that is not this syntax; `bind-propagation` and image sources are not supported.
+/// Everything that is not this syntax; `bind-propagation` is not supported.
 pub fn parse_apptainer_mount(text: &str, cwd: &Path, option: &str) -> Result<Vec<BindRequest>, SyntaxError> {
     let mut binds = Vec::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
@@ -189,6 +204,7 @@ pub fn parse_apptainer_mount(text: &str, cwd: &Path, option: &str) -> Result<Vec
             return Err(SyntaxError::TooMany { limit: MAX_BINDS });
         }
         let (mut source, mut destination, mut read_only) = (None, None, None);
+        let mut image = ImageWords::default();
         for field in split_csv(line)? {
             let (key, value) = field.split_once('=').map_or((field.as_str(), None), |(k, v)| (k, Some(v)));
             match (key, value) {
@@ -197,12 +213,14 @@ pub fn parse_apptainer_mount(text: &str, cwd: &Path, option: &str) -> Result<Vec
                 ("destination" | "dst" | "target", Some(path)) => destination = Some(path.to_owned()),
                 ("ro" | "readonly", None | Some("true")) => set_access(&mut read_only, true, line)?,
                 ("ro" | "readonly", Some("false")) | ("rw", None) => set_access(&mut read_only, false, line)?,
-                ("type" | "bind-propagation" | "image-src" | "id" | "nonested", _) => {
+                (key @ ("image-src" | "id"), Some(value)) => image.hear(key, value, line)?,
+                ("type" | "bind-propagation" | "nonested", _) => {
                     return Err(SyntaxError::Unsupported { option: field, text: line.to_owned() });
                 }
                 _ => {
-                    let known =
-                        "type=bind, source|src=PATH, destination|dst|target=PATH, ro|readonly".to_owned();
+                    let known = "type=bind, source|src=PATH, destination|dst|target=PATH, ro|readonly, \
+                                 image-src=PATH, id=NUMBER"
+                        .to_owned();
                     return Err(SyntaxError::UnknownOption { option: field, text: line.to_owned(), known });
                 }
             }
@@ -211,9 +229,59 @@ pub fn parse_apptainer_mount(text: &str, cwd: &Path, option: &str) -> Result<Vec
         let missing_destination = || SyntaxError::NoDestination { text: line.to_owned() };
         let source = absolute(&source.filter(|s| !s.is_empty()).ok_or_else(missing_source)?, cwd)?;
         let destination = inside(&destination.filter(|d| !d.is_empty()).ok_or_else(missing_destination)?)?;
-        binds.push(user_bind(source, destination, read_only, option));
+        binds.push(image.apply(user_bind(source, destination, read_only, option), read_only, line)?);
     }
     Ok(binds)
+}
+
+/// What the options of a bind say of an image.
+#[derive(Debug, Default)]
+struct ImageWords {
+    directory: Option<String>,
+    object: Option<u32>,
+}
+
+impl ImageWords {
+    fn hear(&mut self, key: &str, value: &str, text: &str) -> Result<(), SyntaxError> {
+        let bad = || SyntaxError::BadImage { option: format!("{key}={value}"), text: text.to_owned() };
+        if key == "id" {
+            self.object = Some(value.parse().ok().filter(|id| *id > 0).ok_or_else(bad)?);
+        } else {
+            let path = Path::new(value);
+            let plain = path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+            if !path.is_absolute() || !plain || check_path(value).is_err() {
+                return Err(bad());
+            }
+            let path: PathBuf = path.components().collect();
+            self.directory = Some(path.to_string_lossy().into_owned());
+        }
+        Ok(())
+    }
+
+    /// Makes `bind` one of the image that its source is, where the options say so.
+    fn apply(
+        self,
+        mut bind: BindRequest,
+        read_only: Option<bool>,
+        text: &str,
+    ) -> Result<BindRequest, SyntaxError> {
+        match (self.directory, self.object, bind.source) {
+            (Some(directory), object, BindSource::Host(path)) => {
+                if read_only == Some(false) {
+                    let (first, second) = ("image-src", "rw");
+                    return Err(SyntaxError::Contradiction { text: text.to_owned(), first, second });
+                }
+                bind.source = BindSource::Image(ImageSource { path, directory, object });
+                bind.read_only = true;
+            }
+            (None, Some(id), _) => {
+                let option = format!("id={id}");
+                return Err(SyntaxError::NoImage { option, text: text.to_owned() });
+            }
+            (_, _, source) => bind.source = source,
+        }
+        Ok(bind)
+    }
 }
 
 /// What `--container-mounts` asks for.
@@ -227,7 +295,7 @@ pub struct PyxisMounts {
 
 /// Reads `--container-mounts SRC:DST[:FLAGS][,…]`; `SRC` alone shows it at the same path,
 /// `tmpfs:/DST` is an empty memory filesystem, and `umount:/DST` leaves out a mount that every container
-/// has. Exact repetitions count once. A backslash takes a comma or a colon as part of a path.
+/// has. The flag `sqsh` shows what is in the image file `SRC`. Exact repetitions count once. A backslash takes a comma or a colon as part of a path.
 ///
 /// # Errors
 /// Everything that is not this syntax. A relative destination, which pyxis takes, is refused.
@@ -253,7 +321,7 @@ pub fn parse_pyxis_mounts(text: &str, cwd: &Path, option: &str) -> Result<PyxisM
 /// or with commas.
 ///
 /// # Errors
-/// Everything that is not this syntax; also the flag `sqsh`, by which an image is mounted.
+/// Everything that is not this syntax.
 pub fn parse_edf_mount(text: &str, cwd: &Path, option: &str) -> Result<BindRequest, SyntaxError> {
     let fields = split_escaped(text, ':');
     if fields.len() < 2 {
@@ -262,9 +330,6 @@ pub fn parse_edf_mount(text: &str, cwd: &Path, option: &str) -> Result<BindReque
     let mut fields: Vec<String> = fields.into_iter().map(str::to_owned).collect();
     if let Some(flags) = fields.get_mut(2) {
         *flags = flags.replace(',', "+");
-        if flags.split('+').any(|flag| flag == "sqsh") {
-            return Err(SyntaxError::Unsupported { option: "sqsh".to_owned(), text: text.to_owned() });
-        }
     }
     pyxis_mount(&fields.join(":"), cwd, option)
 }
@@ -300,12 +365,25 @@ fn pyxis_mount(part: &str, cwd: &Path, option: &str) -> Result<BindRequest, Synt
         user_bind(source, destination, None, option)
     };
     let mut read_only = None;
-    if !flags.is_empty() {
-        for flag in flags.split('+') {
-            pyxis_flag(flag, part, &mut bind, &mut read_only)?;
-        }
+    let flags = || flags.split('+').filter(|_| !flags.is_empty());
+    for flag in flags().filter(|flag| *flag != "sqsh") {
+        pyxis_flag(flag, part, &mut bind, &mut read_only)?;
     }
     bind.read_only = read_only.unwrap_or(false);
+    if flags().any(|flag| flag == "sqsh") {
+        // What is copied of the host's mounts, and how they spread, does not arise; nor can an image be written to.
+        let others = ["rw", "bind", "rbind", "private", "rprivate", "slave", "rslave"];
+        if let Some(second) = others.into_iter().find(|other| flags().any(|flag| flag == *other)) {
+            return Err(SyntaxError::Contradiction { text: text(), first: "sqsh", second });
+        }
+        bind.source = match bind.source {
+            BindSource::Host(path) => BindSource::Image(ImageSource::whole(path)),
+            _ => {
+                return Err(SyntaxError::Contradiction { text: text(), first: "tmpfs", second: "sqsh" });
+            }
+        };
+        bind.read_only = true;
+    }
     Ok(bind)
 }
 

@@ -26,6 +26,7 @@ use crate::error::EngineError;
 use crate::host::Host;
 use crate::identity::{Identity, identity, uid_inside};
 use crate::image_view::{Found, ImageView};
+use crate::mounted_images::OpenedImage;
 use crate::overlay::Layers;
 use crate::places::{self, Judged};
 use crate::request::{Action, EntryPoint, Isolation, Personality, RunRequest};
@@ -142,6 +143,8 @@ pub(crate) struct Parts<'a> {
     /// Where paths led when the policy was asked about them.
     pub(crate) judged: Judged,
     pub(crate) binds: Vec<BindRequest>,
+    /// Those that the binds mount, in their order.
+    pub(crate) images: &'a [OpenedImage],
     pub(crate) layers: Layers,
     pub(crate) home: Option<PathBuf>,
     /// Those that MPI needs.
@@ -150,10 +153,10 @@ pub(crate) struct Parts<'a> {
 
 /// Freezes the Plan.
 pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
-    let Parts { request, host, image, verdict, judged, binds, layers, home, pmi_fds } = parts;
+    let Parts { request, host, image, verdict, judged, binds, images, layers, home, pmi_fds } = parts;
     let descriptors = plan_descriptors(request, host, pmi_fds, situla_runtime::is_inherited)?;
     let shown = image.path.display().to_string();
-    let mut layout = Layout::new(&image.view, host, &shown, &judged);
+    let mut layout = Layout::new(&image.view, host, &shown, &judged, images);
     for bind in binds {
         if request.isolation.pid && bind.origin == Origin::Default && bind.destination == Path::new("/proc") {
             layout.kernel_tree(&bind, "proc")?;
@@ -466,6 +469,8 @@ struct Layout<'a> {
     host: &'a Host,
     shown: &'a str,
     judged: &'a Judged,
+    /// Those that no bind has been made of yet.
+    images: std::slice::Iter<'a, OpenedImage>,
     mounts: Vec<Mount>,
     patches: Vec<Patch>,
     bindings: Vec<Binding>,
@@ -478,12 +483,19 @@ struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    fn new(view: &'a ImageView, host: &'a Host, shown: &'a str, judged: &'a Judged) -> Self {
+    fn new(
+        view: &'a ImageView,
+        host: &'a Host,
+        shown: &'a str,
+        judged: &'a Judged,
+        images: &'a [OpenedImage],
+    ) -> Self {
         Layout {
             view,
             host,
             shown,
             judged,
+            images: images.iter(),
             mounts: Vec::new(),
             patches: Vec::new(),
             bindings: Vec::new(),
@@ -516,6 +528,7 @@ impl<'a> Layout<'a> {
                 }
             },
             BindSource::Tmpfs { .. } => (OsString::from("tmpfs"), "tmpfs", true),
+            BindSource::Image(image) => (image.path.clone().into_os_string(), "squashfs", true),
             BindSource::MinimalDev => return self.minimal_dev(&bind),
         };
         let asked = bind.destination.to_string_lossy().into_owned();
@@ -527,6 +540,18 @@ impl<'a> Layout<'a> {
                     [Path::new("/tmp"), Path::new("/var/tmp")].contains(&bind.destination.as_path());
                 options.push(if for_all { "mode=1777" } else { "mode=0755" }.to_owned());
                 options.extend(size.map(|size| format!("size={size}")));
+            }
+            BindSource::Image(image) => {
+                if let Some(OpenedImage { offset, state: (dev, ino, size, modified, _), .. }) =
+                    self.images.next()
+                {
+                    // A file may be written anew where it is.
+                    self.identities.extend([(*dev, *ino), (*size, modified.unsigned_abs())]);
+                    options.extend((*offset > 0).then(|| format!("offset={offset}")));
+                }
+                // As mount(8) writes it.
+                options
+                    .extend((image.directory != "/").then(|| format!("X-mount.subdir={}", image.directory)));
             }
             _ => options.push(if bind.recursive { "rbind" } else { "bind" }.to_owned()),
         }
@@ -749,6 +774,7 @@ fn bind_name(bind: &BindRequest) -> String {
     match &bind.source {
         BindSource::Host(path) => path.display().to_string(),
         BindSource::Tmpfs { .. } => "a tmpfs".to_owned(),
+        BindSource::Image(image) => image.path.display().to_string(),
         BindSource::MinimalDev => "a /dev".to_owned(),
     }
 }

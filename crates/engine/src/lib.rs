@@ -21,6 +21,7 @@ mod image_watch;
 mod instance;
 mod journal;
 mod killed_task;
+mod mounted_images;
 mod overlay;
 mod own_process;
 mod pins;

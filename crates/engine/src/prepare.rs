@@ -12,7 +12,7 @@ use situla_policy::{
     decide,
 };
 use situla_records::EngineClass;
-use situla_runtime::{Exit, OpenImage};
+use situla_runtime::{Exit, OpenImage, OpenImages};
 
 use crate::assemble::{Parts, WORKING_DIRECTORY, assemble, plan_binds};
 use crate::container::{self, Asked, KeptContainer};
@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::image_view::ImageView;
 use crate::image_watch::ImageWatch;
 use crate::journal::{Phases, Recorder};
+use crate::mounted_images;
 use crate::overlay::plan_layers;
 use crate::pins::Pins;
 use crate::places::{self, Judged};
@@ -36,7 +37,7 @@ use crate::way::{self, Acts, Rooted};
 #[derive(Debug)]
 pub struct Prepared {
     plan: Plan,
-    image: Option<OpenImage>,
+    images: OpenImages,
     /// The file or directory that the image's name meant, whatever the root is.
     image_path: PathBuf,
     /// The signal by which the image wants to be ended.
@@ -45,8 +46,8 @@ pub struct Prepared {
     lease: Option<TreeLease>,
     /// Keeps the image in its store, as long as this process lives.
     use_mark: Option<UseMark>,
-    /// The image that is served.
-    watch: Option<ImageWatch>,
+    /// The images that are served.
+    watches: Vec<ImageWatch>,
     /// The container whose files stay.
     container: Option<KeptContainer>,
     recorder: Recorder,
@@ -71,8 +72,17 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
     let mut phases = Phases::begin();
     match decided(request, host, site, &mut phases, Acts::Yes) {
         Ok(planned) => {
-            let Planned { plan, image, image_path, stop_signal, lease, use_mark, watch, container, warnings } =
-                planned;
+            let Planned {
+                plan,
+                images,
+                image_path,
+                stop_signal,
+                lease,
+                use_mark,
+                watches,
+                container,
+                warnings,
+            } = planned;
             let mut recorder = Recorder::open(host, request.record, request.personality, phases);
             recorder.describe(host, &plan);
             if let Some(container) = &container {
@@ -82,12 +92,12 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
             let rank = task.map_or(0, |task| task.local_rank.0);
             Ok(Prepared {
                 plan,
-                image,
+                images,
                 image_path,
                 stop_signal,
                 lease,
                 use_mark,
-                watch,
+                watches,
                 container,
                 recorder,
                 rank,
@@ -106,7 +116,8 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
     }
 }
 
-/// Finds out what can be known of a request where its image and its mounts need not be: whether it makes sense.
+/// Finds out what can be known of a request where its image and its mounts need not be: whether it makes sense, and
+/// whether what is there of them is what it must be.
 ///
 /// # Errors
 /// It does not.
@@ -119,7 +130,8 @@ pub fn check(request: &RunRequest, host: &Host, site: &Site) -> Result<(), Engin
         // A directory that only the nodes have, or a short name that they know.
         Err(EngineError::Reference { source: ReferenceError::NoRegistry { .. }, .. }) => Ok(()),
         other => other.map(drop),
-    }
+    }?;
+    mounted_images::check(request, host)
 }
 
 /// Why a run could not even be asked for: an option that nobody knows, or a value that makes no sense.
@@ -171,8 +183,19 @@ pub(crate) fn plan_inside(
     let image = way::look_into(opened, phases)?;
     let warnings = warnings(&verdict);
     let binds = Vec::new();
-    let mut plan =
-        assemble(Parts { request, host, image: &image, verdict, judged, binds, layers, home, pmi_fds })?;
+    let images = &[];
+    let mut plan = assemble(Parts {
+        request,
+        host,
+        image: &image,
+        verdict,
+        judged,
+        binds,
+        images,
+        layers,
+        home,
+        pmi_fds,
+    })?;
     // These are the container's, whatever they are.
     plan.rootfs.patches.clear();
     plan.spec.mounts.clear();
@@ -185,7 +208,7 @@ pub(crate) fn plan_inside(
 /// What a run is made of.
 pub(crate) struct PreparedParts {
     pub(crate) plan: Plan,
-    pub(crate) image: Option<OpenImage>,
+    pub(crate) images: OpenImages,
     pub(crate) lease: Option<TreeLease>,
     pub(crate) recorder: Recorder,
     pub(crate) rank: u32,
@@ -194,12 +217,12 @@ pub(crate) struct PreparedParts {
 /// A frozen Plan, and what it needs open.
 struct Planned {
     plan: Plan,
-    image: Option<OpenImage>,
+    images: OpenImages,
     image_path: PathBuf,
     stop_signal: Option<String>,
     lease: Option<TreeLease>,
     use_mark: Option<UseMark>,
-    watch: Option<ImageWatch>,
+    watches: Vec<ImageWatch>,
     container: Option<KeptContainer>,
     warnings: Vec<String>,
 }
@@ -222,13 +245,15 @@ fn decided(
         _ => request,
     };
     let named = resolve::name(&request.image, &host.cwd, request.personality, site)?;
-    let (binds, home, pmi_fds) = plan_binds(request, host);
+    let (mut binds, home, pmi_fds) = plan_binds(request, host);
     expect_unmounted(request, host)?;
     let layers = plan_layers(request, host)?;
     // Before anything is fetched: what is forbidden is not downloaded either.
     let asked = resolve::for_policy(&named);
     let (verdict, judged) = admit(request, &binds, &layers.directories, host, site, asked.clone())?;
     phases.end("admit");
+    // A mistake here is found before anything is fetched.
+    let mounted = mounted_images::open(&mut binds, &judged, host)?;
     let stores = store_places(site, host);
     let identities = stores.own.as_deref().map(Identities::of_store);
     let epoch = host.variable("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok());
@@ -258,8 +283,20 @@ fn decided(
         }
     };
     let warnings = warnings(&verdict).into_iter().chain(warning).collect();
-    let mut plan =
-        assemble(Parts { request, host, image: &image, verdict, judged, binds, layers, home, pmi_fds })?;
+    let mounted_paths: Vec<PathBuf> = binds.iter().filter_map(image_path_of).collect();
+    let images = &mounted;
+    let mut plan = assemble(Parts {
+        request,
+        host,
+        image: &image,
+        verdict,
+        judged,
+        binds,
+        images,
+        layers,
+        home,
+        pmi_fds,
+    })?;
     if let Some((rung, reason)) = rung {
         (plan.rootfs.rung, plan.rootfs.reason) = (rung, reason);
     }
@@ -269,12 +306,24 @@ fn decided(
     phases.end("plan");
     let Resolved { view, descriptor, config, path: image_path, .. } = image;
     let stop_signal = config.map(|config| config.stop_signal).filter(|signal| !signal.is_empty());
-    let open = match (view, descriptor) {
+    let root = match (view, descriptor) {
         (ImageView::Squashfs(image), Some(descriptor)) => Some(OpenImage { image: *image, descriptor }),
         _ => None,
     };
-    let watch = open.as_ref().and_then(|open| ImageWatch::begin(open.descriptor, &image_path));
-    Ok(Planned { plan, image: open, image_path, stop_signal, lease, use_mark, watch, container, warnings })
+    let mounted = mounted.into_iter().map(|opened| opened.mounted).collect();
+    let images = OpenImages { root, mounted };
+    let paths = images.root.iter().map(|_| &image_path).chain(&mounted_paths);
+    let watches = images.descriptors().zip(paths);
+    let watches = watches.filter_map(|(descriptor, path)| ImageWatch::begin(descriptor, path)).collect();
+    Ok(Planned { plan, images, image_path, stop_signal, lease, use_mark, watches, container, warnings })
+}
+
+/// The image file that a bind mounts, where it does.
+fn image_path_of(bind: &BindRequest) -> Option<PathBuf> {
+    match &bind.source {
+        BindSource::Image(image) => Some(image.path.clone()),
+        _ => None,
+    }
 }
 
 /// Fails where something is to be left out that is not mounted.
@@ -312,7 +361,12 @@ fn admit(
     let chosen =
         |bind: &&BindRequest| matches!(bind.origin, Origin::User(_)) || bind.reason == WORKING_DIRECTORY;
     for bind in binds.iter().filter(chosen) {
-        if let BindSource::Host(source) = &bind.source {
+        let source = match &bind.source {
+            BindSource::Host(source) => Some(source),
+            BindSource::Image(image) => Some(&image.path),
+            _ => None,
+        };
+        if let Some(source) = source {
             // Links must not lead around a rule about paths.
             let real = places::find(source).map_or_else(|_| source.clone(), |found| found.path);
             judged.insert(source.clone(), real.clone());
@@ -375,13 +429,12 @@ impl Prepared {
     /// Lets go of what only this process needs. One that runs it and closes all but [`Prepared::descriptors`] would
     /// otherwise close by number what it believes to own still.
     pub(crate) fn for_another_process(self) -> Self {
-        Prepared { watch: None, ..self }
+        Prepared { watches: Vec::new(), ..self }
     }
 
     /// The descriptors that whoever runs it must have open.
     pub(crate) fn descriptors(&self) -> Vec<i32> {
-        let image = self.image.as_ref().map(|image| image.descriptor);
-        image.into_iter().chain(way::lease_descriptors(self.lease.as_ref())).collect()
+        self.images.descriptors().chain(way::lease_descriptors(self.lease.as_ref())).collect()
     }
 
     /// The Plan.
@@ -401,8 +454,8 @@ impl Prepared {
 
     /// Takes it apart, to be run by another process.
     pub(crate) fn into_parts(self) -> PreparedParts {
-        let Prepared { plan, image, lease, recorder, rank, .. } = self;
-        PreparedParts { plan, image, lease, recorder, rank }
+        let Prepared { plan, images, lease, recorder, rank, .. } = self;
+        PreparedParts { plan, images, lease, recorder, rank }
     }
 
     /// Runs the payload. Where nobody need wait for it (no image to serve, nothing shared, no
@@ -415,10 +468,10 @@ impl Prepared {
         // A tree stays as long as somebody waits who has its lease: until this returns.
         let Prepared {
             plan,
-            image,
+            images,
             lease,
             use_mark: _use_mark,
-            watch,
+            watches,
             container,
             recorder,
             rank,
@@ -429,15 +482,16 @@ impl Prepared {
         let alone = alone && container.is_none();
         let alone = alone && !plan.spec.linux.has(NamespaceKind::Pid) && plan.spec.hooks.is_none();
         let unheard = !recorder.is_wanted() && !recorder.must_tell() && listener.is_none();
-        if image.is_none() && alone && unheard {
+        if images.is_empty() && alone && unheard {
             return Err(EngineError::Runtime(situla_runtime::replace(&plan)));
         }
         let run = recorder.run().to_owned();
         let mut heard = Heard { recorder, listener };
         heard.planned(&plan, &warnings);
-        match situla_runtime::run(&plan, image, rank, &run, &mut heard) {
+        match situla_runtime::run(&plan, images, rank, &run, &mut heard) {
             Ok(exit) => {
-                let changed = watch.as_ref().filter(|_| exit != Exit::Code(0)).and_then(ImageWatch::changed);
+                let failed = exit != Exit::Code(0);
+                let changed = watches.iter().filter(|_| failed).find_map(ImageWatch::changed);
                 if let Some(path) = changed {
                     let error = EngineError::ImageChanged { path: path.display().to_string(), exit };
                     heard.error(&error);

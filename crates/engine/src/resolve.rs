@@ -109,7 +109,7 @@ impl Resolved {
 /// change in nanoseconds.
 pub(crate) type FileState = (u64, u64, u64, i64, i64);
 
-fn state(metadata: &std::fs::Metadata) -> FileState {
+pub(crate) fn state(metadata: &std::fs::Metadata) -> FileState {
     let changed = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
     let modified = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
     (metadata.dev(), metadata.ino(), metadata.size(), modified, changed)
@@ -514,6 +514,31 @@ fn open_path(path: &Path, requested: &str) -> Result<Resolved, EngineError> {
 }
 
 fn open_file(path: &Path, shown: &str) -> Result<(RootfsSource, ImageView, Option<RawFd>), EngineError> {
+    let opened = open_squashfs(path, shown, &|file| root_partition(file, shown))?;
+    let SquashfsFile { image, descriptor, offset, length } = opened;
+    let source = RootfsSource::Squashfs { path: text(path), offset, length };
+    Ok((source, ImageView::Squashfs(Box::new(image)), Some(descriptor)))
+}
+
+/// An open SquashFS, alone in its file or part of a SIF image.
+#[derive(Debug)]
+pub(crate) struct SquashfsFile {
+    pub(crate) image: Image,
+    /// The descriptor that is read from.
+    pub(crate) descriptor: RawFd,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+/// Finds offset and length of a part of a file.
+type PartOf<'a> = dyn Fn(&File) -> Result<(u64, u64), EngineError> + 'a;
+
+/// Opens the image file at `path`; `of_sif` finds offset and length in one that is a SIF image.
+pub(crate) fn open_squashfs(
+    path: &Path,
+    shown: &str,
+    of_sif: &PartOf<'_>,
+) -> Result<SquashfsFile, EngineError> {
     let unreadable = |source| EngineError::OpenImage { path: shown.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
     let length = file.metadata().map_err(unreadable)?.len();
@@ -523,19 +548,18 @@ fn open_file(path: &Path, shown: &str) -> Result<(RootfsSource, ImageView, Optio
     let (offset, length) = if head.starts_with(SQUASHFS_MAGIC) {
         (0, length)
     } else if head.get(SIF_MAGIC_OFFSET..).is_some_and(|magic| magic == SIF_MAGIC) {
-        root_partition(&file, shown)?
+        of_sif(&file)?
     } else {
         return Err(EngineError::UnknownFormat { path: shown.to_owned() });
     };
     let descriptor = file.as_raw_fd();
     let image = Image::open(Window::new(file, offset, length), ReadOptions::default())
         .map_err(|source| EngineError::Squashfs { path: shown.to_owned(), source })?;
-    let source = RootfsSource::Squashfs { path: text(path), offset, length };
-    Ok((source, ImageView::Squashfs(Box::new(image)), Some(descriptor)))
+    Ok(SquashfsFile { image, descriptor, offset, length })
 }
 
 /// Offset and length of the root file system that a SIF image has for this machine.
-fn root_partition(file: &File, shown: &str) -> Result<(u64, u64), EngineError> {
+pub(crate) fn root_partition(file: &File, shown: &str) -> Result<(u64, u64), EngineError> {
     let fail = |source| EngineError::Sif { path: shown.to_owned(), source };
     let sif = SifFile::open(file).map_err(|error| fail(error.into()))?;
     let native = Arch::from_go_name(&Platform::native().architecture);

@@ -8,8 +8,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
-use situla_plan::{Plan, RootfsSource};
-use situla_runtime::{Exit, Observer, OpenImage, SignalInfo};
+use situla_plan::{Plan, RootfsSource, Text};
+use situla_runtime::{Exit, MountedImage, Observer, OpenImage, OpenImages, SignalInfo};
 use situla_squashfs::{Image, ReadOptions, Window};
 use situla_sys::{Errno, SystemCall, refuse_calls};
 
@@ -58,19 +58,27 @@ fn run() -> Result<Exit, String> {
     if arguments.next().is_some() {
         return Err(describe(&situla_runtime::replace(&plan)));
     }
-    let image = match &plan.rootfs.source {
-        RootfsSource::Directory { .. } => None,
-        RootfsSource::Squashfs { path, offset, length } => {
-            let file = File::open(path.as_os_str()).map_err(|error| error.to_string())?;
-            let descriptor = file.as_raw_fd();
-            let image = Image::open(Window::new(file, *offset, *length), ReadOptions::default())
-                .map_err(|error| error.to_string())?;
-            Some(OpenImage { image, descriptor })
-        }
+    let open = |path: &Text, offset: u64, length: Option<u64>| -> Result<OpenImage, String> {
+        let file = File::open(path.as_os_str()).map_err(|error| error.to_string())?;
+        let length = length.map_or_else(|| file.metadata().map(|metadata| metadata.len()), Ok);
+        let length = length.map_err(|error| error.to_string())?;
+        let descriptor = file.as_raw_fd();
+        let image = Image::open(Window::new(file, offset, length), ReadOptions::default());
+        Ok(OpenImage { image: image.map_err(|error| error.to_string())?, descriptor })
     };
+    let root = match &plan.rootfs.source {
+        RootfsSource::Directory { .. } => None,
+        RootfsSource::Squashfs { path, offset, length } => Some(open(path, *offset, Some(*length))?),
+    };
+    let mounted = plan.spec.mounts.iter().filter(|mount| mount.kind == "squashfs").map(|mount| {
+        let open = open(&mount.source, 0, None)?;
+        let root = open.image.root();
+        Ok(MountedImage { open, root })
+    });
+    let images = OpenImages { root, mounted: mounted.collect::<Result<_, String>>()? };
     // Every process is a rank of its own, unless the test says otherwise.
     let rank = std::env::var("RANK").ok().and_then(|rank| rank.parse().ok()).unwrap_or_else(std::process::id);
-    situla_runtime::run(&plan, image, rank, "run", &mut Teller).map_err(|failure| describe(&failure))
+    situla_runtime::run(&plan, images, rank, "run", &mut Teller).map_err(|failure| describe(&failure))
 }
 
 /// Installs a filter that lasts for the container too.

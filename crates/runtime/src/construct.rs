@@ -59,7 +59,9 @@ fn mount_all(plan: &Plan, serve: &mut Serve<'_>) -> Result<Mounted, Failure> {
     let sources = plan.spec.mounts.iter().map(|mount| mounts::open_source(&api, plan, mount));
     let sources = sources.collect::<Result<Vec<Option<Source>>, _>>()?;
     let root = rootfs::open_sources(&api, plan)?;
-    let made = plan.spec.mounts.iter().zip(sources).map(|(mount, source)| mounts::make(&api, mount, source));
+    let mut image = || rootfs::mount_fuse(&api, plan, serve);
+    let made = plan.spec.mounts.iter().zip(sources);
+    let made = made.map(|(mount, source)| mounts::make(&api, mount, source, &mut image));
     let mounts = made.collect::<Result<Vec<Detached>, _>>()?;
     let place = mounts::staging_place()?;
     let root = rootfs::mount(&api, plan, root, place.as_fd(), serve)?;

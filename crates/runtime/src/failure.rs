@@ -81,6 +81,11 @@ impl Failure {
         Failure { class, message: message.into(), errno: Some(errno) }
     }
 
+    /// The same failure, with what it was about before its message.
+    pub(crate) fn about(self, what: &str) -> Self {
+        Failure { message: format!("{what}: {}", self.message), ..self }
+    }
+
     /// The kind of the failure.
     pub fn class(&self) -> FailureClass {
         self.class

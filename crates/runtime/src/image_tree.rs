@@ -10,18 +10,27 @@ use situla_squashfs::{DirCookie, Error, FileType, Image, Inode, InodeKind, Inode
 #[derive(Debug)]
 pub(crate) struct ImageTree {
     image: Arc<Image>,
+    /// The directory that is the root.
+    root: InodeRef,
     uid: u32,
     gid: u32,
 }
 
 impl ImageTree {
+    /// All of `image`.
     pub(crate) fn new(image: Arc<Image>, uid: u32, gid: u32) -> Self {
-        ImageTree { image, uid, gid }
+        let root = image.root();
+        ImageTree::below(image, root, uid, gid)
+    }
+
+    /// The directory `root` of `image`.
+    pub(crate) fn below(image: Arc<Image>, root: InodeRef, uid: u32, gid: u32) -> Self {
+        ImageTree { image, root, uid, gid }
     }
 
     fn inode(&self, node: NodeId) -> Result<Inode, Errno> {
         let place = match node {
-            NodeId::ROOT => self.image.root(),
+            NodeId::ROOT => self.root,
             NodeId(id) => InodeRef(id.checked_sub(2).ok_or(Errno::STALE)?),
         };
         self.image.inode(place).map_err(|error| errno(&error))
@@ -29,7 +38,7 @@ impl ImageTree {
 
     /// Ids 0 and 1 have a meaning of their own, so references are moved up by two.
     fn node(&self, place: InodeRef) -> NodeId {
-        if place == self.image.root() { NodeId::ROOT } else { NodeId(place.0 + 2) }
+        if place == self.root { NodeId::ROOT } else { NodeId(place.0 + 2) }
     }
 
     fn describe(&self, inode: &Inode) -> Attributes {

@@ -1,4 +1,4 @@
-//! The keeper: the process that serves a container's image and hands its namespaces to late tasks.
+//! The keeper: the process that serves a container's images and hands its namespaces to late tasks.
 //!
 //! It is forked by the first task of a node and lives in the cgroup of the step, so Slurm ends it
 //! with the step whatever happens. It never enters the container: when the last process has left
@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -56,11 +56,14 @@ const MAX_SERVERS: usize = 4;
 /// What a keeper is to do.
 #[derive(Debug)]
 pub(crate) struct Duties {
-    /// The tree to serve, where the rootfs is an image.
-    pub(crate) tree: Option<Box<dyn Tree>>,
-    /// What to do with the tree's image before the payload asks.
+    /// The trees to serve, in the order in which their devices come: that of the root is the last one, where the
+    /// rootfs is an image.
+    pub(crate) trees: Vec<Box<dyn Tree>>,
+    /// What to do with the root's image before the payload asks.
     pub(crate) warm_up: Option<WarmUp>,
-    /// The descriptor behind the tree, which must stay open.
+    /// The descriptors behind the trees, which must stay open.
+    pub(crate) images: Vec<RawFd>,
+    /// That of the root's image among them.
     pub(crate) image: Option<RawFd>,
     /// The meeting point, where the container is shared.
     pub(crate) listener: Option<OwnedFd>,
@@ -81,8 +84,8 @@ pub(crate) struct Duties {
 /// Turns this freshly forked process into a keeper.
 pub(crate) fn keep(duties: Duties) -> ! {
     let listener = duties.listener.as_ref().map(AsRawFd::as_raw_fd);
-    let kept: Vec<RawFd> =
-        [duties.image, listener, Some(duties.control.as_raw_fd())].into_iter().flatten().collect();
+    let others = [listener, Some(duties.control.as_raw_fd())].into_iter().flatten();
+    let kept: Vec<RawFd> = duties.images.iter().copied().chain(others).collect();
     situla_sys::become_background(c"situla-keeper", &kept, move || {
         allow_many_files();
         serve(duties);
@@ -97,10 +100,35 @@ fn allow_many_files() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-/// Serves the tree on this thread and tends the meeting point on another.
+/// A tree to serve, and the device at which it is asked for once that has come.
+struct Serving<'a> {
+    server: Server<'a>,
+    device: OnceLock<OwnedFd>,
+    /// Whether a thread has found it unmounted.
+    has_ended: AtomicBool,
+}
+
+impl<'a> Serving<'a> {
+    fn new(tree: &'a dyn Tree) -> Self {
+        Serving { server: Server::new(tree), device: OnceLock::new(), has_ended: AtomicBool::new(false) }
+    }
+}
+
+/// Serves the last tree on this thread and others, and tends the meeting point on another.
 fn serve(duties: Duties) {
-    let Duties { tree, warm_up, image, listener, control, n_expected, leader, run, cgroup, is_instance } =
-        duties;
+    let Duties {
+        trees,
+        warm_up,
+        images: _,
+        image,
+        listener,
+        control,
+        n_expected,
+        leader,
+        run,
+        cgroup,
+        is_instance,
+    } = duties;
     let connected = Connected::default();
     // Whether somebody tends the meeting point of a container that does not stand yet.
     let under_way = AtomicBool::new(false);
@@ -118,7 +146,8 @@ fn serve(duties: Duties) {
         image: image.filter(|_| is_instance),
         is_instance,
     });
-    let Some(tree) = tree.as_deref() else {
+    let servings: Vec<Serving<'_>> = trees.iter().map(|tree| Serving::new(tree.as_ref())).collect();
+    let Some((last, others)) = servings.split_last() else {
         // A directory: nothing to serve, only namespaces to hand on.
         if let Some(meeting) = &mut meeting {
             meeting.tend(&control);
@@ -126,20 +155,26 @@ fn serve(duties: Duties) {
         return;
     };
     let n_servers = n_processors().min(MAX_SERVERS);
-    let device = OnceLock::new();
-    let server = Server::new(tree);
+    let n_mounted = AtomicUsize::new(servings.len());
     // What nobody reads at the control connection would keep the container's namespaces alive, and with them
     // its mount, for good.
     let unheard = AtomicBool::new(false);
-    let serve = || {
-        let device: &OwnedFd = device.wait();
-        // Unmounted, or beyond help: there is nothing left to do for any thread.
+    let serve = |serving: &Serving<'_>| {
+        let device: &OwnedFd = serving.device.wait();
         let mut wait = || {
             if unheard.load(Ordering::Relaxed) && !discard_before(device.as_fd(), control.as_fd()) {
                 unheard.store(false, Ordering::Relaxed);
             }
         };
-        let clean = server.serve_with(device.as_fd(), &mut wait).is_ok();
+        let clean = serving.server.serve_with(device.as_fd(), &mut wait).is_ok();
+        if clean {
+            // Each device has several threads; it counts once.
+            let is_first = !serving.has_ended.swap(true, Ordering::AcqRel);
+            if !is_first || n_mounted.fetch_sub(1, Ordering::AcqRel) > 1 {
+                return;
+            }
+        }
+        // All unmounted, or beyond help: there is nothing left to do for any thread.
         while under_way.load(Ordering::Acquire) {
             // The constructing process has failed or was killed; what the others must hear depends on
             // which, and is said at the meeting point.
@@ -170,23 +205,33 @@ fn serve(duties: Duties) {
                 if let Some(warm_up) = &warm_up {
                     warm_up.run();
                 }
-                serve();
+                serve(last);
             })
             .is_ok();
-        let Some(mut first) = receive(control.as_fd()).ok().flatten() else {
-            if let Some(mut meeting) = take_meeting() {
-                meeting.turn_away();
+        for serving in &servings {
+            let Some(mut message) = receive(control.as_fd()).ok().flatten() else {
+                if let Some(mut meeting) = take_meeting() {
+                    meeting.turn_away();
+                }
+                situla_sys::exit_now(1)
+            };
+            // Another message comes where the constructing process has failed: then there is nothing to serve.
+            let opened = message.descriptors.pop().filter(|_| message.bytes.first() == Some(&DEVICE));
+            let Some(opened) = opened else { situla_sys::exit_now(0) };
+            let _ = serving.device.set(opened);
+        }
+        for other in others {
+            let serve = &serve;
+            let n_started = (0..n_servers).filter(|_| thread(scope, move || serve(other)).is_ok()).count();
+            if n_started == 0 {
+                // Who looks there would wait for good.
+                situla_sys::exit_now(1)
             }
-            situla_sys::exit_now(1)
-        };
-        // Another message comes where the constructing process has failed: then there is nothing to serve.
-        let opened = first.descriptors.pop().filter(|_| first.bytes.first() == Some(&DEVICE));
-        let Some(opened) = opened else { situla_sys::exit_now(0) };
-        let _ = device.set(opened);
+        }
         if n_servers > 2 || meets {
             let tended = thread(scope, || {
                 for _ in 2..n_servers {
-                    let _ = thread(scope, serve);
+                    let _ = thread(scope, || serve(last));
                 }
                 tend();
             });
@@ -202,7 +247,7 @@ fn serve(duties: Duties) {
                 }
             }
         }
-        serve();
+        serve(last);
     });
 }
 

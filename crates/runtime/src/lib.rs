@@ -48,7 +48,7 @@ pub use inside::{Links, open_inside};
 pub use instance::{Channel, Instance, Undisturbed, detach};
 pub use interruption::Interruption;
 pub use kernel_mount::{KernelFormat, MountableFile, mount_by_kernel};
-pub use run::{Observer, OpenImage, duplicate, is_inherited, replace, run};
+pub use run::{MountedImage, Observer, OpenImage, OpenImages, duplicate, is_inherited, replace, run};
 pub use seccomp::check_filter;
 pub use situla_sys::{SignalInfo, die_by};
 pub use supervise::Exit;

@@ -18,6 +18,14 @@ use crate::failure::{Context, Failure, FailureClass};
 use crate::inside::{Links, open_inside};
 use crate::mount_api::{Detached, MountApi, Source};
 
+/// The type of a mount that shows what is in an image file, which the keeper serves.
+const IMAGE_MOUNT: &str = "squashfs";
+
+/// How many images `plan` mounts beside its root.
+pub(crate) fn n_images(plan: &Plan) -> usize {
+    plan.spec.mounts.iter().filter(|mount| mount.kind == IMAGE_MOUNT).count()
+}
+
 /// Looks the source of `mount` up, where it has one.
 pub(crate) fn open_source(api: &MountApi, plan: &Plan, mount: &Mount) -> Result<Option<Source>, Failure> {
     if mount.kind != "bind" {
@@ -29,10 +37,19 @@ pub(crate) fn open_source(api: &MountApi, plan: &Plan, mount: &Mount) -> Result<
     Ok(Some(source))
 }
 
-/// Makes `mount` of its source, with its options applied.
-pub(crate) fn make(api: &MountApi, mount: &Mount, source: Option<Source>) -> Result<Detached, Failure> {
+/// Makes `mount` of its source, with its options applied. `image` mounts what is served of an image.
+pub(crate) fn make(
+    api: &MountApi,
+    mount: &Mount,
+    source: Option<Source>,
+    image: &mut dyn FnMut() -> Result<Detached, Failure>,
+) -> Result<Detached, Failure> {
     let made = match (source, mount.kind.as_str()) {
         (Some(source), _) => api.copy(source).map_err(|errno| unusable_source(mount, errno))?,
+        (None, IMAGE_MOUNT) => image().map_err(|failure| {
+            let source = Path::new(mount.source.as_os_str()).display();
+            failure.about(&format!("the image {source} cannot be mounted"))
+        })?,
         (None, "tmpfs") => new_tmpfs(api, &mount.options)?,
         (None, kind @ ("devpts" | "mqueue" | "proc")) => new_kernel_tree(api, kind, &mount.options)?,
         (None, other) => {

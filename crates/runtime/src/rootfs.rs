@@ -14,7 +14,8 @@ use crate::layers::{LayerSources, mount_layers, open_layers};
 use crate::mount_api::{Detached, MountApi, Source};
 use crate::overlay::mount_overlay;
 
-/// Where the FUSE device of a new mount goes: to the process that will serve it.
+/// Where the FUSE device of a new mount goes: to the process that will serve it. Devices go in the order in which
+/// their images are mounted: those of the Plan's mounts, then the root's.
 pub(crate) type Serve<'a> = dyn FnMut(BorrowedFd<'_>) -> Result<(), Failure> + 'a;
 
 /// A rootfs that is ready to be attached.
@@ -113,7 +114,7 @@ pub(crate) fn mount(
 ///
 /// The device must be opened here, in the new user namespace: the kernel refuses a device that was
 /// opened in another one than the mount belongs to (`fuse_fill_super`, fs/fuse/inode.c).
-fn mount_fuse(api: &MountApi, plan: &Plan, serve: &mut Serve<'_>) -> Result<Detached, Failure> {
+pub(crate) fn mount_fuse(api: &MountApi, plan: &Plan, serve: &mut Serve<'_>) -> Result<Detached, Failure> {
     let device = open_fuse_device()?;
     let user = plan.spec.process.user;
     let (fd, uid, gid) = (device.as_raw_fd().to_string(), user.uid.to_string(), user.gid.to_string());

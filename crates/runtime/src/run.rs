@@ -20,7 +20,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, getpid, pidfd_open, set_dumpable_behavior};
 use situla_fuse::{Layered, Tree};
 use situla_plan::{NamespaceKind, PatchContent, Plan, Share};
-use situla_squashfs::Image;
+use situla_squashfs::{Image, InodeRef};
 use situla_sys::{Forked, SignalFd, SignalInfo, SignalMask, fork};
 
 use crate::construct::construct;
@@ -32,6 +32,7 @@ use crate::keeper::{self, Duties};
 use crate::kernel_mount;
 use crate::meeting::{self, Role, meet};
 use crate::message;
+use crate::mounts;
 use crate::namespaces;
 use crate::payload::{Command, Surroundings, Waiter, become_payload};
 use crate::supervise::{self, Exit, Keeper, Supervised, forwarded};
@@ -60,6 +61,37 @@ pub struct OpenImage {
     pub image: Image,
     /// The descriptor that the reader reads from.
     pub descriptor: RawFd,
+}
+
+/// A directory of an open image that is mounted inside.
+#[derive(Debug)]
+pub struct MountedImage {
+    /// The image.
+    pub open: OpenImage,
+    /// The directory.
+    pub root: InodeRef,
+}
+
+/// The open images of a Plan.
+#[derive(Debug, Default)]
+pub struct OpenImages {
+    /// The one that is the root, where that is an image.
+    pub root: Option<OpenImage>,
+    /// One for each mount of type `squashfs`, in their order.
+    pub mounted: Vec<MountedImage>,
+}
+
+impl OpenImages {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.root.is_none() && self.mounted.is_empty()
+    }
+
+    /// The descriptors behind them, which must stay open.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let mounted = self.mounted.iter().map(|mounted| &mounted.open);
+        self.root.iter().chain(mounted).map(|open| open.descriptor)
+    }
 }
 
 /// Tells whether a descriptor was there before this process opened any: all of ours close on exec.
@@ -103,16 +135,19 @@ pub fn replace(plan: &Plan) -> Failure {
     }
 }
 
-/// Runs the payload of `plan` and waits for it. `image` is the open image of a plan whose rootfs is
-/// one; `rank` is this task's among the tasks of its node's step; `name` is the name of the run if
-/// this task leads, which the others then learn.
+/// Runs the payload of `plan` and waits for it. `images` are the open images of the plan; `rank` is this task's
+/// among the tasks of its node's step; `name` is the name of the run if this task leads, which the others then
+/// learn.
 pub fn run(
     plan: &Plan,
-    image: Option<OpenImage>,
+    images: OpenImages,
     rank: u32,
     name: &str,
     observer: &mut dyn Observer,
 ) -> Result<Exit, Failure> {
+    if images.mounted.len() != mounts::n_images(plan) {
+        return Err(Failure::new(FailureClass::Setup, "an image that is to be mounted was not opened"));
+    }
     let command = Command::prepare(plan)?;
     let is_instance = matches!(plan.share, Share::Instance { .. });
     if is_instance && !plan.spec.linux.has(NamespaceKind::Pid) {
@@ -143,7 +178,7 @@ pub fn run(
     let hooks = Staged::of(plan, &name).filter(|_| leads);
     let start = Start { plan, name: &name, leads, command: &command, surroundings: &surroundings, hooks };
     let mut observer = Poststart::new(hooks, observer);
-    let outcome = start.run(role, image, rank, &signals, &mut observer);
+    let outcome = start.run(role, images, rank, &signals, &mut observer);
     if let Some(hooks) = hooks {
         hooks.poststop(&mut observer);
     }
@@ -196,7 +231,7 @@ impl Start<'_> {
     fn run(
         &self,
         role: Option<Role>,
-        image: Option<OpenImage>,
+        images: OpenImages,
         rank: u32,
         signals: &SignalFd,
         observer: &mut dyn Observer,
@@ -212,8 +247,10 @@ impl Start<'_> {
                 }
                 outcome
             }
-            Some(Role::Leader(listener)) => self.lead(image, Some(listener), rank, signals, observer),
-            Some(Role::Alone) | None if image.is_some() => self.lead(image, None, rank, signals, observer),
+            Some(Role::Leader(listener)) => self.lead(images, Some(listener), rank, signals, observer),
+            Some(Role::Alone) | None if !images.is_empty() => {
+                self.lead(images, None, rank, signals, observer)
+            }
             Some(Role::Alone) | None => {
                 let mut serve =
                     |_: BorrowedFd<'_>| Err(Failure::new(FailureClass::Setup, "no image was opened"));
@@ -311,7 +348,7 @@ impl Start<'_> {
     /// around itself.
     fn lead(
         &self,
-        image: Option<OpenImage>,
+        images: OpenImages,
         listener: Option<OwnedFd>,
         rank: u32,
         signals: &SignalFd,
@@ -319,9 +356,18 @@ impl Start<'_> {
     ) -> Result<Exit, Failure> {
         let setup = |what: &'static str| move |errno| Failure::of_call(FailureClass::Setup, what, errno);
         let shared = listener.is_some();
-        let descriptor = image.as_ref().map(|image| image.descriptor);
-        let image = image.map(|image| Arc::new(image.image));
-        let tree = image.clone().map(|image| served_tree(self.plan, image)).transpose()?;
+        let descriptors: Vec<RawFd> = images.descriptors().collect();
+        let OpenImages { root, mounted } = images;
+        let user = self.plan.spec.process.user;
+        let mut trees: Vec<Box<dyn Tree>> = Vec::with_capacity(mounted.len() + 1);
+        for MountedImage { open, root } in mounted {
+            trees.push(Box::new(ImageTree::below(Arc::new(open.image), root, user.uid, user.gid)));
+        }
+        let descriptor = root.as_ref().map(|image| image.descriptor);
+        let image = root.map(|image| Arc::new(image.image));
+        if let Some(image) = image.clone() {
+            trees.push(served_tree(self.plan, image)?);
+        }
         let warm_up = image.map(|image| WarmUp { image, programs: self.command.programs() });
         let (ours, theirs) = message::pair().map_err(setup("cannot make a pair of sockets"))?;
         let (n_expected, cgroup) = match &self.plan.share {
@@ -332,8 +378,9 @@ impl Start<'_> {
         };
         let is_instance = matches!(self.plan.share, Share::Instance { .. });
         let duties = Duties {
-            tree,
+            trees,
             warm_up,
+            images: descriptors,
             image: descriptor,
             listener,
             control: theirs,

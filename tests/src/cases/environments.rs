@@ -65,6 +65,57 @@ pub fn every_key(site: &Site) -> Check {
     expect("two tasks", running.finish(PATIENCE)?, &["one"])
 }
 
+/// Image files are mounted, to all tasks of a node alike, and nowhere but in their container.
+///
+/// # Errors
+/// They are not.
+pub fn image_mounts(site: &Site) -> Check {
+    let dir = site.env().work_dir("edf-images")?;
+    site.env().as_user(dir.path(), ["mkdir", "-p", "tree/sub"])?.success()?;
+    dir.write("tree/sub/file", "in the image\n")?;
+    let convert = ["situla", "convert", "tree", "data.sqsh"];
+    site.env().as_user(dir.path(), convert)?.success()?;
+    let (image, sif) = (site.images.path("tiny.sqsh"), site.images.path("tiny.sif"));
+    let edf = format!(
+        "image = \"{image}\"\nmounts = [\"./data.sqsh:/odd/data:sqsh\", \"{sif}:/odd/sif:ro,sqsh\", \
+         \"./none.sqsh:/odd/none:sqsh+nofail\"]\n"
+    );
+    dir.write("data.toml", &edf)?;
+    let more = format!("--container-mounts={image}:/more:sqsh");
+    let script = format!(
+        "cat /odd/data/sub/file; head -n1 /odd/sif{WITNESS} /more{WITNESS} | grep -c 'situla tiny image'; \
+         ls /odd; touch /odd/data/new 2>/dev/null || echo read-only; \
+         grep -c ' /odd/[a-z]* .* fuse.situla ' /proc/self/mountinfo; readlink /proc/self/ns/mnt"
+    );
+    let host = std::fs::read_link("/proc/self/ns/mnt").map_err(|error| error.to_string())?;
+    let line =
+        ["-N1", "-n2", "--overcommit", "--label", "--environment=./data.toml", &more, "sh", "-c", &script];
+    let (name, running) = site.cluster.start_srun_with(dir.path(), &[], line)?;
+    let output = running.finish(PATIENCE)?.success()?;
+    let of = |task: &str| -> Vec<String> {
+        let own = output.stdout.lines().filter_map(|line| line.strip_prefix(&format!("{task}: ")));
+        own.map(str::to_owned).collect()
+    };
+    let (first, second) = (of("0"), of("1"));
+    let wanted = ["in the image", "2", "data", "sif", "read-only", "2"];
+    if first != second || first.len() != wanted.len() + 1 || first[..wanted.len()] != wanted {
+        return Err(format!("wanted {wanted:?} and one namespace\n{output}").into());
+    }
+    if host.display().to_string() == first[wanted.len()] {
+        return Err(format!("the namespace is the host's\n{output}").into());
+    }
+    let job = site.cluster.job(&name, output)?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    let is_one = records.len() == 1 && records[0].class == "ok" && records[0].exits.len() == 2;
+    let steps: Vec<&str> = job.steps.values().map(|step| step.state.as_str()).collect();
+    if !is_one || steps.iter().any(|state| *state != "COMPLETED") {
+        return Err(
+            format!("expected one record of two tasks, all completed, got {records:#?} {steps:?}").into()
+        );
+    }
+    Ok(())
+}
+
 /// A name is found where the user or `EDF_PATH` has it, in a batch job too, and what it inherits is in it;
 /// `situla environment` shows the same.
 ///
@@ -102,12 +153,23 @@ pub fn names_and_inheritance(site: &Site) -> Check {
 pub fn refused(site: &Site) -> Check {
     let dir = site.env().work_dir("edf-refused")?;
     let image = site.images.path("tiny.sqsh");
+    site.env()
+        .as_user(dir.path(), ["sh", "-c", &format!("head -c 200000 {image} > short.sqsh")])?
+        .success()?;
     for (text, part) in [
         ("image = 1", "image must be a string"),
         ("base_environment = \"nowhere\"", "no nowhere.toml in"),
         ("writable = true", "names no image"),
         (&format!("image = \"{image}\"\nmounts = [\"/a\"]"), "has no destination"),
-        (&format!("image = \"{image}\"\nmounts = [\"/a:/b:sqsh\"]"), "sqsh"),
+        (
+            &format!("image = \"{image}\"\nmounts = [\"./bad.toml:/b:sqsh\"]"),
+            "is neither a SquashFS nor a SIF image",
+        ),
+        (
+            &format!("image = \"{image}\"\nmounts = [\"./short.sqsh:/b:sqsh\"]"),
+            "cannot read the SquashFS image",
+        ),
+        (&format!("image = \"{image}\"\nmounts = [\"{image}:/b:sqsh+rw\"]"), "says both sqsh and rw"),
         (&format!("image = \"{image}\"\ndevices = [\"nvidia.com/gpu=all\"]"), "nvidia.com/gpu=all"),
     ] {
         dir.write("bad.toml", text)?;

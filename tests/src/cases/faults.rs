@@ -469,6 +469,12 @@ pub fn missing_mount_source(site: &Site) -> Check {
         remedy: "create it, or leave the bind out",
         class: "engine-bind-source-missing",
     };
+    both(site, &site.images.path("tiny.sqsh"), extra, &[], fault)?;
+    // An image that srun does not see may be on the node.
+    let extra: (&[&str], &[&str]) = (
+        &["--container-mounts=/no/such/dir.sqsh:/data:sqsh"],
+        &["--bind", "/no/such/dir.sqsh:/data:image-src=/"],
+    );
     both(site, &site.images.path("tiny.sqsh"), extra, &[], fault)
 }
 

@@ -307,6 +307,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("pyxis::contradictions", pyxis::contradictions),
     ("pyxis::mounts", pyxis::mounts),
     ("environments::every_key", environments::every_key),
+    ("environments::image_mounts", environments::image_mounts),
     ("environments::names_and_inheritance", environments::names_and_inheritance),
     ("environments::refused", environments::refused),
     ("ends::codes_and_signals", ends::codes_and_signals),

@@ -20,6 +20,7 @@ fn shown(binds: &DefaultBinds) -> Vec<String> {
         BindSource::Host(source) => format!("{}:{}", source.display(), bind.destination.display()),
         BindSource::Tmpfs { .. } => format!("tmpfs:{}", bind.destination.display()),
         BindSource::MinimalDev => format!("minimal:{}", bind.destination.display()),
+        BindSource::Image(image) => format!("image:{}", image.path.display()),
     };
     binds.binds.iter().map(one).collect()
 }

@@ -7,6 +7,10 @@ fn show(binds: Result<Vec<BindRequest>, SyntaxError>) -> Result<String, SyntaxEr
             BindSource::Host(path) => path.display().to_string(),
             BindSource::Tmpfs { size } => format!("tmpfs({size:?})"),
             BindSource::MinimalDev => "dev".to_owned(),
+            BindSource::Image(ImageSource { path, directory, object }) => {
+                let object = object.map(|id| format!(", {id}")).unwrap_or_default();
+                format!("image({}, {directory}{object})", path.display())
+            }
         };
         format!("{source}|{}|{}", bind.destination.display(), if bind.read_only { "ro" } else { "rw" })
     };
@@ -45,6 +49,9 @@ fn apptainer_binds() {
         ("./data/:/d//e/", "/start/dir/data|/d/e|rw"),
         ("../x:/x", "/start/dir/../x|/x|rw"),
         ("/é:/ü:ro", "/é|/ü|ro"),
+        ("/a.sqsh:/b:image-src=/", "image(/a.sqsh, /)|/b|ro"),
+        ("a.sif:/b:image-src=/x//y/,id=3,/c", "image(/start/dir/a.sif, /x/y, 3)|/b|ro /c|/c|rw"),
+        ("/a.sif:/b:ro,id=3,image-src=/x", "image(/a.sif, /x, 3)|/b|ro"),
     ];
     for (text, want) in table {
         assert_eq!(bind(text).as_deref(), Ok(want), "{text}");
@@ -55,7 +62,7 @@ fn apptainer_binds() {
 fn apptainer_binds_that_are_refused() {
     use SyntaxError as E;
     type Fits = fn(&E) -> bool;
-    let is: [(&str, Fits); 13] = [
+    let is: [(&str, Fits); 18] = [
         ("", |e| matches!(e, E::NoSource { .. })),
         (":/b", |e| matches!(e, E::NoSource { .. })),
         ("/a,", |e| matches!(e, E::NoSource { .. })),
@@ -67,7 +74,12 @@ fn apptainer_binds_that_are_refused() {
         ("/a:/b/../c", |e| matches!(e, E::BadDestination { .. })),
         ("/a:/b:readonly", |e| matches!(e, E::UnknownOption { .. })),
         ("/a:/b:ro,rw", |e| matches!(e, E::Contradiction { .. })),
-        ("/a.sif:/b:image-src=/", |e| matches!(e, E::Unsupported { .. })),
+        ("/a.sif:/b:image-src=x", |e| matches!(e, E::BadImage { .. })),
+        ("/a.sif:/b:image-src=/../x", |e| matches!(e, E::BadImage { .. })),
+        ("/a.sif:/b:image-src=/,id=0", |e| matches!(e, E::BadImage { .. })),
+        ("/a.sif:/b:image-src=", |e| matches!(e, E::BadImage { .. })),
+        ("/a.sif:/b:id=1", |e| matches!(e, E::NoImage { .. })),
+        ("/a.sif:/b:image-src=/,rw", |e| matches!(e, E::Contradiction { .. })),
         ("/a\0:/b", |e| matches!(e, E::BadPath { .. })),
     ];
     for (text, fits) in is {
@@ -88,6 +100,7 @@ fn apptainer_mounts() {
         ("type=bind,\"src=/a\"\"b\",dst=/c", "/a\"b|/c|rw"),
         ("type=bind,src=/a:x,dst=/b", "/a:x|/b|rw"),
         ("type=bind,src=/a,dst=/b\n\ntype=bind,src=/c,dst=/d,ro\n", "/a|/b|rw /c|/d|ro"),
+        ("type=bind,src=a.sif,dst=/b,image-src=/x,id=2", "image(/start/dir/a.sif, /x, 2)|/b|ro"),
         ("", ""),
     ];
     for (text, want) in table {
@@ -100,6 +113,10 @@ fn apptainer_mounts() {
         "type=bind,src=,dst=/a",
         "type=bind,src=/a,dst=b",
         "type=bind,src=/a,dst=/b,bind-propagation=shared",
+        "type=bind,src=/a,dst=/b,image-src",
+        "type=bind,src=/a,dst=/b,image-src=..",
+        "type=bind,src=/a,dst=/b,image-src=/,rw",
+        "type=bind,src=/a,dst=/b,id=2",
         "type=bind,src=/a,dst=/b,read-only",
         "type=bind,src=/a,dst=/b,ro,rw",
         "type=bind,\"src=/a,dst=/b",
@@ -124,6 +141,7 @@ fn pyxis_mounts() {
         ("tmpfs:/scratch:size=2m+noexec", "tmpfs(Some(2097152))|/scratch|rw"),
         (r"/a\,b\:c:/d\,e:ro,/f", "/a,b:c|/d,e|ro /f|/f|rw"),
         ("/a,umount:/tmp", "/a|/a|rw"),
+        ("/a.sqsh:/b:sqsh,./c.sqsh:/d:ro+sqsh", "image(/a.sqsh, /)|/b|ro image(/start/dir/c.sqsh, /)|/d|ro"),
     ];
     for (text, want) in table {
         assert_eq!(pyxis(text).as_deref(), Ok(want), "{text}");
@@ -144,11 +162,13 @@ fn mounts_of_environments() {
         ("./a:/b:ro", "/start/dir/a|/b|ro"),
         ("/a:/b:ro+private", "/a|/b|ro"),
         ("/a:/b:private,ro", "/a|/b|ro"),
+        ("./a.sqsh:/b:sqsh", "image(/start/dir/a.sqsh, /)|/b|ro"),
+        ("/a.sqsh:/b:nofail,sqsh", "image(/a.sqsh, /)|/b|ro"),
     ] {
         assert_eq!(parse(text).as_deref(), Ok(want), "{text}");
     }
     for text in
-        ["/a", "", "/a:", "a:/b", "/a:b", "/a:/b:fast", "/a:/b:ro:x", "/a.sqsh:/b:sqsh", "/a:/b:ro,sqsh"]
+        ["/a", "", "/a:", "a:/b", "/a:b", "/a:/b:fast", "/a:/b:ro:x", "/a.sqsh:/b:sqsh,rw", "a.sqsh:/b:sqsh"]
     {
         assert!(parse(text).is_err(), "{text}");
     }
@@ -179,6 +199,10 @@ fn pyxis_mounts_that_are_refused() {
         "tmpfs:/b:size=x",
         "tmpfs:/b:size=99999999999999999999g",
         "/a:/b:shared",
+        "/a:/b:sqsh+rw",
+        "/a:/b:bind+sqsh",
+        "/a:/b:sqsh+private",
+        "tmpfs:/b:sqsh",
     ] {
         assert!(pyxis(text).is_err(), "{text:?}");
     }

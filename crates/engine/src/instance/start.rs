@@ -197,10 +197,10 @@ fn agree(channel: &Channel, name: &InstanceName) -> Result<(), InstanceError> {
 fn hold(prepared: Prepared, instances: &Instances, state: InstanceState, channel: &Channel) -> i32 {
     // The starter's mark is about to go with it. Before anything else: until then nothing tells of this process.
     let _use_mark = UseMark::make(prepared.image_path());
-    let PreparedParts { plan, image, lease, recorder, rank } = prepared.into_parts();
+    let PreparedParts { plan, images, lease, recorder, rank } = prepared.into_parts();
     let run = recorder.run().to_owned();
     let mut holding = Holding { recorder, instances, state, channel, is_published: false };
-    let outcome = situla_runtime::run(&plan, image, rank, &run, &mut holding);
+    let outcome = situla_runtime::run(&plan, images, rank, &run, &mut holding);
     // Nothing is mounted any more.
     drop(lease);
     let Holding { mut recorder, state, is_published, .. } = holding;

@@ -331,6 +331,56 @@ fn a_payload_that_ends_by_the_loss_of_its_image_is_told_as_lost() {
     }
 }
 
+/// Images beside the root are served as it is, whatever it is, to all tasks, and their keeper goes with the container.
+#[test]
+fn image_mounts_are_there_beside_any_root() {
+    let Some(bench) = Bench::prepare() else { return };
+    let image = bench.path("root.sqsh");
+    for kind in [Kind::Directory, Kind::Image] {
+        for n_tasks in [1, 2] {
+            let gate = bench.path(&format!("images-{kind:?}-{n_tasks}"));
+            fs::create_dir(&gate).unwrap();
+            let change = |plan: &mut Value| {
+                if n_tasks > 1 {
+                    let key = format!("images/{}/{kind:?}", std::process::id());
+                    plan["share"] = json!({"with": "step", "key": key, "local_tasks": n_tasks});
+                }
+                let mounts = plan["spec"]["mounts"].as_array_mut().unwrap();
+                for place in ["/real", "/sys"] {
+                    let options = ["nosuid", "nodev", "ro", "noexec"];
+                    mounts.push(json!({
+                        "destination": place, "source": image, "type": "squashfs", "options": options
+                    }));
+                }
+                let bind =
+                    json!({"destination": "/tmp", "source": gate, "type": "bind", "options": ["rbind"]});
+                mounts.push(bind);
+            };
+            let script = "cat /real/etc/witness /sys/etc/witness; touch /real/new 2>/dev/null || echo refused; \
+                          /real/bin/true 2>/dev/null || echo not executed; test -e /real/link/x || echo $?; \
+                          touch /tmp/$$; while ! test -e /tmp/go; do sleep 0.01; done; cat /sys/etc/witness";
+            let children: Vec<Child> =
+                (0..n_tasks).map(|_| start(&bench.plan(kind, script, change), &[])).collect();
+            wait_until("the tasks", || fs::read_dir(&gate).unwrap().count() == children.len());
+            let keepers: Vec<u32> = children.iter().flat_map(|child| keepers_of(child.id())).collect();
+            assert_eq!(keepers.len(), 1, "{kind:?}, {n_tasks} tasks");
+            File::create(gate.join("go")).unwrap();
+            for child in children {
+                let (out, err) = text(&finish(child));
+                let witness = "from the image\n";
+                let wanted = format!("{witness}{witness}refused\nnot executed\n1\n{witness}");
+                assert_eq!(out, wanted, "{kind:?}, {n_tasks} tasks: {err}");
+            }
+            let gone = |pid: u32| {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                name.trim() != "situla-keeper" || stat.contains(") Z ")
+            };
+            wait_until("the keeper to go", || keepers.iter().all(|pid| gone(*pid)));
+        }
+    }
+}
+
 #[test]
 fn image_files_of_any_owner_belong_to_the_user() {
     let Some(bench) = Bench::prepare() else { return };
