@@ -61,6 +61,8 @@ pub enum Origin {
     Default,
     /// The process manager of MPI.
     Pmi,
+    /// A device that the user named: the site's specification of it says what it needs.
+    Device,
 }
 
 /// A mount to make.

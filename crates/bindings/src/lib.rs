@@ -6,12 +6,14 @@
 //! plan prints it.
 
 mod bind;
+mod cdi;
 mod defaults;
 mod devices;
 mod pmi;
 mod syntax;
 
 pub use bind::{BindRequest, BindSource, ImageSource, Origin, Propagation, Skipped};
+pub use cdi::{CdiError, CdiSpec, DeviceEdits, DeviceName, MAX_SPEC, SpecFile, Syntax, resolve};
 pub use defaults::{CustomHome, DefaultBinds, DefaultOptions, HostFacts, NoMount, plan_default_binds};
 pub use devices::{DeviceNode, DevicePlan, DeviceRole, Openable, plan_devices};
 pub use pmi::{KeepFd, PmiFacts, PmiPlan, plan_pmi, plan_shm};

@@ -449,7 +449,7 @@ fn inside(path: &str) -> Result<PathBuf, SyntaxError> {
     inside_of_path(Path::new(path))
 }
 
-fn inside_of_path(path: &Path) -> Result<PathBuf, SyntaxError> {
+pub(crate) fn inside_of_path(path: &Path) -> Result<PathBuf, SyntaxError> {
     let plain = path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
     if !path.is_absolute() || !plain || path.parent().is_none() {
         return Err(SyntaxError::BadDestination { path: path.display().to_string() });

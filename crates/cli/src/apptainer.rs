@@ -222,7 +222,7 @@ const UNSUPPORTED_BUILDING: [&str; 24] = [
 ];
 
 /// Options of Apptainer's run commands that are not supported here (yet).
-const UNSUPPORTED: [&str; 62] = [
+const UNSUPPORTED: [&str; 61] = [
     "-S",
     "-W",
     "-w",
@@ -248,7 +248,6 @@ const UNSUPPORTED: [&str; 62] = [
     "--rocm",
     "--compat32",
     "--intel-hpu",
-    "--device",
     "--cdi-dirs",
     "--containlibs",
     "--fusemount",

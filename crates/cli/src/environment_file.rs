@@ -11,6 +11,7 @@ use situla_engine::{EntryPoint, RunRequest};
 
 use crate::Context;
 use crate::command_error::CommandError;
+use crate::run_options::device_names;
 
 /// The variable in which the plugin sends `EDF_PATH` from srun.
 const SENT_PATH: &str = "SLURM_SITULA_EDF_PATH";
@@ -102,14 +103,9 @@ pub(crate) fn apply(
             .map_err(|error| CommandError::other(&error, "bad-option", None))?;
         request.binds.push(bind);
     }
-    if let Some(device) = edf.devices.iter().find(|device| !device.starts_with("/dev/")) {
-        return Err(CommandError::usage(
-            format!(
-                "{option}: the device {device} cannot be put into a container: names of CDI are not known"
-            ),
-            "take it out of the list; device nodes that the job may use are there by themselves",
-        ));
-    }
+    // Nodes that the job may use are there by themselves.
+    let named = edf.devices.iter().filter(|device| !device.starts_with("/dev/"));
+    request.devices = device_names(named.map(String::as_str))?;
     request.env.extend(edf.env.iter().map(|(name, value)| (name.clone(), value.clone())));
     // Variables were replaced already; a value is what it is now.
     request.no_eval = true;

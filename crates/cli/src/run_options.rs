@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use situla_bindings::{CustomHome, NoMount, parse_apptainer_bind, parse_apptainer_mount};
+use situla_bindings::{CustomHome, DeviceName, NoMount, parse_apptainer_bind, parse_apptainer_mount};
 use situla_engine::{Action, Isolation, OverlayRequest, Personality, RootfsWay, RunRequest};
 
 use crate::command_error::CommandError;
@@ -29,6 +29,9 @@ pub(crate) struct RunOptions {
     /// Bind with key=value pairs: type=bind,source=SRC,destination=DST[,ro]
     #[arg(long, value_name = "SPEC")]
     mount: Vec<String>,
+    /// Show a device, with what it needs, by the name that CDI gives it: VENDOR/CLASS=NAME, comma-separated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    device: Vec<String>,
     /// Working directory inside the container
     #[arg(long, visible_alias = "pwd", value_name = "DIR")]
     cwd: Option<String>,
@@ -141,6 +144,9 @@ impl RunOptions {
                 request.binds.extend(parse_apptainer_mount(line, cwd, &name).map_err(bad)?);
             }
         }
+        let set_devices = set.first(&["DEVICE"]);
+        let devices = self.device.iter().map(String::as_str);
+        request.devices = device_names(devices.chain(set_devices.iter().flat_map(|list| list.split(','))))?;
         request.workdir = self.cwd.clone().or_else(|| set.first(&["CWD", "TARGET_CWD", "PWD", "TARGET_PWD"]));
         if let Some(home) = self.home.clone().or_else(|| set.first(&["HOME"])) {
             request.defaults.home = Some(custom_home(&home, cwd)?);
@@ -195,6 +201,7 @@ impl RunOptions {
         }
         let named = [
             ("cleanenv", request.clean_env),
+            ("device", !request.devices.is_empty()),
             ("no-home", request.defaults.no_home),
             ("no-mount", !request.defaults.no_mount.is_empty()),
             ("env", !request.env.is_empty()),
@@ -248,6 +255,7 @@ impl RunOptions {
         let RunOptions {
             bind,
             mount,
+            device,
             home,
             no_home,
             no_mount,
@@ -281,6 +289,7 @@ impl RunOptions {
         let given = [
             ("bind", !bind.is_empty()),
             ("mount", !mount.is_empty()),
+            ("device", !device.is_empty()),
             ("home", home.is_some()),
             ("no-home", *no_home),
             ("no-mount", !no_mount.is_empty()),
@@ -332,6 +341,14 @@ impl RunOptions {
             cgroup: self.cgroupns == Some(CgroupNamespace::Private),
         })
     }
+}
+
+/// Reads names of devices.
+pub(crate) fn device_names<'a>(
+    texts: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<DeviceName>, CommandError> {
+    let name = |text: &str| text.parse().map_err(|error| CommandError::other(&error, "bad-option", None));
+    texts.into_iter().map(name).collect()
 }
 
 /// What sethostname(2) and everybody who reads it can take.

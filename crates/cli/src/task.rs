@@ -197,6 +197,7 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
     request.env.retain(|(name, _)| !(request.host_env.contains(name) && has(name)));
     let named = [
         ("environment", variable(ENVIRONMENT).is_some()),
+        ("device", !request.devices.is_empty()),
         ("mount-home", !request.defaults.no_home),
         ("remap-root", request.root),
         ("fakeroot", request.root),

@@ -12,15 +12,16 @@ use situla_bindings::{
 };
 use situla_oci::Digest;
 use situla_plan::{
-    AccountError, Binding, HostGroup, HostUser, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace, NamespaceKind,
-    Patch, PatchContent, Place, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung, SCHEMA, Share,
-    ShareKey, Spec, Text, Upper,
+    AccountError, Binding, Hooks, HostGroup, HostUser, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace,
+    NamespaceKind, Patch, PatchContent, Place, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung,
+    SCHEMA, Share, ShareKey, Spec, Text, Upper,
 };
 use situla_policy::Verdict;
 use situla_slurm::StepId;
 
 use crate::accelerators::{accelerator_nodes, openable};
 use crate::descriptors::plan_descriptors;
+use crate::devices;
 use crate::environment::{self, Circumstances};
 use crate::error::EngineError;
 use crate::host::Host;
@@ -68,6 +69,9 @@ pub(crate) fn plan_binds(
     }
     binds.retain(|bind| !options.unmounted.iter().any(|path| bind.destination.starts_with(path)));
     drop_covered(&mut binds);
+    let mut devices = request.device_edits.binds.clone();
+    devices.sort_by(|a, b| a.destination.cmp(&b.destination));
+    binds.extend(devices);
     let mut user = request.binds.clone();
     user.sort_by(|a, b| a.destination.cmp(&b.destination));
     binds.extend(user);
@@ -255,7 +259,7 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
             readonly_paths: Vec::new(),
             seccomp,
         },
-        hooks: None,
+        hooks: Some(&request.device_edits.hooks).filter(|hooks| **hooks != Hooks::default()).cloned(),
         annotations: request.annotations.clone(),
     };
     let rootfs = Rootfs {
@@ -266,6 +270,9 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         overlay: layers.overlay,
     };
     let share = share(request, host, &rootfs, &spec, (image.state, &identities));
+    if let (Some(hooks), false) = (&spec.hooks, matches!(share, Share::Nobody { .. })) {
+        devices::expect_shareable(hooks)?;
+    }
     Ok(Plan {
         schema: SCHEMA,
         image: image.identity.clone(),
@@ -452,7 +459,8 @@ fn share(
     let patches = if request.container.is_some() { &[] } else { rootfs.patches.as_slice() };
     let root = (&rootfs.source, patches, &overlay);
     let process = (&spec.process.user, &spec.process.capabilities);
-    let shared = (root, &spec.mounts, &spec.linux, &spec.hostname, process, place, identities);
+    let made = (&spec.mounts, &spec.linux, &spec.hostname, &spec.hooks);
+    let shared = (root, made, process, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();
     let digest = Digest::sha256(&bytes);
     let digest = digest.hex().get(..16).unwrap_or_default().to_owned();
@@ -506,7 +514,7 @@ impl<'a> Layout<'a> {
     }
 
     fn bind(&mut self, bind: BindRequest) -> Result<(), EngineError> {
-        let user_asked = matches!(bind.origin, Origin::User(_));
+        let user_asked = matches!(bind.origin, Origin::User(_) | Origin::Device);
         let (source, kind, is_directory) = match &bind.source {
             BindSource::Host(path) => match self.look_at(path)? {
                 Ok((place, is_directory)) => {

@@ -84,6 +84,7 @@ pub(crate) fn build(
     for name in wins_over_image(around) {
         image.remove(name);
     }
+    image.extend(request.device_edits.env.iter().filter(|(name, _)| is_name(name)).cloned());
     let host = passed_from_host(around);
     let user = user_variables(request, around.host);
     let mut result = Environment::default();

@@ -159,6 +159,14 @@ pub enum EngineError {
         /// What to do instead.
         remedy: String,
     },
+    /// A device cannot be had.
+    #[error("{message}")]
+    Device {
+        /// Which, and what is wrong.
+        message: String,
+        /// What to do instead.
+        remedy: String,
+    },
     /// The source of a bind mount does not exist.
     #[error("the bind source {path} does not exist on {host}")]
     BindSourceMissing {
@@ -239,7 +247,9 @@ impl EngineError {
             | EngineError::Sif { .. }
             | EngineError::Squashfs { .. }
             | EngineError::LookInto { .. } => EngineClass::ImageCorrupt,
-            EngineError::Reference { .. } | EngineError::BadOption { .. } => EngineClass::BadOption,
+            EngineError::Reference { .. } | EngineError::BadOption { .. } | EngineError::Device { .. } => {
+                EngineClass::BadOption
+            }
             EngineError::ImageChanged { .. } => EngineClass::ImageChanged,
             EngineError::Fetch { class, .. }
             | EngineError::Extract { class, .. }
@@ -302,7 +312,7 @@ impl EngineError {
                 "remove the directory if it is yours, or ask the administrator for another place (rootfs.cache)"
                     .to_owned()
             }
-            EngineError::BadOption { remedy, .. } => remedy.clone(),
+            EngineError::BadOption { remedy, .. } | EngineError::Device { remedy, .. } => remedy.clone(),
             EngineError::BindSourceMissing { .. } => "create it, or leave the bind out".to_owned(),
             EngineError::Unreachable { .. } => {
                 "check that its file system works and its permissions, or leave it out".to_owned()

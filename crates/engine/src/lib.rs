@@ -9,6 +9,7 @@ mod aftermath;
 mod assemble;
 mod container;
 mod descriptors;
+mod devices;
 mod directory_view;
 mod env_script;
 mod environment;

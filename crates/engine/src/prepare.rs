@@ -16,6 +16,7 @@ use situla_runtime::{Exit, OpenImage, OpenImages};
 
 use crate::assemble::{Parts, WORKING_DIRECTORY, assemble, plan_binds};
 use crate::container::{self, Asked, KeptContainer};
+use crate::devices;
 use crate::error::EngineError;
 use crate::events::{Heard, Listener};
 use crate::host::Host;
@@ -245,6 +246,8 @@ fn decided(
         _ => request,
     };
     let named = resolve::name(&request.image, &host.cwd, request.personality, site)?;
+    let with_devices = devices::apply(request, host, site)?;
+    let request = with_devices.as_ref().unwrap_or(request);
     let (mut binds, home, pmi_fds) = plan_binds(request, host);
     expect_unmounted(request, host)?;
     let layers = plan_layers(request, host)?;

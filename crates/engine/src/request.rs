@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use situla_bindings::{BindRequest, DefaultOptions};
+use situla_bindings::{BindRequest, DefaultOptions, DeviceEdits, DeviceName};
 
 use crate::way::RootfsWay;
 
@@ -163,6 +163,10 @@ pub struct RunRequest {
     pub binds: Vec<BindRequest>,
     /// Which of the default binds to make.
     pub defaults: DefaultOptions,
+    /// Devices by their names.
+    pub devices: Vec<DeviceName>,
+    /// What they ask for, once that is known.
+    pub(crate) device_edits: DeviceEdits,
     /// Directories to lay over the image, the topmost last; at most one of them is written to.
     pub overlays: Vec<OverlayRequest>,
     /// Whether the payload may write anywhere, into memory.
@@ -217,6 +221,8 @@ impl RunRequest {
             entrypoint: EntryPoint::No,
             binds: Vec::new(),
             defaults: DefaultOptions::default(),
+            devices: Vec::new(),
+            device_edits: DeviceEdits::default(),
             overlays: Vec::new(),
             writable_tmpfs: false,
             container: None,

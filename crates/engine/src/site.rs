@@ -30,6 +30,23 @@ pub struct Site {
     pub store: StoreSettings,
     /// Environment definition files of the site.
     pub environments: EnvironmentSettings,
+    /// What devices are called.
+    pub devices: DeviceSettings,
+}
+
+/// Where the specifications of devices are (CDI), by `[devices]` of `site.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct DeviceSettings {
+    /// Directories; what a later one says counts more.
+    pub path: Vec<PathBuf>,
+}
+
+impl Default for DeviceSettings {
+    fn default() -> Self {
+        // As every engine has it: what the administrator wrote, and what tools wrote since the node is up.
+        DeviceSettings { path: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec() }
+    }
 }
 
 /// Where the site has environment definition files, by `[environments]` of `site.toml`.
@@ -98,6 +115,7 @@ struct Settings {
     rootfs: RootfsSettings,
     store: StoreSettings,
     environments: EnvironmentSettings,
+    devices: DeviceSettings,
 }
 
 impl Site {
@@ -130,8 +148,8 @@ impl Site {
         };
         if let Some((path, text)) = settings {
             let settings = parse(&text).map_err(|message| EngineError::Settings { path, message })?;
-            let Settings { rootfs, store, environments } = settings;
-            site = Site { rootfs, store, environments, ..site };
+            let Settings { rootfs, store, environments, devices } = settings;
+            site = Site { rootfs, store, environments, devices, ..site };
         }
         Ok(site)
     }
@@ -213,6 +231,9 @@ fn parse(text: &str) -> Result<Settings, String> {
     if let Some(path) = settings.environments.path.iter().find(|path| !path.is_absolute()) {
         return Err(format!("environments.path has {path:?}, which is no absolute path"));
     }
+    if let Some(path) = settings.devices.path.iter().find(|path| !path.is_absolute()) {
+        return Err(format!("devices.path has {path:?}, which is no absolute path"));
+    }
     settings.store.flaw().map_or(Ok(settings), Err)
 }
 
@@ -274,8 +295,11 @@ mod tests {
         assert_eq!((found.gigabytes, found.days), (Some(2), Some(3)));
         let found = parse("[environments]\npath = [\"/a\", \"/b\"]\n").unwrap().environments;
         assert_eq!(found.path, [Path::new("/a"), Path::new("/b")]);
+        let found = parse("[devices]\npath = [\"/a\"]\n").unwrap().devices;
+        assert_eq!(found.path, [Path::new("/a")]);
         for (text, what) in [
             ("[environments]\npath = [\"a\"]", "environments.path"),
+            ("[devices]\npath = [\"a\"]", "devices.path"),
             ("[rootfs]\nway = \"fast\"", "way"),
             ("[rootfs]\nwhy = \"auto\"", "why"),
             ("[root]\n", "root"),

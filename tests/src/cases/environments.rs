@@ -1,5 +1,8 @@
 //! Environment definition files, by `--environment`, judged by what the payload sees.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 use super::Site;
 use crate::command::Output;
 use crate::environment::{PATIENCE, WorkDir};
@@ -116,6 +119,93 @@ pub fn image_mounts(site: &Site) -> Check {
     Ok(())
 }
 
+/// Devices bring what the site's specifications say, to all tasks alike; hooks run once for a container; who names one that is not there hears
+/// which there are.
+///
+/// # Errors
+/// They do not.
+pub fn devices(site: &Site) -> Check {
+    let dir = site.env().work_dir("edf-devices")?;
+    let prefix = site.env().situla().parent().and_then(Path::parent).ok_or("the program has no prefix")?;
+    let settings = prefix.join("etc/situla/site.toml");
+    if settings.exists() {
+        return Err(format!("{} is there already", settings.display()).into());
+    }
+    std::fs::create_dir_all(settings.parent().ok_or("the settings have no directory")?)?;
+    let here = dir.path().display();
+    std::fs::write(&settings, format!("[devices]\npath = [\"{here}/none\", \"{here}/cdi\"]\n"))?;
+    let result = devices_by_name(site, &dir);
+    std::fs::remove_file(&settings)?;
+    result
+}
+
+fn devices_by_name(site: &Site, dir: &WorkDir) -> Check {
+    let image = site.images.path("tiny.sqsh");
+    let here = dir.path().display();
+    site.env().as_user(dir.path(), ["mkdir", "cdi"])?.success()?;
+    dir.write("data", "of the device\n")?;
+    let hook = dir.write("hook", &format!("#!/bin/sh\ncat > /dev/null; echo hook >> {here}/log\n"))?;
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755))?;
+    let json = format!(
+        "{{\"cdiVersion\": \"0.6.0\", \"kind\": \"vendor.com/device\", \"devices\": [\
+         {{\"name\": \"zero\", \"containerEdits\": {{\"env\": [\"VENDOR=yes\", \"OTHER=device\"], \
+         \"deviceNodes\": [{{\"path\": \"/odd/zero\", \"hostPath\": \"/dev/zero\"}}], \
+         \"mounts\": [{{\"hostPath\": \"{here}/data\", \"containerPath\": \"/odd/data\", \"options\": [\"ro\"]}}], \
+         \"hooks\": [{{\"hookName\": \"createContainer\", \"path\": \"{}\"}}]}}}}, \
+         {{\"name\": \"gone\", \"containerEdits\": {{\"deviceNodes\": [{{\"path\": \"/dev/no-such-node\"}}]}}}}]}}",
+        hook.display()
+    );
+    dir.write("cdi/vendor.json", &json)?;
+    let yaml = "cdiVersion: 0.5.0\nkind: other.com/device\ndevices:\n- name: full\n  containerEdits:\n    \
+                deviceNodes:\n    - path: /odd/full\n      hostPath: /dev/full\n";
+    dir.write("cdi/other.yaml", yaml)?;
+    dir.write("cdi/broken.json", "{")?;
+    let edf =
+        |devices: &str| format!("image = \"{image}\"\ndevices = [{devices}]\n[env]\nOTHER = \"mine\"\n");
+    dir.write("good.toml", &edf("\"vendor.com/device=zero\", \"/dev/null\", \"other.com/device=full\""))?;
+    let script = "head -c 3 /odd/zero | od -An -tx1 | tr -d ' '; cat /odd/data; echo x 2>/dev/null > /odd/full || echo full; \
+                  echo $VENDOR $OTHER; test -w /odd/data || echo read-only";
+    let line = ["-N1", "-n2", "--overcommit", "--environment=./good.toml", "sh", "-c", script];
+    let (name, running) = site.cluster.start_srun_with(dir.path(), &[], line)?;
+    let output = running.finish(PATIENCE)?.success()?;
+    let mut got: Vec<&str> = output.stdout.lines().collect();
+    got.sort_unstable();
+    let wanted = ["000000", "full", "of the device", "read-only", "yes mine"];
+    if got != wanted.iter().flat_map(|line| [*line, *line]).collect::<Vec<_>>() {
+        return Err(format!("wanted {wanted:?} twice\n{output}").into());
+    }
+    let log = std::fs::read_to_string(dir.path().join("log"))?;
+    if log != "hook\n" {
+        return Err(format!("the hook of one container has left {log:?}").into());
+    }
+    let job = site.cluster.job(&name, output)?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    let plan = records.first().map(|record| record.record["start"]["plan"]["bindings"].to_string());
+    if !plan.is_some_and(|plan| plan.contains("device vendor.com/device=zero")) {
+        return Err(format!("the record does not say why: {records:#?}").into());
+    }
+    for (device, part) in [
+        (
+            "vendor.com/device=none",
+            "there are other.com/device=full, vendor.com/device=gone, vendor.com/device=zero",
+        ),
+        ("vendor.com/device=none", "broken.json is not understood"),
+        ("vendor.com/device=gone", "needs /dev/no-such-node, which does not exist on"),
+    ] {
+        dir.write("bad.toml", &edf(&format!("\"{device}\"")))?;
+        let (name, output) = task(site, dir, &[], &["--environment=./bad.toml", "true"])?;
+        let job = site.cluster.job(&name, output.clone())?;
+        output.expect_code(125)?.expect_text(part)?;
+        let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+        let step = job.steps.get("0").map(|step| (step.state.as_str(), step.exit.as_str()));
+        if records.len() != 1 || records[0].class != "engine-bad-option" || step != Some(("FAILED", "125:0"))
+        {
+            return Err(format!("{device}: {records:#?} {step:?}").into());
+        }
+    }
+    Ok(())
+}
+
 /// A name is found where the user or `EDF_PATH` has it, in a batch job too, and what it inherits is in it;
 /// `situla environment` shows the same.
 ///
@@ -170,7 +260,10 @@ pub fn refused(site: &Site) -> Check {
             "cannot read the SquashFS image",
         ),
         (&format!("image = \"{image}\"\nmounts = [\"{image}:/b:sqsh+rw\"]"), "says both sqsh and rw"),
-        (&format!("image = \"{image}\"\ndevices = [\"nvidia.com/gpu=all\"]"), "nvidia.com/gpu=all"),
+        (
+            &format!("image = \"{image}\"\ndevices = [\"nvidia.com/gpu\"]"),
+            "\"nvidia.com/gpu\" names no device",
+        ),
     ] {
         dir.write("bad.toml", text)?;
         let (name, output) = task(site, &dir, &[], &["--environment=./bad.toml", "true"])?;

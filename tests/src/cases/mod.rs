@@ -308,6 +308,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("pyxis::mounts", pyxis::mounts),
     ("environments::every_key", environments::every_key),
     ("environments::image_mounts", environments::image_mounts),
+    ("environments::devices", environments::devices),
     ("environments::names_and_inheritance", environments::names_and_inheritance),
     ("environments::refused", environments::refused),
     ("ends::codes_and_signals", ends::codes_and_signals),
