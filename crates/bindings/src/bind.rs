@@ -61,7 +61,7 @@ pub enum Origin {
     Default,
     /// The process manager of MPI.
     Pmi,
-    /// A device that the user named: the site's specification of it says what it needs.
+    /// The site, which says what something needs that the user named: a device, or Slurm's tools.
     Device,
 }
 

@@ -98,6 +98,7 @@ pub(crate) fn apply(
     request.workdir.clone_from(&edf.workdir);
     request.entrypoint = if edf.entrypoint { EntryPoint::Yes } else { EntryPoint::No };
     request.writable_tmpfs = edf.writable;
+    request.slurm = edf.slurm;
     for text in &edf.mounts {
         let bind = parse_edf_mount(text, cwd, &option)
             .map_err(|error| CommandError::other(&error, "bad-option", None))?;

@@ -32,6 +32,9 @@ pub(crate) struct RunOptions {
     /// Show a device, with what it needs, by the name that CDI gives it: VENDOR/CLASS=NAME, comma-separated
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     device: Vec<String>,
+    /// Bring Slurm's tools (srun, squeue, ...) and what they need, so that programs inside can start steps
+    #[arg(long)]
+    slurm: bool,
     /// Working directory inside the container
     #[arg(long, visible_alias = "pwd", value_name = "DIR")]
     cwd: Option<String>,
@@ -147,6 +150,7 @@ impl RunOptions {
         let set_devices = set.first(&["DEVICE"]);
         let devices = self.device.iter().map(String::as_str);
         request.devices = device_names(devices.chain(set_devices.iter().flat_map(|list| list.split(','))))?;
+        request.slurm = self.slurm;
         request.workdir = self.cwd.clone().or_else(|| set.first(&["CWD", "TARGET_CWD", "PWD", "TARGET_PWD"]));
         if let Some(home) = self.home.clone().or_else(|| set.first(&["HOME"])) {
             request.defaults.home = Some(custom_home(&home, cwd)?);
@@ -202,6 +206,7 @@ impl RunOptions {
         let named = [
             ("cleanenv", request.clean_env),
             ("device", !request.devices.is_empty()),
+            ("slurm", request.slurm),
             ("no-home", request.defaults.no_home),
             ("no-mount", !request.defaults.no_mount.is_empty()),
             ("env", !request.env.is_empty()),
@@ -256,6 +261,7 @@ impl RunOptions {
             bind,
             mount,
             device,
+            slurm,
             home,
             no_home,
             no_mount,
@@ -290,6 +296,7 @@ impl RunOptions {
             ("bind", !bind.is_empty()),
             ("mount", !mount.is_empty()),
             ("device", !device.is_empty()),
+            ("slurm", *slurm),
             ("home", home.is_some()),
             ("no-home", *no_home),
             ("no-mount", !no_mount.is_empty()),

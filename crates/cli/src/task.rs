@@ -198,6 +198,7 @@ fn request(context: &Context, command: Vec<OsString>) -> Result<RunRequest, Comm
     let named = [
         ("environment", variable(ENVIRONMENT).is_some()),
         ("device", !request.devices.is_empty()),
+        ("slurm", request.slurm),
         ("mount-home", !request.defaults.no_home),
         ("remap-root", request.root),
         ("fakeroot", request.root),

@@ -16,6 +16,7 @@ pub(crate) struct RawFile {
     pub(crate) workdir: Option<String>,
     pub(crate) entrypoint: Option<bool>,
     pub(crate) writable: Option<bool>,
+    pub(crate) slurm: Option<bool>,
     pub(crate) mounts: Vec<String>,
     pub(crate) devices: Vec<String>,
     pub(crate) env: BTreeMap<String, String>,
@@ -50,6 +51,7 @@ impl RawFile {
                 "entrypoint" => {
                     raw.entrypoint = Some(value.as_bool().ok_or_else(|| wants("true or false"))?);
                 }
+                "slurm" => raw.slurm = Some(value.as_bool().ok_or_else(|| wants("true or false"))?),
                 "writable" => raw.writable = Some(value.as_bool().ok_or_else(|| wants("true or false"))?),
                 "mounts" => raw.mounts = strings(value).ok_or_else(|| wants("a list of strings"))?,
                 "devices" => raw.devices = strings(value).ok_or_else(|| wants("a list of strings"))?,

@@ -51,6 +51,8 @@ pub struct Edf {
     pub entrypoint: bool,
     /// Whether the root can be written to.
     pub writable: bool,
+    /// Whether Slurm's tools are inside.
+    pub slurm: bool,
     /// Mounts, `SRC:DST[:FLAGS]`.
     pub mounts: Vec<String>,
     /// Devices, by path or by the name that CDI gives them.
@@ -163,6 +165,7 @@ impl Loader<'_> {
             edf.workdir = Some(expanded("workdir", &workdir)?);
         }
         edf.entrypoint = raw.entrypoint.unwrap_or(edf.entrypoint);
+        edf.slurm = raw.slurm.unwrap_or(edf.slurm);
         edf.writable = raw.writable.unwrap_or(edf.writable);
         for (key, list, found) in
             [("mounts", raw.mounts, &mut edf.mounts), ("devices", raw.devices, &mut edf.devices)]

@@ -33,6 +33,7 @@ use crate::places::{self, Judged};
 use crate::request::{Action, EntryPoint, Isolation, Personality, RunRequest};
 use crate::resolve::{FileState, Resolved};
 use crate::seccomp_profile;
+use crate::slurm_client;
 
 /// The reason of the bind of the working directory.
 pub(crate) const WORKING_DIRECTORY: &str = "working directory";
@@ -70,6 +71,7 @@ pub(crate) fn plan_binds(
     binds.retain(|bind| !options.unmounted.iter().any(|path| bind.destination.starts_with(path)));
     drop_covered(&mut binds);
     let mut devices = request.device_edits.binds.clone();
+    devices.extend(request.slurm_client.binds.iter().cloned());
     devices.sort_by(|a, b| a.destination.cmp(&b.destination));
     binds.extend(devices);
     let mut user = request.binds.clone();
@@ -177,8 +179,9 @@ pub(crate) fn assemble(parts: Parts<'_>) -> Result<Plan, EngineError> {
         Some(path) => Some(seccomp_profile::load(path, capabilities.as_ref())?),
         None => None,
     };
-    layout.accounts(account, groups, home.as_deref())?;
+    layout.accounts(account, &request.slurm_client.accounts, groups, home.as_deref())?;
     layout.devices();
+    layout.scripts(&request.slurm_client.scripts)?;
     let home_text = home.as_ref().and_then(|home| home.to_str());
     let destinations: Vec<String> =
         request.binds.iter().map(|bind| bind.destination.display().to_string()).collect();
@@ -373,7 +376,8 @@ fn command_paths(args: &[OsString], env: &[Text], layout: &Layout<'_>) -> Result
         let keep = match layout.view.locate(&candidate) {
             Ok(located) => {
                 let changed = layout.mounted.iter().any(|mount| Path::new(&located.path).starts_with(mount));
-                changed || located.found == Some(Found::File)
+                let patched = layout.patches.iter().any(|patch| patch.path == located.path);
+                changed || patched || located.found == Some(Found::File)
             }
             // A path that leads nowhere, or a directory that cannot be read: exec will tell.
             Err(_) => true,
@@ -738,6 +742,7 @@ impl<'a> Layout<'a> {
     fn accounts(
         &mut self,
         mut user: HostUser,
+        others: &[HostUser],
         groups: Vec<HostGroup>,
         home: Option<&Path>,
     ) -> Result<(), EngineError> {
@@ -745,7 +750,8 @@ impl<'a> Layout<'a> {
             home.clone_into(&mut user.home);
         }
         let groups = PatchContent::Group { user: user.name.clone(), groups };
-        self.account_file("/etc/passwd", PatchContent::Passwd { user }, "the user's name and home")?;
+        let passwd = PatchContent::Passwd { user, others: others.to_vec() };
+        self.account_file("/etc/passwd", passwd, "the user's name and home")?;
         self.account_file("/etc/group", groups, "the user's groups")
     }
 
@@ -762,6 +768,16 @@ impl<'a> Layout<'a> {
         }
         content.complete(b"").transpose()?;
         self.add_patch(located.path, content, reason.to_owned());
+        Ok(())
+    }
+
+    /// Shows scripts that start programs of the host's.
+    fn scripts(&mut self, scripts: &[(String, String)]) -> Result<(), EngineError> {
+        slurm_client::expect_shell(scripts, self.view, self.shown)?;
+        for (path, content) in scripts {
+            let content = PatchContent::File { content: content.clone().into(), mode: 0o755 };
+            self.add_patch(path.clone(), content, "Slurm's tools".to_owned());
+        }
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::env_script::{Variables, evaluate, expand};
 use crate::error::EngineError;
 use crate::image_view::{Found, ImageView};
 use crate::request::{Personality, RunRequest};
+use crate::slurm_client::TOOLS_PATH;
 
 /// Apptainer's search path inside a container.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -89,7 +90,12 @@ pub(crate) fn build(
     let user = user_variables(request, around.host);
     let mut result = Environment::default();
     if needs_shell {
-        result.shell = Some(shell_script(&host, &user, request));
+        let mut script = shell_script(&host, &user, request);
+        if request.slurm {
+            script = script
+                .replace("exec \"$@\"\n", &format!("export PATH=\"{TOOLS_PATH}:$PATH\"\nexec \"$@\"\n"));
+        }
+        result.shell = Some(script);
         // The scripts must not see the host's variables, or they would keep their values.
         result.entries = entries(&image, &[], around);
         result.entries.extend(waiting_values(&host, &user));
@@ -107,6 +113,12 @@ pub(crate) fn build(
         let separator = if libraries.is_empty() { "" } else { ":" };
         libraries.push_str(separator);
         libraries.push_str(LIBRARIES);
+    }
+    if request.slurm {
+        let path = image.entry("PATH".to_owned()).or_default();
+        *path = format!("{TOOLS_PATH}:{path}");
+        let configuration = request.slurm_client.configuration.display().to_string();
+        image.insert("SLURM_CONF".to_owned(), configuration);
     }
     result.entries = entries(&image, &host, around);
     Ok(result)

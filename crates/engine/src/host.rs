@@ -177,6 +177,17 @@ fn groups(primary: u32) -> Vec<HostGroup> {
 /// The most groups whose names are asked for.
 const MAX_ASKED: usize = 256;
 
+/// The account of this name, from `/etc/passwd` or getent(1).
+pub(crate) fn account_of(name: &str) -> Option<HostUser> {
+    let file = std::fs::read("/etc/passwd").unwrap_or_default();
+    let asked = || getent("passwd", &[name.to_owned()])?.lines().next().map(str::to_owned);
+    let line = find_line(&file, 0, name).or_else(asked)?;
+    let fields: Vec<&str> = line.split(':').collect();
+    let [name, _, uid, gid, gecos, home, shell] = fields[..] else { return None };
+    let [name, gecos, home, shell] = [name, gecos, home, shell].map(str::to_owned);
+    Some(HostUser { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, gecos, home, shell })
+}
+
 /// The first line whose field `index` is `key`.
 fn find_line(file: &[u8], index: usize, key: &str) -> Option<String> {
     let lines = file.split(|byte| *byte == b'\n');

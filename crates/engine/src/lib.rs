@@ -32,6 +32,7 @@ mod request;
 mod resolve;
 mod seccomp_profile;
 mod site;
+mod slurm_client;
 mod status;
 mod step_end;
 mod store_place;

@@ -30,6 +30,7 @@ use crate::places::{self, Judged};
 use crate::request::{Personality, RunRequest};
 use crate::resolve::{self, Found, Opening, Resolved};
 use crate::site::Site;
+use crate::slurm_client;
 use crate::status::FailureKind;
 use crate::store_place::store_places;
 use crate::way::{self, Acts, Rooted};
@@ -248,6 +249,9 @@ fn decided(
     let named = resolve::name(&request.image, &host.cwd, request.personality, site)?;
     let with_devices = devices::apply(request, host, site)?;
     let request = with_devices.as_ref().unwrap_or(request);
+    let with_slurm = slurm_client::plan(request, host)?;
+    let with_slurm = with_slurm.map(|client| RunRequest { slurm_client: client, ..request.clone() });
+    let request = with_slurm.as_ref().unwrap_or(request);
     let (mut binds, home, pmi_fds) = plan_binds(request, host);
     expect_unmounted(request, host)?;
     let layers = plan_layers(request, host)?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use situla_bindings::{BindRequest, DefaultOptions, DeviceEdits, DeviceName};
 
+use crate::slurm_client::SlurmClient;
 use crate::way::RootfsWay;
 
 /// The variables in which the Slurm plugin tells a task what to do: its program, and one for each setting of the
@@ -167,6 +168,10 @@ pub struct RunRequest {
     pub devices: Vec<DeviceName>,
     /// What they ask for, once that is known.
     pub(crate) device_edits: DeviceEdits,
+    /// Whether Slurm's tools are inside.
+    pub slurm: bool,
+    /// What they need, once that is known.
+    pub(crate) slurm_client: SlurmClient,
     /// Directories to lay over the image, the topmost last; at most one of them is written to.
     pub overlays: Vec<OverlayRequest>,
     /// Whether the payload may write anywhere, into memory.
@@ -223,6 +228,8 @@ impl RunRequest {
             defaults: DefaultOptions::default(),
             devices: Vec::new(),
             device_edits: DeviceEdits::default(),
+            slurm: false,
+            slurm_client: SlurmClient::default(),
             overlays: Vec::new(),
             writable_tmpfs: false,
             container: None,

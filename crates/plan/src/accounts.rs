@@ -74,19 +74,25 @@ pub struct HostGroup {
 }
 
 /// Puts the user into the image's passwd: an entry of the same uid takes the host's name, full name
-/// and home and keeps its group and shell (the superuser's keeps its names); else one is added.
+/// and home and keeps its group and shell (the superuser's keeps its names); else one is added. Of `others` those are
+/// added whose names it does not have.
 ///
 /// # Errors
 /// The image's file is too long, or a field of the user cannot be written.
-pub(crate) fn merge_passwd(image: &[u8], user: &HostUser) -> Result<Vec<u8>, AccountError> {
+pub(crate) fn merge_passwd(
+    image: &[u8],
+    user: &HostUser,
+    others: &[HostUser],
+) -> Result<Vec<u8>, AccountError> {
     const FILE: &str = "/etc/passwd";
     check_length(FILE, image)?;
-    let fields = [("name", &user.name), ("gecos", &user.gecos), ("home", &user.home), ("shell", &user.shell)];
-    for (field, value) in fields {
-        check_field(FILE, field, value)?;
-    }
-    if user.name.is_empty() {
-        return Err(AccountError::BadField { field: "name", value: String::new(), file: FILE });
+    for HostUser { name, gecos, home, shell, .. } in [user].into_iter().chain(others) {
+        for (field, value) in [("name", name), ("gecos", gecos), ("home", home), ("shell", shell)] {
+            check_field(FILE, field, value)?;
+        }
+        if name.is_empty() {
+            return Err(AccountError::BadField { field: "name", value: String::new(), file: FILE });
+        }
     }
 
     let HostUser { name, uid, gid, gecos, home, shell } = user;
@@ -109,6 +115,13 @@ pub(crate) fn merge_passwd(image: &[u8], user: &HostUser) -> Result<Vec<u8>, Acc
     }
     if !found {
         merged.extend(format!("{name}:x:{uid}:{gid}:{gecos}:{home}:{shell}\n").into_bytes());
+    }
+    for HostUser { name, uid, gid, gecos, home, shell } in others {
+        let known =
+            lines_of(&merged).any(|line| line.split(|byte| *byte == b':').next() == Some(name.as_bytes()));
+        if !known {
+            merged.extend(format!("{name}:x:{uid}:{gid}:{gecos}:{home}:{shell}\n").into_bytes());
+        }
     }
     Ok(merged)
 }
@@ -184,7 +197,7 @@ mod tests {
     use super::*;
 
     fn passwd(image: &str, user: &HostUser) -> Result<String, AccountError> {
-        merge_passwd(image.as_bytes(), user).map(|merged| String::from_utf8(merged).expect("text"))
+        merge_passwd(image.as_bytes(), user, &[]).map(|merged| String::from_utf8(merged).expect("text"))
     }
 
     fn group(image: &str, user: &str, groups: &[HostGroup]) -> Result<String, AccountError> {
@@ -200,6 +213,17 @@ mod tests {
             home: "/home/alice".to_owned(),
             shell: "/bin/zsh".to_owned(),
         }
+    }
+
+    #[test]
+    fn others_are_added_where_their_names_are_missing() {
+        let other = |name: &str, uid: u32| HostUser { name: name.to_owned(), ..alice(uid) };
+        let others = [other("slurm", 64030), other("root", 5)];
+        let merged = merge_passwd(b"root:x:0:0::/root:/bin/sh\n", &alice(1001), &others).expect("fine");
+        let merged = String::from_utf8(merged).expect("text");
+        let names: Vec<&str> = merged.lines().filter_map(|line| line.split(':').next()).collect();
+        assert_eq!(names, ["root", "alice", "slurm"]);
+        assert!(merge_passwd(b"", &alice(1), &[other("a:b", 2)]).is_err());
     }
 
     #[test]
@@ -249,13 +273,13 @@ mod tests {
         let mut image = line.repeat(MAX_ACCOUNT_FILE / line.len());
         image.resize(MAX_ACCOUNT_FILE, 0xfc);
         let added = b"\nalice:x:1001:100:Alice A:/home/alice:/bin/zsh\n";
-        assert_eq!(merge_passwd(&image, &alice(1001)), Ok([&image[..], added].concat()));
+        assert_eq!(merge_passwd(&image, &alice(1001), &[]), Ok([&image[..], added].concat()));
         let groups = [HostGroup { name: "users".to_owned(), gid: 100 }];
         let added = b"\nusers:x:100:alice\n";
         assert_eq!(merge_group(&image, "alice", &groups), Ok([&image[..], added].concat()));
         // A line of the user's own keeps what it has.
         let want = b"alice:x:7:7:Alice A:/home/alice:/bin/sh\n";
-        assert_eq!(merge_passwd(line, &alice(7)), Ok(want.to_vec()));
+        assert_eq!(merge_passwd(line, &alice(7), &[]), Ok(want.to_vec()));
     }
 
     #[test]

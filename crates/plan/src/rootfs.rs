@@ -57,6 +57,9 @@ pub enum PatchContent {
     Passwd {
         /// The user.
         user: HostUser,
+        /// Others whom programs inside look for, where the image does not know their names.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        others: Vec<HostUser>,
     },
     /// The image's own `group(5)`, with the user's groups in it.
     Group {
@@ -77,7 +80,7 @@ impl PatchContent {
     /// The file is too long, or an entry cannot be written.
     pub fn complete(&self, image: &[u8]) -> Option<Result<Vec<u8>, AccountError>> {
         Some(match self {
-            PatchContent::Passwd { user } => merge_passwd(image, user),
+            PatchContent::Passwd { user, others } => merge_passwd(image, user, others),
             PatchContent::Group { user, groups } => merge_group(image, user, groups),
             PatchContent::Directory | PatchContent::File { .. } => return None,
         })

@@ -55,6 +55,7 @@ pub const KNOWN_OPTIONS: &[&str] = &[
     "save",
     "scratch",
     "security",
+    "slurm",
     "subids",
     "unsquash",
     "userns",

@@ -255,6 +255,12 @@ fn init_post_opt() -> Result<(), String> {
         let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
         let line = line.strip_suffix(b"\0").unwrap_or(&line);
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        // A loader that was started with srun as an argument has taken its own words away: those that the process got.
+        let n_of_loader = match std::env::args_os().len() {
+            0 => 0,
+            n_of_srun => words.len().saturating_sub(n_of_srun),
+        };
+        let words = words.get(n_of_loader..).unwrap_or_default().to_vec();
         look_for_multi_prog(CommandLine { words: &words, n_own: n_options() }, first.is_none(), prefix)?;
     }
     Ok(())

@@ -206,6 +206,66 @@ fn devices_by_name(site: &Site, dir: &WorkDir) -> Check {
     Ok(())
 }
 
+/// Slurm's tools are inside of an image that has none, and whose C library is of another kind: steps that a program starts there
+/// are steps of its job, with their exit statuses, containers and records.
+///
+/// # Errors
+/// They are not.
+pub fn steps_from_inside(site: &Site) -> Check {
+    let dir = site.env().work_dir("edf-slurm")?;
+    let image = site.images.path("tiny.sqsh");
+    dir.write("slurm.toml", &format!("image = \"{image}\"\nslurm = true\n"))?;
+    let script = format!(
+        "srun --overlap -n2 -l sh -c 'test -e {WITNESS} || echo on the host'; echo status $?; \
+         srun --overlap -n1 --container-image={image} cat {WITNESS} | cut -d, -f1; \
+         srun --overlap -n1 sh -c 'exit 7'; echo status $?; squeue -h -j $SLURM_JOB_ID -o %i"
+    );
+    let line = ["-N1", "-n1", "--overcommit", "--environment=./slurm.toml", "sh", "-c", &script];
+    let (name, running) = site.cluster.start_srun_with(dir.path(), &[], line)?;
+    let output = running.finish(PATIENCE)?.success()?;
+    let mut got: Vec<&str> = output.stdout.lines().collect();
+    let job = site.cluster.job(&name, output.clone())?;
+    got.get_mut(..2).map(<[&str]>::sort_unstable);
+    let wanted = ["0: on the host", "1: on the host", "status 0", "situla tiny image", "status 7", &job.id];
+    if got != wanted {
+        return Err(format!("wanted {wanted:?}\n{output}").into());
+    }
+    let states: Vec<(&str, &str, &str)> = job
+        .steps
+        .iter()
+        .filter(|(step, _)| step.bytes().all(|byte| byte.is_ascii_digit()))
+        .map(|(step, account)| (step.as_str(), account.state.as_str(), account.exit.as_str()))
+        .collect();
+    let wanted = [
+        ("0", "COMPLETED", "0:0"),
+        ("1", "COMPLETED", "0:0"),
+        ("2", "COMPLETED", "0:0"),
+        ("3", "FAILED", "7:0"),
+    ];
+    if states != wanted {
+        return Err(format!("wanted {wanted:?}, accounting has {states:?}").into());
+    }
+    for step in ["0", "2"] {
+        let records = outcome::records(&site.cluster, &format!("{}.{step}", job.id))?;
+        if records.len() != 1 || records[0].class != "ok" {
+            return Err(format!("step {step}: {records:#?}").into());
+        }
+    }
+    // What it needs of the node is named.
+    dir.write("slurm.conf", "AuthType=auth/munge\nAuthInfo=socket=/no/such/socket\n")?;
+    let conf = format!("SLURM_CONF={}/slurm.conf", dir.path().display());
+    let words = ["-n1", "env", &conf, "situla", "exec", "--slurm", &image, "true"];
+    let (_, running) = site.cluster.start_srun_with(dir.path(), &[], words)?;
+    running
+        .finish(PATIENCE)?
+        .expect_code(125)?
+        .expect_text("there is no socket of munge at /no/such/socket")?;
+    let words = ["-n1", "--environment=./slurm.toml", "--container-remap-root", "true"];
+    let (_, running) = site.cluster.start_srun_with(dir.path(), &[], words)?;
+    running.finish(PATIENCE)?.expect_code(125)?.expect_text("another user to Slurm")?;
+    Ok(())
+}
+
 /// A name is found where the user or `EDF_PATH` has it, in a batch job too, and what it inherits is in it;
 /// `situla environment` shows the same.
 ///

@@ -309,6 +309,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("environments::every_key", environments::every_key),
     ("environments::image_mounts", environments::image_mounts),
     ("environments::devices", environments::devices),
+    ("environments::steps_from_inside", environments::steps_from_inside),
     ("environments::names_and_inheritance", environments::names_and_inheritance),
     ("environments::refused", environments::refused),
     ("ends::codes_and_signals", ends::codes_and_signals),

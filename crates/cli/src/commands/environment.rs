@@ -36,6 +36,7 @@ pub(crate) fn environment(arguments: &EnvironmentArgs) -> Result<ExitCode, Comma
         "image": edf.image,
         "workdir": edf.workdir,
         "entrypoint": edf.entrypoint,
+        "slurm": edf.slurm,
         "writable": edf.writable,
         "mounts": edf.mounts,
         "devices": edf.devices,

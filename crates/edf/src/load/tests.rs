@@ -28,6 +28,7 @@ fn a_file_says_all_that_there_is() {
         image = "${REGISTRY:-registry.example}#team/app:1"
         workdir = "/src"
         entrypoint = true
+        slurm = true
         writable = false
         mounts = ["${SCRATCH}:/scratch:ro+private", "/a:/b", "/a:/b"]
         devices = ["nvidia.com/gpu=all"]
@@ -43,6 +44,7 @@ fn a_file_says_all_that_there_is() {
     let edf = loaded("./e.toml", &[("/here/e.toml", text)], &[("SCRATCH", "/lustre/u")]).unwrap();
     assert_eq!(edf.image.as_deref(), Some("registry.example#team/app:1"));
     assert_eq!((edf.workdir.as_deref(), edf.entrypoint, edf.writable), (Some("/src"), true, false));
+    assert!(edf.slurm);
     assert_eq!(edf.mounts, ["/lustre/u:/scratch:ro+private", "/a:/b"]);
     assert_eq!(edf.devices, ["nvidia.com/gpu=all"]);
     assert_eq!(edf.env, BTreeMap::from([("MODE", "fast"), ("GONE", "")].map(|(k, v)| (k.into(), v.into()))));
@@ -159,6 +161,7 @@ fn what_is_wrong_is_named() {
         ("mounts = \"/a:/b\"", "mounts must be a list of strings"),
         ("mounts = [1]", "mounts must be a list of strings"),
         ("entrypoint = \"yes\"", "entrypoint must be true or false"),
+        ("slurm = 1", "slurm must be true or false"),
         ("base_environment = 3", "base_environment must be a name or a list of names"),
         ("env = 1", "env must be a table of strings"),
         ("[env]\nA = 1", "env.A must be a string"),

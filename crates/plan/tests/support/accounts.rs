@@ -17,7 +17,7 @@ pub(crate) fn accounts(bytes: &[u8]) {
         shell: "/bin/sh".to_owned(),
     };
     let uid = user.uid;
-    let passwd = PatchContent::Passwd { user };
+    let passwd = PatchContent::Passwd { user, others: Vec::new() };
     if let Some(completed) = complete(&passwd, image) {
         let entry = completed.split_terminator('\n').find(|line| {
             let fields: Vec<&str> = line.split(':').collect();
