@@ -27,6 +27,7 @@ mod overlay;
 mod own_process;
 mod pins;
 mod places;
+mod planned_binds;
 mod prepare;
 mod request;
 mod resolve;

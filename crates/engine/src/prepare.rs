@@ -14,7 +14,7 @@ use situla_policy::{
 use situla_records::EngineClass;
 use situla_runtime::{Exit, OpenImage, OpenImages};
 
-use crate::assemble::{Parts, WORKING_DIRECTORY, assemble, plan_binds};
+use crate::assemble::{Parts, assemble};
 use crate::container::{self, Asked, KeptContainer};
 use crate::devices;
 use crate::error::EngineError;
@@ -27,6 +27,7 @@ use crate::mounted_images;
 use crate::overlay::plan_layers;
 use crate::pins::Pins;
 use crate::places::{self, Judged};
+use crate::planned_binds::{WORKING_DIRECTORY, plan_binds};
 use crate::request::{Personality, RunRequest};
 use crate::resolve::{self, Found, Opening, Resolved};
 use crate::site::Site;
