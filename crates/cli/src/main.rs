@@ -10,6 +10,7 @@
     reason = "doc comments of options are help texts, in which brackets mark what may be left out"
 )]
 
+mod accounting;
 mod apptainer;
 mod command_error;
 mod commands;

@@ -89,6 +89,12 @@ pub enum OutcomeClass {
     Incomplete,
     /// Somebody cancelled the job or step.
     Cancelled,
+    /// The job was put back into the queue.
+    Requeued,
+    /// The job had to make room for another one.
+    Preempted,
+    /// A node of the job failed.
+    NodeFail,
     /// The time limit was reached.
     TimeLimit,
     /// The memory limit was reached.
@@ -110,6 +116,9 @@ impl fmt::Display for OutcomeClass {
             Self::Signal => "signal",
             Self::Incomplete => "incomplete",
             Self::Cancelled => "cancelled",
+            Self::Requeued => "requeued",
+            Self::Preempted => "preempted",
+            Self::NodeFail => "node-fail",
             Self::TimeLimit => "time-limit",
             Self::Oom => "oom",
             Self::Engine(class) => return write!(f, "engine-{}", class.name()),
@@ -127,6 +136,9 @@ impl FromStr for OutcomeClass {
             "signal" => Self::Signal,
             "incomplete" => Self::Incomplete,
             "cancelled" => Self::Cancelled,
+            "requeued" => Self::Requeued,
+            "preempted" => Self::Preempted,
+            "node-fail" => Self::NodeFail,
             "time-limit" => Self::TimeLimit,
             "oom" => Self::Oom,
             _ => match text.strip_prefix("engine-") {
@@ -182,7 +194,18 @@ mod tests {
 
     #[test]
     fn every_class_has_a_name_and_comes_back() {
-        let plain = ["ok", "app-error", "signal", "incomplete", "cancelled", "time-limit", "oom"];
+        let plain = [
+            "ok",
+            "app-error",
+            "signal",
+            "incomplete",
+            "cancelled",
+            "requeued",
+            "preempted",
+            "node-fail",
+            "time-limit",
+            "oom",
+        ];
         for name in plain {
             assert_eq!(name.parse::<OutcomeClass>().expect(name).to_string(), name);
         }
@@ -200,7 +223,18 @@ mod tests {
     #[test]
     fn worse_is_greater() {
         use OutcomeClass as C;
-        let order = [C::Ok, C::AppError, C::Signal, C::Incomplete, C::Cancelled, C::TimeLimit, C::Oom];
+        let order = [
+            C::Ok,
+            C::AppError,
+            C::Signal,
+            C::Incomplete,
+            C::Cancelled,
+            C::Requeued,
+            C::Preempted,
+            C::NodeFail,
+            C::TimeLimit,
+            C::Oom,
+        ];
         assert!(order.is_sorted());
         assert!(C::Oom < C::Engine(EngineClass::ImageMissing));
     }

@@ -230,6 +230,12 @@ pub enum Cause {
     TimeLimit,
     /// Somebody cancelled the job or step.
     Cancelled,
+    /// The job was put back into the queue.
+    Requeued,
+    /// The job had to make room for another one.
+    Preempted,
+    /// A node of the job failed.
+    NodeFail,
     /// A cause of a newer version.
     #[serde(other)]
     Unknown,

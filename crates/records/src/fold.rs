@@ -21,6 +21,16 @@ const MAX_SIGNALS: usize = 64;
 /// Engine errors kept per run, and saved files.
 const MAX_ERRORS: usize = 1024;
 
+/// By what a failure is explained that Slurm or the kernel has brought about, worst first.
+const EXPLAINED: [(Cause, OutcomeClass); 6] = [
+    (Cause::Oom, OutcomeClass::Oom),
+    (Cause::TimeLimit, OutcomeClass::TimeLimit),
+    (Cause::NodeFail, OutcomeClass::NodeFail),
+    (Cause::Preempted, OutcomeClass::Preempted),
+    (Cause::Requeued, OutcomeClass::Requeued),
+    (Cause::Cancelled, OutcomeClass::Cancelled),
+];
+
 /// Linux's numbers, the same on all its architectures that Slurm runs on.
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
@@ -177,11 +187,9 @@ impl Fold {
         if killed && self.saw(Cause::Oom) {
             return OutcomeClass::Oom;
         }
-        if self.saw(Cause::TimeLimit) {
-            return OutcomeClass::TimeLimit;
-        }
-        if self.saw(Cause::Cancelled) {
-            return OutcomeClass::Cancelled;
+        // The kernel's killer explains the death of its victim alone.
+        if let Some(class) = self.explanation(|cause| cause != Cause::Oom) {
+            return class;
         }
         let from_root = |seen: &SignalSeen| {
             matches!(seen.signal, SIGTERM | SIGKILL) && seen.sender.is_some_and(|sender| sender.uid == 0)
@@ -194,6 +202,12 @@ impl Fold {
 
     fn saw(&self, cause: Cause) -> bool {
         self.observed.iter().any(|(seen, _)| *seen == cause)
+    }
+
+    /// The worst class that was observed, among causes that count.
+    fn explanation(&self, counts: impl Fn(Cause) -> bool) -> Option<OutcomeClass> {
+        let found = EXPLAINED.into_iter().find(|(cause, _)| counts(*cause) && self.saw(*cause));
+        found.map(|(_, class)| class)
     }
 
     fn outcome(&self, tasks: &[Task], ended: bool) -> Outcome {
@@ -222,13 +236,7 @@ impl Fold {
             return outcome;
         }
         // Killed at the limit, the engine itself may have had no time to say goodbye.
-        let explained = [
-            (Cause::Oom, OutcomeClass::Oom),
-            (Cause::TimeLimit, OutcomeClass::TimeLimit),
-            (Cause::Cancelled, OutcomeClass::Cancelled),
-        ];
-        let class = explained.into_iter().find(|(cause, _)| self.saw(*cause)).map(|(_, class)| class);
-        let class = class.unwrap_or(OutcomeClass::Incomplete);
+        let class = self.explanation(|_| true).unwrap_or(OutcomeClass::Incomplete);
         match by_task {
             Some(outcome) if outcome.class > class => outcome,
             _ => Outcome { task: None, exit: None, message: self.evidence(&class), class },
@@ -236,12 +244,7 @@ impl Fold {
     }
 
     fn evidence(&self, class: &OutcomeClass) -> Option<String> {
-        let cause = match class {
-            OutcomeClass::Oom => Cause::Oom,
-            OutcomeClass::TimeLimit => Cause::TimeLimit,
-            OutcomeClass::Cancelled => Cause::Cancelled,
-            _ => return None,
-        };
+        let (cause, _) = EXPLAINED.into_iter().find(|(_, explained)| explained == class)?;
         self.observed.iter().find(|(seen, _)| *seen == cause).map(|(_, evidence)| evidence.clone())
     }
 }

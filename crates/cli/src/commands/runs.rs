@@ -1,16 +1,16 @@
 //! `situla runs` and `situla show`: the records.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use situla_engine::Host;
 use situla_records::{
-    Cause, Event, EventKind, Exit, Journal, JournalError, Loaded, OutcomeClass, Record, RecordId, SCHEMA,
-    list, load,
+    Event, EventKind, Exit, Journal, JournalError, Loaded, OutcomeClass, Record, RecordId, SCHEMA, list, load,
 };
 
+use crate::accounting::Accounting;
 use crate::command_error::CommandError;
 use crate::output::{data, harmless, note, table};
 
@@ -189,54 +189,26 @@ fn needs_slurm(id: &RecordId, record: &Record) -> bool {
 /// asked once.
 fn complete(directory: &std::path::Path, loaded: Loaded) -> Loaded {
     let Some((job, step, _)) = loaded.id.parts() else { return loaded };
-    let Some((cause, state)) = accounting_cause(job, step) else { return loaded };
+    let Some(accounting) = Accounting::ask(loaded.id.cluster(), job) else { return loaded };
+    let answers = loaded.records.iter().filter(|record| needs_slurm(&loaded.id, record));
+    let answers = answers.filter_map(|record| {
+        let (cause, evidence) = accounting.cause(step, record.started_ns.unwrap_or(0) / 1_000_000_000)?;
+        // Of a job that goes on it may be asked again, and say the same.
+        let is_new = record.outcome.message.as_ref() != Some(&evidence);
+        is_new.then(|| (record.run.clone(), EventKind::Observed { cause, evidence }))
+    });
+    let answers: Vec<(String, EventKind)> = answers.collect();
+    if answers.is_empty() {
+        return loaded;
+    }
     let Ok(journal) = Journal::open(directory, &loaded.id) else { return loaded };
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-    for record in loaded.records.iter().filter(|record| needs_slurm(&loaded.id, record)) {
-        let kind = EventKind::Observed { cause, evidence: state.clone() };
+    for (run, kind) in answers {
         // What cannot be written is shown the next time all the same.
-        let _ = journal.append(&Event { schema: SCHEMA, run: record.run.clone(), time_ns, kind });
+        let _ = journal.append(&Event { schema: SCHEMA, run, time_ns, kind });
     }
     load(directory, &loaded.id).unwrap_or(loaded)
-}
-
-/// Why Slurm ended a step, by sacct(1), where there is one. A step that a job's time limit ended is
-/// itself shown as cancelled, so the job's state is looked at as well.
-fn accounting_cause(job: u32, step: &str) -> Option<(Cause, String)> {
-    let output = Command::new("sacct")
-        .args(["--noheader", "--parsable2", "--format=JobID,State", "--jobs", &job.to_string()])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()
-        .filter(|output| output.status.success())?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let state = |wanted: &str| {
-        let mut rows = text.lines().filter_map(|line| line.split_once('|'));
-        rows.find(|(id, _)| *id == wanted).map(|(_, state)| state.trim().to_owned()).unwrap_or_default()
-    };
-    cause_of(&state(&job.to_string()), &state(&format!("{job}.{step}")))
-}
-
-/// The cause behind the states of a job and its step.
-fn cause_of(job: &str, step: &str) -> Option<(Cause, String)> {
-    let cause = |state: &str| match state.split_whitespace().next() {
-        Some("TIMEOUT") => Some(Cause::TimeLimit),
-        Some("CANCELLED") => Some(Cause::Cancelled),
-        Some("OUT_OF_MEMORY") => Some(Cause::Oom),
-        _ => None,
-    };
-    let evidence = format!("sacct: job {job}, step {step}");
-    match (cause(step), cause(job)) {
-        (Some(Cause::Oom), _) => Some((Cause::Oom, evidence)),
-        (Some(_), Some(Cause::TimeLimit)) => Some((Cause::TimeLimit, evidence)),
-        // So is a step shown whose task died by a signal that nobody sent on purpose: `by UID` is missing then.
-        (Some(Cause::Cancelled), None) if !step.contains(" by ") => None,
-        (Some(cause), _) => Some((cause, evidence)),
-        // A step that ran to its end has a state of its own, whatever happened to its job later.
-        (None, _) => None,
-    }
 }
 
 fn print_json(found: &[Loaded]) -> Result<ExitCode, CommandError> {
@@ -289,6 +261,9 @@ fn described(id: &RecordId, record: &Record) -> String {
         let who = &start.identity;
         let place = who.node.as_deref().unwrap_or(&who.host);
         line("user", format!("{} ({}) on {place}", who.user.as_deref().unwrap_or("?"), who.uid));
+        if who.restarts > 0 {
+            line("restarts", who.restarts.to_string());
+        }
         line("engine", start.engine.clone());
         // Those of the first task that ran go on from the Plan to the payload.
         let first =
@@ -318,29 +293,4 @@ fn described(id: &RecordId, record: &Record) -> String {
     }
     lines.push(String::new());
     lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_jobs_time_limit_explains_a_cancelled_step() {
-        let found = |job: &str, step: &str| cause_of(job, step).map(|(cause, _)| cause);
-        for (job, step, cause) in [
-            ("TIMEOUT", "CANCELLED", Some(Cause::TimeLimit)),
-            ("CANCELLED by 1001", "CANCELLED by 1001", Some(Cause::Cancelled)),
-            ("CANCELLED by 0", "CANCELLED", Some(Cause::Cancelled)),
-            ("FAILED", "CANCELLED by 1001", Some(Cause::Cancelled)),
-            ("COMPLETED", "CANCELLED by 1001", Some(Cause::Cancelled)),
-            ("FAILED", "CANCELLED", None),
-            ("COMPLETED", "CANCELLED", None),
-            ("OUT_OF_MEMORY", "OUT_OF_MEMORY", Some(Cause::Oom)),
-            ("TIMEOUT", "COMPLETED", None),
-            ("RUNNING", "RUNNING", None),
-            ("", "", None),
-        ] {
-            assert_eq!(found(job, step), cause, "{job}, {step}");
-        }
-    }
 }

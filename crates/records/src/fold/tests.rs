@@ -79,6 +79,27 @@ fn outcomes() {
             "time-limit",
             Some(A),
         ),
+        (
+            "preempted, with a warning",
+            vec![signal(A, 15, ROOT), exit(A, Signal(15)), exit(B, Code(0)), observed(Cause::Preempted)],
+            "preempted",
+            Some(A),
+        ),
+        ("preempted, engine killed too", vec![enter(A), observed(Cause::Preempted)], "preempted", None),
+        ("requeued", vec![enter(A), observed(Cause::Requeued)], "requeued", None),
+        ("another node failed", vec![enter(A), observed(Cause::NodeFail)], "node-fail", None),
+        (
+            "well, though the job was requeued later",
+            vec![exit(A, Code(0)), exit(B, Code(0)), observed(Cause::Requeued)],
+            "ok",
+            Some(A),
+        ),
+        (
+            "asked early, when nothing but a cancellation was known",
+            vec![enter(A), observed(Cause::Cancelled), observed(Cause::Preempted)],
+            "preempted",
+            None,
+        ),
         ("limit, engine killed too", vec![enter(A), observed(Cause::TimeLimit)], "time-limit", None),
         ("scancel", vec![signal(A, 15, ROOT), exit(A, Signal(15)), exit(B, Code(0))], "cancelled", Some(A)),
         (
