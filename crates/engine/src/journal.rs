@@ -192,7 +192,8 @@ impl Recorder {
         // A shell around the victim reports 128 + 9.
         let killed = matches!(exit, RecordedExit::Signal(SIGKILL) | RecordedExit::Code(KILLED));
         let seen = self.step_cgroup.as_deref().filter(|_| killed);
-        if let Some(evidence) = seen.and_then(|step| out_of_memory(step, self.task.local)) {
+        if let Some(evidence) = seen.and_then(|step| out_of_memory(Path::new(MOUNTED), step, self.task.local))
+        {
             self.write(EventKind::Observed { cause: Cause::Oom, evidence });
         }
         self.write(EventKind::TaskExit { task: self.task, exit });
@@ -351,12 +352,15 @@ fn identity(host: &Host) -> Identity {
     }
 }
 
+/// Where systems mount control groups.
+const MOUNTED: &str = "/sys/fs/cgroup";
+
 /// Looks for kills in the memory cgroups of the step. Version 2 counts in a group what happens below it
 /// (Documentation/admin-guide/cgroup-v2.rst, `memory.events`); version 1 counts it where the victim was: Slurm gives each
 /// task a group of its own there.
-fn out_of_memory(step_cgroup: &str, local_task: u32) -> Option<String> {
+fn out_of_memory(mounted: &Path, step_cgroup: &str, local_task: u32) -> Option<String> {
     let step = step_cgroup.trim_start_matches('/');
-    let (v1, v2) = (Path::new("/sys/fs/cgroup/memory"), Path::new("/sys/fs/cgroup"));
+    let (v1, v2) = (mounted.join("memory"), mounted);
     let candidates = [
         (v1.join(step).join(format!("task_{local_task}")), "memory.oom_control", "task"),
         (v1.join(step), "memory.oom_control", "step"),
@@ -372,4 +376,65 @@ fn out_of_memory(step_cgroup: &str, local_task: u32) -> Option<String> {
 pub(crate) fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Files as a node with version 1 or 2 has them, of which `kills` are those of interest.
+    fn tree(groups: &[(&str, &str, u32)]) -> tempfile::TempDir {
+        let mounted = tempfile::tempdir().unwrap();
+        for (group, file, kills) in groups {
+            let directory = mounted.path().join(group);
+            fs::create_dir_all(&directory).unwrap();
+            let text = match *file {
+                "memory.events" => {
+                    format!("low 0\nhigh 0\nmax 12\noom 1\noom_kill {kills}\noom_group_kill 0\n")
+                }
+                _ => format!("oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n"),
+            };
+            fs::write(directory.join(file), text).unwrap();
+        }
+        mounted
+    }
+
+    #[test]
+    fn kills_for_memory_are_found_in_both_versions() {
+        const V1: &str = "/slurm_n1/uid_1001/job_5/step_0";
+        const V2: &str = "/system.slice/n1_slurmstepd.scope/job_5/step_0";
+        // Since Slurm 26.05.
+        const SLUID: &str = "/system.slice/slurmstepd.scope/s8FXKTA79XAR00/step_0";
+        let v1 = |group: &str, kills| (format!("memory{V1}{group}"), "memory.oom_control", kills);
+        let v2 = |step: &str, group: &str, kills| {
+            (format!("{}{group}", step.trim_start_matches('/')), "memory.events", kills)
+        };
+        for (step, groups, wanted) in [
+            (
+                V1,
+                vec![v1("/task_0", 0), v1("/task_1", 2), v1("", 0)],
+                Some("memory.oom_control of the task: oom_kill 2"),
+            ),
+            // Another task's, in a group of its own.
+            (V1, vec![v1("/task_0", 2), v1("/task_1", 0), v1("", 0)], None),
+            (V1, vec![v1("", 1)], Some("memory.oom_control of the step: oom_kill 1")),
+            // What happens in a task's group is counted in the step's.
+            (
+                V2,
+                vec![v2(V2, "", 1), v2(V2, "/user", 1), v2(V2, "/user/task_1", 1)],
+                Some("memory.events of the step: oom_kill 1"),
+            ),
+            (V2, vec![v2(V2, "", 0), v2(V2, "/slurm", 0)], None),
+            (SLUID, vec![v2(SLUID, "", 3)], Some("memory.events of the step: oom_kill 3")),
+            (SLUID, vec![v2(V2, "", 3)], None),
+            (V2, vec![], None),
+        ] {
+            let groups: Vec<(&str, &str, u32)> =
+                groups.iter().map(|(group, file, kills)| (group.as_str(), *file, *kills)).collect();
+            let mounted = tree(&groups);
+            assert_eq!(out_of_memory(mounted.path(), step, 1).as_deref(), wanted, "{step} {groups:?}");
+        }
+    }
 }

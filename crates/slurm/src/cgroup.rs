@@ -270,6 +270,15 @@ mod tests {
                 "0::/system.slice/slurmstepd.scope/s8FXKTA79XAR00/step_batch/user/task_0",
                 Some((sluid(), Some(StepId::Batch), Some(0))),
             ),
+            (
+                "0::/system.slice/slurmstepd.scope/s8FXKTA79XAR00/step_extern/user/task_special",
+                Some((sluid(), Some(StepId::Extern), None)),
+            ),
+            ("0::/system.slice/slurmstepd.scope/s8FXKTA79XAR00", Some((sluid(), None, None))),
+            // Too short, too long, not of its alphabet.
+            ("0::/system.slice/slurmstepd.scope/s8FXKTA79XAR0/step_0", None),
+            ("0::/system.slice/slurmstepd.scope/s8FXKTA79XAR000/step_0", None),
+            ("0::/system.slice/slurmstepd.scope/s8fxkta79xar00/step_0", None),
             ("0::/system.slice/slurmstepd.scope/system", None),
             ("0::/docker/abc/system.slice/slurmstepd.scope/job_5", Some((job(5), None, None))),
             ("0::/", None),
@@ -301,6 +310,38 @@ mod tests {
         assert_eq!(freezer.step_path.as_deref(), Some("/slurm_n2/uid_1001/job_9/step_1"));
         assert_eq!(got.hierarchy("memory").expect("listed").step_path, None);
         assert_eq!(got.hierarchy("pids"), None);
+    }
+
+    #[test]
+    fn the_unified_hierarchy_has_all_controllers() {
+        let text = "0::/system.slice/n2_slurmstepd.scope/job_9/step_1/user/task_2\n";
+        let got = parse(text).expect("well formed").expect("in a job");
+        assert_eq!((got.uid, got.node.as_deref(), got.task), (None, Some("n2"), Some(2)));
+        for controller in ["memory", "devices", "cpuset"] {
+            let found = got.hierarchy(controller).expect("the unified one");
+            assert_eq!(found.job_path, "/system.slice/n2_slurmstepd.scope/job_9");
+            assert_eq!(
+                found.step_path.as_deref(),
+                Some("/system.slice/n2_slurmstepd.scope/job_9/step_1"),
+                "{controller}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_number_is_preferred_to_a_sluid() {
+        // Hierarchies of one release name a job alike; those of two, while a node is updated, need not.
+        let sluid = "0::/system.slice/slurmstepd.scope/s8FXKTA79XAR00/step_0/user/task_0\n";
+        let number = "4:memory:/slurm/uid_1/job_5/step_0/task_0\n";
+        for text in [format!("{sluid}{number}"), format!("{number}{sluid}")] {
+            assert_eq!(
+                id(&text),
+                Some((CgroupJob::Id(JobId(5)), Some(StepId::Numeric(0)), Some(0))),
+                "{text}"
+            );
+        }
+        let others = "1:freezer:/system.slice/slurmstepd.scope/s8FXKTA79XAR01/step_0\n";
+        assert!(matches!(parse(&format!("{sluid}{others}")), Err(CgroupError::Conflict { .. })));
     }
 
     #[test]

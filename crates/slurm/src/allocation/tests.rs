@@ -196,6 +196,24 @@ fn the_cgroup_wins_over_the_environment() {
 }
 
 #[test]
+fn a_sluid_confirms_the_step_alone() {
+    let scope = "0::/system.slice/slurmstepd.scope/s8FXKTA79XAR00";
+    for (place, want) in [
+        ("/step_3/user/task_1", Confirmation::JobUnknown),
+        ("", Confirmation::JobUnknown),
+        ("/step_batch/user/task_0", Confirmation::StepCorrected),
+    ] {
+        let mut got = allocation(PARTIAL_STEP);
+        let (job, task) = (got.job, got.task);
+        let placed = cgroup::parse(&format!("{scope}{place}")).expect("well formed").expect("in a job");
+        assert_eq!(got.confirm(&placed), want, "{place}");
+        // The number is the environment's, and what belongs to another step is not kept.
+        let kept = if want == Confirmation::JobUnknown { task } else { None };
+        assert_eq!((got.job, got.task), (job, kept), "{place}");
+    }
+}
+
+#[test]
 fn a_component_is_the_job_that_its_cgroup_names() {
     // As Slurm 22.05 tells the tasks of all components of one step.
     let told = "SLURM_JOB_ID=11\nSLURM_STEP_ID=0\nSLURM_HET_SIZE=2\nSLURM_JOB_ID_HET_GROUP_0=11\n\
