@@ -1,13 +1,14 @@
 //! Facts about the host and the user, gathered once at the edge.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use situla_plan::{HostGroup, HostUser};
 use situla_slurm::cgroup;
-use situla_slurm::{Allocation, Confirmation};
+use situla_slurm::{Allocation, Confirmation, MAX_CONF, cluster_name};
 
 /// What a run needs to know of the machine and of who runs it.
 #[derive(Debug)]
@@ -76,6 +77,10 @@ impl Host {
                 _ => step_cgroup = placed.and_then(|placed| placed.hierarchy("memory")?.step_path.clone()),
             }
         }
+        // A step that was started from outside of its job (`srun --jobid`) is not told.
+        if let Some(found) = allocation.as_mut().filter(|found| found.cluster.is_none()) {
+            found.cluster = cluster(lookup("SLURM_CONF").as_deref());
+        }
         let home = Path::new(&user.home).to_owned();
         let below = |name: &str, default: &str| {
             let base = lookup(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -102,6 +107,21 @@ impl Host {
     /// The value of a variable, where it is text.
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.env.iter().find(|(key, _)| key == name).and_then(|(_, value)| value.to_str())
+    }
+}
+
+/// The name of the cluster, by the configuration that Slurm's programs would take here.
+fn cluster(named: Option<&str>) -> Option<String> {
+    // The second one is where slurmd puts it that has none of its own (slurm.conf(5), "configless").
+    const USUAL_PLACES: [&str; 2] = ["/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf"];
+    let read = |path: &str| {
+        let mut text = Vec::new();
+        std::fs::File::open(path).ok()?.take(MAX_CONF).read_to_end(&mut text).ok()?;
+        cluster_name(&String::from_utf8_lossy(&text))
+    };
+    match named.filter(|path| !path.is_empty()) {
+        Some(path) => read(path),
+        None => USUAL_PLACES.into_iter().find_map(read),
     }
 }
 
@@ -223,5 +243,14 @@ mod tests {
         assert!(find_line(file, 2, "0").unwrap().starts_with("root:"));
         assert!(find_line(file, 2, "10").unwrap().starts_with("x:"));
         assert_eq!(find_line(file, 2, "1"), None);
+    }
+
+    #[test]
+    fn the_cluster_is_that_of_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("slurm.conf");
+        std::fs::write(&conf, b"# \xff\nClusterName=Demo\n").unwrap();
+        assert_eq!(cluster(conf.to_str()).as_deref(), Some("demo"));
+        assert_eq!(cluster(dir.path().join("none").to_str()), None);
     }
 }

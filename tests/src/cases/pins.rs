@@ -53,8 +53,8 @@ fn expect(output: &command::Output, wanted: &[&str]) -> Check {
     if got == wanted { Ok(()) } else { Err(format!("wanted {wanted:?}\n{output}").into()) }
 }
 
-/// All steps of a batch job have the image that the first had, on every node, by every way to ask for it; the record
-/// has its digest, and the next job has the new one.
+/// All steps of a batch job have the image that the first had, on every node, by every way to ask for it, also where Slurm does
+/// not tell the name of the cluster; the record has its digest, and the next job has the new one.
 ///
 /// # Errors
 /// They have not.
@@ -66,11 +66,12 @@ pub fn steps_of_a_job(site: &Site) -> Check {
         &format!(
             "srun -N2 -n2 situla exec {tag} cat /which\n\
              srun -N1 -n1 --export=NONE --container-image={tag} cat /which\n\
+             srun -N1 -n1 env -u SLURM_CLUSTER_NAME situla exec {tag} cat /which\n\
              apptainer exec {tag} cat /which"
         ),
     )?;
     let job: Job = site.cluster.sbatch(images.dir.path(), &["-N2"], &script)?;
-    expect(&job.output, &["image one"; 6])?;
+    expect(&job.output, &["image one"; 7])?;
     let digests = |step: &str| -> Result<Vec<String>, String> {
         let words = ["situla", "show", "--json", &format!("{}.{step}", job.id)].map(str::to_owned);
         let shown = site.env().as_user(images.dir.path(), words)?.success()?.stdout;
