@@ -36,6 +36,7 @@ pub mod pushes;
 pub mod pyxis;
 pub mod records;
 pub mod releases;
+pub mod requeues;
 pub mod sif_files;
 pub mod site_install;
 pub mod slurm_lines;
@@ -392,6 +393,8 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("pins::tasks_of_an_array", pins::tasks_of_an_array),
     ("pins::components_of_a_job", pins::components_of_a_job),
     ("pins::tasks_at_once", pins::tasks_at_once),
+    ("requeues::started_again", requeues::started_again),
+    ("requeues::preempted_and_cancelled", requeues::preempted_and_cancelled),
 ];
 
 /// Cases that change a node and look for leaks themselves, while the fault lasts.

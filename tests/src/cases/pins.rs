@@ -10,13 +10,13 @@ use crate::environment::{PATIENCE, WorkDir};
 use crate::tier::Check;
 
 /// Two images that say which they are, and a repository for them.
-struct Images {
-    dir: WorkDir,
-    tag: String,
+pub(super) struct Images {
+    pub(super) dir: WorkDir,
+    pub(super) tag: String,
 }
 
 impl Images {
-    fn make(site: &Site, name: &str) -> Result<Self, String> {
+    pub(super) fn make(site: &Site, name: &str) -> Result<Self, String> {
         let dir = site.env().work_dir(name)?;
         let address = registry(&site.desk(), "up")?.stdout.trim().to_owned();
         let tree = site.env().image_tree("tiny").display().to_string();
@@ -35,7 +35,7 @@ impl Images {
         format!("situla push --quiet {}/{which} {} >/dev/null", self.dir.path().display(), self.tag)
     }
 
-    fn point_to(&self, site: &Site, which: &str) -> Result<(), String> {
+    pub(super) fn point_to(&self, site: &Site, which: &str) -> Result<(), String> {
         site.env().as_user(self.dir.path(), ["sh", "-c", &self.push(which)])?.success()?;
         Ok(())
     }
