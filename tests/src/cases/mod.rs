@@ -20,6 +20,7 @@ pub mod instances;
 pub mod kernel_mounts;
 pub mod kills;
 pub mod late;
+pub mod lost_nodes;
 pub mod names;
 pub mod neighbour;
 pub mod no_helpers;
@@ -328,6 +329,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::pty", faults::pty),
     ("faults::batch_script_with_options", faults::batch_script_with_options),
     ("faults::submission_without_plugin", faults::submission_without_plugin),
+    ("lost_nodes::no_trampoline_on_one_node", lost_nodes::no_trampoline_on_one_node),
     ("records::one_per_step_and_node", records::one_per_step_and_node),
     ("accounts::in_steps", accounts::in_steps),
 ];
@@ -396,6 +398,9 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("requeues::started_again", requeues::started_again),
     ("requeues::preempted_and_cancelled", requeues::preempted_and_cancelled),
 ];
+
+/// Cases that need nodes with processes and a `/tmp` of their own.
+const ON_ISOLATED: &[(&str, SiteCase)] = &[("lost_nodes::a_node_dies", lost_nodes::a_node_dies)];
 
 /// Cases that change a node and look for leaks themselves, while the fault lasts.
 const ON_SICK_NODES: &[(&str, SiteCase)] =
@@ -512,7 +517,7 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
     let site: Arc<OnceLock<Result<Site, String>>> = Arc::default();
     let on_variant = match variant {
         Variant::Loopback => ON_LOOPBACK,
-        Variant::Isolated => &[],
+        Variant::Isolated => ON_ISOLATED,
     };
     for (name, case) in ON_SITE.iter().chain(on_variant).chain(ON_SICK_NODES).chain(AT_LAST) {
         let sick = ON_SICK_NODES.iter().any(|(other, _)| other == name);
