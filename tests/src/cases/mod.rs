@@ -43,6 +43,7 @@ pub mod site_install;
 pub mod slurm_lines;
 pub mod small_jobs;
 pub mod soak;
+pub mod steps;
 pub mod stored_images;
 pub mod uses;
 
@@ -330,6 +331,8 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::batch_script_with_options", faults::batch_script_with_options),
     ("faults::submission_without_plugin", faults::submission_without_plugin),
     ("lost_nodes::no_trampoline_on_one_node", lost_nodes::no_trampoline_on_one_node),
+    ("steps::task_epilog", steps::task_epilog),
+    ("steps::mpich_by_pmi2", steps::mpich_by_pmi2),
     ("records::one_per_step_and_node", records::one_per_step_and_node),
     ("accounts::in_steps", accounts::in_steps),
 ];
@@ -397,6 +400,9 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("pins::tasks_at_once", pins::tasks_at_once),
     ("requeues::started_again", requeues::started_again),
     ("requeues::preempted_and_cancelled", requeues::preempted_and_cancelled),
+    ("steps::overlapping", steps::overlapping),
+    ("steps::cancelled_in_an_array", steps::cancelled_in_an_array),
+    ("steps::gpus_of_each_task", steps::gpus_of_each_task),
 ];
 
 /// Cases that need nodes with processes and a `/tmp` of their own.
@@ -465,7 +471,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "small_jobs::control_group"
         | "small_jobs::written_into_memory"
         | "small_jobs::nearly_a_million_files" => small_jobs::ready(),
-        "crowds::mpi_copies_directly" => crowds::compilers(),
+        "crowds::mpi_copies_directly" | "steps::mpich_by_pmi2" => crowds::compilers(),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),
         "slurm_of_sid" => releases::prepared(env, "sid"),
@@ -478,6 +484,7 @@ fn abilities(cluster: &Cluster, name: &str) -> Result<(), Skip> {
     match name {
         "gpu"
         | "uses::gpu"
+        | "steps::gpus_of_each_task"
         | "uses::keeper_in_the_steps_cgroup"
         | "attacks::outside_the_step"
         | "exhaustion::memory_of_a_step"

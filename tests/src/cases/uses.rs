@@ -241,7 +241,7 @@ pub fn gpu(site: &Site) -> Check {
 }
 
 /// The devices that Slurm gives out on a node.
-fn devices_of(site: &Site, node: &str) -> Result<Vec<String>, String> {
+pub(super) fn devices_of(site: &Site, node: &str) -> Result<Vec<String>, String> {
     let path = site.cluster.state_dir().join("etc/gres.conf");
     let conf = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     // NodeName=sn1 Name=gpu Type=fake File=/dev/situla-gpu[0-1] Flags=nvidia_gpu_env
