@@ -14,7 +14,7 @@ step() { printf '[%s] %6d ms  %s\n' "$NAME" $((($(date +%s%N) - T0) / 1000000)) 
 
 # Services that the packages we need bring with them. The demo and the tests start daemons of their own; a machine
 # whose owner only wanted to see those must not have a munged or a registry on its network after the next boot.
-SERVICES=(munge slurmctld slurmd slurmdbd docker-registry)
+SERVICES=(munge slurmctld slurmd slurmdbd slurmrestd docker-registry)
 
 # need_packages LOGFILE PACKAGE... : install those that are missing; services that come with them stay disabled.
 #

@@ -38,6 +38,7 @@ pub mod pyxis;
 pub mod records;
 pub mod releases;
 pub mod requeues;
+pub mod rest;
 pub mod sif_files;
 pub mod site_install;
 pub mod slurm_lines;
@@ -400,6 +401,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("pins::tasks_at_once", pins::tasks_at_once),
     ("requeues::started_again", requeues::started_again),
     ("requeues::preempted_and_cancelled", requeues::preempted_and_cancelled),
+    ("rest::submitted", rest::submitted),
     ("steps::overlapping", steps::overlapping),
     ("steps::cancelled_in_an_array", steps::cancelled_in_an_array),
     ("steps::gpus_of_each_task", steps::gpus_of_each_task),
@@ -472,6 +474,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "small_jobs::written_into_memory"
         | "small_jobs::nearly_a_million_files" => small_jobs::ready(),
         "crowds::mpi_copies_directly" | "steps::mpich_by_pmi2" => crowds::compilers(),
+        "rest::submitted" => rest::daemon(),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" => releases::prepared(env, "trixie"),
         "slurm_of_sid" => releases::prepared(env, "sid"),
