@@ -31,6 +31,7 @@ pub mod plain_fs;
 pub mod plugin_lines;
 pub mod policy;
 pub mod private_images;
+pub mod private_tmp;
 pub mod privileged;
 pub mod pull_crashes;
 pub mod pushes;
@@ -410,6 +411,9 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
 /// Cases that need nodes with processes and a `/tmp` of their own.
 const ON_ISOLATED: &[(&str, SiteCase)] = &[("lost_nodes::a_node_dies", lost_nodes::a_node_dies)];
 
+/// Cases of isolated nodes that change one and look for leaks themselves, as [`ON_SICK_NODES`].
+const ON_CHANGED_NODES: &[(&str, SiteCase)] = &[("private_tmp::is_the_jobs", private_tmp::is_the_jobs)];
+
 /// Cases that change a node and look for leaks themselves, while the fault lasts.
 const ON_SICK_NODES: &[(&str, SiteCase)] =
     &[("faults::no_fuse", faults::no_fuse), ("faults::no_user_namespaces", faults::no_user_namespaces)];
@@ -525,12 +529,12 @@ pub fn run_on_cluster(variant: Variant) -> ExitCode {
         }));
     }
     let site: Arc<OnceLock<Result<Site, String>>> = Arc::default();
-    let on_variant = match variant {
-        Variant::Loopback => ON_LOOPBACK,
-        Variant::Isolated => ON_ISOLATED,
+    let (on_variant, changed) = match variant {
+        Variant::Loopback => (ON_LOOPBACK, &[][..]),
+        Variant::Isolated => (ON_ISOLATED, ON_CHANGED_NODES),
     };
-    for (name, case) in ON_SITE.iter().chain(on_variant).chain(ON_SICK_NODES).chain(AT_LAST) {
-        let sick = ON_SICK_NODES.iter().any(|(other, _)| other == name);
+    for (name, case) in ON_SITE.iter().chain(on_variant).chain(changed).chain(ON_SICK_NODES).chain(AT_LAST) {
+        let sick = changed.iter().chain(ON_SICK_NODES).any(|(other, _)| other == name);
         let ready = {
             let (env, found, site) = (env.clone(), Arc::clone(&found), Arc::clone(&site));
             move || {
