@@ -7,7 +7,7 @@ TOOLS := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/tools
 DENY_VERSION := 0.20.2
 DIST := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/dist
 
-.PHONY: help compiler dist demo demo-down test test-full bench bench-runtime bench-slurm bench-images check fmt-check clippy fuzz-check doc tidy deny
+.PHONY: help compiler python dist demo demo-down test test-full bench bench-runtime bench-slurm bench-images check fmt-check clippy fuzz-check doc tidy deny
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -31,16 +31,20 @@ test: compiler ## every tier of tests; the last line has the totals
 test-full: compiler ## the same, with the long cases
 	@scripts/test --full
 
-bench: dist ## compare starting times with other engines
+# The scripts that measure are Python.
+python:
+	@command -v python3 >/dev/null || $(SUDO) bash -c 'NAME=make; . scripts/lib.sh; l=$$(mktemp); need_packages "$$l" python3; rm -f "$$l"'
+
+bench: dist python ## compare starting times with other engines
 	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench
 
-bench-runtime: dist ## measure imports, ranks, memory and the serving of files
+bench-runtime: dist python ## measure imports, ranks, memory and the serving of files
 	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench-runtime
 
-bench-slurm: dist ## measure steps of a real Slurm with and without a container
+bench-slurm: dist python ## measure steps of a real Slurm with and without a container
 	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench-slurm
 
-bench-images: dist ## compare pulling an image with other tools, and with the least that it can cost
+bench-images: dist python ## compare pulling an image with other tools, and with the least that it can cost
 	$(SUDO) env SITULA_BIN=$(DIST)/situla scripts/bench-images
 
 check: compiler fmt-check clippy fuzz-check doc tidy ## formatting, lints, fuzz targets, documentation, dependency rules

@@ -1,9 +1,9 @@
-//! A real registry (Debian's docker-registry) that wants a login: on loopback, or at an address in a network of its own,
-//! where it is as any other machine, and nobody outside can see it.
+//! A real registry (Debian's docker-registry) that wants a login, or speaks TLS: on loopback, or at an address in a network
+//! of its own, where it is as any other machine, and nobody outside can see it.
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,6 +21,13 @@ const ELSEWHERE: &str = "198.51.100.7";
 /// Serves, and writes a line about each request into a file; in a network of its own has the address first.
 const SERVE: &str = "[ -z \"$3\" ] || { ip link set lo up && ip address add \"$3/32\" dev lo; } || exit; \
                      exec docker-registry serve \"$1\" >>\"$2\" 2>&1";
+
+/// An authority, and a certificate of it for the address $1.
+const CERTIFY: &str = "new='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes' && \
+     openssl req -x509 $new -days 2 -subj /CN=authority -keyout ca.key -out ca.crt && \
+     openssl req $new -subj /CN=registry -keyout key.pem -out request.pem && \
+     echo subjectAltName=IP:$1 >extensions && \
+     openssl x509 -req -in request.pem -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out cert.pem";
 
 /// Where the registry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +54,24 @@ impl PrivateRegistry {
     /// # Errors
     /// It does not start, or takes nothing.
     pub fn serve(env: &TestEnv, network: Network) -> Result<Self, String> {
+        Self::start(env, network, false)
+    }
+
+    /// Starts one for everybody that speaks TLS alone, in a network of its own: loopback is spoken to in clear.
+    ///
+    /// # Errors
+    /// It does not start, or takes nothing.
+    pub fn serve_over_tls(env: &TestEnv) -> Result<Self, String> {
+        Self::start(env, Network::Own, true)
+    }
+
+    /// The certificate of the authority that vouches for one that speaks TLS.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.dir.path().join("ca.crt")
+    }
+
+    fn start(env: &TestEnv, network: Network, tls: bool) -> Result<Self, String> {
         let dir = env.work_dir("registry")?;
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let port = free.map_err(|e| format!("no port for a registry: {e}"))?.port();
@@ -56,9 +81,21 @@ impl PrivateRegistry {
         };
         let (address, place) = (format!("{host}:{port}"), dir.path().display().to_string());
         dir.write("users", &format!("{USER}:{HASH}\n"))?;
+        let auth = format!("auth: {{htpasswd: {{realm: private, path: {place}/users}}}}\n");
+        let (secure, auth) = match tls {
+            true => {
+                (format!(", tls: {{certificate: {place}/cert.pem, key: {place}/key.pem}}"), String::new())
+            }
+            false => (String::new(), auth),
+        };
+        if tls {
+            let mut certify = Command::new("sh");
+            certify.args(["-c", CERTIFY, "sh", host]).current_dir(dir.path());
+            command::run(certify, PATIENCE)?.success()?;
+        }
         let config = format!(
             "version: 0.1\nlog: {{level: debug}}\nstorage: {{filesystem: {{rootdirectory: {place}/data}}}}\n\
-             http: {{addr: \"{address}\"}}\nauth: {{htpasswd: {{realm: private, path: {place}/users}}}}\n"
+             http: {{addr: \"{address}\"{secure}}}\n{auth}"
         );
         let config = dir.write("config.yml", &config)?.display().to_string();
         let log = format!("{place}/log");

@@ -105,6 +105,10 @@ fn cause_of(job: &str, step: &str, with_job: bool) -> Option<(Cause, String)> {
     match (cause(step), cause(job)) {
         (Some(Cause::Oom), _) => Some((Cause::Oom, evidence)),
         (Some(_), Some(Cause::TimeLimit)) => Some((Cause::TimeLimit, evidence)),
+        // Somebody has ended the step alone, or it had a limit of its own, before its job was taken off.
+        (Some(own), Some(cause)) if taken_off.contains(&cause) && !with_job && is_own_end(own, step) => {
+            Some((own, evidence))
+        }
         (Some(_), Some(cause)) if taken_off.contains(&cause) => Some((cause, evidence)),
         (None, Some(cause)) if taken_off.contains(&cause) && with_job && step == "FAILED" => {
             Some((cause, evidence))
@@ -115,6 +119,11 @@ fn cause_of(job: &str, step: &str, with_job: bool) -> Option<(Cause, String)> {
         // A step that ran to its end has a state of its own, whatever happened to its job later.
         (None, _) => None,
     }
+}
+
+/// Whether the state of a step tells of an end that its job's had nothing to do with.
+fn is_own_end(cause: Cause, state: &str) -> bool {
+    cause == Cause::TimeLimit || cause == Cause::Cancelled && state.contains(" by ")
 }
 
 #[cfg(test)]
@@ -138,6 +147,8 @@ mod tests {
             ("PREEMPTED", "CANCELLED", Some(Cause::Preempted)),
             ("REQUEUED", "CANCELLED", Some(Cause::Requeued)),
             ("NODE_FAIL", "CANCELLED", Some(Cause::NodeFail)),
+            ("PREEMPTED", "CANCELLED by 1001", Some(Cause::Cancelled)),
+            ("REQUEUED", "TIMEOUT", Some(Cause::TimeLimit)),
             ("NODE_FAIL", "NODE_FAIL", Some(Cause::NodeFail)),
             ("PREEMPTED", "COMPLETED", None),
             ("TIMEOUT", "COMPLETED", None),

@@ -430,6 +430,10 @@ fn of_trees(error: &TreeError) -> Judgement {
                 "ask the administrator to make it, with mode 1777, or to name another one in site.toml (rootfs.cache)",
             ),
         ),
+        TreeError::Unknown { .. } => (
+            EngineClass::SetupFailed,
+            Some("use the version that has made it, or remove the container: situla container rm NAME"),
+        ),
         TreeError::NotOwn { .. } => (
             EngineClass::SetupFailed,
             Some("remove it if it is yours, or ask the administrator for another place (rootfs.cache)"),

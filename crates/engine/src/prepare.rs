@@ -503,6 +503,7 @@ impl Prepared {
                 if let Some(path) = changed {
                     let error = EngineError::ImageChanged { path: path.display().to_string(), exit };
                     heard.error(&error);
+                    container.into_iter().for_each(KeptContainer::abandoned);
                     return Err(error);
                 }
                 match container.map_or(Ok(None), KeptContainer::ended) {
@@ -524,6 +525,7 @@ impl Prepared {
             Err(failure) => {
                 let error = EngineError::Runtime(failure);
                 heard.error(&error);
+                container.into_iter().for_each(KeptContainer::abandoned);
                 Err(error)
             }
         }

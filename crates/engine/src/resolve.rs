@@ -291,7 +291,7 @@ pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<Found, Engine
             let digest = match (pins, pinned) {
                 (_, Some(digest)) => Some(digest),
                 (Some(pins), None) => {
-                    let fetched = fetch(&Wanted::of_registry(named), opening.progress)?;
+                    let fetched = fetch(&Wanted::of_registry(named), opening)?;
                     let digest = fetched.manifest_digest.parse().ok();
                     digest.map(|digest| match pins.pin(&named.reference, digest) {
                         Ok(digest) => digest,
@@ -331,11 +331,7 @@ fn mark(path: &Path, acts: Acts) -> Option<UseMark> {
 fn fetched(wanted: &Wanted, opening: &Opening<'_>) -> Result<(Opened, Option<UseMark>), EngineError> {
     let mut attempt = 1;
     loop {
-        let fetched = fetch(wanted, opening.progress).inspect_err(|error| {
-            if error.is_loss() || matches!(error, EngineError::Interrupted { .. }) {
-                forget_killed(opening);
-            }
-        })?;
+        let fetched = fetch(wanted, opening)?;
         let mark = mark(&fetched.path, opening.acts);
         match open_path(&fetched.path, opening.requested) {
             // It was removed between the fetch and the mark.
@@ -626,11 +622,11 @@ struct Fetched {
 }
 
 /// Fetches or converts an image in a process of its own.
-fn fetch(wanted: &Wanted, progress: bool) -> Result<Fetched, EngineError> {
+fn fetch(wanted: &Wanted, opening: &Opening<'_>) -> Result<Fetched, EngineError> {
     let mut command = own_process::own_command();
     command
         .args(["pull", "--json", "--store-only", "--for-process", &std::process::id().to_string()])
-        .args((!progress).then_some("--quiet"))
+        .args((!opening.progress).then_some("--quiet"))
         .arg(&wanted.argument);
     let work = Work { name: "fetching", unsaid: EngineClass::FetchFailed };
     let fetched = own_process::ask(&mut command, work, |answer| {
@@ -640,7 +636,12 @@ fn fetch(wanted: &Wanted, progress: bool) -> Result<Fetched, EngineError> {
             rootfs_digest: answer.text("rootfs_digest")?,
         })
     });
-    fetched.map_err(|failure| failed_fetch(&wanted.shown, failure))
+    let fetched = fetched.map_err(|failure| failed_fetch(&wanted.shown, failure));
+    fetched.inspect_err(|error| {
+        if error.is_loss() || matches!(error, EngineError::Interrupted { .. }) {
+            forget_killed(opening);
+        }
+    })
 }
 
 fn failed_fetch(shown: &str, failure: WorkFailure) -> EngineError {

@@ -6,6 +6,7 @@
 //! host, where every user can read it, and gives nobody more rights than he has.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use situla_bindings::{BindRequest, BindSource, Origin, Propagation};
@@ -15,6 +16,7 @@ use crate::error::EngineError;
 use crate::host::Host;
 use crate::image_view::{Found, ImageView};
 use crate::request::RunRequest;
+use crate::site::untrusted;
 
 /// Where all this is inside.
 const PLACE: &str = "/.situla/slurm";
@@ -30,6 +32,9 @@ const TOOLS: [&str; 11] = [
 
 /// Loaders of the machines that we build for.
 const LOADERS: [&str; 2] = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+
+/// Directories of the host that are never shown whole.
+const SHARED: [&str; 8] = ["/", "/etc", "/run", "/var/run", "/usr", "/var", "/tmp", "/var/tmp"];
 
 /// Bytes of a configuration file, files of one directory, and directories of libraries.
 const MAX_CONFIGURATION: u64 = 16 << 20;
@@ -111,11 +116,25 @@ pub(crate) fn plan(request: &RunRequest, host: &Host) -> Result<Option<SlurmClie
     for (name, path) in &tools {
         show(path, &at("tools").join(name));
     }
-    for directory in [configuration.parent(), socket.parent()].into_iter().flatten() {
-        show(directory, directory);
+    let stack = configuration.with_file_name("plugstack.conf");
+    for file in [&configuration, &stack, &socket].into_iter().filter(|file| file.exists()) {
+        match file.parent() {
+            // Others have much else there, which is the image's own inside.
+            Some(directory) if SHARED.iter().any(|shared| directory == Path::new(shared)) => {
+                show(file, file);
+            }
+            Some(directory) => show(directory, directory),
+            None => {}
+        }
     }
     for path in of_plugstack(&text, &configuration) {
         show(&path, &path);
+    }
+    // A configuration of somebody else's leads where he likes: then the policy judges these like mounts of the user's.
+    if !is_roots(&configuration) {
+        for bind in &mut client.binds {
+            bind.origin = Origin::User("SLURM_CONF".to_owned());
+        }
     }
     let loader = format!("{}/{}", search[0], loader.file_name().unwrap_or_default().to_string_lossy());
     client.scripts = tools
@@ -151,6 +170,14 @@ pub(crate) fn expect_shell(
     Err(EngineError::BadOption {
         message: format!("{first} needs /bin/sh, which {shown} does not have"),
         remedy: "use an image with a shell, or leave slurm out".to_owned(),
+    })
+}
+
+/// Whether nobody but root can have written a file, or put it there.
+fn is_roots(file: &Path) -> bool {
+    let Ok(real) = file.canonicalize() else { return false };
+    real.ancestors().enumerate().all(|(index, part)| {
+        std::fs::metadata(part).is_ok_and(|found| untrusted(found.uid(), found.mode(), index > 0).is_none())
     })
 }
 

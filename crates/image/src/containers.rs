@@ -126,6 +126,10 @@ impl ContainerLease {
             // A later step has another name.
             let _ = fs::remove_file(&path);
             flock(&self.directory, FlockOperation::LockShared).map_err(self.failed())?;
+            // Somebody may have removed it in between.
+            if !is_named(&self.directory, &self.path) {
+                return Err(TreeError::Lock { path: self.path.clone() });
+            }
         }
         Ok(ended >= n_tasks)
     }
@@ -180,7 +184,12 @@ impl NewContainer {
                 false => Err(TreeError::Lock { path: self.path.clone() }),
             }
         };
-        finished().inspect_err(|_| drop(remove_tree(&self.path))).map(|()| lease)
+        let finished = finished();
+        // What has this name by now may be another one's.
+        if finished.is_err() && is_named(&lease.directory, &self.path) {
+            let _ = remove_tree(&self.path);
+        }
+        finished.map(|()| lease)
     }
 }
 
@@ -251,6 +260,8 @@ impl Containers {
             let alone = flock(&directory, FlockOperation::NonBlockingLockExclusive);
             match alone {
                 Ok(()) if !is_named(&directory, &path) => continue,
+                // A user's work is not removed because a record is of another version, or cannot be read now.
+                Ok(()) if is_unknown(&path) => return Err(TreeError::Unknown { path }),
                 Ok(()) if record_at(&path).is_none() => {
                     let new = NewContainer { path: path.clone(), directory: Some(directory) };
                     // Of one that was killed while he made it.
@@ -349,6 +360,12 @@ impl Containers {
         let _ = above.map(fs::remove_dir).take_while(Result::is_ok).count();
         Ok(true)
     }
+}
+
+/// Whether there are files and a record, and the record says nothing.
+fn is_unknown(path: &Path) -> bool {
+    let is_there = |name: &str| fs::symlink_metadata(path.join(name)).is_ok();
+    is_there("root") && is_there("container.json") && record_at(path).is_none()
 }
 
 fn record_at(path: &Path) -> Option<ContainerRecord> {

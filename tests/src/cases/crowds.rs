@@ -37,9 +37,6 @@ const PHASES: [&str; 3] = ["before there is a keeper", "while others come or go"
 /// How often a step may be over before the moment came, beside one time in four.
 const MISSES: usize = 20;
 
-/// What Slurm needs for the end of so many tasks on two cores, beside what it needs for the end of one.
-const END_OF_MANY: Duration = Duration::from_secs(10);
-
 /// 128 tasks arrive at once on a node, and one of our processes is killed at a random moment: no task hangs,
 /// nothing is left, and the next step works.
 ///
@@ -55,13 +52,14 @@ pub fn one_of_many_is_killed(site: &Site) -> Check {
 
 fn killed(site: &Site, rounds: usize, random: &mut Random) -> Check {
     let mut hits: BTreeMap<(Kind, &'static str), usize> = BTreeMap::new();
+    let bare = end_of_bare(site)?;
     let mut slowest = Duration::ZERO;
     let mut n_missed = 0;
     let mut round = 0;
     while round < rounds {
         let latest = if round % 4 == 3 { EARLY } else { LATEST };
         let delay = Duration::from_micros(random.below(u64::try_from(latest.as_micros())?));
-        let hit = killed_once(site, delay, random)
+        let hit = killed_once(site, delay, KILL_WAIT + bare, random)
             .map_err(|story| format!("round {round}, after {delay:?}: {}", story.message().unwrap_or("")))?;
         let Some((kind, phase, took)) = hit else {
             n_missed += 1;
@@ -78,7 +76,11 @@ fn killed(site: &Site, rounds: usize, random: &mut Random) -> Check {
     for ((kind, phase), n) in &hits {
         writeln!(out, "  {RANKS} tasks, kill -9 of a {kind:?} {phase}: {n}")?;
     }
-    writeln!(out, "  the slowest end after a kill: {slowest:?}; seed {}", random.seed())?;
+    writeln!(
+        out,
+        "  the slowest end after a kill: {slowest:?}, of a cancelled bare step {bare:?}; seed {}",
+        random.seed()
+    )?;
     if !site.env().full() {
         return Ok(());
     }
@@ -92,11 +94,28 @@ fn killed(site: &Site, rounds: usize, random: &mut Random) -> Check {
     }
 }
 
-/// One step with one kill in it; tells what was hit, when, and how long the step went on. `None` where it was over
-/// before.
+/// How long Slurm takes to end a step of so many tasks that has no container.
+fn end_of_bare(site: &Site) -> Result<Duration, libtest_mimic::Failed> {
+    let dir = site.env().work_dir("bare-crowd")?;
+    let n_ranks = format!("-n{RANKS}");
+    let script = "touch here.$SLURM_PROCID; exec sleep 1000";
+    let words = [n_ranks.as_str(), "-N1", "-w", site.cluster.a_node(), "--overcommit", "sh", "-c", script];
+    let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+    let all = wait_until(PATIENCE, || {
+        names(dir.path()).iter().filter(|name| name.starts_with("here.")).count() == RANKS
+    });
+    let begun = Instant::now();
+    site.cluster.admin(&["scancel", "--name", &name])?;
+    let output = running.finish_within(PATIENCE)?;
+    if all && !output.timed_out { Ok(begun.elapsed()) } else { Err(format!("no bare step\n{output}").into()) }
+}
+
+/// One step with one kill in it; tells what was hit, when, and how long the step went on, which must be no longer than
+/// `limit`. `None` where it was over before.
 fn killed_once(
     site: &Site,
     delay: Duration,
+    limit: Duration,
     random: &mut Random,
 ) -> Result<Option<(Kind, &'static str, Duration)>, libtest_mimic::Failed> {
     let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
@@ -156,9 +175,9 @@ fn killed_once(
         }
     };
     let at = Instant::now();
-    let output = running.finish_within(KILL_WAIT * 3)?;
+    let output = running.finish_within(limit * 3)?;
     let took = at.elapsed();
-    if output.timed_out || took > KILL_WAIT + END_OF_MANY {
+    if output.timed_out || took > limit {
         site.cluster.admin(&["scancel", "--name", &name])?;
         return Err(format!("after a kill of {hit:?} the step went on for {took:?}\n{output}").into());
     }

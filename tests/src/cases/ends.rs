@@ -9,16 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use libtest_mimic::Failed;
 
 use super::Site;
-use super::kills::{names, no_partial_file, whole_store};
-use super::privileged::registry;
+use super::kills::names;
 use crate::cluster::{Account, Job};
 use crate::command::{Output, Running, wait_until};
 use crate::environment::PATIENCE;
-use crate::images::WITNESS;
-use crate::leaks::Snapshot;
 use crate::outcome::{self, Exit};
 use crate::processes::{Kind, Process, Watch, kill_if, variable};
-use crate::slow_proxy::{SlowProxy, UNLIMITED};
 use crate::tier::Check;
 
 /// KillWait of the cluster: a step that loses a process of ours, and one that heeds TERM, is over by then.
@@ -157,11 +153,12 @@ fn cancelled_after(
     site.cluster.admin(&["scancel", &id])?;
     let cancelled = Instant::now();
     let output = running.finish(PATIENCE)?;
-    let gone = wait_until(KILL_WAIT, || {
+    let took = cancelled.elapsed();
+    let gone = wait_until(PATIENCE, || {
         site.cluster.admin(&["squeue", "-h", "-j", &id]).map_or(true, |o| o.stdout.trim().is_empty())
     });
-    if !gone || cancelled.elapsed() > KILL_WAIT {
-        return Err(format!("it took {:?}\n{output}", cancelled.elapsed()));
+    if !gone || took > KILL_WAIT {
+        return Err(format!("gone: {gone}, it took {took:?}\n{output}"));
     }
     let job = site.cluster.job(name, output)?;
     if job.account.state != "CANCELLED" || job.output.status.success() {
@@ -330,8 +327,10 @@ pub fn kill_on_one_of_two_nodes(site: &Site) -> Check {
             let per_node = format!("--ntasks-per-node={tasks_per_node}");
             let args = ["--kill-on-bad-exit=0", "-N2", &per_node].into_iter();
             // A payload that does not heed TERM goes as well, by the KILL that follows.
-            let script = "trap '' TERM; touch go$SLURM_JOB_ID.$SLURM_PROCID; exec sleep 1000";
-            let args = args.chain(entrance.words.iter().map(String::as_str)).chain(["sh", "-c", script]);
+            let is_deaf = is_deaf(victim, tasks_per_node);
+            let trap = if is_deaf { "trap '' TERM; " } else { "" };
+            let script = format!("{trap}touch go$SLURM_JOB_ID.$SLURM_PROCID; sleep 1000");
+            let args = args.chain(entrance.words.iter().map(String::as_str)).chain(["sh", "-c", &script]);
             let (name, running) = site.cluster.start_srun(dir.path(), args)?;
             let id = site.cluster.wait_running(&name)?;
             let hit = hit_on_first_node(&watch, dir.path(), &id, victim, tasks_per_node);
@@ -361,7 +360,10 @@ pub fn kill_on_one_of_two_nodes(site: &Site) -> Check {
         // With the only task of a node goes who would have said how it ended; accounting tells the rest.
         let alone = victim == Kind::Task && tasks_per_node == 1;
         let first = if alone { "cancelled" } else { "engine-server-lost" };
-        if classes != [first, "cancelled"] {
+        // KILL takes all of a node at once, so that nobody is left to say how it ended.
+        let is_deaf = is_deaf(victim, tasks_per_node);
+        let fits = |class: &str| class == "cancelled" || is_deaf && class == "incomplete";
+        if classes.len() != 2 || classes[0] != first || !fits(classes[1]) {
             let story = format!("{victim:?} of {tasks_per_node} tasks\n{}", job.output);
             return Err(format!("{story}\nthe records say {records:#?}").into());
         }
@@ -374,6 +376,11 @@ pub fn kill_on_one_of_two_nodes(site: &Site) -> Check {
         }
     }
     Ok(())
+}
+
+/// In which of the rounds above payloads do not heed TERM.
+fn is_deaf(victim: Kind, tasks_per_node: u8) -> bool {
+    victim == Kind::Task && tasks_per_node == 2
 }
 
 /// A user whose record would hang who reads it, a pipe that nobody writes to, holds nobody up: what reads it sees
@@ -592,114 +599,6 @@ fn hit_on_first_node(
     match ours.iter().find(is_hit) {
         Some(one) if kill_if(*one, || true)? => Ok(()),
         _ => Err(format!("none to kill on the first node: {ours:?}")),
-    }
-}
-
-/// `scancel` while the step still fetches its image: nothing is left, neither a partial file nor a lease in the user's
-/// store, and the next step gets the image.
-///
-/// # Errors
-/// Something is left, or the step goes on, or the next one fails.
-pub fn scancel_while_fetching(site: &Site) -> Check {
-    let desk = site.desk();
-    let address = registry(&desk, "up")?.stdout.trim().to_owned();
-    registry(&desk, "push")?;
-    let proxy = SlowProxy::before(&address)?;
-    let source = format!("docker://{}/tiny:1", proxy.address());
-    let option = format!("--container-image={source}");
-    let store = site.env().home()?.join(".cache/situla");
-    let dir = site.env().work_dir("fetching")?;
-    let watch = Watch::begin(site.env().uid()?);
-    let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
-    for enter in [vec![option.as_str()], vec!["apptainer", "exec", source.as_str()]] {
-        super::faults::forget_pulled(site)?;
-        // Manifest and configuration pass; the layer begins and stops.
-        proxy.hold_after(300_000);
-        let args = ["-N2", "--ntasks-per-node=2"].into_iter().chain(enter.iter().copied());
-        let (name, running) = site.cluster.start_srun(dir.path(), args.chain(["touch", "ran"]))?;
-        let id = site.cluster.wait_running(&name)?;
-        // All four wait for the image: one that is not so far yet has nothing to say of its end.
-        let fetch = || watch.look().iter().filter(|one| one.kind == Kind::Fetcher).count();
-        let in_the_middle = wait_until(PATIENCE, || {
-            proxy.holds() && !names(&store.join("leases")).is_empty() && fetch() == 4
-        });
-        site.cluster.admin(&["scancel", &id])?;
-        let cancelled = Instant::now();
-        let output = running.finish(PATIENCE)?;
-        let took = cancelled.elapsed();
-        if !in_the_middle || output.timed_out || took > KILL_WAIT || dir.path().join("ran").exists() {
-            return Err(format!("in the middle: {in_the_middle}; it took {took:?}\n{output}").into());
-        }
-        site.cluster.settled()?;
-        clean.expect_clean()?;
-        no_partial_file(&store)?;
-        let leases = names(&store.join("leases"));
-        if !leases.is_empty() {
-            return Err(format!("leases are left: {leases:?}\n{output}").into());
-        }
-        let job = site.cluster.job(&name, output)?;
-        expect_cancelled(site, &job, 2, 2)?;
-        proxy.pace(UNLIMITED);
-        let next = ["-n1"].into_iter().chain(enter).chain(["cat", WITNESS]);
-        site.cluster.srun(dir.path(), next)?.output.success()?.expect_text("situla tiny image")?;
-        whole_store(&store)?;
-    }
-    Ok(())
-}
-
-/// What accounting and the records say of a step that was cancelled before any payload, on so many nodes with so many tasks
-/// each: all of them were told to end.
-fn expect_cancelled(site: &Site, job: &Job, n_nodes: usize, tasks_per_node: usize) -> Check {
-    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-    let is_cancelled = |record: &outcome::Outcome| {
-        record.class == "cancelled" && record.exits == vec![Exit::Signal(15); tasks_per_node]
-    };
-    if job.account.state == "CANCELLED" && records.len() == n_nodes && records.iter().all(is_cancelled) {
-        return Ok(());
-    }
-    Err(format!("accounting says {:?}, the records {records:#?}\n{}", job.account, job.output).into())
-}
-
-/// `scancel` while the step still extracts its image: it ends within KillWait, nothing is left of what was begun, and the
-/// next step gets the image.
-///
-/// # Errors
-/// The step goes on, the payload runs all the same, or the next one fails.
-pub fn scancel_while_extracting(site: &Site) -> Check {
-    let dir = site.env().work_dir("extracting")?;
-    let sif = site.images.path("demo.sif");
-    let desk = site.desk();
-    super::extracted::empty(&desk, dir.path())?;
-    let watch = Watch::begin(site.env().uid()?);
-    let enter = ["apptainer", "exec", "--rootfs", "extract", &sif];
-    let args = ["-N1", "--ntasks-per-node=2"].into_iter().chain(enter);
-    let (name, running) = site.cluster.start_srun(dir.path(), args.chain(["touch", "ran"]))?;
-    let id = site.cluster.wait_running(&name)?;
-    let extract = || watch.look().iter().filter(|one| one.kind == Kind::Extractor).count();
-    let in_the_middle = wait_until(PATIENCE, || extract() == 2);
-    site.cluster.admin(&["scancel", &id])?;
-    let cancelled = Instant::now();
-    let output = running.finish(PATIENCE)?;
-    let took = cancelled.elapsed();
-    if !in_the_middle || output.timed_out || took > KILL_WAIT || dir.path().join("ran").exists() {
-        return Err(format!("in the middle: {in_the_middle}; it took {took:?}\n{output}").into());
-    }
-    site.cluster.settled()?;
-    if let (trees, building @ 1..) = super::extracted::found(&desk)? {
-        return Err(format!("{building} are half there, and {trees:?}\n{output}").into());
-    }
-    let job = site.cluster.job(&name, output)?;
-    expect_cancelled(site, &job, 1, 2)?;
-    if !watch.look().is_empty() {
-        return Err(format!("these go on: {:?}\n{}", watch.look(), job.output).into());
-    }
-    let next = ["-n1"].into_iter().chain(enter).chain(["cat", WITNESS]);
-    site.cluster.srun(dir.path(), next)?.output.success()?.expect_text("situla demo image")?;
-    let (trees, building) = super::extracted::found(&desk)?;
-    super::extracted::empty(&desk, dir.path())?;
-    match (trees.len(), building) {
-        (1, 0) => Ok(()),
-        _ => Err(format!("there are {trees:?}, and {building} begun").into()),
     }
 }
 

@@ -47,6 +47,7 @@ pub mod small_jobs;
 pub mod soak;
 pub mod steps;
 pub mod stored_images;
+pub mod unfinished;
 pub mod uses;
 
 use std::process::ExitCode;
@@ -147,6 +148,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("private_images::another_users", private_images::another_users),
     ("private_images::in_the_sites_store", private_images::in_the_sites_store),
     ("private_images::in_clear", private_images::in_clear),
+    ("private_images::over_tls", private_images::over_tls),
     ("allowed_registry", policy::allowed_registry),
     ("wrong_digest", image_commands::wrong_digest),
     ("attacks::own_binary", attacks::own_binary),
@@ -334,7 +336,6 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::submission_without_plugin", faults::submission_without_plugin),
     ("lost_nodes::no_trampoline_on_one_node", lost_nodes::no_trampoline_on_one_node),
     ("steps::task_epilog", steps::task_epilog),
-    ("steps::mpich_by_pmi2", steps::mpich_by_pmi2),
     ("records::one_per_step_and_node", records::one_per_step_and_node),
     ("accounts::in_steps", accounts::in_steps),
 ];
@@ -342,6 +343,8 @@ const ON_SITE: &[(&str, SiteCase)] = &[
 /// Cases that need nodes on the machine's own network, whose loopback address isolated ones do not reach; and those
 /// for which it makes no difference what the nodes have of their own.
 const ON_LOOPBACK: &[(&str, SiteCase)] = &[
+    // Its transports look for networks in /sys, which shows those of the machine and not of a node.
+    ("steps::mpich_by_pmi2", steps::mpich_by_pmi2),
     ("uses::kinds_of_images", uses::kinds_of_images),
     ("ends::command_missing", ends::command_missing),
     ("ends::time_limit", ends::time_limit),
@@ -382,8 +385,8 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
     ("faults::image_changes_under_a_job", faults::image_changes_under_a_job),
     ("uses::image_from_a_registry", uses::image_from_a_registry),
-    ("ends::scancel_while_fetching", ends::scancel_while_fetching),
-    ("ends::scancel_while_extracting", ends::scancel_while_extracting),
+    ("unfinished::scancel_while_fetching", unfinished::scancel_while_fetching),
+    ("unfinished::scancel_while_extracting", unfinished::scancel_while_extracting),
     ("batch::ends_of_a_script", batch::ends_of_a_script),
     ("kills::at_random_moments", kills::at_random_moments),
     ("crowds::one_of_many_is_killed", crowds::one_of_many_is_killed),
@@ -396,6 +399,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("names::cancelled_save", names::cancelled_save),
     ("names::variables", names::variables),
     ("names::scopes", names::scopes),
+    ("names::until_the_epilog", names::until_the_epilog),
     ("pins::steps_of_a_job", pins::steps_of_a_job),
     ("pins::tasks_of_an_array", pins::tasks_of_an_array),
     ("pins::components_of_a_job", pins::components_of_a_job),
@@ -455,7 +459,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "pull_crashes::through_a_bad_network"
         | "faults::wrong_layer_in_a_registry"
         | "uses::image_from_a_registry"
-        | "ends::scancel_while_fetching"
+        | "unfinished::scancel_while_fetching"
         | "kills::at_random_moments" => privileged::registry_program(),
         "kernel_mounts::by_root"
         | "kernel_mounts::of_others"

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::Site;
@@ -68,6 +69,32 @@ fn swept(site: &Site, dir: &WorkDir) -> Result<(), String> {
         place(site).is_ok_and(|place| !place.exists())
     });
     if gone { Ok(()) } else { Err(format!("there is something left of containers\n{said}")) }
+}
+
+/// A container stays while its job is there, also where the user's variables would have Slurm asked about another cluster;
+/// and goes when an epilog says that the job is over.
+///
+/// # Errors
+/// It goes before, or stays.
+pub fn until_the_epilog(site: &Site) -> Check {
+    let dir = site.env().work_dir("names-epilog")?;
+    let script = "srun --container-image=$tiny --container-name=work true
+        situla container prune
+        SLURM_CLUSTERS=elsewhere situla container prune
+        srun --container-name=work echo still there
+        situla container prune --job $SLURM_JOB_ID
+        srun --container-name=work echo never 2>&1
+        true";
+    let job = batch(site, &dir, &["-N1", "-n1"], script)?;
+    let said = lines(&job);
+    let wanted =
+        ["removed 0, kept 0 in use", "removed 0, kept 0 in use", "still there", "removed 1, kept 0 in use"];
+    let refused = said.get(wanted.len()).is_some_and(|line| line.contains("there is no container work"));
+    if said.get(..wanted.len()) != Some(&wanted[..]) || !refused || said.contains(&"never") {
+        return Err(format!("wanted {wanted:?} and a refusal\n{}", job.output).into());
+    }
+    swept(site, &dir)?;
+    Ok(())
 }
 
 fn container_of(record: &Outcome) -> &Value {
@@ -387,11 +414,21 @@ pub fn cancelled_save(site: &Site) -> Check {
             && line.windows(4).any(|word| word == b"save")
             && line.starts_with(b"situla\0container\0")
     };
-    if !wait_until(PATIENCE, || process_ids().into_iter().any(saves)) {
+    // It stands still until it has been told to end: else it might be done before.
+    let mut saver = None;
+    let stopped = wait_until(PATIENCE, || {
+        let found = process_ids().into_iter().find(|pid| saves(*pid));
+        saver = found.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        saver.is_some_and(|saver| kill_process(saver, Signal::STOP).is_ok())
+    });
+    let Some(saver) = saver.filter(|_| stopped) else {
         return Err(format!("nothing is saved\n{}", running.finish(PATIENCE)?).into());
-    }
+    };
     let id = site.cluster.wait_running(&name)?;
-    site.cluster.admin(&["scancel", &format!("{id}.0")])?;
+    let told = site.cluster.admin(&["scancel", &format!("{id}.0")]);
+    // Slurm may have made it go on already, and it may be over.
+    let _ = kill_process(saver, Signal::CONT);
+    told?;
     let job = site.cluster.job(&name, running.finish(PATIENCE)?)?;
     let records = outcome::records(&site.cluster, &format!("{id}.0"))?;
     let [record] = &records[..] else { return Err(format!("{records:?}").into()) };

@@ -326,6 +326,35 @@ pub fn in_clear(desk: &Desk) -> Check {
     Ok(())
 }
 
+/// A whole pull over TLS, without a login: from a registry whose certificate an authority of the site's vouches for. Without
+/// that it is refused.
+///
+/// # Errors
+/// It is not so.
+pub fn over_tls(desk: &Desk) -> Check {
+    let registry = PrivateRegistry::serve_over_tls(&desk.env)?;
+    let dir = desk.env.work_dir("over-tls")?;
+    let place = |name: &str| dir.path().join(name).display().to_string();
+    let source = format!("docker://{}/tiny:1", registry.address);
+    let trusted = format!("config/containers/certs.d/{}", registry.address);
+    fs::create_dir_all(place(&trusted))?;
+    fs::copy(registry.authority(), place(&format!("{trusted}/ca.crt")))?;
+    let run = |config: &str, words: &str| {
+        let variables = format!("XDG_CACHE_HOME={} XDG_CONFIG_HOME={}", place("cache"), place(config));
+        registry.run(&desk.env, dir.path(), &["sh", "-c", &format!("env {variables} situla {words}")])
+    };
+    run("none", &format!("pull {source} -o a.sqsh"))?.expect_code(125)?.expect_text("certificate")?;
+    if !registry.log().lines().all(|line| !line.contains("/blobs/")) || Path::new(&place("a.sqsh")).exists() {
+        return Err("something was fetched from a stranger".into());
+    }
+    run("config", &format!("pull {source} -o a.sqsh"))?.success()?;
+    if !registry.log().contains("/blobs/") {
+        return Err(format!("nothing came from there: {}", registry.log()).into());
+    }
+    run("config", &format!("exec ./a.sqsh cat {WITNESS}"))?.success()?.expect_text("situla tiny image")?;
+    Ok(())
+}
+
 /// A directory of another user's, which goes with the case.
 struct TempPlace(PathBuf);
 

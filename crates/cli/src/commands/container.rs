@@ -56,6 +56,9 @@ pub(crate) struct RmArgs {
 /// Remove what jobs have left.
 #[derive(Args, Debug)]
 pub(crate) struct PruneArgs {
+    /// Count this job as over, though Slurm does not say so yet: for an epilog
+    #[arg(long, value_name = "JOB")]
+    job: Option<u32>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -178,7 +181,8 @@ fn rm_one(containers: &Containers, name: &str, places: &[&ContainerPlace]) -> Re
 
 fn prune(arguments: &PruneArgs) -> Result<ExitCode, CommandError> {
     let context = Context::gather()?;
-    let Swept { removed, used } = sweep(&context.host, &context.site).map_err(CommandError::engine)?;
+    let Swept { removed, used } =
+        sweep(&context.host, &context.site, arguments.job).map_err(CommandError::engine)?;
     if arguments.json {
         let all = |places: &[ContainerPlace]| -> Vec<Value> {
             let one = |place: &ContainerPlace| json!({ "name": shown(place), "job": job(place), "node": place.node });

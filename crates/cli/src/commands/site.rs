@@ -1,6 +1,7 @@
 //! `situla site`: installing on a cluster, for administrators.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ use crate::command_error::CommandError;
 use crate::output::{data, note};
 use crate::site::{
     Finding, Findings, Installation, Level, MAX_PLUGIN, Manifest, PLACE, PLUGIN, Plan, PluginFacts, Refusal,
-    Root, SETTINGS, Slurm, Stack, Version, facts, installation, machine, place, plan_removal,
+    Root, SETTINGS, Slurm, Stack, Version, facts, installation, machine, place, plan_removal, takes,
 };
 
 /// Version of what `--json` prints here.
@@ -97,9 +98,10 @@ fn parse_setting(text: &str) -> Result<String, String> {
         let known: Vec<&str> = SETTINGS.into_iter().filter(|name| *name != "trampoline").collect();
         return Err(format!("the plugin's settings are {}", known.join(", ")));
     }
-    match is_word(value) {
-        true => Ok(text.to_owned()),
-        false => Err("Slurm takes no value with blanks, or none at all".to_owned()),
+    match (is_word(value), takes(name, value)) {
+        (true, true) => Ok(text.to_owned()),
+        (true, false) => Err(format!("{name} takes no such value, and every container would be refused")),
+        (false, _) => Err("Slurm takes no value with blanks, or none at all".to_owned()),
     }
 }
 
@@ -175,13 +177,7 @@ fn install(arguments: &InstallArgs) -> Result<ExitCode, CommandError> {
     let mut findings = Findings::default();
     machine(&ground.root, &ground.slurm, &mut findings);
     place(&ground.root, &ground.prefix, &mut findings);
-    // Whoever can change it is root on every node, and every user.
-    let is_open = |finding: &&Finding| finding.check == "prefix-permissions" && finding.level != Level::Good;
-    if let Some(open) = findings.0.iter().find(is_open) {
-        let message =
-            format!("others could change what is installed in {}: {}", ground.prefix.display(), open.message);
-        return Err(CommandError::refused("setup-failed", message, open.remedy.clone()));
-    }
+    refuse_open(&ground.prefix, &findings)?;
     for finding in findings.0.iter().filter(|finding| finding.level != Level::Good) {
         note(&format!("warning: {}; {}", finding.message, finding.remedy));
     }
@@ -208,6 +204,9 @@ fn install(arguments: &InstallArgs) -> Result<ExitCode, CommandError> {
         })
     };
     let (plugin_source, plugin) = find_plugin(arguments.from.as_deref(), version)?;
+    for source in [&program_source, &plugin_source] {
+        refuse_planted(source)?;
+    }
     let stack = ground.stack().map_err(|error| failed(error.into()))?;
     let installation = Installation {
         root: &ground.root,
@@ -223,6 +222,36 @@ fn install(arguments: &InstallArgs) -> Result<ExitCode, CommandError> {
     };
     let plan = installation.plan().map_err(failed)?;
     carry_out(&plan, &ground.root, arguments.dry_run)
+}
+
+/// Refuses a place that others can change: whoever can is root on every node, and every user.
+fn refuse_open(prefix: &Path, findings: &Findings) -> Result<(), CommandError> {
+    let is_open = |finding: &&Finding| finding.check == "prefix-permissions" && finding.level != Level::Good;
+    let Some(open) = findings.0.iter().find(is_open) else { return Ok(()) };
+    let message = format!("others could change what is installed in {}: {}", prefix.display(), open.message);
+    Err(CommandError::refused("setup-failed", message, open.remedy.clone()))
+}
+
+/// Refuses to install what another user may have put beside the program: it will be root's on every node. What belongs to
+/// root, or to whoever the running program belongs to, is as good as that.
+fn refuse_planted(source: &Path) -> Result<(), CommandError> {
+    const BY_ALL: u32 = 0o002;
+    let refuse = |why: String| {
+        let message = format!("{} is not safe to install: {why}", source.display());
+        let remedy = "unpack or build it where nobody else can write, and try again from there";
+        Err(CommandError::refused("setup-failed", message, remedy))
+    };
+    let real = fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
+    let own = fs::metadata("/proc/self/exe").map(|program| program.uid()).unwrap_or_default();
+    let Ok(file) = fs::metadata(&real) else { return refuse("it cannot be looked at".to_owned()) };
+    if file.uid() != 0 && file.uid() != own {
+        return refuse("it belongs to another user".to_owned());
+    }
+    let directory = real.parent().and_then(|directory| fs::metadata(directory).ok());
+    if file.mode() & BY_ALL != 0 || directory.is_none_or(|directory| directory.mode() & BY_ALL != 0) {
+        return refuse("everybody can write to it or to its directory".to_owned());
+    }
+    Ok(())
 }
 
 /// The plugin for this Slurm, among those that are beside the program.
@@ -282,6 +311,10 @@ fn uninstall(arguments: &UninstallArgs) -> Result<ExitCode, CommandError> {
         let message = format!("nothing was installed in {} by this command", ground.prefix.display());
         return Err(CommandError::refused("setup-failed", message, "say where: --prefix DIR"));
     };
+    let mut findings = Findings::default();
+    place(&ground.root, &ground.prefix, &mut findings);
+    // What is removed, and what is put back, is as the manifest there says.
+    refuse_open(&ground.prefix, &findings)?;
     let stack = ground.stack().map_err(|error| failed(error.into()))?;
     let plan = plan_removal(&ground.root, &ground.prefix, &stack, manifest).map_err(failed)?;
     carry_out(&plan, &ground.root, arguments.dry_run)

@@ -12,7 +12,7 @@ use super::manifest::{Entry, Manifest};
 use super::plugin_file::{self, MAX_PLUGIN};
 use super::root::Root;
 use super::slurm::Slurm;
-use super::stack::{Line, SETTINGS, Stack};
+use super::stack::{Line, SETTINGS, Stack, takes};
 use super::steps::{Found, look};
 use crate::task::PROTOCOLS;
 
@@ -175,6 +175,11 @@ pub(crate) fn machine(root: &Root, slurm: &Slurm, findings: &mut Findings) {
 pub(crate) fn place(root: &Root, prefix: &Path, findings: &mut Findings) {
     let there = prefix.ancestors().find(|path| root.place(path).exists()).unwrap_or(Path::new("/"));
     owners(root, "prefix-permissions", there, findings);
+    for below in ["bin", "lib", "etc/situla", "share/situla"].map(|name| prefix.join(name)) {
+        if root.place(&below).exists() {
+            owners(root, "prefix-permissions", &below, findings);
+        }
+    }
     if root.is_machine() {
         file_system(prefix, there, findings);
     }
@@ -233,12 +238,14 @@ fn look_at_line(root: &Root, stack: &Stack, before: &[&Line], line: &Line, findi
             "write `required` there",
         );
     }
-    let known = |word: &&String| word.split_once('=').is_some_and(|(name, _)| SETTINGS.contains(&name));
+    let known = |word: &&String| {
+        word.split_once('=').is_some_and(|(name, value)| SETTINGS.contains(&name) && takes(name, value))
+    };
     for word in line.arguments.iter().filter(|word| !known(word)) {
         findings.bad(
             "plugstack",
-            format!("{place} has {word}, which is no setting: every container is refused"),
-            "take it out",
+            format!("{place} has {word}, which the plugin does not understand: every container is refused"),
+            "take it out, or mend it",
         );
     }
     if line.setting("trampoline").is_none() {
@@ -531,7 +538,13 @@ mod tests {
                 "22.05.8",
                 &["optional", "write `required`"],
             ),
-            (&with(" colour=red\n"), Some((SLURM, 1)), "22.05.8", &["colour=red, which is no setting"]),
+            (
+                &with(" colour=red\n"),
+                Some((SLURM, 1)),
+                "22.05.8",
+                &["colour=red, which the plugin does not understand"],
+            ),
+            (&with(" prefix=Box\n"), Some((SLURM, 1)), "22.05.8", &["prefix=Box, which the plugin does not"]),
             (
                 &with(" disabled=/p/bin\n"),
                 Some((SLURM, 1)),

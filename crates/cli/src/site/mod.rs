@@ -18,4 +18,4 @@ pub(crate) use manifest::{Manifest, PLACE};
 pub(crate) use plugin_file::{MAX_PLUGIN, PluginFacts, facts};
 pub(crate) use root::Root;
 pub(crate) use slurm::{Slurm, Version};
-pub(crate) use stack::{PLUGIN, SETTINGS, Stack};
+pub(crate) use stack::{PLUGIN, SETTINGS, Stack, takes};

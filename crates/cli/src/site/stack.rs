@@ -14,6 +14,16 @@ pub(crate) const PLUGIN: &str = "spank_situla.so";
 pub(crate) const SETTINGS: [&str; 7] =
     ["trampoline", "prefix", "sbatch_support", "execute_entrypoint", "container_scope", "config", "disabled"];
 
+/// Whether a setting takes a value, by the rules of the plugin.
+pub(crate) fn takes(name: &str, value: &str) -> bool {
+    match name {
+        "sbatch_support" | "execute_entrypoint" => matches!(value, "0" | "1"),
+        "container_scope" => matches!(value, "job" | "global"),
+        "prefix" => !value.is_empty() && value.chars().all(|c| c.is_ascii_lowercase() || c == '-'),
+        _ => value.starts_with('/'),
+    }
+}
+
 /// A plugin that the stack loads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {

@@ -335,14 +335,29 @@ impl KeptContainer {
         if !self.lease.count_end(&save.step, save.n_tasks).map_err(failed)? {
             return Ok(None);
         }
-        let saved = save.write(&self.lease.root());
+        let root = self.lease.root();
+        let saved = save.write(&root).map_err(|error| match error {
+            EngineError::Save { path, message, class, remedy } => {
+                let message =
+                    format!("{message}; the files stay in {} until the job is over", root.display());
+                EngineError::Save { path, message, class, remedy }
+            }
+            other => other,
+        });
+        if saved.is_ok() {
+            self.abandoned();
+        }
+        saved
+    }
+
+    /// One that is for this step alone goes, unless another task uses it.
+    pub(crate) fn abandoned(self) {
         if self.facts.name.is_none() {
             let KeptContainer { containers, place, lease, .. } = self;
             drop(lease);
             // What cannot be removed goes when the job is over.
             let _ = containers.remove(&place);
         }
-        saved
     }
 }
 

@@ -49,30 +49,30 @@ pub struct Swept {
     pub used: Vec<ContainerPlace>,
 }
 
-/// Removes the containers of jobs that are over.
+/// Removes the containers of jobs that are over, and of the job that is `ending`: in its epilog Slurm counts it still.
 ///
 /// # Errors
 /// Slurm cannot be asked, or one cannot be removed.
-pub fn sweep(host: &Host, site: &Site) -> Result<Swept, EngineError> {
+pub fn sweep(host: &Host, site: &Site, ending: Option<u32>) -> Result<Swept, EngineError> {
     let cluster = match &host.allocation {
         Some(allocation) => allocation.cluster.clone(),
         None => cluster(host),
     };
-    sweep_scopes(&containers(site, host), host, cluster.as_deref(), None)
+    sweep_scopes(&containers(site, host), host, cluster.as_deref(), (None, ending))
 }
 
 /// The same on the way to a run, which is not held up where there are none but its own job's.
 pub(super) fn sweep_others(containers: &Containers, host: &Host) -> Result<Swept, EngineError> {
     let Some(allocation) = &host.allocation else { return Ok(Swept::default()) };
     let cluster = allocation.cluster.as_deref();
-    sweep_scopes(containers, host, cluster, Some(&scope_of(cluster, allocation.job.0)))
+    sweep_scopes(containers, host, cluster, (Some(&scope_of(cluster, allocation.job.0)), None))
 }
 
 fn sweep_scopes(
     containers: &Containers,
     host: &Host,
     cluster: Option<&str>,
-    but: Option<&str>,
+    (but, ending): (Option<&str>, Option<u32>),
 ) -> Result<Swept, EngineError> {
     let mut swept = Swept::default();
     let of_cluster = format!("{OF_JOB}{}-", plain(cluster.unwrap_or("cluster")));
@@ -82,23 +82,33 @@ fn sweep_scopes(
         return Ok(swept);
     }
     let user = host.user.uid.to_string();
-    let answer = ask(host, "squeue", &["--noheader", "--states=all", "--format=%A %T", "--user", &user]);
-    let alive = alive(&answer.ok_or_else(|| EngineError::BadOption {
+    // Jobs of hidden partitions as well: a job that is not named counts as over.
+    let asked = ["--noheader", "--all", "--states=all", "--format=%A %T", "--user", &user];
+    let unknown = || EngineError::BadOption {
         message: "squeue does not say which jobs there are".to_owned(),
-        remedy:
-            "try again when Slurm answers, or name what is to be removed: `situla container rm`".to_owned(),
-    })?);
+        remedy: "try again when Slurm answers, or name what is to be removed: `situla container rm`"
+            .to_owned(),
+    };
+    let mut alive = alive(&ask(host, "squeue", &asked).ok_or_else(unknown)?);
+    // An answer without the job that asks is of another cluster, or does not name all.
+    if host.allocation.as_ref().is_some_and(|allocation| !alive.contains(&allocation.job.0)) {
+        return Err(unknown());
+    }
+    alive.retain(|job| Some(*job) != ending);
     scopes.retain(|scope| job_of(scope, &of_cluster).is_some_and(|job| !alive.contains(&job)));
+    let mut first_error = None;
     for container in containers.list().map_err(failed)? {
         if !scopes.contains(&container.place.scope) {
             continue;
         }
-        match containers.remove(&container.place).map_err(failed)? {
-            true => swept.removed.push(container.place),
-            false => swept.used.push(container.place),
+        match containers.remove(&container.place) {
+            Ok(true) => swept.removed.push(container.place),
+            Ok(false) => swept.used.push(container.place),
+            // One that cannot be removed does not keep the others.
+            Err(error) => first_error = first_error.or(Some(error)),
         }
     }
-    Ok(swept)
+    first_error.map_or(Ok(swept), |error| Err(failed(error)))
 }
 
 /// The job of a scope.
@@ -128,6 +138,7 @@ fn ask(host: &Host, program: &str, arguments: &[&str]) -> Option<String> {
     let mut child = Command::new(found.as_deref().unwrap_or(Path::new("")).join(program))
         .args(arguments)
         // Formats of the user's own, and options that he likes.
+        .env_remove("SLURM_CLUSTERS")
         .env_remove("SQUEUE_FORMAT")
         .env_remove("SQUEUE_STATES")
         .env_remove("SQUEUE_PARTITION")

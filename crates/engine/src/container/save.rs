@@ -72,6 +72,8 @@ impl Save {
             Ok((rootfs_digest, bytes)) => Ok(Some(SavedFile { path, rootfs_digest, bytes })),
             Err(WorkFailure { interrupted: Some(signal), .. }) => Err(EngineError::Interrupted { signal }),
             Err(WorkFailure { class, message, remedy, .. }) => {
+                // No container is lost with who saves: other nodes' tasks go on.
+                let class = if class == EngineClass::ServerLost { EngineClass::SetupFailed } else { class };
                 Err(EngineError::Save { path, message, class, remedy })
             }
         }

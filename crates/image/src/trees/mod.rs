@@ -74,6 +74,12 @@ pub enum TreeError {
         /// The image.
         path: PathBuf,
     },
+    /// There is a container, and nothing is known of it.
+    #[error("'{}' has files of a container, and its record cannot be read or is of another version", path.display())]
+    Unknown {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Others make and remove the same tree all the time.
     #[error("cannot lock '{}'", path.display())]
     Lock {
