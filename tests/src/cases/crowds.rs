@@ -23,7 +23,7 @@ use crate::tier::{self, Check, Skip};
 const RANKS: usize = 128;
 
 /// How often, in `make test` and in `make test-full`: Slurm needs three seconds on two cores to start so many.
-const ROUNDS: (usize, usize) = (4, 200);
+const ROUNDS: (usize, usize) = (2, 200);
 
 /// The latest moment of a kill after the first process of ours has come: the last task has come by then.
 const LATEST: Duration = Duration::from_millis(1800);

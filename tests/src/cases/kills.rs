@@ -121,7 +121,7 @@ enum Moment {
 }
 
 /// How many kills, in `make test` and in `make test-full`: every second one is aimed, the others take all victims in turn.
-const KILLS: (usize, usize) = (44, 440);
+const KILLS: (usize, usize) = (36, 440);
 
 /// How long after a payload's end the process that waits for it may still be hit; it is mostly gone by then.
 const LAST_MOMENTS: Duration = Duration::from_micros(1000);

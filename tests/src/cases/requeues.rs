@@ -18,6 +18,9 @@ use crate::tier::Check;
 /// Until Slurm has killed those that do not heed TERM, and cleaned up after them.
 const ENDED: Duration = Duration::from_secs(2 * KILL_WAIT.as_secs());
 
+/// How often Slurm is told to start jobs again.
+const RESTARTS: u32 = 5;
+
 /// A partition whose jobs make room for those of the ordinary one, for as long as this lives.
 struct Lesser {
     cluster: Cluster,
@@ -107,10 +110,7 @@ pub fn started_again(site: &Site) -> Check {
         let words = ["-p", &lesser.name, "-N1", "-n1", "-w", node, "--requeue", "--open-mode=append"];
         jobs.push(site.cluster.submit(dir, &words.map(str::to_owned), &script)?);
     }
-    let begun = |time: u8| {
-        wait_until(PATIENCE, || jobs.iter().all(|(_, id)| dir.join(format!("go.{id}.{time}")).exists()))
-    };
-    if !begun(0) {
+    if !wait_until(PATIENCE, || jobs.iter().all(|(_, id)| dir.join(format!("go.{id}.0")).exists())) {
         return Err("not both jobs have begun".into());
     }
     images.point_to(site, "two")?;
@@ -125,10 +125,18 @@ pub fn started_again(site: &Site) -> Check {
         if !waits {
             return Err(format!("job {id} does not wait again").into());
         }
-        // Slurm lets it wait for two minutes, until what it was started with has expired.
-        site.cluster.admin(&["scontrol", "update", &format!("jobid={id}"), "StartTime=now"])?;
     }
-    if !begun(1) {
+    // Slurm lets them wait for two minutes, so that nodes take what they are started with for new: they tell it from the old,
+    // which they have revoked, by the second. And once more where it has cleaned up only after it was told not to.
+    let has_begun = |id: &str| dir.join(format!("go.{id}.1")).exists();
+    let again = (0..RESTARTS).any(|_| {
+        for (_, id) in jobs.iter().filter(|(_, id)| !has_begun(id)) {
+            // One that has begun this moment is not to be changed any more.
+            let _ = site.cluster.admin(&["scontrol", "update", &format!("jobid={id}"), "StartTime=now+2"]);
+        }
+        wait_until(ENDED, || jobs.iter().all(|(_, id)| has_begun(id)))
+    });
+    if !again {
         return Err("not both jobs have begun again".into());
     }
     for ((name, id), (state, class, step, _)) in jobs.iter().zip(&table) {
