@@ -52,8 +52,10 @@ check: compiler fmt-check clippy fuzz-check doc tidy ## formatting, lints, fuzz 
 fmt-check:
 	cargo fmt --all --check
 
+# The second sees what only a static program has.
 clippy:
 	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTFLAGS="-C target-feature=+crt-static" cargo clippy --locked --package situla-sys --features own-start --target $$(rustc --print host-tuple) -- -D warnings
 
 # The targets are no members of the workspace and take modules of it in by path. Fuzzing needs nightly Rust and a C++
 # compiler; seeing that they build needs neither.

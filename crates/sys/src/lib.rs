@@ -14,6 +14,8 @@ mod mount;
 mod network;
 mod seccomp;
 mod signal;
+#[cfg(all(feature = "own-start", target_arch = "x86_64", target_env = "gnu", target_feature = "crt-static"))]
+mod start;
 
 pub use background::{become_background, become_init, become_resident};
 pub use block_file::{LoopDevice, has_writers};
