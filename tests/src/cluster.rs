@@ -327,6 +327,10 @@ impl Cluster {
         if !settled {
             return Err(format!("accounting has no end of job {name}: {rows:?}\n{output}"));
         }
+        if may_be_of_the_job(&rows) {
+            self.told_everything(&rows[0].0)?;
+            rows = self.accounting(name)?;
+        }
         let mut steps = BTreeMap::new();
         let mut whole = None;
         for (id, account) in rows {
@@ -348,6 +352,21 @@ impl Cluster {
     pub fn knows(&self, name: &str) -> Result<bool, String> {
         let queued = self.admin(&["squeue", "-h", "-t", "all", "-n", name, "-o", "%A"])?;
         Ok(!queued.stdout.trim().is_empty() || !self.accounting(name)?.is_empty())
+    }
+
+    /// Waits until slurmctld has heard of the end of every step of a job, and has told accounting what it knows.
+    fn told_everything(&self, id: &str) -> Result<(), String> {
+        let told = wait_until(PATIENCE, || {
+            let completing = self.admin(&["squeue", "-h", "-j", id, "-t", "COMPLETING", "-o", "%A"]);
+            // slurmctld may have forgotten the job.
+            let completing = completing.is_ok_and(|o| !o.stdout.trim().is_empty());
+            !completing
+                && self.admin(&["sdiag"]).is_ok_and(|o| {
+                    let queue = o.stdout.lines().find_map(|line| line.strip_prefix("DBD Agent queue size:"));
+                    queue.map(str::trim) == Some("0")
+                })
+        });
+        if told { Ok(()) } else { Err(format!("slurmctld keeps what it knows of job {id} from accounting")) }
     }
 
     fn accounting(&self, name: &str) -> Result<Vec<(String, Account)>, String> {
@@ -421,6 +440,14 @@ impl Drop for Fault {
         // If this fails, the next `Cluster::settled` or case on that node says so.
         let _ = self.cluster.control(&["fault", &self.node, &self.kind, "off"]);
     }
+}
+
+/// Whether a step's end may not have arrived: accounting then shows the job's state for it, and no code, once the job has
+/// ended (`as_mysql_jobacct_process.c`). `srun` tells of the job's end itself; of a step's end slurmstepd does, later.
+fn may_be_of_the_job(rows: &[(String, Account)]) -> bool {
+    let Some((_, job)) = rows.iter().find(|(id, _)| !id.contains('.')) else { return false };
+    job.state != "COMPLETED"
+        && rows.iter().any(|(id, step)| id.contains('.') && step.state == job.state && step.exit == "0:0")
 }
 
 fn unique_name() -> String {

@@ -9,7 +9,7 @@ use crate::step_end::OwnRecord;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Killed {
     /// Its payload, which ended by itself before; or the task had been told to end. Or it cannot be known: there is a
-    /// record, or something in its place, and this process may not read it.
+    /// record, or something in its place, that cannot be read.
     InOrder,
     /// The process of ours that waited for the payload. Or Slurm has killed the whole step without a warning, which
     /// cannot be told from that.

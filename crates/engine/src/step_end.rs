@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use situla_records::{EngineClass, Record, RecordId, TaskRef, load};
+use situla_records::{EngineClass, Record, RecordId, TaskRef, load, load_closed};
 use situla_slurm::{Allocation, StepId};
 
 use crate::error::EngineError;
@@ -67,7 +67,10 @@ impl OwnRecord {
 
     /// What is recorded of the job as it was started this time; `None` where that cannot be read.
     pub(crate) fn read(&self) -> Option<Vec<Record>> {
-        let mut records = match load(&self.directory, &self.id) {
+        let loaded = load(&self.directory, &self.id).or_else(|error| {
+            if error.is_denial() { load_closed(&self.directory, &self.id) } else { Err(error) }
+        });
+        let mut records = match loaded {
             Ok(loaded) => loaded.records,
             Err(error) if error.is_absence() => Vec::new(),
             Err(_) => return None,

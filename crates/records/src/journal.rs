@@ -113,6 +113,11 @@ impl JournalError {
     pub fn is_absence(&self) -> bool {
         matches!(self, JournalError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
+
+    /// Whether this process may not read it.
+    pub fn is_denial(&self) -> bool {
+        matches!(self, JournalError::Open { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
 }
 
 /// A journal open for appending.

@@ -9,6 +9,7 @@
 //! The layout is published in `docs/formats/record.md` and `record.schema.json`.
 
 mod class;
+mod closed;
 mod event;
 mod fold;
 mod id;
@@ -17,6 +18,7 @@ mod record;
 mod runs;
 
 pub use class::{EngineClass, OutcomeClass, UnknownClass};
+pub use closed::load_closed;
 pub use event::{
     Cause, ContainerFacts, Event, EventKind, Exit, Identity, ImageFacts, Phase, SCHEMA, SavedFile, Sender,
     Start, TaskRef, UNVERIFIED,

@@ -500,16 +500,19 @@ pub fn kill_without_a_record(site: &Site) -> Check {
     Ok(())
 }
 
-/// Where there is a record that the plugin's helper may not read, a program that kills itself ends no other task.
+/// A record that its user has closed to himself changes nothing: the kill of our process ends the step, and a program
+/// that kills itself ends no other task. The record is as closed as before.
 ///
 /// # Errors
-/// The other node's task is ended.
-pub fn kill_with_an_unreadable_record(site: &Site) -> Check {
-    let dir = site.env().work_dir("unreadable")?;
+/// The other node's task goes on after the first kill, or is ended by the second; or the record is open.
+pub fn kill_with_a_closed_record(site: &Site) -> Check {
+    let dir = site.env().work_dir("closed")?;
+    let watch = Watch::begin(site.env().uid()?);
     let records = site.env().home()?.join(".local/state/situla/records").join(site.cluster.name()?);
-    let wait = |name: &str| format!("while [ ! -e {name} ]; do usleep 100000; done");
+    let wait = |name: &str| format!("while [ ! -e {name}$SLURM_JOB_ID ]; do usleep 100000; done");
     let script = format!(
-        "touch go.$SLURM_PROCID; if test $SLURM_PROCID = 0; then {}; kill -9 $$; fi; {}; touch over",
+        "touch go$SLURM_JOB_ID.$SLURM_PROCID; if test $SLURM_PROCID = 0; then {}; kill -9 $$; fi; {}; \
+         touch over$SLURM_JOB_ID",
         wait("die"),
         wait("end")
     );
@@ -519,32 +522,55 @@ pub fn kill_with_an_unreadable_record(site: &Site) -> Check {
         format!("--container-mounts={here}"),
         format!("--container-workdir={here}"),
     ];
-    let args = ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=1"].into_iter();
-    let args = args.chain(options.iter().map(String::as_str)).chain(["sh", "-c", &script]);
-    let (name, running) = site.cluster.start_srun(dir.path(), args)?;
-    let id = site.cluster.wait_running(&name)?;
-    let begun = wait_until(PATIENCE, || (0..2).all(|rank| dir.path().join(format!("go.{rank}")).exists()));
-    let of_step: Vec<_> = names(&records)
-        .into_iter()
-        .filter(|name| name.starts_with(&format!("{id}.0.")))
-        .map(|name| records.join(name))
-        .collect();
-    for record in &of_step {
-        fs::set_permissions(record, fs::Permissions::from_mode(0o000))?;
-    }
-    dir.write("die", "")?;
-    if begun {
-        // Not a wait for anything: nothing is to happen in that time.
-        std::thread::sleep(UNDISTURBED);
-    }
-    dir.write("end", "")?;
-    let output = running.finish(PATIENCE)?;
-    for record in &of_step {
-        fs::set_permissions(record, fs::Permissions::from_mode(0o600))?;
-    }
-    let over = dir.path().join("over").exists();
-    if !begun || of_step.len() != 2 || !over || output.code() != 128 + 9 {
-        return Err(format!("begun: {begun}, to its end: {over}, records: {of_step:?}\n{output}").into());
+    for by_itself in [false, true] {
+        let args = ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=1"].into_iter();
+        let args = args.chain(options.iter().map(String::as_str)).chain(["sh", "-c", &script]);
+        let (name, running) = site.cluster.start_srun(dir.path(), args)?;
+        let id = site.cluster.wait_running(&name)?;
+        let begun =
+            wait_until(PATIENCE, || (0..2).all(|rank| dir.path().join(format!("go{id}.{rank}")).exists()));
+        let of_step: Vec<_> = names(&records)
+            .into_iter()
+            .filter(|name| name.starts_with(&format!("{id}.0.")))
+            .map(|name| records.join(name))
+            .collect();
+        for record in &of_step {
+            fs::set_permissions(record, fs::Permissions::from_mode(0o000))?;
+        }
+        let at = Instant::now();
+        let hit = if by_itself {
+            dir.write(&format!("die{id}"), "")?;
+            if begun {
+                // Not a wait for anything: nothing is to happen in that time.
+                std::thread::sleep(UNDISTURBED);
+            }
+            dir.write(&format!("end{id}"), "")?;
+            Ok(())
+        } else {
+            hit_on_first_node(&watch, dir.path(), &id, Kind::Task, 1)
+        };
+        if hit.is_err() {
+            site.cluster.admin(&["scancel", &id])?;
+        }
+        let output = running.finish(PATIENCE)?;
+        let took = at.elapsed();
+        site.cluster.settled()?;
+        let is_closed =
+            |path: &Path| fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o7777 == 0);
+        let closed = of_step.iter().all(|record| is_closed(record));
+        for record in &of_step {
+            fs::set_permissions(record, fs::Permissions::from_mode(0o600))?;
+        }
+        hit.map_err(|why| format!("{why}\n{output}"))?;
+        let over = dir.path().join(format!("over{id}")).exists();
+        let well = if by_itself { over && output.code() == 128 + 9 } else { !over && took <= KILL_WAIT };
+        if !begun || of_step.len() != 2 || !closed || !well || output.status.success() {
+            return Err(format!(
+                "by itself: {by_itself}; begun: {begun}, to its end: {over} after {took:?}, closed: {closed}, \
+                 records: {of_step:?}\n{output}"
+            )
+            .into());
+        }
     }
     Ok(())
 }

@@ -379,7 +379,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("attacks::two_users_jobs", attacks::two_users_jobs),
     ("uses::background_runs_stay_apart", uses::background_runs_stay_apart),
     ("ends::kill_without_a_record", ends::kill_without_a_record),
-    ("ends::kill_with_an_unreadable_record", ends::kill_with_an_unreadable_record),
+    ("ends::kill_with_a_closed_record", ends::kill_with_a_closed_record),
     ("ends::kill_of_another_engine", ends::kill_of_another_engine),
     ("export::keeps_the_container", export::keeps_the_container),
     ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
