@@ -102,8 +102,8 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
     prepared.run(None).map(end_as).map_err(failed)
 }
 
-/// Says on standard output what is wrong with the plugin's variables, for who waits in srun, and not first in a queue.
-/// Whether image and mounts are there is for the nodes to say.
+/// Says on standard output what is wrong with the plugin's variables, and with image files that are seen from here, for
+/// who waits in srun, and not first in a queue. Whether images and mounts are there at all is for the nodes to say.
 pub(crate) fn check() -> Result<ExitCode, CommandError> {
     let checked = match check_protocol() {
         Ok(()) => checked(&Context::gather()?),

@@ -131,9 +131,10 @@ pub fn check(request: &RunRequest, host: &Host, site: &Site) -> Result<(), Engin
     }
     match resolve::name(&request.image, &host.cwd, request.personality, site) {
         // A directory that only the nodes have, or a short name that they know.
-        Err(EngineError::Reference { source: ReferenceError::NoRegistry { .. }, .. }) => Ok(()),
-        other => other.map(drop),
-    }?;
+        Err(EngineError::Reference { source: ReferenceError::NoRegistry { .. }, .. }) => {}
+        Ok(resolve::Named::Path(path)) => resolve::expect_image(&path, &request.image)?,
+        other => drop(other?),
+    }
     mounted_images::check(request, host)
 }
 

@@ -14,7 +14,7 @@ use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Platform, Ref
 use situla_plan::{ImageIdentity, Place, RootfsIdentity, RootfsSource, Text};
 use situla_policy::{Image as PolicyImage, RegistryImage};
 use situla_records::EngineClass;
-use situla_sif::{Arch, FsType, SifFile};
+use situla_sif::{Arch, FsType, SifError, SifFile};
 use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::error::EngineError;
@@ -444,6 +444,23 @@ pub(crate) fn open_as(opened: &Path, path: &Path, requested: &str) -> Result<Ope
         Opened::Erofs(file) => path.clone_into(&mut file.path),
     }
     Ok(opened)
+}
+
+/// Finds out whether a file that is on this machine is an image. One that is missing or closed here may be on the nodes,
+/// and a SIF image for another kind of processor may be for theirs.
+pub(crate) fn expect_image(path: &Path, requested: &str) -> Result<(), EngineError> {
+    if !std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+        return Ok(());
+    }
+    match open_any(path, requested) {
+        Err(EngineError::ImageMissing { .. } | EngineError::OpenImage { .. }) => Ok(()),
+        Err(EngineError::Sif { source, .. })
+            if matches!(source.downcast_ref(), Some(SifError::OtherArch { .. })) =>
+        {
+            Ok(())
+        }
+        other => other.map(drop),
+    }
 }
 
 fn open_any(path: &Path, requested: &str) -> Result<Opened, EngineError> {

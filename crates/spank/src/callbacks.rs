@@ -271,7 +271,7 @@ fn init_post_opt() -> Result<(), String> {
 /// none, the nodes will tell.
 fn check(complete: &mut Given, settings: &Settings) -> Result<(), String> {
     /// Who waits in srun must not wait for a file system that does not answer.
-    const PATIENCE: Duration = Duration::from_secs(2);
+    const PATIENCE: Duration = Duration::from_millis(900);
     const MOMENT: Duration = Duration::from_millis(1);
     if check_trampoline(settings).is_err() {
         return Ok(());

@@ -164,7 +164,7 @@ pub fn missing_image(site: &Site) -> Check {
     on_two_nodes(site, "./no-such-image.sqsh", &nodes, fault)
 }
 
-/// Half of the image is missing.
+/// Half of the image is missing: srun says so of a file that it sees, and of one that was cut since, the node.
 ///
 /// # Errors
 /// It does not look as it must.
@@ -173,10 +173,49 @@ pub fn truncated_image(site: &Site) -> Check {
     for name in ["tiny.sqsh", "tiny.sif"] {
         let half = dir.path().join(format!("half-{name}"));
         let bytes = fs::read(site.images.path(name))?;
-        fs::write(&half, &bytes[..bytes.len() / 2])?;
+        let cut = &bytes[..bytes.len() / 2];
         let names = format!("half-{name}");
         let fault = Fault { names: &names, remedy: DAMAGED, class: "engine-image-corrupt" };
-        both(site, &half.display().to_string(), (&[], &[]), &[], fault)?;
+        let image = half.display().to_string();
+        let option = format!("--container-image={image}");
+
+        fs::write(&half, &bytes)?;
+        let script = dir.write("script", "#!/bin/sh\necho THE-PAYLOAD-RAN\n")?;
+        let held = ["--hold".to_owned(), option.clone()];
+        let (job, id) = site.cluster.submit(dir.path(), &held, &script)?;
+        fs::write(&half, cut)?;
+        let output = site.cluster.admin(&["scontrol", "release", &id])?;
+        let waits =
+            || site.cluster.admin(&["squeue", "-h", "-j", &id]).is_ok_and(|o| !o.stdout.trim().is_empty());
+        if !wait_until(PATIENCE, || !waits()) {
+            site.cluster.admin(&["scancel", &id])?;
+            return Err("the job does not end".into());
+        }
+        let said = fs::read_to_string(dir.path().join(format!("{job}.log")))?;
+        let job = site.cluster.job(&job, output)?;
+        let records = outcome::records(&site.cluster, &format!("{id}.batch"))?;
+        let exit = format!("{NATIVE}:0");
+        let well = [&job.account, job.step("batch")?]
+            .iter()
+            .all(|account| (account.state.as_str(), &account.exit) == ("FAILED", &exit));
+        if !well
+            || said.contains("THE-PAYLOAD-RAN")
+            || ![names.as_str(), DAMAGED].iter().all(|words| said.contains(words))
+            || records.len() != 1
+            || (records[0].class.as_str(), &records[0].exits[..])
+                != (fault.class, &[Exit::Code(NATIVE.into())])
+        {
+            return Err(format!("{job:?}: it said {said:?}, and the records {records:#?}").into());
+        }
+
+        let args = ["-n1", option.as_str()].into_iter().chain(PAYLOAD);
+        let (job, running) = site.cluster.start_srun(dir.path(), args)?;
+        let output = running.finish(PATIENCE)?;
+        never_accepted(site, &job, &output, &names)?;
+        output.expect_text(DAMAGED)?;
+        let args = ["-n1", "apptainer", "exec", image.as_str()].into_iter().chain(PAYLOAD);
+        let (job, running) = site.cluster.start_srun(dir.path(), args)?;
+        failed(site, &finish(site, &job, running)?, APPTAINER, fault)?;
     }
     Ok(())
 }
