@@ -387,6 +387,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("uses::image_from_a_registry", uses::image_from_a_registry),
     ("unfinished::scancel_while_fetching", unfinished::scancel_while_fetching),
     ("unfinished::scancel_while_extracting", unfinished::scancel_while_extracting),
+    ("unfinished::a_slow_pull", unfinished::a_slow_pull),
     ("batch::ends_of_a_script", batch::ends_of_a_script),
     ("kills::at_random_moments", kills::at_random_moments),
     ("crowds::one_of_many_is_killed", crowds::one_of_many_is_killed),
@@ -460,6 +461,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "faults::wrong_layer_in_a_registry"
         | "uses::image_from_a_registry"
         | "unfinished::scancel_while_fetching"
+        | "unfinished::a_slow_pull"
         | "kills::at_random_moments" => privileged::registry_program(),
         "kernel_mounts::by_root"
         | "kernel_mounts::of_others"

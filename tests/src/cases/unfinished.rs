@@ -1,6 +1,6 @@
 //! Steps that are cancelled before there is a container: while their image is fetched or extracted.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Site;
 use super::ends::KILL_WAIT;
@@ -64,6 +64,33 @@ pub fn scancel_while_fetching(site: &Site) -> Check {
         let next = ["-n1"].into_iter().chain(enter).chain(["cat", WITNESS]);
         site.cluster.srun(dir.path(), next)?.output.success()?.expect_text("situla tiny image")?;
         whole_store(&store)?;
+    }
+    Ok(())
+}
+
+/// A pull that takes long, which in the full run is a quarter of an hour: the step waits for it and succeeds, no node is
+/// drained meanwhile.
+///
+/// # Errors
+/// It fails, or has not been slow.
+pub fn a_slow_pull(site: &Site) -> Check {
+    let least = Duration::from_secs(if site.env().full() { 900 } else { 4 });
+    let desk = site.desk();
+    let address = registry(&desk, "up")?.stdout.trim().to_owned();
+    registry(&desk, "push")?;
+    let proxy = SlowProxy::before(&address)?;
+    let option = format!("--container-image=docker://{}/tiny:1", proxy.address());
+    let dir = site.env().work_dir("slow")?;
+    super::faults::forget_pulled(site)?;
+    // The layer alone is longer.
+    proxy.pace(1_000_000 / least.as_secs());
+    let (name, running) = site.cluster.start_srun(dir.path(), ["-N1", "-n1", &option, "cat", WITNESS])?;
+    let output = running.finish(least + PATIENCE)?.success()?.expect_text("situla tiny image")?;
+    site.cluster.settled()?;
+    let job = site.cluster.job(&name, output)?;
+    let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
+    if job.output.took < least || records.len() != 1 || records[0].class != "ok" {
+        return Err(format!("it took {:?}; {records:#?}\n{}", job.output.took, job.output).into());
     }
     Ok(())
 }
