@@ -85,7 +85,7 @@ pub fn a_slow_pull(site: &Site) -> Check {
     // The layer alone is longer.
     proxy.pace(1_000_000 / least.as_secs());
     let (name, running) = site.cluster.start_srun(dir.path(), ["-N1", "-n1", &option, "cat", WITNESS])?;
-    let output = running.finish(least + PATIENCE)?.success()?.expect_text("situla tiny image")?;
+    let output = running.finish(least * 5 / 4 + PATIENCE)?.success()?.expect_text("situla tiny image")?;
     site.cluster.settled()?;
     let job = site.cluster.job(&name, output)?;
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
