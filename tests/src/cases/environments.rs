@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::Site;
+use super::uses::spaces_inside;
 use crate::command::Output;
 use crate::environment::{PATIENCE, WorkDir};
 use crate::images::WITNESS;
@@ -216,8 +217,8 @@ pub fn steps_from_inside(site: &Site) -> Check {
     let image = site.images.path("tiny.sqsh");
     dir.write("slurm.toml", &format!("image = \"{image}\"\nslurm = true\n"))?;
     let script = format!(
-        "srun --overlap -n2 -l sh -c 'test -e {WITNESS} || echo on the host'; echo status $?; \
-         srun --overlap -n1 --container-image={image} cat {WITNESS} | cut -d, -f1; \
+        "readlink /proc/self/ns/mnt >&2; srun --overlap -n2 -l sh -c 'test -e {WITNESS} || echo on the host'; echo status $?; \
+         srun --overlap -n1 --container-image={image} sh -c 'readlink /proc/self/ns/mnt >&2; cat {WITNESS}' | cut -d, -f1; \
          srun --overlap -n1 sh -c 'exit 7'; echo status $?; squeue -h -j $SLURM_JOB_ID -o %i"
     );
     let line = ["-N1", "-n1", "--overcommit", "--environment=./slurm.toml", "sh", "-c", &script];
@@ -230,6 +231,8 @@ pub fn steps_from_inside(site: &Site) -> Check {
     if got != wanted {
         return Err(format!("wanted {wanted:?}\n{output}").into());
     }
+    // The one that calls srun, and the one that srun starts.
+    spaces_inside(site, &output.stderr, 2)?;
     let states: Vec<(&str, &str, &str)> = job
         .steps
         .iter()

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Site;
+use super::uses::spaces_inside;
 use crate::command::{self, Output, Running};
 use crate::environment::PATIENCE;
 use crate::tier::Check;
@@ -15,7 +16,8 @@ const KINDS: [&str; 4] = ["NONE", "NIL", "ALL", "FLAVOUR=sweet"];
 const WAYS: [&str; 3] = ["--container-image", "PYXIS_CONTAINER_IMAGE", "SLURM_SITULA_IMAGE"];
 
 /// A payload that tells where it is, and what a mount and a working directory have come to.
-const PAYLOAD: &str = "cat /etc/situla-image-witness || echo ON-THE-HOST; cat fact";
+const PAYLOAD: &str =
+    "cat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt; cat fact";
 
 /// A started command, the story of how, and where a batch script writes to.
 struct Started {
@@ -50,7 +52,7 @@ pub fn keeps_the_container(site: &Site) -> Check {
             started.push(start(site, dir.path(), what, &env, words, Some(log.clone()))?);
         }
         for one in started.drain(..) {
-            one.inside(dir.path())?;
+            one.inside(site, dir.path())?;
         }
     }
     Ok(())
@@ -86,7 +88,7 @@ pub fn steps_of_a_bare_script(site: &Site) -> Check {
         started.push(start(site, dir.path(), what, &env, words, None)?);
     }
     for one in started {
-        one.inside(dir.path())?;
+        one.inside(site, dir.path())?;
     }
     Ok(())
 }
@@ -124,7 +126,7 @@ fn start(
 }
 
 impl Started {
-    fn inside(self, dir: &Path) -> Check {
+    fn inside(self, site: &Site, dir: &Path) -> Check {
         let mut output: Output = self.running.finish(PATIENCE * 2)?;
         if let Some(log) = &self.log {
             output.stdout = fs::read_to_string(dir.join(log)).unwrap_or_default();
@@ -132,6 +134,8 @@ impl Started {
         let inside =
             output.stdout.contains("situla tiny image") && output.stdout.contains("a fact of the host");
         if inside && output.status.success() && !output.stdout.contains("ON-THE-HOST") {
+            spaces_inside(site, &output.stdout, 1)
+                .map_err(|story| format!("{}: {story}\n{output}", self.what))?;
             Ok(())
         } else {
             Err(format!("{}: not in the container\n{output}", self.what).into())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Site;
 use super::bare::expect_account;
 use super::privileged::with_bad_layer;
+use super::uses::{expect_ok, spaces_inside};
 use crate::cluster::{Job, Variant};
 use crate::command::{Output, Running, wait_until};
 use crate::environment::PATIENCE;
@@ -604,7 +605,7 @@ pub fn pty(site: &Site) -> Check {
     let name = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let line = format!(
         "srun --job-name={name} -n1 --pty --container-image={} \
-         sh -c 'cat /etc/situla-image-witness || echo ON-THE-HOST; tty; test -t 0 && test -t 1 && test -t 2 && echo three'",
+         sh -c 'cat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt; tty; test -t 0 && test -t 1 && test -t 2 && echo three'",
         site.images.path("tiny.sqsh")
     );
     // srun --pty wants a terminal; script(1) gives it one.
@@ -620,7 +621,8 @@ pub fn pty(site: &Site) -> Check {
     {
         return Err(format!("not in the container, or on no terminal\n{output}").into());
     }
-    super::uses::expect_ok(site, &job, 1)
+    spaces_inside(site, &output.stdout, 1)?;
+    expect_ok(site, &job, 1)
 }
 
 /// `sbatch --container-image`: the script in the container, or refused.
@@ -629,7 +631,8 @@ pub fn pty(site: &Site) -> Check {
 /// The script ran on the host.
 pub fn batch_script_with_options(site: &Site) -> Check {
     let dir = site.env().work_dir("script")?;
-    let script = dir.write("job.sh", "#!/bin/sh\ncat /etc/situla-image-witness || echo ON-THE-HOST\n")?;
+    let script = "#!/bin/sh\ncat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt\n";
+    let script = dir.write("job.sh", script)?;
     let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
     let (name, mut output) = submit(site, dir.path(), &[&option, &script.display().to_string()])?;
     if output.stdout.trim().is_empty() {
@@ -637,6 +640,7 @@ pub fn batch_script_with_options(site: &Site) -> Check {
     }
     // What was printed inside stands in the file alone; sbatch itself printed the job's number.
     output.stdout = fs::read_to_string(dir.path().join(LOG)).unwrap_or_default();
+    spaces_inside(site, &output.stdout, 1)?;
     in_or_refused(site, &name, &output)
 }
 

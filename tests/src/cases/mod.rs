@@ -371,6 +371,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("exhaustion::memory_above_two_images", exhaustion::memory_above_two_images),
     ("exhaustion::server_of_a_bind_dies", exhaustion::server_of_a_bind_dies),
     ("slurm_lines::multi_prog_however_written", slurm_lines::multi_prog_however_written),
+    ("slurm_lines::apptainer_in_the_table", slurm_lines::apptainer_in_the_table),
     ("slurm_lines::not_multi_prog", slurm_lines::not_multi_prog),
     ("slurm_lines::heterogeneous", slurm_lines::heterogeneous),
     ("slurm_lines::kill_in_a_heterogeneous_job", slurm_lines::kill_in_a_heterogeneous_job),

@@ -4,6 +4,7 @@ use std::fs;
 
 use super::Site;
 use super::privileged::registry;
+use super::uses::spaces_inside;
 use crate::cluster::Job;
 use crate::command;
 use crate::environment::{PATIENCE, WorkDir};
@@ -93,7 +94,10 @@ pub fn steps_of_a_job(site: &Site) -> Check {
 /// They have different images.
 pub fn tasks_of_an_array(site: &Site) -> Check {
     let images = Images::make(site, "pinned-array")?;
-    let run = format!("srun -n1 --container-image={} cat /which", images.tag);
+    let run = format!(
+        "srun -n1 --container-image={} sh -c 'cat /which; echo $SLURM_ARRAY_TASK_ID; readlink /proc/self/ns/mnt'",
+        images.tag
+    );
     let script = images
         .dir
         .write("job.sh", &format!("#!/bin/bash\n{run}\n{} || echo not pushed\n", images.push("two")))?;
@@ -103,8 +107,11 @@ pub fn tasks_of_an_array(site: &Site) -> Check {
     let mut command = site.cluster.user_command(images.dir.path(), words)?;
     command.arg(&log).arg(&script);
     let mut output = command::run(command, PATIENCE * 2)?.success()?;
-    output.stdout = fs::read_to_string(&log)?;
-    expect(&output, &["image one", "image one"])?;
+    let log = fs::read_to_string(&log)?;
+    spaces_inside(site, &log, 2)?;
+    output.stdout =
+        log.lines().filter(|line| !line.starts_with("mnt:")).map(|line| format!("{line}\n")).collect();
+    expect(&output, &["image one", "0", "image one", "1"])?;
     site.cluster.settled()?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::process::Child;
 use serde_json::{Value, json};
 
 use super::Site;
-use super::uses::expect_ok;
+use super::uses::{expect_ok, spaces_inside};
 use crate::command::{self, wait_until};
 use crate::environment::{PATIENCE, WorkDir};
 use crate::images::WITNESS;
@@ -130,6 +130,7 @@ pub fn submitted(site: &Site) -> Check {
     for variable in ["PYXIS_CONTAINER_IMAGE", "SLURM_SITULA_IMAGE"] {
         let job = rest.run(variable, &[(variable, tiny.as_str())], &whole)?;
         job.output.clone().expect_text("situla tiny image")?;
+        spaces_inside(site, &job.output.stdout, 1)?;
         let records = outcome::records(&site.cluster, &format!("{}.batch", job.id))?;
         if job.output.stdout.contains("ON-THE-HOST") || job.account.state != "COMPLETED" || records.len() != 1
         {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Site;
 use super::ends::KILL_WAIT;
 use super::faults::{in_or_refused, never_accepted};
+use super::uses::{expect_ok, spaces_inside};
 use crate::command::wait_until;
 use crate::environment::PATIENCE;
 use crate::outcome;
@@ -13,7 +14,8 @@ use crate::processes::{self, Kind, Watch};
 use crate::tier::Check;
 
 /// Says where it ran, and what its arguments are.
-const WITNESS: &str = "cat /etc/situla-image-witness || echo ON-THE-HOST; echo ARGUMENTS \"$@\"";
+const WITNESS: &str =
+    "cat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt; echo ARGUMENTS \"$@\"";
 /// A line of the witness of the small image.
 const INSIDE: &str = "situla tiny image";
 
@@ -45,6 +47,31 @@ pub fn multi_prog_however_written(site: &Site) -> Check {
     Ok(())
 }
 
+/// `--multi-prog` with `apptainer exec` in the table: the tasks of all its lines are in the container, and those of a node share it.
+///
+/// # Errors
+/// One is elsewhere.
+pub fn apptainer_in_the_table(site: &Site) -> Check {
+    let dir = site.env().work_dir("multi-table")?;
+    let sif = site.images.path("tiny.sif");
+    let line = |ranks: &str, word: &str| {
+        let script = "cat /etc/situla-image-witness; readlink /proc/self/ns/mnt; echo $0 $SLURM_PROCID";
+        format!("{ranks} apptainer exec {sif} sh -c '{script}' {word}\n")
+    };
+    let table = [line("0,2", "first"), line("1", "second")].concat();
+    let table = dir.write("table", &table)?.display().to_string();
+    let job = site.cluster.srun(dir.path(), ["-N1", "-n3", "--overcommit", "--multi-prog", &table])?;
+    let mut output = job.output.clone().success()?;
+    for said in ["first 0", "second 1", "first 2"] {
+        output = output.expect_text(said)?;
+    }
+    let spaces = spaces_inside(site, &output.stdout, 3)?;
+    if spaces.len() != 1 || output.stdout.matches(INSIDE).count() != 3 {
+        return Err(format!("{spaces:?} are not one container of three tasks\n{output}").into());
+    }
+    expect_ok(site, &job, 1)
+}
+
 /// What only looks like `--multi-prog` runs in the container.
 ///
 /// # Errors
@@ -63,7 +90,8 @@ pub fn not_multi_prog(site: &Site) -> Check {
         let (_, running) =
             site.cluster.start_srun(dir.path(), line.chain(program).chain(arguments.iter().copied()))?;
         let output = running.finish(PATIENCE)?.success()?.expect_text(INSIDE)?;
-        output.expect_text(&format!("ARGUMENTS {}", arguments.join(" ")))?;
+        let output = output.expect_text(&format!("ARGUMENTS {}", arguments.join(" ")))?;
+        spaces_inside(site, &output.stdout, 1)?;
     }
     // One argument that reads like a table: what the program itself makes of it is known from its status.
     let (name, running) =
@@ -108,6 +136,7 @@ pub fn heterogeneous(site: &Site) -> Check {
     if output.stdout.matches(INSIDE).count() != 2 || output.stdout.contains("ON-THE-HOST") {
         return Err(format!("both shall be in the container\n{output}").into());
     }
+    spaces_inside(site, &output.stdout, 2)?;
     Ok(())
 }
 

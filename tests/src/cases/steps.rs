@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Site;
 use super::ends::KILL_WAIT;
-use super::uses::{devices_of, expect_ok};
+use super::uses::{devices_of, expect_ok, spaces_inside};
 use crate::cluster::Job;
 use crate::command::words;
 use crate::command::{self, wait_until};
@@ -34,12 +34,13 @@ pub fn task_epilog(site: &Site) -> Check {
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
     let mounts = format!("--container-mounts={here}");
     let script = format!(
-        "cd {here}; touch over.$SLURM_PROCID; \
+        "cd {here}; readlink /proc/self/ns/mnt; touch over.$SLURM_PROCID; \
          case $SLURM_PROCID in 0) exit 0;; 1) exit 3;; 2) kill -TERM $$;; *) kill -KILL $$;; esac"
     );
     let words =
         ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=2", &epilog, &image, &mounts, "sh", "-c", &script];
     let job = site.cluster.srun(dir.path(), words)?;
+    spaces_inside(site, &job.output.stdout, 4)?;
     for rank in 0..4 {
         let said = fs::read_to_string(dir.path().join(format!("epilogs.{rank}"))).unwrap_or_default();
         let fits = match said.lines().map(|line| line.split(' ').collect::<Vec<_>>()).collect::<Vec<_>>()[..]
@@ -104,11 +105,9 @@ pub fn overlapping(site: &Site) -> Check {
     let log = fs::read_to_string(dir.path().join(format!("{name}.log")))?;
     let lines: Vec<&str> = log.lines().chain(job.output.stdout.lines()).collect();
     let spaces: BTreeSet<&str> = lines.iter().copied().filter(|line| line.starts_with("mnt:")).collect();
-    let hosts =
-        site.cluster.nodes().values().filter_map(|pid| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok());
-    let on_host = hosts.into_iter().any(|host| spaces.contains(&*host.to_string_lossy()));
+    spaces_inside(site, &lines.join("\n"), 3)?;
     let n_inside = lines.iter().filter(|line| line.starts_with("situla tiny image")).count();
-    if !all || spaces.len() != 3 || n_inside != 3 || on_host {
+    if !all || spaces.len() != 3 || n_inside != 3 {
         return Err(format!("all at once: {all}\n{log}\n{}", job.output).into());
     }
     for step in 0..3 {
@@ -216,6 +215,7 @@ pub fn gpus_of_each_task(site: &Site) -> Check {
         if sorted(&job) != told || spaces.len() != 1 {
             return Err(format!("{enter:?}: bare:\n{}\ncontained:\n{}", bare.output, job.output).into());
         }
+        spaces_inside(site, &job.output.stderr, 2)?;
         expect_ok(site, &job, 1)?;
     }
     Ok(())
@@ -251,6 +251,7 @@ pub fn mpich_by_pmi2(site: &Site) -> Check {
         if output.stdout.matches(" image yes ").count() != 4 {
             return Err(format!("not every rank is in the image\n{output}").into());
         }
+        spaces_inside(site, &output.stdout, 4)?;
         expect_ok(site, &job, 2)?;
     }
     Ok(())

@@ -191,6 +191,7 @@ pub fn mpi(site: &Site) -> Check {
         if job.output.stdout.matches(" image yes ").count() != 8 {
             return Err(format!("not every rank is in the image\n{}", job.output).into());
         }
+        spaces_inside(site, &job.output.stdout, 8)?;
         expect_ok(site, &job, 4)?;
     }
     Ok(())
@@ -278,14 +279,30 @@ pub fn step_in_a_plain_allocation(site: &Site) -> Check {
 /// # Errors
 /// The payload ran on the host, or not at all.
 pub(super) fn inside(site: &Site, job: &Job, records: usize) -> Check {
-    job.output.clone().success()?.expect_text(" image, recipe ")?;
-    for pid in site.cluster.nodes().values() {
-        let host = fs::read_link(format!("/proc/{pid}/ns/mnt"))?;
-        if job.output.stdout.contains(&*host.to_string_lossy()) {
-            return Err(format!("the payload was in the node's own mount namespace\n{}", job.output).into());
+    let output = job.output.clone().success()?.expect_text(" image, recipe ")?;
+    spaces_inside(site, &output.stdout, 1)?;
+    expect_ok(site, job, records)
+}
+
+/// The mount namespaces that `n_payloads` payloads say to be in (`mnt:[…]`): none is a node's or the machine's.
+///
+/// # Errors
+/// One is, or more or fewer payloads say theirs.
+pub(super) fn spaces_inside(site: &Site, said: &str, n_payloads: usize) -> Result<BTreeSet<String>, String> {
+    let numbers = said.split("mnt:[").skip(1).filter_map(|rest| rest.split_once(']'));
+    let spaces: Vec<String> = numbers.map(|(number, _)| format!("mnt:[{number}]")).collect();
+    let own = ["self".to_owned()];
+    let nodes: Vec<String> = site.cluster.nodes().values().map(u32::to_string).collect();
+    for pid in nodes.iter().chain(&own) {
+        let host = fs::read_link(format!("/proc/{pid}/ns/mnt")).map_err(|e| format!("process {pid}: {e}"))?;
+        if spaces.iter().any(|space| host.as_os_str() == space.as_str()) {
+            return Err(format!("a payload was in the host's mount namespace {}\n{said}", host.display()));
         }
     }
-    expect_ok(site, job, records)
+    match spaces.len() == n_payloads {
+        true => Ok(spaces.into_iter().collect()),
+        false => Err(format!("{spaces:?} are not the namespaces of {n_payloads} payloads\n{said}")),
+    }
 }
 
 /// Accounting and as many records as nodes say that all went well.
