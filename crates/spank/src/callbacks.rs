@@ -401,7 +401,10 @@ fn task_init(spank: Handle) -> Result<(), String> {
         return match given.orphans().next() {
             // The image was lost on the way, or never there: on the host the task must not run.
             Some(setting) => {
-                Err(format!("the {} of a container came here without its image", setting.suffix()))
+                let setting = setting.suffix();
+                Err(format!(
+                    "the {setting} of a container came here without its image; start it where this plugin is loaded"
+                ))
             }
             None => Ok(()),
         };
@@ -466,8 +469,10 @@ fn is_multi_prog(arguments: &Arguments, sent: Option<&CStr>) -> bool {
 /// Refuses a trampoline that is missing, or that anybody could have replaced: it runs as every user.
 fn check_trampoline(settings: &Settings) -> Result<(), String> {
     let path = Path::new(OsStr::from_bytes(settings.trampoline.as_bytes()));
-    let metadata = std::fs::metadata(path)
-        .map_err(|error| format!("the trampoline {} cannot be used on this node: {error}", path.display()))?;
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        let path = path.display();
+        format!("the trampoline {path} cannot be used on this node: {error}; the site must install it there")
+    })?;
     if metadata.mode() & 0o002 != 0 {
         return Err(format!(
             "the trampoline {} is writable by everybody; the site must mend that",
@@ -481,7 +486,13 @@ fn check_trampoline(settings: &Settings) -> Result<(), String> {
 #[unsafe(no_mangle)]
 extern "C" fn slurm_spank_task_exit(spank: Handle, _ac: c_int, _av: *mut *mut c_char) -> c_int {
     // The task is over; nothing that fails here may change what Slurm makes of it.
-    guarded(|| task_exit(spank), report_error);
+    guarded(
+        || task_exit(spank),
+        |message| {
+            let (job, step) = spank.job_and_step();
+            report_error(&format!("{message} (job {job}, step {})", step_name(step)));
+        },
+    );
     SUCCESS
 }
 

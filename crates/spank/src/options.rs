@@ -264,6 +264,7 @@ impl Given {
         variable: impl Fn(&CStr) -> Result<Option<CString>, String>,
     ) -> Result<Given, String> {
         let mut complete = self.clone();
+        let is_outer_whole = told_outside(Setting::Environment, &variable)?.is_some();
         for setting in Setting::ALL.into_iter().filter(|_| !self.is_whole()) {
             let place = &mut complete.values[setting as usize];
             *place = match place.take() {
@@ -272,6 +273,7 @@ impl Given {
                     None => given,
                 }),
                 Some(given) => Some(given),
+                None if is_outer_whole => told_outside(setting, &variable)?,
                 None => stands_for(setting, &variable)?,
             };
             // These come first: without one of them nothing else matters, not even a value that makes no sense.
@@ -443,9 +445,12 @@ impl Settings {
         let Some(switch) = &self.disabled else { return Ok(()) };
         match std::fs::symlink_metadata(switch) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Ok(_) => Err(format!("the site has switched containers off: {} exists", switch.display())),
+            Ok(_) => Err(format!(
+                "the site has switched containers off: {} exists; try again when the site has removed it",
+                switch.display()
+            )),
             Err(error) => Err(format!(
-                "whether containers are switched off cannot be known: {}: {error}",
+                "whether containers are switched off cannot be known: {}: {error}; the site must mend that",
                 switch.display()
             )),
         }
@@ -616,6 +621,26 @@ mod tests {
         let carried = Given::NOTHING.carried(sent).unwrap();
         assert_eq!(carried.get(Setting::Name).unwrap().as_c_str(), c"n");
         assert_eq!(carried.get(Setting::Image), None);
+    }
+
+    #[test]
+    fn a_profile_does_not_complete_an_environment_of_salloc() {
+        let outer = |name: &CStr| {
+            Ok(match name.to_bytes() {
+                b"SLURM_SITULA_IMAGE" => Some(c"".to_owned()),
+                b"SLURM_SITULA_ENVIRONMENT" => Some(c"e".to_owned()),
+                b"SLURM_SITULA_WORKDIR" => Some(c"/of/salloc".to_owned()),
+                b"PYXIS_CONTAINER_IMAGE" | b"PYXIS_CONTAINER_REMAP_ROOT" => Some(c"1".to_owned()),
+                _ => None,
+            })
+        };
+        let mut given = Given::NOTHING;
+        given.set(Setting::Writable, ON.to_owned());
+        let complete = given.complete(outer).unwrap();
+        let told = |setting| complete.get(setting).map(CString::as_c_str);
+        assert_eq!((told(Setting::Environment), told(Setting::Workdir)), (Some(c"e"), Some(c"/of/salloc")));
+        assert_eq!((told(Setting::Image), told(Setting::RemapRoot)), (None, None));
+        assert_eq!(told(Setting::Writable), Some(ON));
     }
 
     #[test]

@@ -92,7 +92,7 @@ fn lines_of_tasks(job: &Job, code: i32, fault: Fault<'_>, n_tasks: usize) -> Che
     if ours.len() != n_tasks {
         return Err(format!("expected {n_tasks} lines of ours, got {}\n{}", ours.len(), job.output).into());
     }
-    for words in [fault.names, fault.remedy] {
+    for words in [fault.names, fault.remedy, &format!("(job {}, step 0, node ", job.id)] {
         if !ours.iter().all(|line| line.contains(words)) {
             return Err(format!("a line does not say {words:?}\n{}", job.output).into());
         }
@@ -565,15 +565,35 @@ fn sick_node(site: &Site, kind: &str, check: impl FnOnce(&Site, &str) -> Check) 
     Ok(())
 }
 
-/// `--container-mounts` without any image is an error; the same as a variable from a profile is not.
+/// Every option that needs an image is an error without one; the same as a variable from a profile is not.
 ///
 /// # Errors
 /// It does not look as it must.
 pub fn mounts_without_image(site: &Site) -> Check {
     let dir = site.env().work_dir("noimage")?;
-    let (name, running) =
-        site.cluster.start_srun(dir.path(), ["-n1", "--container-mounts=/tmp"].into_iter().chain(PAYLOAD))?;
-    never_accepted(site, &name, &running.finish(PATIENCE)?, "--container-mounts")?;
+    let mut started = Vec::new();
+    for (option, names) in [
+        ("--container-mounts=/tmp", "--container-mounts"),
+        ("--container-workdir=/tmp", "--container-workdir"),
+        ("--container-save=./saved.sqsh", "--container-save"),
+        ("--container-env=HOME", "--container-env"),
+        ("--container-unshare=net", "--container-unshare"),
+        ("--container-mount-home", "--container-mount-home"),
+        ("--no-container-mount-home", "--container-mount-home"),
+        ("--container-remap-root", "--container-remap-root"),
+        ("--no-container-remap-root", "--container-remap-root"),
+        ("--container-entrypoint", "--container-entrypoint"),
+        ("--no-container-entrypoint", "--container-entrypoint"),
+        ("--container-entrypoint-log", "--container-entrypoint-log"),
+        ("--container-writable", "--container-writable"),
+        ("--container-readonly", "--container-writable"),
+    ] {
+        let line = ["-n1", option].into_iter().chain(PAYLOAD);
+        started.push((site.cluster.start_srun(dir.path(), line)?, names));
+    }
+    for ((name, running), names) in started {
+        never_accepted(site, &name, &running.finish(PATIENCE)?, &format!("{names} has no effect without"))?;
+    }
     let profile = [("PYXIS_CONTAINER_MOUNTS", "/tmp")];
     let (_, running) =
         site.cluster.start_srun_with(dir.path(), &profile, ["-n1"].into_iter().chain(PAYLOAD))?;

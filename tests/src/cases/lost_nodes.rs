@@ -157,11 +157,15 @@ pub fn no_trampoline_on_one_node(site: &Site) -> Check {
     );
     let refused = (["mount", "--bind", &plain, &program].to_vec(), program.clone(), "Permission denied");
     for (cover, path, says) in [missing, refused] {
+        let is_ours = path == directory;
         let covered = Covered { cluster, node: sick, path };
         covered.inside(&cover)?;
         let words = ["--kill-on-bad-exit=0", "-N2", "-n2", "-w", &list, &image];
         let job = cluster.srun(dir.path(), words.into_iter().chain(["cat", WITNESS]))?;
         let output = job.output.clone().expect_text(says)?.expect_text(&program)?;
+        // What Slurm itself says of a program that it cannot execute is Slurm's.
+        let place = |step: &str, id: &str| format!("the site must install it there (job {id}, step {step})");
+        let output = if is_ours { output.expect_text(&place("0", &job.id))? } else { output };
         if output.status.success()
             || output.stdout.lines().count() != 1
             || !output.stdout.starts_with("situla tiny image")
@@ -180,7 +184,8 @@ pub fn no_trampoline_on_one_node(site: &Site) -> Check {
         }
         cluster.settled()?;
         let batch = cluster.sbatch(dir.path(), &["-N1", "-w", sick, &image], &script)?;
-        if batch.account.state != "FAILED" || batch.output.stdout.contains("ON-THE-HOST") {
+        let told = !is_ours || batch.output.stdout.contains(&place("batch", &batch.id));
+        if batch.account.state != "FAILED" || batch.output.stdout.contains("ON-THE-HOST") || !told {
             return Err(
                 format!("accounting says {:?} {:?}\n{}", batch.account, batch.steps, batch.output).into()
             );

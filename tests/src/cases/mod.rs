@@ -36,6 +36,7 @@ pub mod privileged;
 pub mod pull_crashes;
 pub mod pushes;
 pub mod pyxis;
+pub mod pyxis_ways;
 pub mod records;
 pub mod releases;
 pub mod requeues;
@@ -346,6 +347,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     // Its transports look for networks in /sys, which shows those of the machine and not of a node.
     ("steps::mpich_by_pmi2", steps::mpich_by_pmi2),
     ("uses::kinds_of_images", uses::kinds_of_images),
+    ("pyxis_ways::of_every_program", pyxis_ways::of_every_program),
     ("ends::command_missing", ends::command_missing),
     ("ends::time_limit", ends::time_limit),
     ("faults::truncated_image", faults::truncated_image),
