@@ -203,6 +203,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pull_crashes::through_a_bad_network", pull_crashes::through_a_bad_network),
     ("plugin_lines::entry_point", plugin_lines::entry_point),
     ("plugin_lines::batch_scripts", plugin_lines::batch_scripts),
+    ("plugin_lines::prefix_and_scope", plugin_lines::prefix_and_scope),
     ("plugin_lines::named_settings", plugin_lines::named_settings),
     ("plugin_lines::switched_off", plugin_lines::switched_off),
     ("plugin_lines::not_understood", plugin_lines::not_understood),

@@ -219,6 +219,64 @@ pub fn batch_scripts(desk: &Desk) -> Check {
     Ok(())
 }
 
+/// `prefix=WORD`: the options are called by it, and not as elsewhere; `container_scope=`: a container with a name stays for
+/// the user's other jobs, or for its own alone, whatever the user's variables say of that.
+///
+/// # Errors
+/// It is otherwise.
+pub fn prefix_and_scope(desk: &Desk) -> Check {
+    let bench = Bench::start(desk, "prefix-scope")?;
+    let tiny = desk.images.path("tiny.sqsh");
+    let image = format!("--box-image={tiny}");
+    bench.dir.write("e.toml", &format!("image = \"{tiny}\"\nworkdir = \"/usr\"\n"))?;
+    bench.line("prefix=box container_scope=global")?;
+    let unknown = bench.run(&["srun", "-n1", &image.replace("box", "container"), "echo", "INSIDE"])?;
+    if unknown.status.success() || !unknown.stderr.contains("unrecognized option") {
+        return Err(format!("the options have two names\n{unknown}").into());
+    }
+    bench.refused(
+        &["srun", "-n1", "--box-workdir=/usr", "echo", "INSIDE"],
+        &["--box-workdir has no effect", "--box-image="],
+    )?;
+    let script = "test -e /etc/situla-image-witness && pwd; echo kept > /etc/kept";
+    for (options, wanted) in [
+        (&[image.as_str(), "--box-workdir=/etc", "--box-writable", "--box-name=stays"][..], "/etc"),
+        (&["--box-environment=./e.toml", "--box-writable"], "/usr"),
+    ] {
+        let line = [&["srun", "-n1"], options, &["sh", "-c", script]].concat();
+        let got = bench.said(&[], &line)?;
+        if got != [wanted] {
+            return Err(format!("{options:?}: wanted {wanted}, got {got:?}").into());
+        }
+    }
+    let look = |name: &str, scope: &str| {
+        let name = format!("--box-name={name}");
+        let line = ["srun", "-n1", &image, &name, "sh", "-c", "cat /etc/kept 2>/dev/null || echo nothing"];
+        bench.said(&[&format!("SITULA_TASK_SCOPE={scope}")], &line)
+    };
+    let of_another_job = look("stays", "job")?;
+    bench.line("prefix=box container_scope=job")?;
+    let line = ["srun", "-n1", &image, "--box-writable", "--box-name=goes", "sh", "-c", script];
+    bench.run(&line)?.success()?;
+    let own = look("goes", "global")?;
+    let hidden = look("stays", "global")?;
+    bench.run(&["situla", "container", "rm", "--job", "global", "stays"])?.success()?;
+    let mut left = String::new();
+    let swept = wait_until(PATIENCE, || {
+        let listed = bench
+            .run(&["situla", "container", "prune"])
+            .and_then(|_| bench.run(&["situla", "container", "list"]));
+        left = listed.map_or_else(|error| error, |output| output.stdout);
+        !["stays", "goes"].iter().any(|name| left.contains(name))
+    });
+    let told = [of_another_job, own, hidden].concat();
+    if told != ["kept", "nothing", "nothing"] || !swept {
+        return Err(format!("other jobs found {told:?}; at last there is: {left}").into());
+    }
+    bench.slurm.healthy()?;
+    Ok(())
+}
+
 /// `config=PATH`: the site's settings and policy are there, if nobody but root can have written them.
 ///
 /// # Errors
