@@ -41,7 +41,7 @@ pub fn every_key(site: &Site) -> Check {
         "image = \"{image}\"\nworkdir = \"${{PLACE}}\"\nwritable = true\nentrypoint = false\n\
          mounts = [\"./data:/odd/data:ro,private\", \"${{PWD}}:/here\"]\ndevices = [\"/dev/null\"]\n\
          [env]\nMODE = \"${{SPEED:-slow}} $${{SPEED}}\"\nFROM_HOST = \"\"\nLANG = \"xx\"\n\
-         [annotations]\nteam.name = \"blue\"\n"
+         [annotations]\nteam.name = \"blue\"\ncom.hooks.ssh.enabled = \"true\"\n[colours]\nred = 1\n"
     );
     dir.write("all.toml", &edf)?;
     let script = format!(
@@ -53,11 +53,22 @@ pub fn every_key(site: &Site) -> Check {
     let words = ["--environment=./all.toml", "sh", "-c", &script];
     let (name, output) = task(site, &dir, &variables, &words)?;
     let job = site.cluster.job(&name, output.clone())?;
+    let output =
+        output.expect_text("nobody knows colours")?.expect_text("com.hooks.ssh.enabled has no effect")?;
     expect("./all.toml", output, &wanted)?;
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
     if records.len() != 1 || records[0].class != "ok" {
         return Err(format!("expected one record of class ok, got {records:#?}").into());
     }
+    let annotations = &records[0].record["start"]["plan"]["spec"]["annotations"];
+    let files = dir.path().join("all.toml").display().to_string();
+    if annotations["team.name"] != "blue" || annotations["situla.environment"] != files {
+        return Err(format!("the record has the annotations {annotations}").into());
+    }
+    dir.write("kept.toml", &format!("image = \"{image}\"\nwritable = false\n"))?;
+    let script = "touch /etc/new 2>/dev/null && echo written; [ -e /etc/new ] || echo as before";
+    let words = ["--environment=./kept.toml", "sh", "-c", script];
+    expect("writable = false", task(site, &dir, &[], &words)?.1, &["as before"])?;
     let options = ["--environment=all.toml", "--container-readonly", "--container-workdir=/etc"];
     let words = [&options[..], &["sh", "-c", "pwd; touch /etc/new 2>/dev/null || echo read-only"]].concat();
     expect("options count instead", task(site, &dir, &variables, &words)?.1, &["/etc", "read-only"])?;
@@ -67,6 +78,19 @@ pub fn every_key(site: &Site) -> Check {
     let line = ["-N1", "-n2", "--overcommit", "--environment=./all.toml", "sh", "-c", script];
     let (_, running) = site.cluster.start_srun_with(dir.path(), &variables, line)?;
     expect("two tasks", running.finish(PATIENCE)?, &["one"])
+}
+
+/// Without `EDF_PATH` a name is looked for in `~/.edf`.
+fn in_the_users_own_place(site: &Site, dir: &WorkDir) -> Check {
+    let name = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let home = site.env().home()?.to_path_buf();
+    let add = format!("mkdir -p .edf && cp {}/edf/base.toml .edf/{name}.toml", dir.path().display());
+    site.env().as_user(&home, ["sh", "-c", &add])?.success()?;
+    let option = format!("--environment={name}");
+    let output = task(site, dir, &[], &[&option, "sh", "-c", "echo $A $B"]);
+    let remove = format!("rm .edf/{name}.toml && rmdir --ignore-fail-on-non-empty .edf");
+    site.env().as_user(&home, ["sh", "-c", &remove])?.success()?;
+    expect("in ~/.edf", output?.1, &["base base"])
 }
 
 /// Image files are mounted, to all tasks of a node alike, and nowhere but in their container.
@@ -280,10 +304,15 @@ pub fn names_and_inheritance(site: &Site) -> Check {
     let image = site.images.path("tiny.sqsh");
     dir.write("edf/base.toml", &format!("image = \"{image}\"\n[env]\nA = \"base\"\nB = \"base\"\n"))?;
     dir.write("edf/own.toml", "base_environment = \"base\"\n[env]\nB = \"own\"\n")?;
+    dir.write("edf/more.toml", "[env]\nB = \"more\"\nC = \"more\"\n")?;
+    dir.write("edf/both.toml", "base_environment = [\"base\", \"more\"]\n[env]\nC = \"own\"\n")?;
     let path = dir.path().join("edf").display().to_string();
     let variables = [("EDF_PATH", path.as_str()), ("PYXIS_CONTAINER_IMAGE", "/of/a/profile.sqsh")];
     let words = ["--environment=own", "sh", "-c", "echo $A $B"];
     expect("by name", task(site, &dir, &variables, &words)?.1, &["base own"])?;
+    let words = ["--environment=both", "sh", "-c", "echo $A $B $C"];
+    expect("of two", task(site, &dir, &variables, &words)?.1, &["base more own"])?;
+    in_the_users_own_place(site, &dir)?;
     // srun finds the file: the node knows nothing of EDF_PATH then.
     let words = ["--export=NONE", "--environment=own", "sh", "-c", "echo $A $B"];
     expect("with nothing exported", task(site, &dir, &variables, &words)?.1, &["base own"])?;
@@ -332,6 +361,21 @@ pub fn refused(site: &Site) -> Check {
         let (name, output) = task(site, &dir, &[], &["--environment=./bad.toml", "true"])?;
         if output.status.success() || site.cluster.knows(&name)? {
             return Err(format!("{text:?} made a job\n{output}").into());
+        }
+        output.expect_text(part)?;
+    }
+    // One that inherits itself, and a row of more than may inherit each other.
+    let here = dir.path().display();
+    for level in 0..12 {
+        let next = format!("base_environment = \"{here}/level{}.toml\"\n", level + 1);
+        dir.write(&format!("level{level}.toml"), &next)?;
+    }
+    dir.write("bad.toml", &format!("base_environment = \"{here}/bad.toml\"\n"))?;
+    for (file, part) in [("bad", "inherits from itself"), ("level0", "levels of environments")] {
+        let option = format!("--environment=./{file}.toml");
+        let (name, output) = task(site, &dir, &[], &[&option, "true"])?;
+        if output.status.success() || site.cluster.knows(&name)? {
+            return Err(format!("{file} made a job\n{output}").into());
         }
         output.expect_text(part)?;
     }
