@@ -74,7 +74,8 @@ pub fn no_namespaces_left(desk: &Desk) -> Check {
     Ok(())
 }
 
-/// A task that takes more memory than its step has is killed by the kernel; the record says `oom`, as accounting does.
+/// A task that takes more memory than its step has is killed by the kernel; the record says `oom`, as accounting does, and status
+/// and accounting are those of a step without a container.
 ///
 /// # Errors
 /// They do not.
@@ -82,11 +83,21 @@ pub fn memory_of_a_step(site: &Site) -> Check {
     let dir = site.env().work_dir("oom")?;
     let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
     // One buffer of that size, all of which is written.
-    let words = ["-n1", "--mem=60", &option, "dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"];
-    let job = site.cluster.srun(dir.path(), words)?;
+    let payload = ["dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"];
+    let run = |enter: &[&str]| {
+        let words = ["-n1", "--mem=60"].into_iter().chain(enter.iter().copied()).chain(payload);
+        site.cluster.start_srun(dir.path(), words)
+    };
+    let (bare, contained) = (run(&[])?, run(&[&option])?);
+    let bare = site.cluster.job(&bare.0, bare.1.finish(PATIENCE)?)?;
+    let job = site.cluster.job(&contained.0, contained.1.finish(PATIENCE)?)?;
+    let end = |job: &Job| Ok::<_, String>((job.output.code(), job.account.clone(), job.step("0")?.clone()));
+    if end(&job)? != end(&bare)? {
+        return Err(format!("bare {:?}, contained {:?}\n{}", end(&bare)?, end(&job)?, job.output).into());
+    }
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
     let well = job.output.status.success() || job.account.state != "OUT_OF_MEMORY";
-    if well || records.len() != 1 || records[0].class != "oom" {
+    if well || records.len() != 1 || records[0].class != "oom" || records[0].exits != [Exit::Signal(9)] {
         return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
     }
     Ok(())
@@ -176,6 +187,10 @@ pub fn memory_above_an_image(site: &Site) -> Check {
 /// A mount that ends with the case.
 struct Mounted(PathBuf);
 
+/// Makes a file system without room, not even for one more name.
+const FULL: &str = "mount -t tmpfs -o size=64k,nr_inodes=20,mode=1777 situla-full \"$1\" && cd \"$1\" && \
+                    { dd if=/dev/zero of=room bs=4k; n=0; while touch name$n; do n=$((n + 1)); done; } 2>/dev/null; true";
+
 impl Mounted {
     fn new(point: PathBuf, script: &str) -> Result<Self, String> {
         fs::create_dir(&point).map_err(|e| format!("{}: {e}", point.display()))?;
@@ -189,11 +204,7 @@ impl Mounted {
 
     /// A file system without room, not even for one more name.
     fn full(point: PathBuf) -> Result<Self, String> {
-        Self::new(
-            point,
-            "mount -t tmpfs -o size=64k,nr_inodes=20,mode=1777 situla-full \"$1\" && cd \"$1\" && \
-             { dd if=/dev/zero of=room bs=4k; n=0; while touch name$n; do n=$((n + 1)); done; } 2>/dev/null; true",
-        )
+        Self::new(point, FULL)
     }
 
     /// One whose server has died.
@@ -414,9 +425,10 @@ pub fn fuse_aborted(site: &Site) -> Check {
 pub fn in_a_step(site: &Site) -> Check {
     let dir = site.env().work_dir("step")?;
     let image = site.images.path("tiny.sqsh");
-    let full = Mounted::full(dir.path().join("full"))?;
-    let (place, option) = (full.text(), format!("--container-image={image}"));
-    let words = ["-n2", "-N1", &option, "echo", "ran"];
+    let node = site.cluster.a_node();
+    let full = MountedOnNode::full(site, node, dir.path().join("full"))?;
+    let (place, option) = (full.point.display().to_string(), format!("--container-image={image}"));
+    let words = ["-n2", "-N1", "-w", node, &option, "echo", "ran"];
     let (name, running) = site.cluster.start_srun_with(dir.path(), &[("XDG_STATE_HOME", &place)], words)?;
     let unrecorded = (name, running.finish(PATIENCE)?);
     let script = format!("ulimit -n 6; exec situla exec {image} true");
@@ -624,9 +636,22 @@ while True:
 "#;
 
 /// A mount in the mount namespace of a node.
-struct MountedOnNode {
+pub(super) struct MountedOnNode {
     target: String,
     point: PathBuf,
+}
+
+impl MountedOnNode {
+    /// A file system without room: what is mounted beside a node is not seen there.
+    pub(super) fn full(site: &Site, node: &str, point: PathBuf) -> Result<Self, String> {
+        let slurmd = site.cluster.nodes().get(node).ok_or_else(|| format!("there is no node {node}"))?;
+        fs::create_dir_all(&point).map_err(|e| format!("{}: {e}", point.display()))?;
+        let mounted = Self { target: format!("--target={slurmd}"), point };
+        let mut mount = Command::new("nsenter");
+        mount.args(["--mount", &mounted.target, "--", "sh", "-c", FULL, "sh"]).arg(&mounted.point);
+        command::run(mount, PATIENCE)?.success()?;
+        Ok(mounted)
+    }
 }
 
 impl Drop for MountedOnNode {

@@ -15,6 +15,7 @@ pub mod export;
 pub mod extracted;
 pub mod faults;
 pub mod image_commands;
+pub mod image_faults;
 pub mod image_trees;
 pub mod instances;
 pub mod kernel_mounts;
@@ -390,6 +391,9 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("faults::image_changes_under_a_job", faults::image_changes_under_a_job),
     ("uses::image_from_a_registry", uses::image_from_a_registry),
     ("unfinished::scancel_while_fetching", unfinished::scancel_while_fetching),
+    ("image_faults::registry_goes_away", image_faults::registry_goes_away),
+    ("image_faults::no_room_in_the_store", image_faults::no_room_in_the_store),
+    ("image_faults::converter_is_killed", image_faults::converter_is_killed),
     ("unfinished::scancel_while_extracting", unfinished::scancel_while_extracting),
     ("unfinished::a_slow_pull", unfinished::a_slow_pull),
     ("batch::ends_of_a_script", batch::ends_of_a_script),
@@ -466,6 +470,9 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "uses::image_from_a_registry"
         | "unfinished::scancel_while_fetching"
         | "unfinished::a_slow_pull"
+        | "image_faults::registry_goes_away"
+        | "image_faults::no_room_in_the_store"
+        | "image_faults::converter_is_killed"
         | "kills::at_random_moments" => privileged::registry_program(),
         "kernel_mounts::by_root"
         | "kernel_mounts::of_others"
