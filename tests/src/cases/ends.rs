@@ -700,8 +700,11 @@ pub fn time_limit(site: &Site) -> Check {
     let output = running.finish(limit + Duration::from_secs(120))?;
     let ended = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let job = site.cluster.job(&name, output)?;
-    if job.output.status.success() || job.account.state != "TIMEOUT" {
-        return Err(format!("accounting says {:?}\n{}", job.account, job.output).into());
+    // As Slurm has it without a container: the job has no status, the step the signal.
+    let step = job.step("0")?;
+    let told = [&job.account.state, &job.account.exit, &step.state, &step.exit].map(String::as_str);
+    if job.output.code() != 128 + 15 || told != ["TIMEOUT", "0:0", "CANCELLED", "0:15"] {
+        return Err(format!("accounting says {told:?}\n{}", job.output).into());
     }
     // Slurm counts whole seconds, from the one in which the job begins.
     let least = limit - Duration::from_secs(1);
@@ -709,7 +712,10 @@ pub fn time_limit(site: &Site) -> Check {
         return Err(format!("with a limit of {limit:?} it took {:?}\n{}", job.output.took, job.output).into());
     }
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
-    if records.len() != 1 || records.iter().any(|record| record.class != "time-limit") {
+    let ended_by = |record: &outcome::Outcome| {
+        (record.class.as_str(), &record.exits[..]) == ("time-limit", &[Exit::Signal(15)])
+    };
+    if records.len() != 1 || !records.iter().all(ended_by) {
         return Err(format!("the record says {records:#?}").into());
     }
     // From the moment at which Slurm has told the task to end.
