@@ -411,6 +411,8 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("names::until_the_epilog", names::until_the_epilog),
     ("pins::steps_of_a_job", pins::steps_of_a_job),
     ("pins::tasks_of_an_array", pins::tasks_of_an_array),
+    ("pins::steps_of_a_bare_script", pins::steps_of_a_bare_script),
+    ("pins::forged", pins::forged),
     ("pins::components_of_a_job", pins::components_of_a_job),
     ("pins::tasks_at_once", pins::tasks_at_once),
     ("requeues::started_again", requeues::started_again),

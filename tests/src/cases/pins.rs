@@ -1,6 +1,7 @@
 //! A tag is one image for the whole of a job, whatever the registry has under it meanwhile.
 
 use std::fs;
+use std::path::Path;
 
 use super::Site;
 use super::privileged::registry;
@@ -113,6 +114,67 @@ pub fn tasks_of_an_array(site: &Site) -> Check {
         log.lines().filter(|line| !line.starts_with("mnt:")).map(|line| format!("{line}\n")).collect();
     expect(&output, &["image one", "0", "image one", "1"])?;
     site.cluster.settled()?;
+    Ok(())
+}
+
+/// The steps of a script that is given no environment are one job in that.
+///
+/// # Errors
+/// They have different images.
+pub fn steps_of_a_bare_script(site: &Site) -> Check {
+    let images = Images::make(site, "pinned-bare")?;
+    let run = format!("srun -n1 --container-image={} cat /which", images.tag);
+    // It has no path of the user's either.
+    let push = images.push("two").replacen("situla", &site.env().situla().display().to_string(), 1);
+    let text = format!("#!/bin/sh\necho =$COLOUR=\n{run}\n{push} || echo not pushed\n{run}\n");
+    let script = images.dir.write("job.sh", &text)?.display().to_string();
+    let log = images.dir.path().join("bare.log");
+    let words = ["sbatch", "--quiet", "--wait", "--export=NONE", "-n1", "--output"];
+    let mut command = site.cluster.user_command(images.dir.path(), words)?;
+    command.env("COLOUR", "host").arg(&log).arg(&script);
+    let mut output = command::run(command, PATIENCE * 2)?.success()?;
+    output.stdout = fs::read_to_string(&log)?;
+    expect(&output, &["==", "image one", "image one"])
+}
+
+/// A pin that its user has written himself gives nothing that its digest would not: an image that the site's policy refuses
+/// under its name does not come under the name of another.
+///
+/// # Errors
+/// It does.
+pub fn forged(site: &Site) -> Check {
+    let images = Images::make(site, "pinned-forged")?;
+    let (repository, _) = images.tag.rsplit_once(':').ok_or("the name has no tag")?;
+    let denied = format!("{repository}-denied:latest");
+    let push = ["situla", "push", "--json", "two", &denied];
+    let pushed = site.env().as_user(images.dir.path(), push)?.success()?;
+    let pushed: serde_json::Value =
+        serde_json::from_str(&pushed.stdout).map_err(|e| format!("{e}\n{pushed}"))?;
+    let digest = pushed["manifest_digest"].as_str().ok_or("a push tells no digest")?;
+    let text = format!(
+        "#!/bin/bash\nsitula exec {tag} cat /which\nsitula exec {denied} cat /which\necho status $?\n\
+         pins=$(echo ~/.local/state/situla/pins/*-$SLURM_JOB_ID/*)\nsed -i '1s/.*/{digest}/' $pins\n\
+         echo pin $(head -n1 $pins)\nsitula exec {tag} cat /which\necho status $?\n\
+         srun -n1 --container-image={tag} cat /which\necho status $?\n",
+        tag = images.tag,
+    );
+    let script = images.dir.write("job.sh", &text)?;
+    let prefix = site.env().situla().parent().and_then(Path::parent).ok_or("the program has no prefix")?;
+    let policy = prefix.join("etc/situla/policy.toml");
+    fs::create_dir_all(policy.parent().ok_or("the policy has no directory")?)?;
+    let rule = denied.trim_start_matches("docker://").trim_end_matches(":latest");
+    fs::write(&policy, format!("mode = \"enforce\"\n[registry]\ndeny = [\"{rule}\"]\n"))?;
+    let job = site.cluster.sbatch(images.dir.path(), &["-N1", "-n1"], &script);
+    fs::remove_file(&policy)?;
+    let job = job?;
+    let told = ["image one", "status ", "pin "];
+    let said = job.output.stdout.lines().filter(|line| told.iter().any(|told| line.starts_with(told)));
+    let pin = format!("pin {digest}");
+    let wanted = ["image one", "status 125", &pin, "status 125", "status 125"];
+    if said.ne(wanted) || job.output.stdout.contains("image two") {
+        return Err(format!("wanted {wanted:?}\n{}", job.output).into());
+    }
+    job.output.clone().expect_text("the site's policy refuses")?.expect_text("cannot fetch")?;
     Ok(())
 }
 
