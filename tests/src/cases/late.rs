@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::Site;
 use super::uses::expect_ok;
 use crate::cluster::Job;
-use crate::command::wait_until;
+use crate::command::{self, Running, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
 use crate::leaks::Snapshot;
@@ -25,6 +25,8 @@ enum Way {
     Plugin,
     /// By `apptainer exec`.
     Apptainer,
+    /// By `situla exec`.
+    Command,
 }
 
 /// A directory and an image file.
@@ -75,7 +77,7 @@ fn second_comes_late(site: &Site, image: &str, way: Way, is_kept: bool) -> Resul
     let option = format!("--container-image={image}");
     let enter: &[&str] = match way {
         Way::Plugin => &[&prolog, &option],
-        Way::Apptainer => &[&prolog, "apptainer", "exec", image],
+        Way::Apptainer | Way::Command => &[&prolog, "apptainer", "exec", image],
     };
     let payload = payload();
     let words = ["-n2", "-N1"].into_iter().chain(enter.iter().copied()).chain(["sh", "-c", &payload]);
@@ -119,61 +121,112 @@ fn containers(job: &Job, n_tasks: usize) -> Result<BTreeSet<(String, String)>, S
     Ok(lines.iter().map(|line| (line[2].to_owned(), line[3].to_owned())).collect())
 }
 
-/// How many tasks wait for the one that fails.
-const OTHERS: usize = 7;
-
-/// The first task fails while it sets the container up, and seven others wait for it by then: it alone fails, one of them
-/// sets a container up in its place, and the others join that.
+/// The first task fails while it sets the container up, and all others wait for it by then: it alone fails, one of them
+/// sets a container up in its place, and the others join that. With eight tasks, and with 64 by either way.
 ///
 /// # Errors
 /// Another task fails, or they are not in one container, or accounting and record say something else.
 pub fn while_the_first_fails(site: &Site) -> Check {
-    for image in images(site) {
-        first_fails(site, &image).map_err(|story| format!("{image}: {}", story.message().unwrap_or("")))?;
+    let [tree, file] = images(site);
+    for (image, way, n_others) in
+        [(&tree, Way::Command, 7), (&file, Way::Command, 63), (&file, Way::Plugin, 63)]
+    {
+        first_fails(site, image, way, n_others)
+            .map_err(|story| format!("{image}, {way:?}: {}", story.message().unwrap_or("")))?;
     }
     Ok(())
 }
 
-fn first_fails(site: &Site, image: &str) -> Check {
+/// Refuses the second call of its kind (the first looks whether there is that call at all), which is a failure like any
+/// other; who makes it stands still there until he is told to go on.
+const REFUSED: [&str; 8] = [
+    "-f",
+    "-qq",
+    "-o",
+    "/dev/null",
+    "-e",
+    "trace=open_tree",
+    "-e",
+    "inject=open_tree:error=EIO:signal=SIGSTOP:when=2",
+];
+
+/// Has the first task of a step by the plugin, which waits before it comes to our program, traced.
+fn trace_the_first(dir: &Path) -> Result<Running, String> {
+    let mut pid = String::new();
+    let waits = wait_until(PATIENCE, || {
+        pid = fs::read_to_string(dir.join("task")).unwrap_or_default().trim().to_owned();
+        !pid.is_empty()
+    });
+    let tracer = command::start(command::words(["strace"].into_iter().chain(REFUSED).chain(["-p", &pid])))?;
+    let is_traced = waits
+        && wait_until(PATIENCE, || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+        });
+    fs::write(dir.join("traced"), "").map_err(|e| e.to_string())?;
+    if is_traced {
+        Ok(tracer)
+    } else {
+        Err(format!("the first task is not traced\n{}", tracer.finish(PATIENCE)?))
+    }
+}
+
+fn first_fails(site: &Site, image: &str, way: Way, n_others: usize) -> Check {
     let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
     let dir = site.env().work_dir("fails")?;
     let point = format!("@situla/{}/", site.env().uid()?);
-    // The second call of its kind is refused (the first looks whether there is that call at all), which is a failure like any
-    // other; it stands still there until it is told to go on.
+    let others_wait = format!("until grep -q {point} /proc/net/unix; do sleep 0.3; done");
     let script = format!(
-        "if [ $SLURM_PROCID = 0 ]; then \
-         exec strace -f -qq -o /dev/null -e trace=open_tree -e inject=open_tree:error=EIO:signal=SIGSTOP:when=2 \"$@\"; fi; \
-         until grep -q {point} /proc/net/unix; do sleep 0.05; done; exec \"$@\""
+        "if [ $SLURM_PROCID = 0 ]; then exec strace {} \"$@\"; fi; {others_wait}; exec \"$@\"",
+        REFUSED.join(" ")
     );
+    // It is a child of the task.
+    let prolog = format!(
+        "#!/bin/sh\nif [ $SLURM_PROCID = 0 ]; then echo $PPID >new; mv new task; \
+         until [ -e traced ]; do sleep 0.05; done; else {others_wait}; fi\n"
+    );
+    let prolog = format!("--task-prolog={}", dir.write("prolog", &prolog)?.display());
+    let option = format!("--container-image={image}");
     let payload = payload();
-    let n_tasks = format!("-n{}", OTHERS + 1);
-    let words = [&n_tasks, "-N1", "--overcommit", "--kill-on-bad-exit=0", "sh", "-c", &script, "sh"];
-    let words = words.into_iter().chain(["situla", "exec", image, "sh", "-c", &payload]);
+    let n_tasks = format!("-n{}", n_others + 1);
+    let enter: &[&str] = match way {
+        Way::Plugin => &[&prolog, &option],
+        _ => &["sh", "-c", &script, "sh", "situla", "exec", image],
+    };
+    let words = [&n_tasks, "-N1", "--overcommit", "--kill-on-bad-exit=0"].into_iter();
+    let words = words.chain(enter.iter().copied()).chain(["sh", "-c", &payload]);
     let watch = Watch::begin(site.env().uid()?);
     let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+    let tracer = match way {
+        Way::Plugin => Some(trace_the_first(dir.path())?),
+        _ => None,
+    };
     // The listening socket has the name, and so has the other end of each connection.
     let n_waiting = || {
         let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
         sockets.lines().filter(|line| line.contains(&point)).count().saturating_sub(1)
     };
-    let all_wait = wait_until(PATIENCE, || n_waiting() == OTHERS);
+    let all_wait = wait_until(PATIENCE, || n_waiting() == n_others);
     let stopped = watch.look().into_iter().find(|one| one.kind == Kind::Child && stands_still(one.pid));
     if let Some(pid) = stopped.and_then(|one| Pid::from_raw(i32::try_from(one.pid).ok()?)) {
         kill_process(pid, Signal::CONT)?;
     }
     let output = running.finish(PATIENCE)?;
+    if let Some(tracer) = tracer {
+        tracer.finish(PATIENCE)?;
+    }
     if !all_wait || stopped.is_none() {
         site.cluster.admin(&["scancel", "--name", &name])?;
         return Err(format!("{} wait, and who stands still is {stopped:?}\n{output}", n_waiting()).into());
     }
     let job = site.cluster.job(&name, output.expect_code(125)?)?;
-    let containers = containers(&job, OTHERS)?;
+    let containers = containers(&job, n_others)?;
     let errors: Vec<&str> = job.output.stderr.lines().filter(|line| line.contains("error:")).collect();
     let ours = errors.iter().filter(|line| !line.starts_with("srun:")).count();
     let records = outcome::records(&site.cluster, &format!("{}.0", job.id))?;
     let mut exits = records.first().map(|record| record.exits.clone()).unwrap_or_default();
     exits.sort_by_key(|exit| *exit == Exit::Code(0));
-    let mut expected = vec![Exit::Code(0); OTHERS];
+    let mut expected = vec![Exit::Code(0); n_others];
     expected.insert(0, Exit::Code(125));
     if containers.len() != 1
         || ours != 1
