@@ -8,7 +8,7 @@ use super::Site;
 use super::bare::srun_mpi;
 use crate::cluster::Job;
 use crate::command::wait_until;
-use crate::environment::PATIENCE;
+use crate::environment::{PATIENCE, WorkDir};
 use crate::images::WITNESS;
 use crate::leaks::process_ids;
 use crate::outcome::{self, Exit, Outcome};
@@ -125,6 +125,28 @@ pub fn kinds_of_images(site: &Site) -> Check {
         let option = format!("--container-image={image}");
         let job = site.cluster.srun(dir.path(), ["-n1", &option, "sh", "-c", &script])?;
         inside(site, &job, 1)?;
+    }
+    one_program_alone(site, &dir)
+}
+
+/// An image of one static program and nothing else, without a shell and `/etc`: as a directory, and as a file of the working
+/// directory that is named without one. By the plugin and by `situla exec`.
+fn one_program_alone(site: &Site, dir: &WorkDir) -> Check {
+    let program = site.env().image_tree("tiny").join("bin/busybox").display().to_string();
+    let make = format!("mkdir alone && cp {program} alone/busybox && situla convert alone alone.sqsh");
+    site.env().as_user(dir.path(), ["sh", "-c", &make])?.success()?;
+    let script = "test ! -e /bin && test ! -e /lib && /busybox readlink /proc/self/ns/mnt";
+    for enter in [
+        &["--container-image=alone.sqsh"][..],
+        &["--container-image=./alone"],
+        &["situla", "exec", "./alone.sqsh"],
+        &["situla", "exec", "./alone"],
+    ] {
+        let line = ["-n1"].into_iter().chain(enter.iter().copied()).chain(["/busybox", "sh", "-c", script]);
+        let job = site.cluster.srun(dir.path(), line)?;
+        let output = job.output.clone().success().map_err(|story| format!("{enter:?}: {story}"))?;
+        spaces_inside(site, &output.stdout, 1)?;
+        expect_ok(site, &job, 1)?;
     }
     Ok(())
 }
@@ -539,6 +561,12 @@ pub fn image_from_a_registry(site: &Site) -> Check {
     let listed = site.env().as_user(dir.path(), ["situla", "images", "--json"])?.success()?;
     let images: serde_json::Value =
         serde_json::from_str(&listed.stdout).map_err(|e| format!("{e}\n{listed}"))?;
+    // The name as enroot writes it, by an option and in an environment's file.
+    dir.write("e.toml", &format!("image = \"{address}#tiny:1\"\n"))?;
+    for option in [&format!("--container-image={address}#tiny:1"), "--environment=./e.toml"] {
+        let job = site.cluster.srun(dir.path(), ["-n1", option, "cat", WITNESS])?;
+        job.output.success()?.expect_text("situla tiny image")?;
+    }
     match images.as_array().map(Vec::len) {
         Some(1) => Ok(()),
         other => Err(format!("{other:?} images in the store\n{listed}").into()),
