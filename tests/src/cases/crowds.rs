@@ -371,6 +371,8 @@ struct Mpi {
     verbose: &'static [(&'static str, &'static str)],
     /// What it says where it reads the other rank's memory.
     says: &'static [&'static str],
+    /// Which of these every rank says for itself.
+    each_says: &'static str,
     /// What it says where the ranks are in containers of their own.
     apart: &'static str,
     /// What it says of each message that it could not read out of the other rank's memory.
@@ -398,6 +400,7 @@ const OPEN_MPI: Mpi = Mpi {
         "Using vader btl for send to",
         "btl_vader_single_copy_mechanism=cma",
     ],
+    each_says: "Using vader btl for send to",
     apart: "cma-different-user-namespace-error",
     // mca_btl_vader_get_cma() says it of each process_vm_readv(2) that fails; then the message is sent in pieces.
     refused: "Read -1, expected",
@@ -415,6 +418,7 @@ const MPICH: Mpi = Mpi {
         ("UCX_LOG_LEVEL", "info"),
     ],
     says: &["tag(sysv/memory cma/memory)"],
+    each_says: "tag(sysv/memory cma/memory)",
     apart: "process_vm_readv(",
     refused: "process_vm_readv(",
     has_another_way: false,
@@ -465,7 +469,7 @@ pub(super) fn compilers() -> Result<(), Skip> {
 }
 
 /// Open MPI and MPICH read large messages out of the sender's memory where ranks share a container, by the plugin and by
-/// `apptainer exec`, and say so. With `--no-share`, and where a filter refuses the system call, they say that they
+/// `apptainer exec`, and say so, each rank of two on each of four nodes as well. With `--no-share`, and where a filter refuses the system call, they say that they
 /// cannot, and the same judgement finds it.
 ///
 /// # Errors
@@ -478,6 +482,7 @@ pub fn mpi_copies_directly(site: &Site) -> Check {
         let compile = [mpi.compiler, "-O2", "-Wall", "-o", &program, &source];
         command::run(command::words(compile), PATIENCE)?.success()?;
         dir.write("refuses.json", REFUSES_READING)?;
+        on_four_nodes(site, &mpi, dir.path(), &program)?;
         for way in [Way::Plugin, Way::Apptainer, Way::Apart, Way::Refused] {
             let output = large_messages(site, &mpi, way, dir.path(), &program)?;
             let complaint = match way {
@@ -500,6 +505,37 @@ pub fn mpi_copies_directly(site: &Site) -> Check {
                 return Err(format!("{}, {way:?}: nobody has noticed it\n{output}", mpi.compiler).into());
             }
         }
+    }
+    Ok(())
+}
+
+/// Two ranks on each of four nodes, in pairs: each rank of each node says that it takes the way through the other's memory.
+fn on_four_nodes(site: &Site, mpi: &Mpi, dir: &Path, program: &str) -> Check {
+    let image = format!("--container-image={}", site.images.path("demo.sqsh"));
+    let here = dir.display();
+    let libraries = format!("/usr/lib/{}-linux-gnu:/opt/mpi-libs", std::env::consts::ARCH);
+    let mounts = match mpi.of_the_host {
+        true => format!("--container-mounts={here},{libraries}"),
+        false => format!("--container-mounts={here}"),
+    };
+    let mut words =
+        vec!["-N4", "--ntasks-per-node=2", "--label", "--kill-on-bad-exit=1", mpi.start, &image, &mounts];
+    words.extend(["env", "LD_LIBRARY_PATH=/opt/mpi-libs"].into_iter().filter(|_| mpi.of_the_host));
+    words.push(program);
+    let (_, running) = site.cluster.start_srun_with(dir, mpi.verbose, words)?;
+    let output = running.finish(PATIENCE)?.success()?;
+    let told = format!("{}{}", output.stdout, output.stderr);
+    let by_rank = |rank: usize, words: &str| {
+        told.lines().any(|line| line.trim_start().starts_with(&format!("{rank}: ")) && line.contains(words))
+    };
+    let silent: Vec<usize> = (0..8).filter(|rank| !by_rank(*rank, mpi.each_says)).collect();
+    let arrived = [1, 3, 5, 7].iter().all(|rank| by_rank(*rank, "large messages ok, 8 ranks"));
+    if !silent.is_empty() || !arrived || [mpi.apart, mpi.refused].iter().any(|words| told.contains(words)) {
+        return Err(format!(
+            "{}: ranks {silent:?} do not say it; all arrived: {arrived}\n{output}",
+            mpi.compiler
+        )
+        .into());
     }
     Ok(())
 }

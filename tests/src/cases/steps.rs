@@ -221,7 +221,7 @@ pub fn gpus_of_each_task(site: &Site) -> Check {
     Ok(())
 }
 
-/// MPICH through PMI-2, two ranks on each of two nodes, all in one image: by the plugin and by `apptainer`.
+/// MPICH through PMI-2, two ranks on each of four nodes, all in one image: by the plugin and by `apptainer`.
 ///
 /// # Errors
 /// It is not one world, or a rank is on the host.
@@ -241,18 +241,18 @@ pub fn mpich_by_pmi2(site: &Site) -> Check {
     let by_command =
         vec!["apptainer", "exec", "--bind", &here, "--bind", &libraries, "--env", search, sif.as_str()];
     for enter in [by_plugin, by_command] {
-        let start = ["-N2", "--ntasks-per-node=2", "--kill-on-bad-exit=1", "--mpi=pmi2"];
-        let line = start.into_iter().chain(enter.iter().copied()).chain([program.as_str(), "4"]);
+        let start = ["-N4", "--ntasks-per-node=2", "--kill-on-bad-exit=1", "--mpi=pmi2"];
+        let line = start.into_iter().chain(enter.iter().copied()).chain([program.as_str(), "8"]);
         // Without shared memory of a node this MPICH hangs in MPI_Finalize now and then, in no container as well.
         let (name, running) =
             site.cluster.start_srun_with(dir.path(), &[("UCX_TLS", "tcp,sysv,self")], line)?;
         let job = site.cluster.job(&name, running.finish(PATIENCE)?)?;
-        let output = job.output.clone().success()?.expect_text("ok: 4 ranks, sum of ranks 6")?;
-        if output.stdout.matches(" image yes ").count() != 4 {
+        let output = job.output.clone().success()?.expect_text("ok: 8 ranks, sum of ranks 28")?;
+        if output.stdout.matches(" image yes ").count() != 8 {
             return Err(format!("not every rank is in the image\n{output}").into());
         }
-        spaces_inside(site, &output.stdout, 4)?;
-        expect_ok(site, &job, 2)?;
+        spaces_inside(site, &output.stdout, 8)?;
+        expect_ok(site, &job, 4)?;
     }
     Ok(())
 }
