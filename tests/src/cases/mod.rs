@@ -198,6 +198,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("kernel_mounts::many_at_once", kernel_mounts::many_at_once),
     ("killed_pull", kills::killed_pull),
     ("apparmor_profile", packaging::apparmor_profile),
+    ("symbols_of_the_plugin", packaging::symbols_of_the_plugin),
     ("pull_crashes::at_every_step", pull_crashes::at_every_step),
     ("pull_crashes::fifty_at_once", pull_crashes::fifty_at_once),
     ("pull_crashes::several_machines_at_once", pull_crashes::several_machines_at_once),
@@ -485,6 +486,10 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             kernel_mounts::loop_devices()
         }
         "apparmor_profile" => packaging::parser(env),
+        "symbols_of_the_plugin" => {
+            tier::plugin(env)?;
+            tier::succeeds("nm", &["--version"]).map_err(|why| Skip(format!("needs binutils: {why}")))
+        }
         name if name.starts_with("plugin_lines::") || name.starts_with("site_install::") => tier::plugin(env),
         "plain_fs::convert" | "plain_fs::stores" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),

@@ -33,6 +33,32 @@ pub(super) fn parser(env: &TestEnv) -> Result<(), Skip> {
     version.map(drop).map_err(missing)
 }
 
+/// The plugin gives Slurm, in whose processes it is loaded, the names that Slurm looks for and the number of its protocol:
+/// any other could stand in for one of Slurm's or of another plugin's.
+///
+/// # Errors
+/// It has others, or lacks one.
+pub fn symbols_of_the_plugin(desk: &Desk) -> Check {
+    let plugin = desk.env.spank().display().to_string();
+    let listed = command::run(command::words(["nm", "--dynamic", "--defined-only", &plugin]), PATIENCE)?;
+    let listed = listed.success()?;
+    let mut names: Vec<&str> =
+        listed.stdout.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
+    names.sort_unstable();
+    let wanted = [
+        "plugin_name",
+        "plugin_type",
+        "plugin_version",
+        "situla_protocol",
+        "slurm_spank_init",
+        "slurm_spank_init_post_opt",
+        "slurm_spank_task_exit",
+        "slurm_spank_task_init",
+        "spank_plugin_version",
+    ];
+    if names == wanted { Ok(()) } else { Err(format!("wanted {wanted:?}\n{listed}").into()) }
+}
+
 /// AppArmor's own parser takes the profile, which is of the program's name; one with a rule that does not exist it refuses,
 /// and names the file.
 ///
