@@ -598,6 +598,18 @@ pub fn mounts_without_image(site: &Site) -> Check {
     let (_, running) =
         site.cluster.start_srun_with(dir.path(), &profile, ["-n1"].into_iter().chain(PAYLOAD))?;
     running.finish(PATIENCE)?.success()?.expect_text("THE-PAYLOAD-RAN")?;
+    // As from an outer sbatch that had no image for it: srun hands it on, and the node is asked to run the task.
+    let replayed = [("SLURM_SPANK__SLURM_SPANK_OPTION_situla_container_mounts", "/tmp")];
+    let (_, running) =
+        site.cluster.start_srun_with(dir.path(), &replayed, ["-n1"].into_iter().chain(PAYLOAD))?;
+    let output = running.finish(PATIENCE)?.expect_code(1)?;
+    let says = |line: &str| {
+        let told = line.split_once("came here without its image; start it where this plugin is loaded (job ");
+        told.is_some_and(|(_, rest)| rest.ends_with(", step 0)"))
+    };
+    if !output.stderr.lines().any(says) || output.stdout.contains("THE-PAYLOAD-RAN") {
+        return Err(format!("mounts that came without an image\n{output}").into());
+    }
     site.cluster.settled()?;
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::processes::{Kind, Watch, kill_if};
 use crate::tier::Check;
 
 /// How a task gets into its container, and from what.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// By the plugin.
     Plugin,
@@ -122,7 +122,8 @@ fn containers(job: &Job, n_tasks: usize) -> Result<BTreeSet<(String, String)>, S
 }
 
 /// The first task fails while it sets the container up, and all others wait for it by then: it alone fails, one of them
-/// sets a container up in its place, and the others join that. With eight tasks, and with 64 by either way.
+/// sets a container up in its place, and the others join that. With eight tasks, and with 64 by the plugin; in `make test-full`
+/// with 64 by the command, too.
 ///
 /// # Errors
 /// Another task fails, or they are not in one container, or accounting and record say something else.
@@ -131,6 +132,9 @@ pub fn while_the_first_fails(site: &Site) -> Check {
     for (image, way, n_others) in
         [(&tree, Way::Command, 7), (&file, Way::Command, 63), (&file, Way::Plugin, 63)]
     {
+        if (n_others, way) == (63, Way::Command) && !site.env().full() {
+            continue;
+        }
         first_fails(site, image, way, n_others)
             .map_err(|story| format!("{image}, {way:?}: {}", story.message().unwrap_or("")))?;
     }

@@ -372,7 +372,7 @@ pub fn switched_off(desk: &Desk) -> Check {
     bench.run(&step)?.success()?.expect_text("INSIDE")?;
 
     fs::write(&switch, "")?;
-    let told = ["situla: the site has switched containers off", &name, "exists"];
+    let told = ["situla: the site has switched containers off", &name, "exists; try again when"];
     bench.refused(&step, &told)?;
     bench.refused(&["sbatch", &image, "--wrap", "echo INSIDE"], &told)?;
     bench.refused(
