@@ -17,7 +17,7 @@ use crate::outcome::{self, Exit, Outcome};
 use crate::tier::Check;
 
 /// A payload that says where it ran; none of these cases may let it run at all.
-const PAYLOAD: [&str; 3] = ["sh", "-c", "echo THE-PAYLOAD-RAN $(readlink /proc/self/ns/mnt)"];
+pub(super) const PAYLOAD: [&str; 3] = ["sh", "-c", "echo THE-PAYLOAD-RAN $(readlink /proc/self/ns/mnt)"];
 
 /// Exit status of our own failures: the native command line and the plugin, and the `apptainer` personality.
 const NATIVE: i32 = 125;
@@ -562,55 +562,6 @@ fn sick_node(site: &Site, kind: &str, check: impl FnOnce(&Site, &str) -> Check) 
     check(&sick, &node)?;
     before.expect_clean()?;
     drop(fault);
-    Ok(())
-}
-
-/// Every option that needs an image is an error without one; the same as a variable from a profile is not.
-///
-/// # Errors
-/// It does not look as it must.
-pub fn mounts_without_image(site: &Site) -> Check {
-    let dir = site.env().work_dir("noimage")?;
-    let mut started = Vec::new();
-    for (option, names) in [
-        ("--container-mounts=/tmp", "--container-mounts"),
-        ("--container-workdir=/tmp", "--container-workdir"),
-        ("--container-save=./saved.sqsh", "--container-save"),
-        ("--container-env=HOME", "--container-env"),
-        ("--container-unshare=net", "--container-unshare"),
-        ("--container-mount-home", "--container-mount-home"),
-        ("--no-container-mount-home", "--container-mount-home"),
-        ("--container-remap-root", "--container-remap-root"),
-        ("--no-container-remap-root", "--container-remap-root"),
-        ("--container-entrypoint", "--container-entrypoint"),
-        ("--no-container-entrypoint", "--container-entrypoint"),
-        ("--container-entrypoint-log", "--container-entrypoint-log"),
-        ("--container-writable", "--container-writable"),
-        ("--container-readonly", "--container-writable"),
-    ] {
-        let line = ["-n1", option].into_iter().chain(PAYLOAD);
-        started.push((site.cluster.start_srun(dir.path(), line)?, names));
-    }
-    for ((name, running), names) in started {
-        never_accepted(site, &name, &running.finish(PATIENCE)?, &format!("{names} has no effect without"))?;
-    }
-    let profile = [("PYXIS_CONTAINER_MOUNTS", "/tmp")];
-    let (_, running) =
-        site.cluster.start_srun_with(dir.path(), &profile, ["-n1"].into_iter().chain(PAYLOAD))?;
-    running.finish(PATIENCE)?.success()?.expect_text("THE-PAYLOAD-RAN")?;
-    // As from an outer sbatch that had no image for it: srun hands it on, and the node is asked to run the task.
-    let replayed = [("SLURM_SPANK__SLURM_SPANK_OPTION_situla_container_mounts", "/tmp")];
-    let (_, running) =
-        site.cluster.start_srun_with(dir.path(), &replayed, ["-n1"].into_iter().chain(PAYLOAD))?;
-    let output = running.finish(PATIENCE)?.expect_code(1)?;
-    let says = |line: &str| {
-        let told = line.split_once("came here without its image; start it where this plugin is loaded (job ");
-        told.is_some_and(|(_, rest)| rest.ends_with(", step 0)"))
-    };
-    if !output.stderr.lines().any(says) || output.stdout.contains("THE-PAYLOAD-RAN") {
-        return Err(format!("mounts that came without an image\n{output}").into());
-    }
-    site.cluster.settled()?;
     Ok(())
 }
 

@@ -333,7 +333,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("faults::policy_denial", faults::policy_denial),
     ("faults::refused_options", faults::refused_options),
     ("faults::missing_mount_source", faults::missing_mount_source),
-    ("faults::mounts_without_image", faults::mounts_without_image),
+    ("pyxis_ways::without_an_image", pyxis_ways::without_an_image),
     ("faults::multi_prog", faults::multi_prog),
     ("faults::pty", faults::pty),
     ("faults::batch_script_with_options", faults::batch_script_with_options),

@@ -1,8 +1,10 @@
-//! pyxis's options by every program that takes them, and by variables: `srun`, `sbatch` and `salloc` make the same of them.
+//! pyxis's options by every program that takes them, and by variables: `srun`, `sbatch` and `salloc` make the same of them, and
+//! refuse them where there is no image.
 
 use std::fs;
 use std::path::Path;
 
+use super::faults::{PAYLOAD, never_accepted};
 use super::{Site, pyxis};
 use crate::command::{self, Output, Running};
 use crate::environment::{PATIENCE, WorkDir};
@@ -53,6 +55,55 @@ pub fn of_every_program(site: &Site) -> Check {
     }
     site.cluster.settled()?;
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
+}
+
+/// Every option that needs an image is an error without one; the same as a variable from a profile is not.
+///
+/// # Errors
+/// It does not look as it must.
+pub fn without_an_image(site: &Site) -> Check {
+    let dir = site.env().work_dir("noimage")?;
+    let mut started = Vec::new();
+    for (option, names) in [
+        ("--container-mounts=/tmp", "--container-mounts"),
+        ("--container-workdir=/tmp", "--container-workdir"),
+        ("--container-save=./saved.sqsh", "--container-save"),
+        ("--container-env=HOME", "--container-env"),
+        ("--container-unshare=net", "--container-unshare"),
+        ("--container-mount-home", "--container-mount-home"),
+        ("--no-container-mount-home", "--container-mount-home"),
+        ("--container-remap-root", "--container-remap-root"),
+        ("--no-container-remap-root", "--container-remap-root"),
+        ("--container-entrypoint", "--container-entrypoint"),
+        ("--no-container-entrypoint", "--container-entrypoint"),
+        ("--container-entrypoint-log", "--container-entrypoint-log"),
+        ("--container-writable", "--container-writable"),
+        ("--container-readonly", "--container-writable"),
+    ] {
+        let line = ["-n1", option].into_iter().chain(PAYLOAD);
+        started.push((site.cluster.start_srun(dir.path(), line)?, names));
+    }
+    for ((name, running), names) in started {
+        never_accepted(site, &name, &running.finish(PATIENCE)?, &format!("{names} has no effect without"))?;
+    }
+    let profile = [("PYXIS_CONTAINER_MOUNTS", "/tmp")];
+    let (_, running) =
+        site.cluster.start_srun_with(dir.path(), &profile, ["-n1"].into_iter().chain(PAYLOAD))?;
+    running.finish(PATIENCE)?.success()?.expect_text("THE-PAYLOAD-RAN")?;
+    // As from an outer sbatch that had no image for it: srun hands it on, and the node is asked to run the task.
+    let replayed = [("SLURM_SPANK__SLURM_SPANK_OPTION_situla_container_mounts", "/tmp")];
+    let (_, running) =
+        site.cluster.start_srun_with(dir.path(), &replayed, ["-n1"].into_iter().chain(PAYLOAD))?;
+    let output = running.finish(PATIENCE)?.expect_code(1)?;
+    let says = |line: &str| {
+        let told = line.split_once("came here without its image; start it where this plugin is loaded (job ");
+        told.is_some_and(|(_, rest)| rest.ends_with(", step 0)"))
+    };
+    if !output.stderr.lines().any(says) || output.stdout.contains("THE-PAYLOAD-RAN") {
+        return Err(format!("mounts that came without an image\n{output}").into());
+    }
+    site.cluster.settled()?;
+    Ok(())
 }
 
 /// Says of each thing that can be switched what has become of it.
