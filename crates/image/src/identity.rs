@@ -59,6 +59,11 @@ impl FileIdentity {
         i64::try_from(now).unwrap_or(i64::MAX).saturating_sub(self.changed.0) > STEP
     }
 
+    /// The lock of whoever computes the digest in the cache of trees; temporary files of the record begin so, after a dot.
+    pub(crate) fn lock_name(&self) -> String {
+        format!("identity-{}", self.key().hex())
+    }
+
     /// The same file as if it had changed last at this second, for tests.
     #[cfg(test)]
     pub(crate) fn changed_at(self, seconds: i64) -> Self {
@@ -116,7 +121,7 @@ impl Identities {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
         let record = IdentityRecord { version: RECORD_VERSION, digest: digest.clone() };
         let bytes = serde_json::to_vec(&record).map_err(io::Error::other)?;
-        let pending = self.directory.join(temporary_name("identity", "tmp"));
+        let pending = self.directory.join(temporary_name(&identity.lock_name(), "tmp"));
         write_for_owner(&pending, &bytes)
             .and_then(|()| fs::rename(&pending, self.path(identity)))
             .inspect_err(|_| drop(fs::remove_file(&pending)))

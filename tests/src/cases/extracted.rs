@@ -310,6 +310,43 @@ pub fn killed_while_extracting(desk: &Desk) -> Check {
     empty(desk, dir.path())
 }
 
+/// Whoever extracts is killed on the point of giving something its name: half a tree, or one without a record, is
+/// gone when its run is over, and the next one extracts anew.
+///
+/// # Errors
+/// Something is left, or the next run fails.
+pub fn killed_before_a_name(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("kill-names")?;
+    let image = desk.images.path("tiny.sqsh");
+    // The digest of the file, the tree, its record, and none that is not known here.
+    const MOST: usize = 4;
+    let mut n_kills = 0;
+    loop {
+        // Each begins with nothing, so that its names come in the same order; nothing of the one before keeps the cache.
+        empty(desk, dir.path())?;
+        let inject = format!("inject=rename,renameat,renameat2:signal=KILL:when={}", n_kills + 1);
+        let strace = ["strace", "-f", "-qq", "-o", "log", "-e", "trace=rename,renameat,renameat2", "-e"];
+        let words = ["situla", "exec", "--rootfs", "extract", &image, "cat", WITNESS];
+        let words = strace.into_iter().chain([inject.as_str()]).chain(words);
+        let output = command::start(desk.env.user_command(dir.path(), words)?)?.finish(PATIENCE)?;
+        if output.code() == 0 {
+            break;
+        }
+        let output = output.expect_code(125)?.expect_text("extracting process ended with signal: 9")?;
+        n_kills += 1;
+        let entries = |name: &str| fs::read_dir(place(desk)?.join(name)).map_err(|e| e.to_string());
+        let (trees, building) = found(desk)?;
+        if !trees.is_empty() || building != 0 || n_kills > MOST {
+            let records: Vec<_> = entries("records")?.flatten().map(|entry| entry.file_name()).collect();
+            return Err(format!("kill {n_kills}: {trees:?}, {building} begun, {records:?}\n{output}").into());
+        }
+    }
+    if n_kills < 2 {
+        return Err(format!("killed {n_kills} times").into());
+    }
+    empty(desk, dir.path())
+}
+
 /// The process that extracts for `starter`.
 fn extractor_of(starter: i32) -> Option<i32> {
     let parent = format!("PPid:\t{starter}");

@@ -188,6 +188,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("exhaustion::dead_mounts", exhaustion::dead_mounts),
     ("extracted::without_a_device", extracted::without_a_device),
     ("extracted::killed_while_extracting", extracted::killed_while_extracting),
+    ("extracted::killed_before_a_name", extracted::killed_before_a_name),
     ("instances::killed", instances::killed),
     ("instances::interrupted_start", instances::interrupted_start),
     ("instances::tampered_state", instances::tampered_state),

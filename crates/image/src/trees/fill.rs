@@ -122,7 +122,7 @@ impl TreeCache {
         shown: &Path,
         progress: &dyn Progress,
     ) -> Result<Digest, TreeError> {
-        let name = format!("identity-{}", identity.key().hex());
+        let name = identity.lock_name();
         // Nobody has it for longer than he computes. A recent change is not remembered: then each computes.
         let lock = match self.try_lock(&name, Locking::Exclusive)? {
             Some(lock) => Some(lock),
@@ -161,6 +161,7 @@ impl TreeCache {
                 alive.extend(name.rsplit('.').nth(1).and_then(|pid| pid.parse::<u32>().ok()));
             }
         }
+        self.remove_unrecorded();
         alive
     }
 }

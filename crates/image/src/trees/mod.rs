@@ -288,7 +288,7 @@ impl TreeCache {
             return Ok(Vec::new());
         }
         self.expect_own()?;
-        let mounted = prune::mounted_trees();
+        let mounted = prune::Mounted::look();
         let mut found = Vec::new();
         for name in names(&self.directory.join("trees"))? {
             let Some(digest) = name.replacen('-', ":", 1).parse::<Digest>().ok() else { continue };
@@ -302,7 +302,7 @@ impl TreeCache {
                 name: record.as_ref().map_or_else(String::new, |record| record.name.clone()),
                 bytes: record.map_or(0, |record| record.bytes),
                 used: used.unwrap_or(SystemTime::UNIX_EPOCH),
-                is_used: mounted.contains(&name) || self.is_leased(&name)?,
+                is_used: mounted.has(&name) || self.is_leased(&name)?,
             });
         }
         found.sort_by(|a, b| (a.used, &a.digest).cmp(&(b.used, &b.digest)));

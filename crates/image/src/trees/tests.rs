@@ -234,6 +234,64 @@ fn what_killed_processes_have_left_is_removed() {
 }
 
 #[test]
+fn a_tree_whose_maker_was_killed_before_its_record_goes() {
+    let scene = Scene::new();
+    let (one, other) = (scene.image("one", "text"), scene.image("other", "another text"));
+    let name = scene.fill(&one, &()).unwrap().file_stem();
+    let (tree, record) = (scene.cache.tree(&name), scene.cache.record_path(&name));
+    let lose_record = || fs::remove_file(&record).unwrap();
+    let is_there = || tree.exists();
+    lose_record();
+    // Somebody who has the lock is about to write it.
+    let lock = scene.cache.try_lock(&name, Locking::Exclusive).unwrap().unwrap();
+    scene.cache.remove_abandoned();
+    scene.cache.prune(&TreeLimits::default()).unwrap();
+    assert!(is_there());
+    flock(&lock, FlockOperation::Unlock).unwrap();
+    scene.cache.remove_abandoned();
+    assert!(!is_there() && !scene.cache.lock_path(&name).exists());
+    // Whoever makes another tree comes by as well.
+    scene.fill(&one, &()).unwrap();
+    lose_record();
+    let other = scene.fill(&other, &()).unwrap();
+    assert!(!is_there());
+    scene.fill(&one, &()).unwrap();
+    lose_record();
+    scene.cache.prune(&TreeLimits::default()).unwrap();
+    assert!(!is_there());
+    assert_eq!(scene.digests(), [other]);
+}
+
+#[test]
+fn records_without_a_tree_go_unless_somebody_makes_it() {
+    let scene = Scene::new();
+    let kept = scene.fill(&scene.image("one", "text"), &()).unwrap();
+    let records = scene.cache.directory.join("records");
+    let [alone, begun, made] = ["aa.json", "aa.7.new", "bb.7.new"].map(|file| {
+        let path = records.join(format!("sha256-{file}"));
+        fs::write(&path, "{}").unwrap();
+        path
+    });
+    let [digest, being_computed] = ["aa", "bb"].map(|key| {
+        let path = scene.cache.directory.join("identities").join(format!(".identity-{key}.h.7.0.tmp"));
+        fs::write(&path, "{}").unwrap();
+        path
+    });
+    let makers = ["sha256-bb", "identity-bb"]
+        .map(|name| scene.cache.try_lock(name, Locking::Exclusive).unwrap().unwrap());
+    scene.cache.prune(&TreeLimits::default()).unwrap();
+    assert!(!alone.exists() && !begun.exists() && made.exists());
+    assert!(!digest.exists() && being_computed.exists());
+    for maker in &makers {
+        flock(maker, FlockOperation::Unlock).unwrap();
+    }
+    let pruned = scene.cache.prune(&TreeLimits { bytes: Some(0), age: None }).unwrap();
+    assert_eq!(pruned.removed.len(), 1);
+    assert_eq!(pruned.removed[0].digest, kept);
+    assert!(!scene.cache.directory.exists(), "nothing keeps the empty cache");
+}
+
+#[test]
 fn in_a_directory_that_is_not_the_users_alone_nothing_is_removed() {
     let scene = Scene::new();
     scene.cache.create().unwrap();
