@@ -41,11 +41,11 @@ pub(crate) fn open_layers(api: &MountApi, plan: &Plan, overlay: &Overlay) -> Res
     Ok(LayerSources { lowers: lowers.collect::<Result<_, _>>()?, upper })
 }
 
-/// Lays `overlay` over `root`. `patches` are those that `root` does not show by itself. The tmpfs that is
+/// Lays `overlay`, which gets this name, over `root`. `patches` are those that `root` does not show by itself. The tmpfs that is
 /// returned as well is attached at `place`, because overlayfs wants its layers to have a place.
 pub(crate) fn mount_layers(
     api: &MountApi,
-    overlay: &Overlay,
+    (overlay, name): (&Overlay, Option<&str>),
     sources: LayerSources,
     (root, patches): (&Detached, &[Patch]),
     place: BorrowedFd<'_>,
@@ -96,6 +96,7 @@ pub(crate) fn mount_layers(
     let text = |path: &Path| path.display().to_string();
     let above = upper.as_ref().map(|(_, upper, work)| (text(upper), text(work)));
     let mut settings = vec![("lowerdir", Some(layers.as_str())), ("userxattr", None)];
+    settings.extend(name.map(|name| ("source", Some(name))));
     if let Some((upper, work)) = &above {
         settings.extend([("upperdir", Some(upper.as_str())), ("workdir", Some(work.as_str()))]);
     }

@@ -16,13 +16,13 @@ use crate::failure::{Context, Failure, FailureClass};
 use crate::mount_api::{Detached, MountApi, fd_path};
 use crate::mounts::new_tmpfs;
 
-/// Lays an overlay with `patches` over `lower`. The upper directory is on a tmpfs that is attached at
+/// Lays an overlay with `patches` over `lower`, which is called `name`. The upper directory is on a tmpfs that is attached at
 /// the staging place, because overlayfs takes paths; the tmpfs is returned as well.
 pub(crate) fn mount_overlay(
     api: &MountApi,
     patches: &[Patch],
     place: BorrowedFd<'_>,
-    lower: &Detached,
+    (lower, name): (&Detached, Option<&str>),
 ) -> Result<(Detached, Detached), Failure> {
     let session = new_tmpfs(api, &["mode=0755".to_owned()])?;
     let fail = |what: &'static str| move |errno| Failure::of_call(FailureClass::Rootfs, what, errno);
@@ -43,12 +43,13 @@ pub(crate) fn mount_overlay(
     }
     let text = |path: &Path| path.display().to_string();
     let (lower, upper, work) = (text(&lower_path), text(&upper), text(&work));
-    let settings = [
+    let mut settings = vec![
         ("lowerdir", Some(lower.as_str())),
         ("upperdir", Some(&upper)),
         ("workdir", Some(&work)),
         ("userxattr", None),
     ];
+    settings.extend(name.map(|name| ("source", Some(name))));
     let mount = api
         .create("overlay", &settings, MountAttributes::default())
         .map_err(fail("cannot mount an overlay on the root directory"))?;

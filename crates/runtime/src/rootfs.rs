@@ -92,15 +92,20 @@ pub(crate) fn mount(
         RootfsSource::Squashfs { .. } => &[],
         RootfsSource::Directory { .. } => plan.rootfs.patches.as_slice(),
     };
+    let directory = match &plan.rootfs.source {
+        RootfsSource::Squashfs { .. } => None,
+        RootfsSource::Directory { path } => path.as_os_str().to_str(),
+    };
+    let name = directory.map(overlay_name);
     let ready = if let Some((overlay, sources)) = overlay {
-        let (mount, session) = mount_layers(api, overlay, sources, (&lower, patches), place)?;
+        let (mount, session) = mount_layers(api, (overlay, name), sources, (&lower, patches), place)?;
         Ready { mount, covers: None, _session: Some(session) }
     } else if patches.is_empty() {
         plain(lower)
     } else if let Some(covers) = Covers::make(api, patches, &lower, place, attributes)? {
         Ready { mount: lower, covers: Some(covers), _session: None }
     } else {
-        let (mount, session) = mount_overlay(api, patches, place, &lower)?;
+        let (mount, session) = mount_overlay(api, patches, place, (&lower, name))?;
         Ready { mount, covers: None, _session: Some(session) }
     };
     ready
@@ -108,6 +113,18 @@ pub(crate) fn mount(
         .restrict(attributes)
         .or_fail(FailureClass::Rootfs, || "cannot restrict the root mount".to_owned())?;
     Ok(ready)
+}
+
+/// How an overlay over the directory `path` is called in tables of mounts, which say nothing else of what its layers are:
+/// whoever removes extracted trees sees there that somebody uses one. The end tells which it is.
+fn overlay_name(path: &str) -> &str {
+    /// fsconfig(2) takes no more.
+    const MAX_NAME: usize = 255;
+    let mut start = path.len().saturating_sub(MAX_NAME);
+    while !path.is_char_boundary(start) {
+        start += 1;
+    }
+    path.get(start..).unwrap_or_default()
 }
 
 /// Mounts a FUSE file system and hands its device over to be served.
@@ -151,6 +168,24 @@ fn open_fuse_device() -> Result<OwnedFd, Failure> {
                 _ => "/dev/fuse cannot be opened",
             };
             Err(Failure::of_call(FailureClass::NoFuse, what, errno))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overlay_has_a_name_that_fits() {
+        for (path, name) in [
+            ("/trees/sha256-aa".to_owned(), "/trees/sha256-aa".to_owned()),
+            (format!("/{}/a", "b".repeat(300)), format!("{}/a", "b".repeat(253))),
+            // Never half a character.
+            (format!("/{}a", "ü".repeat(200)), format!("{}a", "ü".repeat(127))),
+            (format!("/{}", "ü".repeat(200)), "ü".repeat(127)),
+        ] {
+            assert_eq!(overlay_name(&path), name);
         }
     }
 }

@@ -243,22 +243,30 @@ pub fn used_ones_stay(desk: &Desk) -> Check {
     run(desk, dir.path(), &["situla", "instance", "exec", "tree", "cat", WITNESS])?.success()?;
     run(desk, dir.path(), &["situla", "instance", "stop", "tree"])?.success()?;
 
-    let left = "(touch up; while [ -e up ]; do sleep 0.05; done; cat /etc/situla-image-witness >seen) >/dev/null 2>&1 &";
-    run(desk, dir.path(), &["situla", "exec", "--rootfs", "extract", &image, "sh", "-c", left])?.success()?;
-    if !wait_until(PATIENCE, is_up) {
-        return Err("nobody was left".into());
-    }
-    kept("a process that was left", prune()?)?;
-    fs::remove_file(dir.path().join("up"))?;
-    let seen = || fs::read_to_string(dir.path().join("seen")).is_ok_and(|text| text.contains("tiny image"));
-    let mut pruned = Ok((0, 0));
-    // It ends a moment after it has written.
-    let has_gone = wait_until(PATIENCE, || {
-        pruned = if seen() { prune() } else { Ok((0, 0)) };
-        pruned != Ok((0, 0)) && pruned != Ok((0, 1))
-    });
-    if !has_gone || pruned != Ok((1, 0)) || place(desk)?.exists() {
-        return Err(format!("in the end: {pruned:?}").into());
+    // The tree itself is mounted, or an overlay over it: since the root lacks a name, or to be written to.
+    for words in [&[][..], &["--bind", "/usr/share:/not-in-the-image"], &["--writable-tmpfs"]] {
+        let what = format!("a process that was left, with {words:?}");
+        let left = "(touch up; while [ -e up ]; do sleep 0.05; done; cat /etc/situla-image-witness >seen) >/dev/null 2>&1 &";
+        let start = ["situla", "exec", "--rootfs", "extract"].iter().chain(words);
+        let start: Vec<&str> = start.copied().chain([image.as_str(), "sh", "-c", left]).collect();
+        run(desk, dir.path(), &start)?.success()?;
+        if !wait_until(PATIENCE, is_up) {
+            return Err(format!("{what}: nobody was left").into());
+        }
+        kept(&what, prune()?)?;
+        fs::remove_file(dir.path().join("up"))?;
+        let seen =
+            || fs::read_to_string(dir.path().join("seen")).is_ok_and(|text| text.contains("tiny image"));
+        let mut pruned = Ok((0, 0));
+        // It ends a moment after it has written.
+        let has_gone = wait_until(PATIENCE, || {
+            pruned = if seen() { prune() } else { Ok((0, 0)) };
+            pruned != Ok((0, 0)) && pruned != Ok((0, 1))
+        });
+        if !has_gone || pruned != Ok((1, 0)) || place(desk)?.exists() {
+            return Err(format!("{what}: in the end: {pruned:?}").into());
+        }
+        fs::remove_file(dir.path().join("seen"))?;
     }
     Ok(())
 }
