@@ -225,10 +225,13 @@ impl Recorder {
         self.write(EventKind::TaskExit { task: self.task, exit });
     }
 
-    /// Records that this process was asked to end before there was a payload, and ends as it would have done.
-    pub(crate) fn interrupted(&mut self, signal: &SignalInfo) {
+    /// Writes the first event, for what is known to come to nothing.
+    pub(crate) fn begin(&mut self) {
         self.write_start();
-        self.signal(signal);
+    }
+
+    /// Records that this process, which was asked to end while there was no payload, ends as it would have done.
+    pub(crate) fn interrupted(&mut self, signal: &SignalInfo) {
         let exit = RecordedExit::Signal(signal.signal);
         self.write(EventKind::TaskExit { task: self.task, exit });
     }

@@ -15,6 +15,7 @@ mod env_script;
 mod environment;
 mod error;
 mod events;
+mod hearing;
 mod host;
 mod identity;
 mod image_view;

@@ -3,7 +3,7 @@
 //! That process is this program, with a command that answers by one JSON object on its standard output. Where it
 //! is killed it says nothing, and that is a loss like that of any process of ours: no other task of the step
 //! waits for what does not come. Where this process is asked to end meanwhile, the other one is asked to as well, and has
-//! a moment to take away what it has begun.
+//! a moment to take away what it has begun, unless this one is asked again.
 
 use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -29,6 +29,9 @@ const MAX_ANSWER: usize = 1 << 20;
 /// after KillWait.
 const FAREWELL: Duration = Duration::from_secs(3);
 
+/// Who is asked to end twice within this may have been told of one wish by two ways: Slurm's daemons, and srun.
+const ECHO: Duration = Duration::from_millis(250);
+
 /// How long a process may take from the end of its output to its own.
 const MOMENT: Duration = Duration::from_millis(100);
 
@@ -50,6 +53,9 @@ pub(crate) struct WorkFailure {
     /// What this process was asked to end by, meanwhile.
     pub(crate) interrupted: Option<SignalInfo>,
 }
+
+/// Who is told of signals.
+pub(crate) type Heard<'a> = &'a mut dyn FnMut(&SignalInfo);
 
 /// The answer of the process.
 #[derive(Debug, Default)]
@@ -74,10 +80,12 @@ pub(crate) fn own_command() -> Command {
     command
 }
 
-/// Has something done, and reads the result out of the answer.
+/// Has something done, and reads the result out of the answer. `heard` is told of each signal by which this process is asked
+/// to end, when it comes.
 pub(crate) fn ask<T>(
     command: &mut Command,
     work: Work,
+    heard: Heard<'_>,
     read: impl FnOnce(&Answer) -> Option<T>,
 ) -> Result<T, WorkFailure> {
     // Before there is anything to clean up. Where signals cannot be watched they end this process, and that one with it.
@@ -92,11 +100,12 @@ pub(crate) fn ask<T>(
     })?;
     let mut output = Vec::new();
     let stdout = child.stdout.take();
-    let interrupted = stdout.and_then(|out| read_answer(out, &child, &mut output, interruption.as_ref()));
+    let watched = interruption.as_ref().map(|signals| (signals, heard));
+    let interrupted = stdout.and_then(|out| read_answer(out, &child, &mut output, watched));
     if interrupted.is_some() {
         // No other one is to end this process before it has said so.
         interruption.into_iter().for_each(Interruption::keep);
-        // It has ended, or is not waited for any longer.
+        // It has ended, or is not waited for any longer and takes away by itself what it can.
         return Err(WorkFailure {
             interrupted,
             ..failure(&Answer::default(), ended_within(&mut child, MOMENT), work)
@@ -123,7 +132,7 @@ fn read_answer(
     mut stdout: ChildStdout,
     child: &Child,
     output: &mut Vec<u8>,
-    interruption: Option<&Interruption>,
+    mut watched: Option<(&Interruption, Heard<'_>)>,
 ) -> Option<SignalInfo> {
     let mut asked: Option<(SignalInfo, Instant)> = None;
     let mut buffer = [0; 4096];
@@ -136,7 +145,7 @@ fn read_answer(
             },
         };
         let mut fds = vec![PollFd::new(&stdout, PollFlags::IN)];
-        fds.extend(interruption.map(|signals| PollFd::new(signals, PollFlags::IN)));
+        fds.extend(watched.as_ref().map(|(signals, _)| PollFd::new(*signals, PollFlags::IN)));
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
@@ -147,13 +156,21 @@ fn read_answer(
         let (has_output, has_signal) = (is_ready(fds.first()), is_ready(fds.get(1)));
         drop(fds);
         if has_signal
-            && let Some(signal) = interruption.and_then(Interruption::heard)
-            && asked.is_none()
+            && let Some((signals, heard)) = &mut watched
+            && let Some(signal) = signals.heard()
         {
-            asked = Some((signal, Instant::now()));
-            if let Some(child) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                // One that has ended by itself needs no asking.
-                let _ = kill_process(child, Signal::TERM);
+            // Before anything else: the next one may be KILL.
+            heard(&signal);
+            match asked {
+                None => {
+                    asked = Some((signal, Instant::now()));
+                    if let Some(child) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                        // One that has ended by itself needs no asking.
+                        let _ = kill_process(child, Signal::TERM);
+                    }
+                }
+                Some((first, since)) if since.elapsed() > ECHO => return Some(first),
+                Some(_) => {}
             }
         }
         if has_output {
@@ -195,7 +212,7 @@ mod tests {
         let work = Work { name: "digging", unsaid: EngineClass::FetchFailed };
         let shell = |script: &str| {
             let read = |answer: &Answer| answer.text("digest");
-            ask(Command::new("/bin/sh").args(["-c", script]), work.clone(), read)
+            ask(Command::new("/bin/sh").args(["-c", script]), work.clone(), &mut |_| (), read)
         };
         assert_eq!(shell("echo '{\"digest\": \"x\"}'; exit 3").unwrap(), "x");
         for (script, class, message) in [
@@ -213,7 +230,7 @@ mod tests {
             assert_eq!((failure.class, failure.message.as_str()), (class, message), "{script}");
             assert_eq!(failure.remedy, None);
         }
-        let failure = ask(&mut Command::new("/nonexistent"), work, |_| Some(())).unwrap_err();
+        let failure = ask(&mut Command::new("/nonexistent"), work, &mut |_| (), |_| Some(())).unwrap_err();
         assert!(failure.message.starts_with("cannot start the digging process: "), "{}", failure.message);
     }
 }

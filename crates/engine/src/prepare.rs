@@ -12,13 +12,14 @@ use situla_policy::{
     decide,
 };
 use situla_records::EngineClass;
-use situla_runtime::{Exit, OpenImage, OpenImages};
+use situla_runtime::{Exit, Observer, OpenImage, OpenImages, SignalInfo};
 
 use crate::assemble::{Parts, assemble};
 use crate::container::{self, Asked, KeptContainer};
 use crate::devices;
 use crate::error::EngineError;
 use crate::events::{Heard, Listener};
+use crate::hearing::Hearing;
 use crate::host::Host;
 use crate::image_view::ImageView;
 use crate::image_watch::ImageWatch;
@@ -64,7 +65,8 @@ pub struct Prepared {
 /// # Errors
 /// Everything that can be known before the container is made.
 pub fn plan(request: &RunRequest, host: &Host, site: &Site) -> Result<Plan, EngineError> {
-    decided(request, host, site, &mut Phases::begin(), Acts::No).map(|planned| planned.plan)
+    let hearing = Hearing::nobody();
+    decided(request, host, site, &mut Phases::begin(), (Acts::No, &hearing)).map(|planned| planned.plan)
 }
 
 /// Resolves, admits and plans, for a run. A failure is recorded before it is returned.
@@ -73,7 +75,8 @@ pub fn plan(request: &RunRequest, host: &Host, site: &Site) -> Result<Plan, Engi
 /// Everything that can be known before the container is made.
 pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepared, EngineError> {
     let mut phases = Phases::begin();
-    match decided(request, host, site, &mut phases, Acts::Yes) {
+    let hearing = Hearing::of(host, request);
+    match decided(request, host, site, &mut phases, (Acts::Yes, &hearing)) {
         Ok(planned) => {
             let Planned {
                 plan,
@@ -108,8 +111,11 @@ pub fn prepare(request: &RunRequest, host: &Host, site: &Site) -> Result<Prepare
             })
         }
         Err(error) => {
-            let mut recorder = Recorder::open(host, request.record, request.personality, phases);
-            recorder.describe_request(host, &request.image, texts(request.action.words()));
+            let mut recorder = hearing.into_recorder().unwrap_or_else(|| {
+                let mut recorder = Recorder::open(host, request.record, request.personality, phases);
+                recorder.describe_request(host, &request.image, texts(request.action.words()));
+                recorder
+            });
             match &error {
                 EngineError::Interrupted { signal } => recorder.interrupted(signal),
                 other => recorder.error(other),
@@ -159,7 +165,7 @@ pub fn record_refusal(host: &Host, image: &str, words: &[OsString], refusal: Ref
 }
 
 /// Words as a record has them: bytes that are not UTF-8 are replaced.
-fn texts(words: &[OsString]) -> Vec<String> {
+pub(crate) fn texts(words: &[OsString]) -> Vec<String> {
     words.iter().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
@@ -236,13 +242,13 @@ fn decided(
     host: &Host,
     site: &Site,
     phases: &mut Phases,
-    acts: Acts,
+    (acts, hearing): (Acts, &Hearing<'_>),
 ) -> Result<Planned, EngineError> {
     let names_image = !request.image.is_empty();
     let known;
     let request = match &request.container {
         Some(container) if !names_image => {
-            let image = container::image_of(Asked { container, request, host, site })?;
+            let image = container::image_of(Asked { container, request, host, site, heard: &|_| () })?;
             known = RunRequest { image, ..request.clone() };
             &known
         }
@@ -268,7 +274,9 @@ fn decided(
     let epoch = host.variable("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok());
     let (requested, progress) = (request.image.as_str(), request.progress);
     let pins = Pins::of(host);
-    let opening = Opening { requested, progress, acts, identities, stores, epoch, pins };
+    let so_far = phases.clone();
+    let heard = |signal: &SignalInfo| hearing.heard(signal, &so_far);
+    let opening = Opening { requested, progress, acts, identities, stores, epoch, pins, heard: &heard };
     let open = || {
         let found = resolve::open(&named, &opening)?;
         resolve::expect_judged(&named, &found.opened, &asked)?;
@@ -278,14 +286,16 @@ fn decided(
         None => {
             let Found { opened, mark, warning } = open()?;
             phases.end("resolve");
-            (way::to_root(opened, request, (host, site), phases, acts)?, None, mark, warning)
+            (way::to_root(opened, request, (host, site), phases, (acts, hearing))?, None, mark, warning)
         }
         Some(container) => {
             let found = names_image.then(open).transpose()?;
             phases.end("resolve");
             let (opened, mark, warning) =
                 found.map_or((None, None, None), |found| (Some(found.opened), found.mark, found.warning));
-            let asked = Asked { container, request, host, site };
+            let so_far = phases.clone();
+            let heard = |signal: &SignalInfo| hearing.heard(signal, &so_far);
+            let asked = Asked { container, request, host, site, heard: &heard };
             let (rooted, kept) = container::to_root(asked, opened, opening.identities.as_ref())?;
             phases.end("container");
             (rooted, Some(kept), mark, warning)
@@ -507,7 +517,9 @@ impl Prepared {
                     container.into_iter().for_each(KeptContainer::abandoned);
                     return Err(error);
                 }
-                match container.map_or(Ok(None), KeptContainer::ended) {
+                let ended = container
+                    .map_or(Ok(None), |kept| kept.ended(&mut |signal| heard.recorder.signal(signal)));
+                match ended {
                     Ok(saved) => {
                         if let Some(file) = saved {
                             heard.recorder.saved(file);

@@ -14,6 +14,7 @@ use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Platform, Ref
 use situla_plan::{ImageIdentity, Place, RootfsIdentity, RootfsSource, Text};
 use situla_policy::{Image as PolicyImage, RegistryImage};
 use situla_records::EngineClass;
+use situla_runtime::SignalInfo;
 use situla_sif::{Arch, FsType, SifError, SifFile};
 use situla_squashfs::{Image, ReadOptions, Window};
 
@@ -244,6 +245,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) epoch: Option<u32>,
     /// What tags are in this job.
     pub(crate) pins: Option<Pins>,
+    /// Who is told that this process is asked to end meanwhile.
+    pub(crate) heard: &'a dyn Fn(&SignalInfo),
 }
 
 /// What an image was opened as.
@@ -394,8 +397,9 @@ fn stored_layout(layout: &Source, opening: &Opening<'_>) -> Result<Resolved, Eng
     let mut command = own_process::own_command();
     command.args(["inspect", "--json", &argument]);
     let work = Work { name: "inspecting", unsaid: EngineClass::ImageCorrupt };
-    let manifest =
-        own_process::ask(&mut command, work, |answer| answer.text("manifest_digest")?.parse().ok());
+    let manifest = own_process::ask(&mut command, work, &mut |signal| (opening.heard)(signal), |answer| {
+        answer.text("manifest_digest")?.parse().ok()
+    });
     let manifest: Digest = manifest.map_err(|failure| failed_fetch(&shown, failure))?;
     let absent = || EngineError::NotFetched { image: argument.clone() };
     let own = opening.stores.own.as_deref().ok_or_else(absent)?;
@@ -646,7 +650,7 @@ fn fetch(wanted: &Wanted, opening: &Opening<'_>) -> Result<Fetched, EngineError>
         .args((!opening.progress).then_some("--quiet"))
         .arg(&wanted.argument);
     let work = Work { name: "fetching", unsaid: EngineClass::FetchFailed };
-    let fetched = own_process::ask(&mut command, work, |answer| {
+    let fetched = own_process::ask(&mut command, work, &mut |signal| (opening.heard)(signal), |answer| {
         Some(Fetched {
             path: answer.text("path")?.into(),
             manifest_digest: answer.text("manifest_digest")?,

@@ -10,12 +10,13 @@ use situla_image::{FileIdentity, TreeCache, TreeLease};
 use situla_oci::Digest;
 use situla_plan::{RootfsIdentity, RootfsSource, Rung};
 use situla_records::EngineClass;
-use situla_runtime::{Failure, KernelFormat, MountableFile, mount_by_kernel};
+use situla_runtime::{Failure, KernelFormat, MountableFile, SignalInfo, mount_by_kernel};
 
 use crate::error::EngineError;
+use crate::hearing::Hearing;
 use crate::host::Host;
 use crate::journal::Phases;
-use crate::own_process::{self, Work, WorkFailure};
+use crate::own_process::{self, Answer, Work, WorkFailure};
 use crate::request::RunRequest;
 use crate::resolve::{self, ErofsFile, Opened, Resolved};
 use crate::site::Site;
@@ -87,7 +88,7 @@ pub(crate) fn to_root(
     request: &RunRequest,
     (host, site): (&Host, &Site),
     phases: &mut Phases,
-    acts: Acts,
+    (acts, hearing): (Acts, &Hearing<'_>),
 ) -> Result<Rooted, EngineError> {
     let way = request.rootfs.unwrap_or(site.rootfs.way);
     let image = match opened {
@@ -119,7 +120,10 @@ pub(crate) fn to_root(
         return Ok(Rooted { image, lease: None, rung: why_served });
     };
     let (image, lease) = match acts {
-        Acts::Yes => extract(image, request, (host, site))?,
+        Acts::Yes => {
+            let so_far = phases.clone();
+            extract(image, request, (host, site), &|signal| hearing.heard(signal, &so_far))?
+        }
         Acts::No => (image, None),
     };
     phases.end("extract");
@@ -236,6 +240,7 @@ fn extract(
     image: Resolved,
     request: &RunRequest,
     (host, site): (&Host, &Site),
+    heard: &dyn Fn(&SignalInfo),
 ) -> Result<(Resolved, Option<TreeLease>), EngineError> {
     let (RootfsSource::Squashfs { offset, length, .. }, Some(descriptor)) = (&image.source, image.descriptor)
     else {
@@ -275,7 +280,7 @@ fn extract(
             }
             return Ok((resolved, Some(lease)));
         }
-        let filled = fill(&file, part, (&directory, &shown, known.as_ref()), request.progress);
+        let filled = fill(&file, part, (&directory, &shown, known.as_ref()), request.progress, heard);
         if filled.is_err() {
             // One that was killed has left what it had begun.
             cache.remove_abandoned();
@@ -296,6 +301,7 @@ pub(crate) fn fill(
     (offset, length): (u64, u64),
     (directory, shown, known): (&Path, &Path, Option<&Digest>),
     progress: bool,
+    heard: &dyn Fn(&SignalInfo),
 ) -> Result<Digest, EngineError> {
     let fail = |WorkFailure { class, message, remedy, interrupted }| match interrupted {
         Some(signal) => EngineError::Interrupted { signal },
@@ -315,7 +321,8 @@ pub(crate) fn fill(
         .args([directory, shown])
         .stdin(Stdio::from(OwnedFd::from(input)));
     let work = Work { name: "extracting", unsaid: EngineClass::SetupFailed };
-    own_process::ask(&mut command, work, |answer| answer.text("digest")?.parse().ok()).map_err(fail)
+    let read = |answer: &Answer| answer.text("digest")?.parse().ok();
+    own_process::ask(&mut command, work, &mut |signal| heard(signal), read).map_err(fail)
 }
 
 /// The descriptors that keep a lease.

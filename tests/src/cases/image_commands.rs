@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -381,6 +382,61 @@ pub fn interrupted_pull(desk: &Desk) -> Check {
         }
     }
     Ok(())
+}
+
+/// A run that is asked to end while its image is fetched says so in its record at once, though it waits for the process
+/// that fetches; asked once more it ends without waiting.
+///
+/// # Errors
+/// The record has nothing of it, or it goes on waiting.
+pub fn interrupted_twice(desk: &Desk) -> Check {
+    /// How long the one that fetches may take.
+    const WAIT: Duration = Duration::from_secs(3);
+    let watch = Watch::begin(desk.env.uid()?);
+    let dir = desk.env.work_dir("twice")?;
+    let server = Stalling::serve(desk.env.image_layout("tiny"))?;
+    let source = format!("docker://{}/tiny:1", server.address);
+    let (cache, state) = (dir.path().join("cache"), dir.path().join("state"));
+    let records = state.join("situla/records");
+    let places =
+        [format!("XDG_CACHE_HOME={}", cache.display()), format!("XDG_STATE_HOME={}", state.display())];
+    let words = ["situla", "exec", "--quiet", "--record", &source, "true"];
+    let words = ["env"].into_iter().chain(places.iter().map(String::as_str)).chain(words);
+    let running = command::start(desk.env.user_command(dir.path(), words)?)?;
+    let fetcher = || watch.look().into_iter().find(|one| one.kind == Kind::Fetcher);
+    let began = wait_until(PATIENCE, || server.stalled.load(Ordering::Acquire) && fetcher().is_some());
+    let process = |pid: u32| Pid::from_raw(i32::try_from(pid).ok()?);
+    let (starter, fetcher) = (process(running.pid()), fetcher().and_then(|one| process(one.pid)));
+    let (starter, fetcher) = starter.zip(fetcher).filter(|_| began).ok_or("nothing is fetched")?;
+    // It does not end by itself, whatever it is told.
+    kill_process(fetcher, Signal::STOP)?;
+    kill_process(starter, Signal::TERM)?;
+    let told = Instant::now();
+    let said = |what: &str| {
+        let files = names(&records).into_iter().map(|name| fs::read_to_string(records.join(name)));
+        files.flatten().any(|text| text.contains(what))
+    };
+    let recorded = wait_until(PATIENCE, || said("\"task-signal\"") || watch.look().is_empty());
+    let still_waits = recorded && !said("\"task-exit\"");
+    // Two in a row may be one wish that came by two ways.
+    let hurried = wait_until(PATIENCE, || {
+        told.elapsed() > Duration::from_millis(500) && kill_process(starter, Signal::INT).is_ok()
+    });
+    let output = running.finish(PATIENCE)?;
+    let took = told.elapsed();
+    kill_process(fetcher, Signal::CONT)?;
+    let all_gone = wait_until(PATIENCE, || watch.look().is_empty());
+    let is_right = still_waits && hurried && took < WAIT && all_gone && said("\"task-exit\"");
+    if !is_right || output.status.signal() != Some(Signal::TERM.as_raw()) {
+        return Err(format!(
+            "recorded: {recorded}, it waits: {still_waits}, gone after {took:?}, {:?}\n{output}",
+            watch.look()
+        )
+        .into());
+    }
+    let store = cache.join("situla");
+    let left: Vec<String> = ["tmp", "leases"].iter().flat_map(|part| names(&store.join(part))).collect();
+    if left.is_empty() { Ok(()) } else { Err(format!("{left:?} is left").into()) }
 }
 
 /// A registry that serves an OCI layout, but only the first half of layers, and then says no more.

@@ -110,6 +110,7 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("layouts_and_archives", image_commands::layouts_and_archives),
     ("sif_edits_refuse", sif_files::sif_edits_refuse),
     ("interrupted_pull", image_commands::interrupted_pull),
+    ("interrupted_twice", image_commands::interrupted_twice),
     ("pushes::refused", pushes::refused),
     ("pushes::interrupted", pushes::interrupted),
     ("private_images::logins", private_images::logins),

@@ -19,7 +19,7 @@ use situla_image::{
 use situla_oci::Digest;
 use situla_plan::{Plan, RootfsIdentity, RootfsSource, Rung};
 use situla_records::{ContainerFacts, SavedFile};
-use situla_runtime::{Links, inscribe, open_inside};
+use situla_runtime::{Links, SignalInfo, inscribe, open_inside};
 use situla_slurm::Allocation;
 
 use crate::error::EngineError;
@@ -56,12 +56,14 @@ pub(crate) struct KeptContainer {
 }
 
 /// What is known where a container is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) struct Asked<'a> {
     pub(crate) container: &'a ContainerRequest,
     pub(crate) request: &'a RunRequest,
     pub(crate) host: &'a Host,
     pub(crate) site: &'a Site,
+    /// Who is told that this process is asked to end while the files are made.
+    pub(crate) heard: &'a dyn Fn(&SignalInfo),
 }
 
 /// The image of a container that is there, for who names none.
@@ -77,7 +79,7 @@ pub(crate) fn to_root(
     image: Option<Opened>,
     identities: Option<&Identities>,
 ) -> Result<(Rooted, KeptContainer), EngineError> {
-    let Asked { container, request, host, site } = asked;
+    let Asked { container, request, host, site, heard } = asked;
     let place = place(container, host)?;
     // Before there is anything to be saved.
     let save = container.save.as_deref().map(|pattern| Save::plan(pattern, host)).transpose()?;
@@ -111,7 +113,7 @@ pub(crate) fn to_root(
             let called = called(request, host, image);
             let manifest = image.identity.manifest_digest.clone();
             let record = ContainerRecord::new(called, digest.clone(), manifest, step.clone());
-            (make(new, image, &record, request.progress)?, record)
+            (make(new, image, &record, request.progress, heard)?, record)
         }
     };
     let root = lease.root();
@@ -294,12 +296,14 @@ fn make(
     image: &Resolved,
     record: &ContainerRecord,
     progress: bool,
+    heard: &dyn Fn(&SignalInfo),
 ) -> Result<ContainerLease, EngineError> {
     let Some((file, part)) = open_again(image)? else {
         return Err(EngineError::UnknownFormat { path: image.path.display().to_string() });
     };
     let making = new.making();
-    let digest = way::fill(&file, part, (&making, &image.path, Some(&record.rootfs_digest)), progress)?;
+    let digest =
+        way::fill(&file, part, (&making, &image.path, Some(&record.rootfs_digest)), progress, heard)?;
     let made = TreeCache::new(making.clone()).lease(&digest).map_err(failed)?;
     let files =
         made.map(|lease| lease.path().to_owned()).ok_or(TreeError::Lock { path: making }).map_err(failed)?;
@@ -329,14 +333,14 @@ impl KeptContainer {
     }
 
     /// Does what is to be done when a payload has ended: the last one of the step on this node saves the container, and
-    /// one that was for this step alone goes.
-    pub(crate) fn ended(self) -> Result<Option<SavedFile>, EngineError> {
+    /// one that was for this step alone goes. `heard` is told that this process is asked to end meanwhile.
+    pub(crate) fn ended(self, heard: &mut dyn FnMut(&SignalInfo)) -> Result<Option<SavedFile>, EngineError> {
         let Some(save) = &self.save else { return Ok(None) };
         if !self.lease.count_end(&save.step, save.n_tasks).map_err(failed)? {
             return Ok(None);
         }
         let root = self.lease.root();
-        let saved = save.write(&root).map_err(|error| match error {
+        let saved = save.write(&root, heard).map_err(|error| match error {
             EngineError::Save { path, message, class, remedy } => {
                 let message =
                     format!("{message}; the files stay in {} until the job is over", root.display());

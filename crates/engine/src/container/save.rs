@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use situla_image::expect_writable;
 use situla_records::{EngineClass, SavedFile};
+use situla_runtime::SignalInfo;
 use situla_slurm::Allocation;
 
 use super::{above, allocation, step};
@@ -57,14 +58,18 @@ impl Save {
     }
 
     /// Writes the files in `root`, where it is for this node to do so.
-    pub(super) fn write(&self, root: &Path) -> Result<Option<SavedFile>, EngineError> {
+    pub(super) fn write(
+        &self,
+        root: &Path,
+        heard: &mut dyn FnMut(&SignalInfo),
+    ) -> Result<Option<SavedFile>, EngineError> {
         let Some(target) = &self.target else { return Ok(None) };
         let mut command = own_process::own_command();
         command
             .args(["container", "save", "--for-process", &std::process::id().to_string(), "--"])
             .args([root, target]);
         let work = Work { name: "saving", unsaid: EngineClass::SetupFailed };
-        let saved = own_process::ask(&mut command, work, |answer| {
+        let saved = own_process::ask(&mut command, work, heard, |answer| {
             Some((answer.text("rootfs_digest")?, answer.text("bytes")?.parse::<u64>().ok()?))
         });
         let path = target.display().to_string();
