@@ -15,6 +15,7 @@ pub mod environment;
 pub mod foreign;
 pub mod images;
 pub mod leaks;
+pub mod lending_proxy;
 pub mod outcome;
 pub mod private_registry;
 pub mod processes;

@@ -38,6 +38,15 @@ pub enum Network {
     Own,
 }
 
+/// What a registry keeps of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A manifest.
+    Manifest,
+    /// A layer, or a configuration.
+    Blob,
+}
+
 /// A registry that runs as long as this lives.
 #[derive(Debug)]
 pub struct PrivateRegistry {
@@ -153,6 +162,28 @@ impl PrivateRegistry {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Keeps something under a digest that is taken on trust, as if it had been pushed to `tiny`: what this registry takes by
+    /// itself it calls by SHA-256.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep(&self, part: Part, digest: &str, content: &[u8]) -> Result<(), String> {
+        let (algorithm, hex) = digest.split_once(':').ok_or("no digest")?;
+        let data = self.dir.path().join("data/docker/registry/v2");
+        let blob = data.join("blobs").join(algorithm).join(hex.get(..2).unwrap_or_default()).join(hex);
+        let kind = match part {
+            Part::Manifest => "_manifests/revisions",
+            Part::Blob => "_layers",
+        };
+        let link = data.join("repositories/tiny").join(kind).join(algorithm).join(hex);
+        for (directory, name, bytes) in [(blob, "data", content), (link, "link", digest.as_bytes())] {
+            fs::create_dir_all(&directory)
+                .and_then(|()| fs::write(directory.join(name), bytes))
+                .map_err(|e| format!("{}: {e}", directory.display()))?;
+        }
+        Ok(())
     }
 
     /// How many requests came with a login, right or wrong.

@@ -111,6 +111,22 @@ impl CommandError {
     }
 }
 
+/// Whether a registry wants to know who asks before it gives what failed to come.
+pub(crate) fn wants_login(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        // Of an error of a stream the one in it is not its source.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let inner = inner.map(|inner| inner as &(dyn Error + 'static));
+        let found = inner.unwrap_or(error);
+        if let Some(ClientError::Unauthorized { .. } | ClientError::Denied { .. }) = found.downcast_ref() {
+            return true;
+        }
+        cause = found.source();
+    }
+    false
+}
+
 fn judged(error: &(dyn Error + 'static), (class, remedy): Judgement) -> CommandError {
     judged_as(error, class.name(), remedy)
 }

@@ -40,7 +40,10 @@ pub(crate) fn load() -> Result<Registries, CommandError> {
 /// The failure of a name.
 pub(crate) fn name_error(text: &str, error: &NameError) -> CommandError {
     let message = match error {
-        NameError::Reference(error) => format!("{text} is no image reference: {error}"),
+        NameError::Reference(error) => {
+            let why = std::error::Error::source(error).map(|source| format!(": {source}"));
+            format!("{text} is no image reference: {error}{}", why.unwrap_or_default())
+        }
         error => error.to_string(),
     };
     match error {

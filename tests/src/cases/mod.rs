@@ -150,6 +150,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("plain_fs::stores", plain_fs::stores),
     ("private_images::another_users", private_images::another_users),
     ("private_images::in_the_sites_store", private_images::in_the_sites_store),
+    ("private_images::of_private_layers", private_images::of_private_layers),
+    ("private_images::by_sha512", private_images::by_sha512),
     ("private_images::in_clear", private_images::in_clear),
     ("private_images::over_tls", private_images::over_tls),
     ("allowed_registry", policy::allowed_registry),
@@ -464,6 +466,8 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "stored_images::of_the_site"
         | "private_images::another_users"
         | "private_images::in_the_sites_store"
+        | "private_images::of_private_layers"
+        | "private_images::by_sha512"
         | "private_images::in_clear"
         | "allowed_registry"
         | "wrong_digest"

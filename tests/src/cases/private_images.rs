@@ -13,9 +13,11 @@ use serde_json::Value;
 
 use super::Desk;
 use super::policy::Installation;
-use crate::command::Output;
+use crate::command::{self, Output};
+use crate::environment::PATIENCE;
 use crate::images::WITNESS;
-use crate::private_registry::{Network, PrivateRegistry, USER};
+use crate::lending_proxy::LendingProxy;
+use crate::private_registry::{Network, Part, PrivateRegistry, USER};
 use crate::tier::Check;
 
 /// What no output and no file but the one for logins may hold.
@@ -251,6 +253,144 @@ pub fn in_the_sites_store(desk: &Desk) -> Check {
     administrator(&format!("situla rm --force {digest} && situla pull --json docker://{open}/tiny:1"))?
         .success()?;
     Ok(())
+}
+
+/// An image of which everybody sees the manifest, and only whoever has a login gets the layers: it is no more to be had
+/// without one than other images of that registry, and gets into the site's store as little.
+///
+/// # Errors
+/// Somebody has it who should not.
+pub fn of_private_layers(desk: &Desk) -> Check {
+    let site = Installation::make(desk)?;
+    let registry = PrivateRegistry::serve(&desk.env, Network::Loopback)?;
+    let proxy = LendingProxy::before(&registry.address, BASIC)?;
+    let address = proxy.address();
+    let place = |name: &str| site.path().join(name).display().to_string();
+    let (shared, program) = (place("shared"), place("bin/situla"));
+    site.dir.write("etc/situla/site.toml", &format!("[store]\nsite = \"{shared}\"\n"))?;
+    let run = |variables: &str, line: &str| {
+        let script = format!("export {variables}; {line}").replace("situla ", &format!("{program} "));
+        desk.env.as_user(site.path(), ["sh", "-c", &script])
+    };
+    let login = format!("printf '%s\\n' {PASSWORD} | situla login {address} -u {USER} --password-stdin");
+    let (known, unknown) =
+        (format!("DOCKER_CONFIG={}", place("docker")), format!("DOCKER_CONFIG={}", place("none")));
+    let administrator = |line: &str| run(&format!("{known} SITULA_STORE={shared}"), line);
+    let of = |store: &str, login: &str| format!("{login} XDG_CACHE_HOME={}", place(store));
+    let source = format!("docker://{address}/tiny:1");
+    administrator(&login)?.success()?;
+
+    // Whoever has the login has the image, in a store of his own, and by that the digest is known.
+    let own = run(&of("own", &known), &format!("situla pull --json {source}"))?.success()?;
+    let own: Value = serde_json::from_str(&own.stdout)?;
+    let digest = own["manifest_digest"].as_str().ok_or("no digest")?;
+    let pinned = format!("docker://{address}/tiny@{digest}");
+    for image in [&source, &pinned] {
+        run(&of("own", &known), &format!("situla exec {image} cat {WITNESS}"))?.success()?;
+        for line in [format!("situla pull {image}"), format!("situla exec {image} true")] {
+            run(&of("strange", &unknown), &line)?.expect_code(125)?.expect_text("wants a login")?;
+        }
+        let refused = administrator(&format!("situla pull --json {image}"))?.expect_code(125)?;
+        let refused: Value = serde_json::from_str(&refused.stdout)?;
+        let remedy = refused["remedy"].as_str().unwrap_or_default();
+        if refused["class"] != "policy-denied" || !remedy.contains("--for-all") {
+            return Err(refused.to_string().into());
+        }
+    }
+    for store in [shared.clone(), format!("{}/situla", place("strange"))] {
+        let parts = ["images", "refs", "tmp", "leases"].map(|part| Path::new(&store).join(part));
+        let left = parts.iter().map(|part| fs::read_dir(part).map_or(0, Iterator::count)).sum::<usize>();
+        if left != 0 {
+            return Err(format!("{left} files of it got into {store}").into());
+        }
+    }
+    administrator(&format!("situla pull --for-all {source}"))?.success()?;
+    run(&of("strange", &unknown), &format!("situla exec {pinned} cat {WITNESS}"))?
+        .success()?
+        .expect_text("situla tiny image")?;
+    Ok(())
+}
+
+/// An image by its SHA-512, from a registry that has it so: the manifest alone, or all that it names as well. What is not of
+/// that digest is refused, and so are digests of other kinds.
+///
+/// # Errors
+/// One of them is not.
+pub fn by_sha512(desk: &Desk) -> Check {
+    let registry = PrivateRegistry::serve(&desk.env, Network::Loopback)?;
+    let dir = desk.env.work_dir("sha512")?;
+    let address = registry.address.as_str();
+    dir.write("netrc", &format!("machine {address} login {USER} password {PASSWORD}\n"))?;
+    let run = |store: &str, words: &str| {
+        let place = |name: &str| dir.path().join(name).display().to_string();
+        let variables = format!("NETRC={} XDG_CACHE_HOME={}", place("netrc"), place(store));
+        registry.run(&desk.env, dir.path(), &["sh", "-c", &format!("env {variables} situla {words}")])
+    };
+    let layout = desk.env.image_layout("tiny");
+    let blob = |digest: &Value| -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+        let hex = digest.as_str().and_then(|digest| digest.strip_prefix("sha256:")).ok_or("no digest")?;
+        Ok(fs::read(layout.join("blobs/sha256").join(hex))?)
+    };
+    let index: Value = serde_json::from_str(&fs::read_to_string(layout.join("index.json"))?)?;
+    let manifest = blob(&index["manifests"][0]["digest"])?;
+    let mut all: Value = serde_json::from_slice(&manifest)?;
+    let mut layer = String::new();
+    for pointer in ["/config", "/layers/0"] {
+        let descriptor = all.pointer_mut(pointer).ok_or("no descriptor")?;
+        let content = blob(&descriptor["digest"])?;
+        layer = sha512(dir.path(), &content)?;
+        registry.keep(Part::Blob, &layer, &content)?;
+        descriptor["digest"] = Value::from(layer.as_str());
+    }
+    for (store, manifest) in [("alone", manifest.clone()), ("all", serde_json::to_vec(&all)?)] {
+        let digest = sha512(dir.path(), &manifest)?;
+        registry.keep(Part::Manifest, &digest, &manifest)?;
+        let image = format!("docker://{address}/tiny@{digest}");
+        let pulled = run(store, &format!("pull --json {image}"))?.success()?;
+        let pulled: Value = serde_json::from_str(&pulled.stdout)?;
+        if pulled["manifest_digest"] != digest.as_str() || pulled["was_present"] != false {
+            return Err(pulled.to_string().into());
+        }
+        run(store, &format!("exec {image} cat {WITNESS}"))?.success()?.expect_text("situla tiny image")?;
+        run(store, "images --verify")?.success()?.expect_text(&digest)?;
+    }
+
+    // Of the same length, so that nothing but the digest tells.
+    let other = |content: &[u8]| content.iter().map(|byte| byte ^ 1).collect::<Vec<u8>>();
+    let wrong = sha512(dir.path(), b"another manifest")?;
+    registry.keep(Part::Manifest, &wrong, &manifest)?;
+    let of_layer = sha512(dir.path(), &serde_json::to_vec(&all)?)?;
+    registry.keep(
+        Part::Blob,
+        &layer,
+        &other(&blob(&serde_json::from_slice::<Value>(&manifest)?["layers"][0]["digest"])?),
+    )?;
+    for (digest, refusal) in [
+        (wrong.as_str(), wrong.as_str()),
+        (&of_layer, &layer),
+        ("sha512:abcd", "malformed digest"),
+        (&format!("sha384:{}", "0".repeat(96)), "'sha384' is not supported"),
+    ] {
+        for command in ["pull", "exec"] {
+            let what = if command == "pull" { "" } else { "true" };
+            let refused = run("wrong", &format!("{command} docker://{address}/tiny@{digest} {what}"))?;
+            if refused.code() == 0 || !refused.stderr.contains(refusal) {
+                return Err(format!("{digest}\n{refused}").into());
+            }
+        }
+    }
+    match fs::read_dir(dir.path().join("wrong/situla/images")).map_or(0, Iterator::count) {
+        0 => Ok(()),
+        n => Err(format!("{n} files were kept").into()),
+    }
+}
+
+/// The SHA-512 of `content`, by another program than ours.
+fn sha512(dir: &Path, content: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
+    let file = dir.join("to-hash");
+    fs::write(&file, content)?;
+    let printed = command::run(command::words([Path::new("sha512sum"), &file]), PATIENCE)?.success()?;
+    Ok(format!("sha512:{}", printed.stdout.split(' ').next().unwrap_or_default()))
 }
 
 /// A registry on another machine that speaks no TLS is told a login only if plain HTTP was asked for, and the login is kept

@@ -18,6 +18,7 @@ use super::push::{parse_oras, scratch};
 use super::transfer::{Made, Transfer, TransferOptions, convert_options};
 use crate::Context;
 use crate::command_error::CommandError;
+use crate::image_error::wants_login;
 use crate::interrupt::remove_temporaries_on_signal;
 use crate::output::{data, note, size};
 use crate::progress::{Meter, Show};
@@ -200,7 +201,8 @@ impl Fetch {
         let mut client = Client::new(options);
         remove_temporaries_on_signal();
         let store = open_store(context)?;
-        if store.is_shared() && !self.transfer.for_all {
+        let is_for_strangers = store.is_shared() && !self.transfer.for_all;
+        if is_for_strangers {
             let stranger = Client::new(stranger);
             self.expect_public(&stranger, &client)?;
             // And nothing of it but what a stranger gets: layers may want a login where the manifest does not.
@@ -214,7 +216,10 @@ impl Fetch {
         let meter = Meter::start(self.transfer.show, &about);
         let options = convert_options(false)?;
         situla_image::pull(&client, &self.image.reference, &self.transfer.platform, &store, &options, &meter)
-            .map_err(|error| CommandError::pull(&error))
+            .map_err(|error| match is_for_strangers && wants_login(&error) {
+                true => self.not_public(),
+                false => CommandError::pull(&error),
+            })
     }
 
     /// Fails where an image is for those who have a login: in the site's store it is for all. Whether a login was used
@@ -234,14 +239,20 @@ impl Fetch {
         }
         // Where nobody can have it, the reason is another one.
         client.fetch_manifest(reference).map(drop).or_else(failed)?;
-        Err(CommandError::refused(
+        Err(self.not_public())
+    }
+
+    /// What keeps an image out of the site's store.
+    fn not_public(&self) -> CommandError {
+        let reference = &self.image.reference;
+        CommandError::refused(
             "policy-denied",
             format!("{reference} is not to be had without a login, and everybody can read the site's store"),
             format!(
                 "if all users of the site may have it, say so: situla pull --for-all docker://{reference}; else pull it \
                  into your own store"
             ),
-        ))
+        )
     }
 
     /// Fetches a SIF file, as it is.
