@@ -6,6 +6,7 @@
 
 mod image;
 mod inside;
+mod layers;
 mod over_proc;
 pub(super) mod tenants;
 mod two_jobs;
@@ -29,6 +30,7 @@ pub use inside::{
     control_groups, descriptors_and_variables, inherited_capabilities, own_binary, processes_and_mounts,
     working_directory,
 };
+pub use layers::hostile_layers;
 pub use over_proc::over_mounted_proc;
 pub use tenants::{
     a_strangers_step, another_tenants_view, entering_an_instance, entering_tasks, noise_at_the_meeting_point,

@@ -165,6 +165,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("attacks::terminal_and_devices", attacks::terminal_and_devices),
     ("attacks::neighbouring_prefixes", attacks::neighbouring_prefixes),
     ("attacks::inherited_capabilities", attacks::inherited_capabilities),
+    ("attacks::hostile_layers", attacks::hostile_layers),
     ("attacks::swapped_directories", attacks::swapped_directories),
     ("attacks::control_groups", attacks::control_groups),
     ("attacks::exchanged_sources", attacks::exchanged_sources),
@@ -445,7 +446,10 @@ const AT_LAST: &[(&str, SiteCase)] = &[("records::match_the_schema", records::ma
 fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
     match name {
         "accounts::only_by_name_service" | "accounts::in_steps" => accounts::ready(),
-        "plan_runs_nothing" | "late::while_the_first_fails" | "a_start_syncs_nothing" => no_helpers::tracer(),
+        "plan_runs_nothing"
+        | "late::while_the_first_fails"
+        | "a_start_syncs_nothing"
+        | "extracted::killed_before_a_name" => no_helpers::tracer(),
         "no_helper_is_started" => no_helpers::tracer().and_then(|()| privileged::registry_program()),
         "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" | "sif_edits_on_both_sides" => {
             privileged::apptainer_tree(env)
@@ -497,7 +501,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             tier::succeeds("nm", &["--version"]).map_err(|why| Skip(format!("needs binutils: {why}")))
         }
         name if name.starts_with("plugin_lines::") || name.starts_with("site_install::") => tier::plugin(env),
-        "plain_fs::convert" | "plain_fs::stores" => plain_fs::interpreter(),
+        "plain_fs::convert" | "plain_fs::stores" | "attacks::hostile_layers" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),
         "image_trees::of_many_layers" => image_trees::large_image(env),
         "pull_crashes::at_every_step" => {

@@ -174,6 +174,47 @@ fn a_login_is_told_to_the_token_service_alone() {
 }
 
 #[test]
+fn a_password_does_not_follow_a_redirect() {
+    let seen = Seen::default();
+    let (noted, noted_too) = (seen.clone(), seen.clone());
+    // It may want a login as well.
+    let cdn = serve(move |request| {
+        note(&noted, "cdn", request);
+        match path(request) {
+            "/asks" => status(401, "www-authenticate: Basic realm=\"cdn\"\r\n", b""),
+            _ => status(200, "", b"{}"),
+        }
+    });
+    let registry = serve(move |request| {
+        note(&noted_too, "registry", request);
+        let to = |place: &str| status(307, &format!("location: {place}\r\n"), b"");
+        match (path(request), authorization(request).as_str()) {
+            (_, "-") => status(401, "www-authenticate: Basic realm=\"r\"\r\n", b""),
+            ("/v2/a/port/manifests/1", _) => to(&format!("http://127.0.0.1:{cdn}/blob")),
+            ("/v2/a/host/manifests/1", _) => to(&format!("http://localhost:{cdn}/blob")),
+            ("/v2/a/slashes/manifests/1", _) => to(&format!("//127.0.0.1:{cdn}/blob")),
+            ("/v2/a/asks/manifests/1", _) => to(&format!("http://127.0.0.1:{cdn}/asks")),
+            // A login that the registry has brought itself.
+            ("/v2/a/user/manifests/1", _) => to(&format!("http://me:x@127.0.0.1:{cdn}/blob")),
+            _ => status(404, "", b""),
+        }
+    });
+    for (name, reached) in [("port", 1), ("host", 1), ("slashes", 1), ("asks", 1), ("user", 0)] {
+        let reference = Reference::parse(&format!("127.0.0.1:{registry}/a/{name}:1")).unwrap();
+        let fetched = client(keyring(registry, password())).fetch_manifest(&reference);
+        assert_eq!(fetched.is_ok(), reached == 1 && name != "asks", "{name}: {fetched:?}");
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        let told = |line: &&String| line.starts_with("registry") && line.ends_with(BASIC);
+        assert!(seen.iter().filter(told).count() >= 1, "{name}: {seen:?}");
+        let elsewhere: Vec<&String> = seen.iter().filter(|line| line.starts_with("cdn")).collect();
+        assert!(
+            elsewhere.len() >= reached && elsewhere.iter().all(|line| line.ends_with(" -")),
+            "{name}: {seen:?}"
+        );
+    }
+}
+
+#[test]
 fn a_registry_gets_no_token_by_the_login_of_another_host() {
     let seen = Seen::default();
     let noted = seen.clone();
