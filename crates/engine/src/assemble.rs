@@ -209,14 +209,13 @@ fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<Os
         Ok(located.found == Some(Found::File))
     };
     let strings = |words: &[String]| words.iter().map(OsString::from).collect::<Vec<_>>();
+    let of_enroot = || vec!["/bin/sh".into(), environment::ENROOT_SCRIPT.into()];
     Ok(match &request.action {
         Action::Exec(command) if request.entrypoint != EntryPoint::No => {
             let entrypoint = match &image.config {
                 Some(config) => strings(&config.entrypoint),
                 None if exists(RUNSCRIPT)? => vec![RUNSCRIPT.into()],
-                None if exists(environment::ENROOT_SCRIPT)? => {
-                    vec!["/bin/sh".into(), environment::ENROOT_SCRIPT.into()]
-                }
+                None if environment::is_of_enroot(&image.view, shown)? => of_enroot(),
                 None if request.entrypoint == EntryPoint::IfAny => Vec::new(),
                 None => {
                     return Err(EngineError::BadOption {
@@ -241,6 +240,12 @@ fn command(request: &RunRequest, image: &Resolved, shown: &str) -> Result<Vec<Os
             let (mut line, default_arguments) = match own {
                 Some((entrypoint, cmd)) if !(entrypoint.is_empty() && cmd.is_empty()) => (entrypoint, cmd),
                 _ if exists(RUNSCRIPT)? => (vec![RUNSCRIPT.into()], Vec::new()),
+                // Apptainer does not know it.
+                _ if request.personality != Personality::Apptainer
+                    && environment::is_of_enroot(&image.view, shown)? =>
+                {
+                    (of_enroot(), Vec::new())
+                }
                 _ => (vec!["/bin/sh".into()], Vec::new()),
             };
             line.extend(if arguments.is_empty() { default_arguments } else { arguments.clone() });

@@ -73,7 +73,7 @@ pub(crate) fn build(
         }
         None => {
             needs_shell = !run_scripts(view, &mut image, around)?;
-            if request.personality == Personality::Task {
+            if request.personality != Personality::Apptainer {
                 of_enroot(view, &mut image, around)?;
             }
         }
@@ -124,22 +124,32 @@ pub(crate) fn build(
     Ok(result)
 }
 
-/// The start script of an image that enroot has made, which runs the entry point.
+/// The start script of an image that enroot has made, which goes to the working directory and runs the entry point.
 pub(crate) const ENROOT_SCRIPT: &str = "/etc/rc";
 
-/// Takes the variables of an image that enroot has made: a line for each, as it writes them.
+/// Whether enroot has made the image: nothing else in it says so. An old init's script of that name takes no command.
+pub(crate) fn is_of_enroot(view: &ImageView, shown: &str) -> Result<bool, EngineError> {
+    let located = view.locate(ENROOT_SCRIPT).map_err(EngineError::look_into(shown))?;
+    if located.found != Some(Found::File) {
+        return Ok(false);
+    }
+    let script = view.read_file(ENROOT_SCRIPT, MAX_SCRIPT).map_err(EngineError::look_into(shown))?;
+    Ok(script.is_some_and(|script| String::from_utf8_lossy(&script).contains("\"$@\"")))
+}
+
+/// Takes the variables of an image that enroot has made: a line for each, as it writes them. Its own do not go inside.
 fn of_enroot(view: &ImageView, image: &mut Variables, around: &Circumstances<'_>) -> Result<(), EngineError> {
     let shown = around.image_path.display().to_string();
-    let located = view.locate(ENROOT_SCRIPT).map_err(EngineError::look_into(&shown))?;
-    if located.found != Some(Found::File) {
+    if !is_of_enroot(view, &shown)? {
         return Ok(());
     }
     let found = view.read_file("/etc/environment", MAX_SCRIPT).map_err(EngineError::look_into(&shown))?;
     let text = found.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
-    let pairs = text.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| is_name(name));
+    let is_taken = |name: &str| is_name(name) && !name.starts_with("ENROOT_");
+    let pairs = text.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| is_taken(name));
     for (name, value) in pairs {
-        let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-        image.insert(name.to_owned(), quoted.unwrap_or(value).to_owned());
+        let within = |quote: char| value.strip_prefix(quote).and_then(|value| value.strip_suffix(quote));
+        image.insert(name.to_owned(), within('"').or_else(|| within('\'')).unwrap_or(value).to_owned());
     }
     if let Some(path) = image.get_mut("PATH") {
         complete_path(path);

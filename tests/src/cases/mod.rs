@@ -8,6 +8,7 @@ pub mod batch;
 pub mod command_line;
 pub mod crowds;
 pub mod ends;
+pub mod enroot_images;
 pub mod environments;
 pub mod events;
 pub mod exhaustion;
@@ -122,6 +123,7 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("instances::filters", instances::filters),
     ("events::are_as_published", events::are_as_published),
     ("events::on_a_descriptor", events::on_a_descriptor),
+    ("enroot_images::as_its_import_makes_them", enroot_images::as_its_import_makes_them),
     ("extracted::as_by_fuse", extracted::as_by_fuse),
     ("extracted::many_at_once", extracted::many_at_once),
     ("extracted::used_ones_stay", extracted::used_ones_stay),
@@ -501,6 +503,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             tier::succeeds("nm", &["--version"]).map_err(|why| Skip(format!("needs binutils: {why}")))
         }
         name if name.starts_with("plugin_lines::") || name.starts_with("site_install::") => tier::plugin(env),
+        "enroot_images::as_its_import_makes_them" => enroot_images::maker(),
         "plain_fs::convert" | "plain_fs::stores" | "attacks::hostile_layers" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),
         "image_trees::of_many_layers" => image_trees::large_image(env),
