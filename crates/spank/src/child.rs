@@ -1,4 +1,6 @@
-//! A child of slurmstepd that runs a program as the job's owner, for a bounded time.
+//! A child of slurmstepd that runs a program as the job's owner, for a bounded time, and is waited for as long as
+//! slurmstepd can be held up. Where it takes longer it goes on by itself: it is in the cgroup that slurmstepd is in, and ends
+//! by an alarm that it has set for itself.
 //!
 //! The standard library cannot do it: its `spawn` waits until the program is executed, and that takes as
 //! long as the file system of the program lets it; a child that cannot be killed would be waited for.
@@ -13,7 +15,8 @@ unsafe extern "C" {
     fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     fn fork() -> c_int;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
-    fn kill(pid: c_int, signal: c_int) -> c_int;
+    fn signal(number: c_int, handler: usize) -> usize;
+    fn alarm(seconds: c_uint) -> c_uint;
     fn setpgid(pid: c_int, group: c_int) -> c_int;
     fn setgroups(count: usize, groups: *const c_uint) -> c_int;
     fn setgid(gid: c_uint) -> c_int;
@@ -31,9 +34,10 @@ unsafe extern "C" {
 /// `sigset_t` of the C library: 1024 bits on every architecture of Linux.
 type SignalSet = [c_ulong; 1024 / c_ulong::BITS as usize];
 
-/// `SIG_SETMASK`, `SIGKILL`, `WNOHANG`, `O_RDWR` (on all architectures that Slurm is built for).
+/// `SIG_SETMASK`, `SIGALRM`, `SIG_DFL`, `WNOHANG`, `O_RDWR` (on all architectures that Slurm is built for).
 const SET_MASK: c_int = 2;
-const SIGKILL: c_int = 9;
+const SIGALRM: c_int = 14;
+const DEFAULT: usize = 0;
 const NO_HANG: c_int = 1;
 const READ_WRITE: c_int = 2;
 
@@ -42,9 +46,6 @@ const CANNOT_EXECUTE: c_int = 127;
 
 /// How often to look whether it has ended.
 const MOMENT: Duration = Duration::from_millis(2);
-
-/// How long a killed child is waited for: one that is traced, or waits for a device, may stay.
-const LEAVE: Duration = Duration::from_secs(1);
 
 /// A program and who runs it.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ pub(crate) struct Job<'a> {
     pub(crate) gid: u32,
     /// Its supplementary groups.
     pub(crate) groups: &'a [u32],
+    /// After so many seconds it ends at the latest, whether somebody waits for it or not.
+    pub(crate) limit: u32,
 }
 
 /// How a program has ended.
@@ -67,13 +70,16 @@ pub(crate) struct Job<'a> {
 pub(crate) enum End {
     /// By itself, with this status.
     Exited(i32),
-    /// By a signal that somebody else has sent.
+    /// By a signal.
     Killed,
-    /// It had to be killed because it took too long; or somebody else has waited for it, so that nobody knows.
-    GivenUp,
+    /// Somebody else has waited for it, so that nobody knows.
+    Unknown,
+    /// Not yet.
+    Running,
 }
 
-/// Runs a program, without standard streams and in a process group of its own, and tells how it has ended.
+/// Runs a program, without standard streams and in a process group of its own, and tells how it has ended, if it has
+/// within `patience`.
 ///
 /// # Errors
 /// There can be no child.
@@ -90,10 +96,9 @@ pub(crate) fn run(job: &Job<'_>, patience: Duration) -> io::Result<End> {
     }
 }
 
-/// Waits for a child as long as `patience` says, and for a moment after it was killed.
+/// Waits for a child as long as `patience` says.
 fn wait(pid: c_int, patience: Duration) -> End {
     let begun = Instant::now();
-    let mut killed = false;
     loop {
         let mut status: c_int = 0;
         // SAFETY: takes the address of an int that lives until the call returns.
@@ -101,19 +106,11 @@ fn wait(pid: c_int, patience: Duration) -> End {
             0 => {}
             // Exited, as `WIFEXITED` and `WEXITSTATUS` say.
             ended if ended == pid && status & 0x7f == 0 => return End::Exited((status >> 8) & 0xff),
-            ended if ended == pid && !killed => return End::Killed,
-            _ => return End::GivenUp,
+            ended if ended == pid => return End::Killed,
+            _ => return End::Unknown,
         }
-        let elapsed = begun.elapsed();
-        if elapsed > patience + LEAVE {
-            return End::GivenUp;
-        }
-        if elapsed > patience && !killed {
-            killed = true;
-            for target in [-pid, pid] {
-                // SAFETY: takes numbers alone. The child is not waited for, so its id is nobody else's.
-                unsafe { kill(target, SIGKILL) };
-            }
+        if begun.elapsed() > patience {
+            return End::Running;
         }
         std::thread::sleep(MOMENT);
     }
@@ -135,6 +132,11 @@ fn prepare(job: &Job<'_>) -> Option<()> {
     // SAFETY: takes numbers alone.
     done(unsafe { setpgid(0, 0) })?;
     stand_down();
+    // An alarm lasts beyond execve(2), and so does a signal that is ignored.
+    // SAFETY: no handler is set.
+    unsafe { signal(SIGALRM, DEFAULT) };
+    // SAFETY: takes a number.
+    unsafe { alarm(job.limit) };
     // SAFETY: the path is terminated.
     let null = unsafe { open(c"/dev/null".as_ptr(), READ_WRITE) };
     for stream in 0..=2 {
@@ -200,12 +202,16 @@ mod tests {
     const GROUP: u32 = 4242;
 
     fn ran(program: &CStr, argument: &CStr, patience: Duration) -> End {
+        ran_within(program, argument, patience, 600)
+    }
+
+    fn ran_within(program: &CStr, argument: &CStr, patience: Duration, limit: u32) -> End {
         // SAFETY: takes nothing.
         let uid = unsafe { geteuid() };
         let environment = [c"STATUS=7".to_owned(), c"PATH=/usr/bin:/bin".to_owned()];
         let groups = [GROUP, GROUP + 1];
-        run(&Job { program, argument, environment: &environment, uid, gid: uid, groups: &groups }, patience)
-            .unwrap()
+        let environment = &environment;
+        run(&Job { program, argument, environment, uid, gid: uid, groups: &groups, limit }, patience).unwrap()
     }
 
     #[test]
@@ -246,19 +252,18 @@ mod tests {
     }
 
     #[test]
-    fn one_that_does_not_end_is_killed_with_its_children() {
+    fn one_that_takes_too_long_is_left_and_ends_by_itself() {
         let begun = Instant::now();
         let script = std::env::temp_dir().join(format!("situla-hang-{}", std::process::id()));
         let told = script.with_extension("pid");
-        let text = format!("sleep 1000 &\necho $! >{0}.new\nmv {0}.new {0}\nwait\n", told.display());
+        let text = format!("echo $$ >{0}.new\nmv {0}.new {0}\nexec sleep 1000\n", told.display());
         std::fs::write(&script, text).unwrap();
         let path = CString::new(script.to_str().unwrap()).unwrap();
-        assert_eq!(ran(c"/bin/sh", &path, Duration::from_millis(500)), End::GivenUp);
-        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert_eq!(ran_within(c"/bin/sh", &path, Duration::from_millis(500), 1), End::Running);
         let child = std::fs::read_to_string(&told).unwrap();
         std::fs::remove_file(&script).unwrap();
         std::fs::remove_file(&told).unwrap();
-        // It has been killed; nobody need have waited for it yet.
+        // Nobody need have waited for it yet.
         let has_gone = || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
             let state = stat.rsplit(") ").next().unwrap_or_default().chars().next();

@@ -6,7 +6,9 @@
 //! record what the death means, and to end the step if a container was lost. That happens after a death
 //! by KILL alone, and at most once a node and step unless the death was the payload's; a second time where it was
 //! killed itself, since nobody else would end the step then. After that it is started to take away what the task was
-//! fetching or extracting. All of it together is bounded in time: slurmstepd must not be held up for each task of hundreds.
+//! fetching or extracting. slurmstepd is held up for less than a second by it, and not for each task of hundreds: what takes
+//! longer, as where slurmctld does not answer, goes on by itself. It is in the cgroup of slurmstepd, the job's, so that it is
+//! not killed with the step, which may have no other task here.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -21,9 +23,20 @@ use crate::options::{CONFIG_VARIABLE, Settings};
 /// What is left of the time that this step may take on this node.
 static LEFT: Budget = Budget::new(PATIENCE);
 
-/// How long the trampoline may take: it waits a second for other tasks, and gives Slurm ten to answer. So long
-/// may it take for all tasks together, too, before nothing begins any more.
+/// How long one task may hold slurmstepd up, and how much of that its verdict. A verdict takes 0.3 s where Slurm answers at
+/// once: two thirds of that the tasks of other nodes have to record that they were told to end.
+const HOLD: Duration = Duration::from_millis(900);
+const FOR_VERDICT: Duration = Duration::from_millis(700);
+
+/// How long all tasks together may hold it up before nothing begins any more.
 const PATIENCE: Duration = Duration::from_secs(13);
+
+/// How long the trampoline may take, whether somebody waits for it or not, in seconds: it waits one for other tasks, and
+/// gives Slurm ten to answer.
+const LIMIT: u32 = 13;
+
+/// The same for taking away what killed tasks have left: it waits one for those that still do so themselves.
+const CLEANING_LIMIT: u32 = 3;
 
 /// The same for taking away what killed tasks have left on disk, which nothing waits for.
 static CLEANING: Budget = Budget::new(CLEANING_PATIENCE);
@@ -128,13 +141,16 @@ pub(crate) fn look_into(
         gid: task.gid,
         // The user's records and programs may be for one of them alone.
         groups: &spank.groups(),
+        limit: LIMIT,
     };
+    let begun = Instant::now();
     let verdict = judge(&job);
     if !CLEANING.is_used_up() {
-        let begun = Instant::now();
+        let judged = begun.elapsed();
         // What is not taken away in time, the next fetch takes.
-        let _ = child::run(&Job { argument: c"task-leavings", ..job }, CLEANING_PATIENCE);
-        CLEANING.take(begun.elapsed());
+        let job = Job { argument: c"task-leavings", limit: CLEANING_LIMIT, ..job };
+        let _ = child::run(&job, HOLD.saturating_sub(judged));
+        CLEANING.take(begun.elapsed().saturating_sub(judged));
     }
     verdict
 }
@@ -146,9 +162,9 @@ fn judge(job: &Job<'_>) -> Result<bool, String> {
         return Ok(false);
     }
     let begun = Instant::now();
-    let mut end = child::run(job, PATIENCE);
+    let mut end = child::run(job, FOR_VERDICT);
     if matches!(end, Ok(End::Killed)) {
-        end = child::run(job, PATIENCE.saturating_sub(begun.elapsed()));
+        end = child::run(job, FOR_VERDICT.saturating_sub(begun.elapsed()));
     }
     let was_last = LEFT.take(begun.elapsed());
     if !matches!(end, Ok(End::Exited(NOT_LOST))) {
@@ -165,6 +181,10 @@ fn judge(job: &Job<'_>) -> Result<bool, String> {
             "a task was killed, and twice what was to find out why; if a container is lost, the step goes on"
                 .to_owned(),
         ),
+        Ok(End::Running) => {
+            Err("a task was killed; if its container is lost, the step ends as soon as Slurm answers"
+                .to_owned())
+        }
         Ok(_) => {
             Err("a task was killed with its container, and Slurm cannot be asked to end the step".to_owned())
         }

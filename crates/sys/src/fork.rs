@@ -90,6 +90,12 @@ pub fn fork_sibling() -> Result<Forked, Errno> {
     Ok(Pid::from_raw(pid).map_or(Forked::Child, Forked::Parent))
 }
 
+/// Has this process end by SIGALRM after so many seconds, if it has not by then: alarm(2). Children do not inherit it.
+pub fn end_after(seconds: u32) {
+    // SAFETY: takes a number.
+    unsafe { libc::alarm(seconds) };
+}
+
 /// Ends the process at once: no destructors, no exit handlers, no flushing. For children that
 /// share files and locks with their parent.
 pub fn exit_now(status: i32) -> ! {

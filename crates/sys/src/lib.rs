@@ -22,7 +22,7 @@ pub use block_file::{LoopDevice, has_writers};
 pub use descriptor::{close_on_exec_from, with_inherited};
 pub use exec::{ExecStrings, execute, execute_open};
 pub use fork::{
-    Forked, ended_child, exit_now, fork, fork_into_pid_namespace, fork_sibling, is_single_threaded,
+    Forked, end_after, ended_child, exit_now, fork, fork_into_pid_namespace, fork_sibling, is_single_threaded,
 };
 pub use identity::{drop_all_capabilities, join_namespace, unshare};
 pub use mount::{MountAttributes, make_private, set_mount_attributes};

@@ -334,6 +334,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
     ("ends::term_and_kill", ends::term_and_kill),
     ("ends::kill_of_our_processes", ends::kill_of_our_processes),
+    ("ends::kill_while_slurm_is_silent", ends::kill_while_slurm_is_silent),
     ("ends::kill_on_one_of_two_nodes", ends::kill_on_one_of_two_nodes),
     ("faults::missing_image", faults::missing_image),
     ("faults::wrong_layer_in_a_registry", faults::wrong_layer_in_a_registry),

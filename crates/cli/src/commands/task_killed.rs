@@ -9,12 +9,32 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
+use rustix::process::{WaitOptions, waitpid};
 use situla_engine::{Host, Killed, StepEnd, judge_killed, remove_leavings};
+use situla_sys::Forked;
 
 use crate::command_error::CommandError;
 
 /// Ends the step that the environment describes, if its task was lost. The status tells the plugin so.
+///
+/// The plugin waits for less than a second, and nobody after that. So there are two processes: one does it, and the other
+/// one does it again where that is killed.
 pub(crate) fn task_killed() -> Result<ExitCode, CommandError> {
+    let Ok(Forked::Parent(child)) = situla_sys::fork() else {
+        // The plugin has set the same for its parent.
+        situla_sys::end_after(LIMIT);
+        return find_out();
+    };
+    match waitpid(Some(child), WaitOptions::empty()) {
+        Ok(Some((_, status))) if !status.signaled() => {
+            let code = status.exit_status().and_then(|code| u8::try_from(code).ok());
+            Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+        }
+        _ => find_out(),
+    }
+}
+
+fn find_out() -> Result<ExitCode, CommandError> {
     let host = Host::gather(std::env::vars_os().collect()).map_err(CommandError::host)?;
     let lost = match judge_killed(&host) {
         Killed::Lost => true,
@@ -44,6 +64,9 @@ pub(crate) fn task_leavings() -> Result<ExitCode, CommandError> {
 /// From the plugin, where only its name says that the task was ours: the program, and where the job looks for programs.
 const PROGRAM: &str = "SITULA_KILLED_PROGRAM";
 const SEARCH_PATH: &str = "SITULA_KILLED_PATH";
+
+/// After so many seconds there has been an answer, or there will be none.
+const LIMIT: u32 = 13;
 
 /// The task has not been lost, or that cannot be known.
 const NOT_LOST: u8 = 1;

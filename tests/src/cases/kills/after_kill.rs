@@ -57,7 +57,9 @@ impl Round<'_> {
         let (name, running) = self.site.cluster.start_srun(self.dir, args)?;
         // Who looks whether a payload's death was its own has soon seen it.
         let delay = if by_itself { delay / 100 } else { delay };
-        let hit = self.lose_a_task(&watch, by_itself, n_tasks).and_then(|()| strike(&watch, delay));
+        let hit = self
+            .lose_a_task(&watch, by_itself, n_tasks)
+            .and_then(|()| strike(&watch, delay, random.below(2) == 0));
         if !matches!(hit, Ok(Some(_))) {
             self.missed(&name, running, false)?;
             hit?;
@@ -112,12 +114,15 @@ impl Round<'_> {
 }
 
 /// Waits for the process that finds out, and kills it so long after it was seen; `None` if it had gone, or was not
-/// seen at all.
-fn strike(watch: &Watch, delay: Duration) -> Result<Option<()>, String> {
+/// seen at all. There are two, of which one waits for the other: the `first`, or its child, where it has one by then.
+fn strike(watch: &Watch, delay: Duration, first: bool) -> Result<Option<()>, String> {
     let begun = Instant::now();
     let mut seen = None;
     while begun.elapsed() < KILL_WAIT {
-        let found = watch.look().into_iter().find(|one| one.kind == Kind::AfterKill);
+        let ours = watch.look();
+        let waits = ours.iter().find(|one| one.kind == Kind::AfterKill).copied();
+        let works = waits.and_then(|waits| ours.iter().find(|one| one.parent == waits.pid).copied());
+        let found = if first { waits } else { works.or(waits) };
         match (found, seen) {
             (None, Some(_)) => return Ok(None),
             (None, None) => {}
