@@ -2,7 +2,7 @@
 //! says what accounting says of that time, and the same image each time.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Site;
@@ -65,11 +65,57 @@ fn expect_states(cluster: &Cluster, job: &str, wanted: &[&str]) -> Result<(), St
     Err(format!("accounting says {found:?} of job {job}, wanted {wanted:?}"))
 }
 
+/// Qualities of service of which the one makes room for the other, for as long as this lives: then Slurm goes by them
+/// alone, and not by partitions.
+struct Qualities {
+    cluster: Cluster,
+    conf: PathBuf,
+    was: String,
+}
+
+const LESSER: &str = "situla-lesser";
+const BETTER: &str = "situla-better";
+
+impl Qualities {
+    fn add(cluster: &Cluster) -> Result<Self, String> {
+        let conf = cluster.state_dir().join("etc/slurm.conf");
+        let was = fs::read_to_string(&conf).map_err(|error| format!("{}: {error}", conf.display()))?;
+        let by_partition = "PreemptType=preempt/partition_prio\n";
+        if !was.contains(by_partition) {
+            return Err(format!("{} has no {by_partition:?}", conf.display()));
+        }
+        let by_quality = was.replace(by_partition, "PreemptType=preempt/qos\n");
+        let qualities = Qualities { cluster: cluster.clone(), conf, was };
+        cluster.admin(&["sacctmgr", "-i", "add", "qos", LESSER])?;
+        cluster.admin(&["sacctmgr", "-i", "add", "qos", BETTER, &format!("preempt={LESSER}")])?;
+        qualities.configure(&by_quality)?;
+        let says = wait_until(PATIENCE, || {
+            let config = cluster.admin(&["scontrol", "show", "config"]);
+            config.is_ok_and(|config| config.stdout.contains("= preempt/qos"))
+        });
+        if says { Ok(qualities) } else { Err("Slurm does not go by qualities".to_owned()) }
+    }
+
+    fn configure(&self, text: &str) -> Result<(), String> {
+        fs::write(&self.conf, text).map_err(|error| format!("{}: {error}", self.conf.display()))?;
+        self.cluster.admin(&["scontrol", "reconfigure"]).map(drop)
+    }
+}
+
+impl Drop for Qualities {
+    fn drop(&mut self) {
+        let _ = self.cluster.admin(&["scancel", "--qos", LESSER]);
+        // If this fails, the cases about partitions say so.
+        let _ = self.configure(&self.was);
+        let _ = self.cluster.admin(&["sacctmgr", "-i", "delete", "qos", BETTER, LESSER]);
+    }
+}
+
 /// Runs something on a node alone, in the ordinary partition: whoever is there must make room.
-fn take_over(site: &Site, dir: &Path, node: &str) -> Check {
+fn take_over(site: &Site, dir: &Path, node: &str, more: &[&str]) -> Check {
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    let (_, running) =
-        site.cluster.start_srun(dir, ["-N1", "-n1", "--exclusive", "-w", node, &image, "cat", WITNESS])?;
+    let words = ["-N1", "-n1", "--exclusive", "-w", node, &image, "cat", WITNESS];
+    let (_, running) = site.cluster.start_srun(dir, more.iter().chain(&words).copied())?;
     running.finish(PATIENCE)?.success()?.expect_text("situla tiny image")?;
     Ok(())
 }
@@ -116,29 +162,9 @@ pub fn started_again(site: &Site) -> Check {
     images.point_to(site, "two")?;
     let requeue = ["scontrol", "requeue", &jobs[1].1];
     command::run(site.cluster.user_command(dir, requeue)?, PATIENCE)?.success()?;
-    take_over(site, dir, nodes[0])?;
-    for (_, id) in &jobs {
-        let waits = wait_until(ENDED, || {
-            let queued = site.cluster.admin(&["squeue", "-h", "-j", id, "-o", "%T"]);
-            queued.is_ok_and(|state| state.stdout.trim() == "PENDING")
-        });
-        if !waits {
-            return Err(format!("job {id} does not wait again").into());
-        }
-    }
-    // Slurm lets them wait for two minutes, so that nodes take what they are started with for new: they tell it from the old,
-    // which they have revoked, by the second. And once more where it has cleaned up only after it was told not to.
-    let has_begun = |id: &str| dir.join(format!("go.{id}.1")).exists();
-    let again = (0..RESTARTS).any(|_| {
-        for (_, id) in jobs.iter().filter(|(_, id)| !has_begun(id)) {
-            // One that has begun this moment is not to be changed any more.
-            let _ = site.cluster.admin(&["scontrol", "update", &format!("jobid={id}"), "StartTime=now+2"]);
-        }
-        wait_until(ENDED, || jobs.iter().all(|(_, id)| has_begun(id)))
-    });
-    if !again {
-        return Err("not both jobs have begun again".into());
-    }
+    take_over(site, dir, nodes[0], &[])?;
+    let ids: Vec<&str> = jobs.iter().map(|(_, id)| id.as_str()).collect();
+    run_again(&site.cluster, &ids, &|id| dir.join(format!("go.{id}.1")).exists())?;
     for ((name, id), (state, class, step, _)) in jobs.iter().zip(&table) {
         expect_states(&site.cluster, id, &[state, "COMPLETED"])?;
         expect_log(site, &fs::read_to_string(dir.join(format!("{name}.log")))?)?;
@@ -163,6 +189,33 @@ pub fn started_again(site: &Site) -> Check {
         }
     }
     Ok(())
+}
+
+/// Waits until jobs that were requeued have begun again.
+pub(super) fn run_again(
+    cluster: &Cluster,
+    jobs: &[&str],
+    has_begun: &dyn Fn(&str) -> bool,
+) -> Result<(), String> {
+    for id in jobs {
+        let waits = wait_until(ENDED, || {
+            let queued = cluster.admin(&["squeue", "-h", "-j", id, "-o", "%T"]);
+            queued.is_ok_and(|state| state.stdout.trim() == "PENDING")
+        });
+        if !waits {
+            return Err(format!("job {id} does not wait again"));
+        }
+    }
+    // Slurm lets them wait for two minutes, so that nodes take what they are started with for new: they tell it from the old,
+    // which they have revoked, by the second. And once more where it has cleaned up only after it was told not to.
+    let again = (0..RESTARTS).any(|_| {
+        for id in jobs.iter().filter(|id| !has_begun(id)) {
+            // One that has begun this moment is not to be changed any more.
+            let _ = cluster.admin(&["scontrol", "update", &format!("jobid={id}"), "StartTime=now+2"]);
+        }
+        wait_until(ENDED, || jobs.iter().all(|id| has_begun(id)))
+    });
+    if again { Ok(()) } else { Err("not all jobs have begun again".to_owned()) }
 }
 
 /// What such a job has written, the first and the second time.
@@ -190,9 +243,22 @@ fn expect_log(site: &Site, log: &str) -> Check {
 /// # Errors
 /// One of these does not hold.
 pub fn preempted_and_cancelled(site: &Site) -> Check {
+    let lesser = Lesser::add(&site.cluster, "CANCEL")?;
+    makes_room(site, &["-p", &lesser.name], &[])
+}
+
+/// The same by qualities of service.
+///
+/// # Errors
+/// One of these does not hold.
+pub fn preempted_by_quality(site: &Site) -> Check {
+    let _qualities = Qualities::add(&site.cluster)?;
+    makes_room(site, &["--qos", LESSER], &["--qos", BETTER])
+}
+
+fn makes_room(site: &Site, lesser: &[&str], better: &[&str]) -> Check {
     let dir = site.env().work_dir("preempted")?;
     let here = dir.path().display();
-    let lesser = Lesser::add(&site.cluster, "CANCEL")?;
     let nodes: Vec<&str> = site.cluster.nodes().keys().take(2).map(String::as_str).collect();
     let list = nodes.join(",");
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
@@ -200,13 +266,13 @@ pub fn preempted_and_cancelled(site: &Site) -> Check {
     let script = format!(
         "[ $SLURM_PROCID = 0 ] || trap '' TERM; readlink /proc/self/ns/mnt; touch {here}/go.$SLURM_PROCID; exec sleep 1000"
     );
-    let words = ["-p", &lesser.name, "-N2", "-n2", "-w", &list, &image, &mount, "sh", "-c", &script];
-    let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+    let words = ["-N2", "-n2", "-w", &list, &image, &mount, "sh", "-c", &script];
+    let (name, running) = site.cluster.start_srun(dir.path(), lesser.iter().chain(&words).copied())?;
     site.cluster.wait_running(&name)?;
     if !wait_until(PATIENCE, || (0..2).all(|rank| dir.path().join(format!("go.{rank}")).exists())) {
         return Err("the payloads have not begun".into());
     }
-    take_over(site, dir.path(), nodes[0])?;
+    take_over(site, dir.path(), nodes[0], better)?;
     let output = running.finish_within(ENDED)?;
     let job = site.cluster.job(&name, output)?;
     if job.output.timed_out || job.output.status.success() || job.account.state != "PREEMPTED" {
