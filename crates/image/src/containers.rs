@@ -17,6 +17,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -36,6 +37,11 @@ const REMOVED: &str = ".removed.";
 
 /// How often a container is looked for that somebody else makes or removes meanwhile.
 const MAX_TRIES: u32 = 100;
+
+/// How often to look whether somebody uses a container, and what lies between. Who looks has the lock himself for a moment,
+/// and must not be taken for somebody who uses it; those who do keep it for longer than all of this.
+const LOOKS: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(3);
 
 /// Where a container is: each is the name of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -246,18 +252,19 @@ impl Containers {
         Ok(record_at(&self.path(place)))
     }
 
-    /// Takes the right to use a container, or to make it where it is not there; waits for whoever makes it.
+    /// Takes the right to use a container, or to make it where it is not there; waits for whoever makes it. Whether somebody
+    /// used it already is told for certain where that `matters`, which takes a moment where somebody does.
     ///
     /// # Errors
     /// The directories cannot be made, or are somebody else's.
-    pub fn acquire(&self, place: &ContainerPlace) -> Result<MadeContainer, TreeError> {
+    pub fn acquire(&self, place: &ContainerPlace, matters: bool) -> Result<MadeContainer, TreeError> {
         let path = self.path(place);
         for _ in 0..MAX_TRIES {
             // Whoever removes the last container removes it as well.
             create_own(&self.own)?;
             let Some(directory) = self.make(place)? else { continue };
             let failed = |errno: Errno| TreeError::from(FileError::read(&path)(errno.into()));
-            let alone = flock(&directory, FlockOperation::NonBlockingLockExclusive);
+            let alone = lock_alone(&directory, if matters { LOOKS } else { 1 });
             match alone {
                 Ok(()) if !is_named(&directory, &path) => continue,
                 // A user's work is not removed because a record is of another version, or cannot be read now.
@@ -316,8 +323,11 @@ impl Containers {
                     let place = ContainerPlace { scope: scope.clone(), node: node.clone(), name };
                     let path = self.path(&place);
                     let Some(directory) = open_directory(&path)? else { continue };
-                    let lock = flock(&directory, FlockOperation::NonBlockingLockExclusive);
-                    found.push(ListedContainer { record: record_at(&path), is_used: lock.is_err(), place });
+                    let record = record_at(&path);
+                    let is_used = lock_alone(&directory, LOOKS).is_err();
+                    // Not for longer than a moment.
+                    drop(directory);
+                    found.push(ListedContainer { record, is_used, place });
                 }
             }
         }
@@ -340,7 +350,7 @@ impl Containers {
         expect_own(&self.own)?;
         let path = self.path(place);
         if let Some(directory) = open_directory(&path)? {
-            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            match lock_alone(&directory, LOOKS) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Ok(false),
                 Err(errno) => return Err(FileError::read(&path)(errno.into()).into()),
@@ -360,6 +370,17 @@ impl Containers {
         let _ = above.map(fs::remove_dir).take_while(Result::is_ok).count();
         Ok(true)
     }
+}
+
+/// Locks a container that nobody uses; `WOULDBLOCK` where somebody does, at each of so many looks.
+fn lock_alone(directory: &File, n_looks: u32) -> Result<(), Errno> {
+    for _ in 1..n_looks {
+        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(BETWEEN_LOOKS),
+            other => return other,
+        }
+    }
+    flock(directory, FlockOperation::NonBlockingLockExclusive)
 }
 
 /// Whether there are files and a record, and the record says nothing.

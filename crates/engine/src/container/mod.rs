@@ -95,7 +95,8 @@ pub(crate) fn to_root(
         let _ = over::sweep_others(&containers, host);
     }
     let step = step(host)?;
-    let (lease, record) = match containers.acquire(&place).map_err(failed)? {
+    let must_run = container.mode == ContainerMode::Exec;
+    let (lease, record) = match containers.acquire(&place, must_run).map_err(failed)? {
         MadeContainer::Found(lease, record, is_used) => {
             expect_wanted(
                 container,
@@ -107,7 +108,7 @@ pub(crate) fn to_root(
         }
         MadeContainer::New(new) => {
             let (image, digest) = image.as_ref().ok_or_else(|| absent(&place))?;
-            if container.mode == ContainerMode::Exec {
+            if must_run {
                 return Err(not_running(&place));
             }
             let called = called(request, host, image);

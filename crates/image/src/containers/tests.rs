@@ -9,7 +9,9 @@ fn record() -> ContainerRecord {
 }
 
 fn make(containers: &Containers, name: &str) -> ContainerLease {
-    let MadeContainer::New(new) = containers.acquire(&place(name)).unwrap() else { panic!("it exists") };
+    let MadeContainer::New(new) = containers.acquire(&place(name), true).unwrap() else {
+        panic!("it exists")
+    };
     let files = new.making().join("tree");
     fs::create_dir_all(&files).unwrap();
     fs::write(files.join("file"), "text").unwrap();
@@ -17,7 +19,7 @@ fn make(containers: &Containers, name: &str) -> ContainerLease {
 }
 
 fn found(containers: &Containers, name: &str) -> (ContainerLease, bool) {
-    match containers.acquire(&place(name)).unwrap() {
+    match containers.acquire(&place(name), true).unwrap() {
         MadeContainer::Found(lease, found, is_used) => {
             assert_eq!(found, record());
             (lease, is_used)
@@ -56,7 +58,7 @@ fn what_is_made_is_found_until_it_is_removed() {
 fn what_is_not_finished_is_made_anew() {
     let dir = tempfile::tempdir().unwrap();
     let containers = Containers::new(dir.path().join("own"));
-    let MadeContainer::New(new) = containers.acquire(&place("a")).unwrap() else { panic!("it exists") };
+    let MadeContainer::New(new) = containers.acquire(&place("a"), true).unwrap() else { panic!("it exists") };
     let left = new.making();
     fs::create_dir_all(left.join("half")).unwrap();
     // As whoever is killed leaves it.
@@ -70,7 +72,7 @@ fn what_is_not_finished_is_made_anew() {
     assert!(!left.exists() && path.join("root/file").exists());
     drop(lease);
     // One that fails leaves nothing.
-    let MadeContainer::New(new) = containers.acquire(&place("b")).unwrap() else { panic!("it exists") };
+    let MadeContainer::New(new) = containers.acquire(&place("b"), true).unwrap() else { panic!("it exists") };
     drop(new);
     assert_eq!(containers.list().unwrap().len(), 1);
 }
@@ -111,6 +113,34 @@ fn a_directory_of_others_is_not_used() {
     fs::create_dir(&own).unwrap();
     fs::set_permissions(&own, fs::Permissions::from_mode(0o777)).unwrap();
     let containers = Containers::new(own);
-    assert!(matches!(containers.acquire(&place("a")), Err(TreeError::NotOwn { .. })));
+    assert!(matches!(containers.acquire(&place("a"), true), Err(TreeError::NotOwn { .. })));
     assert!(matches!(containers.look(&place("a")), Err(TreeError::NotOwn { .. })));
+}
+
+#[test]
+fn who_looks_is_not_taken_for_somebody_who_uses_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let containers = Containers::new(dir.path().join("own"));
+    drop(make(&containers, "a"));
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let is_over = || over.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over() {
+                    containers.list().unwrap();
+                }
+            });
+        }
+        let judged = std::panic::catch_unwind(|| {
+            for _ in 0..300 {
+                // As `:exec` does, and is refused, while others list.
+                assert!(!found(&containers, "a").1);
+            }
+        });
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        judged.unwrap();
+        // Nor does a listing keep one from being removed.
+        assert!(containers.remove(&place("a")).unwrap());
+    });
 }
