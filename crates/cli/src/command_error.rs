@@ -94,6 +94,12 @@ impl CommandError {
         CommandError { ends, ..CommandError::engine(error) }
     }
 
+    /// The same with what follows from it.
+    pub(crate) fn therefore(self, consequence: &str) -> Self {
+        let message = format!("{}: so {consequence}", self.message_with_causes());
+        CommandError { message, causes: Vec::new(), ..self }
+    }
+
     /// The site's policy cannot be read: nothing has been asked of the engine yet, so nothing is recorded.
     pub(crate) fn site(error: EngineError) -> Self {
         CommandError { recorded: false, ..CommandError::engine(error) }

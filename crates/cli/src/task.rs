@@ -9,8 +9,8 @@ use std::process::ExitCode;
 
 use situla_bindings::{BindRequest, BindSource, Origin, parse_pyxis_mounts};
 use situla_engine::{
-    Action, ContainerRequest, EntryPoint, Isolation, Personality, RunRequest, TASK_VARIABLES, check_pattern,
-    parse_container_name, prepare,
+    Action, ContainerRequest, EngineError, EntryPoint, Isolation, Personality, RunRequest, TASK_VARIABLES,
+    check_pattern, parse_container_name, prepare,
 };
 
 use crate::command_error::CommandError;
@@ -91,7 +91,20 @@ fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandE
         }
     };
     request.progress = context.is_first_task();
-    let failed = |error| CommandError::of_run(error, &context.host);
+    let saves = request.container.as_ref().is_some_and(|container| container.save.is_some());
+    let n_tasks = context.host.allocation.as_ref().and_then(|allocation| allocation.tasks_on_node);
+    let failed = |error| {
+        // Nobody is the last to save after, where one of several tasks does not come to its end. An option is refused to
+        // all of them.
+        let is_unsaid = saves && n_tasks != Some(1);
+        let is_unsaid = is_unsaid
+            && !matches!(
+                error,
+                EngineError::Save { .. } | EngineError::Interrupted { .. } | EngineError::BadOption { .. }
+            );
+        let error = CommandError::of_run(error, &context.host);
+        if is_unsaid { error.therefore("the container of this node is not saved") } else { error }
+    };
     let prepared = prepare(&request, &context.host, &context.site).map_err(failed)?;
     // One voice on each node.
     let is_voice = context.host.allocation.as_ref().and_then(|allocation| allocation.task);

@@ -155,6 +155,13 @@ impl Recorder {
         }
     }
 
+    /// Records how the payload ended, before the container is saved to `path`: whoever kills this process meanwhile
+    /// does not take that along.
+    pub(crate) fn saving(&mut self, exit: Exit, path: &Path) {
+        let path = path.display().to_string();
+        self.write(EventKind::Saving { task: self.task, exit: recorded(exit), path });
+    }
+
     /// Records that the container was saved.
     pub(crate) fn saved(&mut self, file: SavedFile) {
         self.write(EventKind::Saved { task: self.task, file });
@@ -185,10 +192,7 @@ impl Recorder {
 
     /// Records how the payload ended.
     pub(crate) fn exit(&mut self, exit: Exit) {
-        let exit = match exit {
-            Exit::Code(code) => RecordedExit::Code(code),
-            Exit::Signal(signal) => RecordedExit::Signal(signal),
-        };
+        let exit = recorded(exit);
         // A shell around the victim reports 128 + 9.
         let killed = matches!(exit, RecordedExit::Signal(SIGKILL) | RecordedExit::Code(KILLED));
         let seen = self.step_cgroup.as_deref().filter(|_| killed);
@@ -255,6 +259,13 @@ impl Recorder {
         if journal.append(&event).is_err() {
             self.journal = None;
         }
+    }
+}
+
+fn recorded(exit: Exit) -> RecordedExit {
+    match exit {
+        Exit::Code(code) => RecordedExit::Code(code),
+        Exit::Signal(signal) => RecordedExit::Signal(signal),
     }
 }
 

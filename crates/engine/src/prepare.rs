@@ -15,7 +15,7 @@ use situla_records::EngineClass;
 use situla_runtime::{Exit, Observer, OpenImage, OpenImages, SignalInfo};
 
 use crate::assemble::{Parts, assemble};
-use crate::container::{self, Asked, KeptContainer};
+use crate::container::{self, Asked, KeptContainer, Meanwhile};
 use crate::devices;
 use crate::error::EngineError;
 use crate::events::{Heard, Listener};
@@ -517,9 +517,11 @@ impl Prepared {
                     container.into_iter().for_each(KeptContainer::abandoned);
                     return Err(error);
                 }
-                let ended = container
-                    .map_or(Ok(None), |kept| kept.ended(&mut |signal| heard.recorder.signal(signal)));
-                match ended {
+                let mut tell = |what: Meanwhile<'_>| match what {
+                    Meanwhile::Writing(path) => heard.recorder.saving(exit, path),
+                    Meanwhile::Asked(signal) => heard.recorder.signal(signal),
+                };
+                match container.map_or(Ok(None), |kept| kept.ended(&mut tell)) {
                     Ok(saved) => {
                         if let Some(file) = saved {
                             heard.recorder.saved(file);

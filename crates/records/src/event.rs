@@ -63,6 +63,15 @@ pub enum EventKind {
         /// How.
         exit: Exit,
     },
+    /// A task's payload has ended, and before the task ends the files of its container are written to an image.
+    Saving {
+        /// The task that does it.
+        task: TaskRef,
+        /// How its payload ended.
+        exit: Exit,
+        /// The image's path on the node.
+        path: String,
+    },
     /// The files of the container were written to an image.
     Saved {
         /// The task that did it.

@@ -59,6 +59,8 @@ struct Fold {
     errors: Vec<EngineError>,
     observed: Vec<(Cause, String)>,
     saved: Vec<SavedFile>,
+    /// Where to the tasks save that have not ended since.
+    saving: BTreeMap<TaskRef, String>,
 }
 
 impl Fold {
@@ -94,9 +96,17 @@ impl Fold {
                 }
             }
             EventKind::TaskExit { task, exit } => {
+                self.saving.remove(task);
                 if let Some(entry) = self.task(*task) {
                     entry.exit = Some(*exit);
                     entry.ended_ns = Some(time_ns);
+                }
+            }
+            EventKind::Saving { task, exit, path } => {
+                // Where lines are out of order the end counts.
+                if let Some(entry) = self.task(*task).filter(|entry| entry.ended_ns.is_none()) {
+                    entry.exit = Some(*exit);
+                    self.saving.insert(*task, path.clone());
                 }
             }
             EventKind::Saved { task, file } => {
@@ -145,7 +155,7 @@ impl Fold {
     fn finish(mut self) -> Record {
         let failed: BTreeSet<TaskRef> = self.errors.iter().filter_map(|error| error.task).collect();
         // After a failure of ours nothing of a task comes any more, even where its exit status was not written.
-        let over = |task: &&Task| task.exit.is_some() || failed.contains(&task.task);
+        let over = |task: &&Task| task.ended_ns.is_some() || failed.contains(&task.task);
         let n_over = self.tasks.values().filter(over).count();
         let expected = self.start.as_ref().and_then(|start| start.n_local_tasks);
         let ended = expected.is_some_and(|n| n > 0 && usize::try_from(n).is_ok_and(|n| n_over >= n));
@@ -177,6 +187,7 @@ impl Fold {
             return OutcomeClass::Engine(error.class.clone());
         }
         let failed = match task.exit {
+            _ if self.saving.contains_key(&task.task) => return OutcomeClass::Incomplete,
             None => return OutcomeClass::Incomplete,
             Some(Exit::Code(0)) => return OutcomeClass::Ok,
             Some(Exit::Code(_)) => OutcomeClass::AppError,
@@ -239,8 +250,18 @@ impl Fold {
         let class = self.explanation(|_| true).unwrap_or(OutcomeClass::Incomplete);
         match by_task {
             Some(outcome) if outcome.class > class => outcome,
-            _ => Outcome { task: None, exit: None, message: self.evidence(&class), class },
+            _ => {
+                let said: Vec<String> = self.evidence(&class).into_iter().chain(self.unsaved()).collect();
+                let message = Some(said.join("; ")).filter(|message| !message.is_empty());
+                Outcome { task: None, exit: None, message, class }
+            }
         }
+    }
+
+    /// What was not said to be saved by who was about to save it.
+    fn unsaved(&self) -> Option<String> {
+        let path = self.saving.values().next()?;
+        Some(format!("the end came while the container was being saved to {path}"))
     }
 
     fn evidence(&self, class: &OutcomeClass) -> Option<String> {

@@ -103,6 +103,7 @@ fn task_of(kind: &EventKind) -> Option<TaskRef> {
         EventKind::TaskStart { task, .. }
         | EventKind::TaskSignal { task, .. }
         | EventKind::TaskExit { task, .. }
+        | EventKind::Saving { task, .. }
         | EventKind::Saved { task, .. }
         | EventKind::EngineError { task: Some(task), .. } => Some(*task),
         EventKind::Start(start) => start.task,

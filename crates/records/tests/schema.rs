@@ -172,6 +172,7 @@ fn samples() -> Vec<Event> {
         EventKind::TaskSignal { task, signal: 15, sender: None },
         EventKind::TaskExit { task, exit: Exit::Signal(15) },
         EventKind::TaskExit { task: TaskRef { rank: 4, local: 0 }, exit: Exit::Code(0) },
+        EventKind::Saving { task, exit: Exit::Code(0), path: "/a.sqsh".to_owned() },
         EventKind::Saved {
             task,
             file: SavedFile {

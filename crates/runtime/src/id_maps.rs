@@ -36,11 +36,16 @@ pub(crate) fn need_programs(linux: &LinuxSpec) -> bool {
 
 /// Writes the maps of this process's new user namespace.
 pub(crate) fn write_own(linux: &LinuxSpec) -> Result<(), Failure> {
+    write_own_maps(&linux.uid_mappings, &linux.gid_mappings)
+}
+
+/// The same for users and groups.
+pub(crate) fn write_own_maps(uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), Failure> {
     // A gid map may only be written by an unprivileged process after it has given up setgroups(2):
     // user_namespaces(7).
     write_proc("setgroups", "deny")?;
-    write_proc("gid_map", &map_text(&linux.gid_mappings))?;
-    write_proc("uid_map", &map_text(&linux.uid_mappings))
+    write_proc("gid_map", &map_text(gids))?;
+    write_proc("uid_map", &map_text(uids))
 }
 
 /// Maps the ids of `process`, which is in a new user namespace that this process is not in.

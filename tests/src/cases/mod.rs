@@ -19,6 +19,7 @@ pub mod image_commands;
 pub mod image_faults;
 pub mod image_trees;
 pub mod instances;
+pub mod kept;
 pub mod kernel_mounts;
 pub mod kills;
 pub mod late;
@@ -418,6 +419,11 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("names::variables", names::variables),
     ("names::scopes", names::scopes),
     ("names::until_the_epilog", names::until_the_epilog),
+    ("kept::shut_files", kept::shut_files),
+    ("kept::failed_saves", kept::failed_saves),
+    ("kept::cut_off_saves", kept::cut_off_saves),
+    ("kept::not_all_started", kept::not_all_started),
+    ("kept::requeued", kept::requeued),
     ("pins::steps_of_a_job", pins::steps_of_a_job),
     ("pins::tasks_of_an_array", pins::tasks_of_an_array),
     ("pins::steps_of_a_bare_script", pins::steps_of_a_bare_script),
@@ -426,6 +432,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("pins::tasks_at_once", pins::tasks_at_once),
     ("requeues::started_again", requeues::started_again),
     ("requeues::preempted_and_cancelled", requeues::preempted_and_cancelled),
+    ("requeues::preempted_by_quality", requeues::preempted_by_quality),
     ("rest::submitted", rest::submitted),
     ("steps::overlapping", steps::overlapping),
     ("steps::cancelled_in_an_array", steps::cancelled_in_an_array),

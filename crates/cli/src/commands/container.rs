@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use situla_engine::{Swept, containers, sweep};
+use situla_engine::{EngineError, Swept, containers, read_own_files, sweep};
 use situla_image::{ContainerPlace, Containers, ListedContainer, OutputFormat, Owners, Source, TreeError};
 
 use super::convert::Conversion;
@@ -14,8 +14,9 @@ use super::pull::end_with;
 use super::transfer::Transfer;
 use crate::Context;
 use crate::command_error::CommandError;
-use crate::output::{data, table};
+use crate::output::{data, note, table};
 use crate::progress::Show;
+use crate::task::step_name;
 
 /// Version of what `--json` prints here.
 const SCHEMA: u32 = 1;
@@ -99,6 +100,8 @@ fn failed(error: TreeError) -> CommandError {
 /// How a scope is shown: the number of its job, where it is of one.
 fn job(place: &ContainerPlace) -> &str {
     let number = place.scope.strip_prefix("job-").and_then(|scope| scope.rsplit('-').next());
+    // Behind it may stand how often it was requeued.
+    let number = number.and_then(|number| number.split('.').next());
     number.unwrap_or(&place.scope)
 }
 
@@ -199,8 +202,14 @@ fn save(arguments: SaveArgs) -> Result<Value, CommandError> {
     // The process that has started this one reads signals by a descriptor, and has blocked them.
     situla_sys::set_signal_mask(&situla_sys::SignalMask::of([]))
         .map_err(|errno| CommandError::other(&errno, "setup-failed", None))?;
+    // Before there are threads. Programs give their files modes by which their owner may not read them.
+    read_own_files().map_err(|failure| CommandError::engine(EngineError::Runtime(failure)))?;
     end_with(arguments.for_process)?;
     let SaveArgs { root, target, .. } = arguments;
+    // Other tasks have ended by now, and Slurm may not wait for this one.
+    if std::env::var("SLURM_STEP_NUM_TASKS").is_ok_and(|tasks| tasks != "1") {
+        note(&format!("situla: saving the container to {} ({})", target.display(), step_name()));
+    }
     let conversion = Conversion {
         source: Source::Path(root),
         target: &target,
@@ -223,6 +232,7 @@ mod tests {
     fn places_are_shown_by_name_and_job() {
         for (scope, name, want) in [
             ("job-my-cluster-17", "a", ("a", "17")),
+            ("job-my-cluster-17.2", "a", ("a", "17")),
             ("global", "b.c", ("b.c", "global")),
             ("job-c-3", ".step-3.0", ("step-3.0", "3")),
         ] {

@@ -208,7 +208,7 @@ fn place(container: &ContainerRequest, host: &Host) -> Result<ContainerPlace, En
     let allocation = allocation(host)?;
     let scope = match container.global && container.name.is_some() {
         true => GLOBAL.to_owned(),
-        false => scope_of(allocation.cluster.as_deref(), allocation.job.0),
+        false => scope_of(allocation),
     };
     let node = allocation.node.as_deref().unwrap_or(&host.hostname).replace('/', "_");
     // No user's name begins with a dot.
@@ -216,9 +216,18 @@ fn place(container: &ContainerRequest, host: &Host) -> Result<ContainerPlace, En
     Ok(ContainerPlace { scope, node, name })
 }
 
-/// The scope of a job.
-fn scope_of(cluster: Option<&str>, job: u32) -> String {
-    format!("{OF_JOB}{}-{job}", plain(cluster.unwrap_or("cluster")))
+/// The scope of a job. One that was requeued begins anew, also on a node that it had before.
+fn scope_of(allocation: &Allocation) -> String {
+    let cluster = plain(allocation.cluster.as_deref().unwrap_or("cluster"));
+    format!("{OF_JOB}{cluster}-{}{}", allocation.job, of_restart(allocation))
+}
+
+/// What tells a job that was requeued from what it was before.
+fn of_restart(allocation: &Allocation) -> String {
+    match allocation.restart_count {
+        0 => String::new(),
+        restarts => format!(".{restarts}"),
+    }
 }
 
 fn plain(cluster: &str) -> String {
@@ -229,11 +238,7 @@ fn plain(cluster: &str) -> String {
 fn step(host: &Host) -> Result<String, EngineError> {
     let allocation = allocation(host)?;
     let step = allocation.step.map_or_else(|| "shell".to_owned(), |step| step.to_string());
-    let again = match allocation.restart_count {
-        0 => String::new(),
-        restarts => format!(".{restarts}"),
-    };
-    Ok(format!("{}.{step}{again}", allocation.job))
+    Ok(format!("{}.{step}{}", allocation.job, of_restart(allocation)))
 }
 
 fn allocation(host: &Host) -> Result<&Allocation, EngineError> {
@@ -322,6 +327,15 @@ fn forget_manifest(files: &Path) {
     }
 }
 
+/// What happens while a container is saved.
+#[derive(Debug)]
+pub(crate) enum Meanwhile<'a> {
+    /// The file at this path is about to be written.
+    Writing(&'a Path),
+    /// This process is asked to end.
+    Asked(&'a SignalInfo),
+}
+
 impl KeptContainer {
     /// Writes what a Plan shows above the image into the container's files, and takes it out of the Plan.
     pub(crate) fn inscribe(&self, plan: &mut Plan) -> Result<(), EngineError> {
@@ -334,21 +348,25 @@ impl KeptContainer {
     }
 
     /// Does what is to be done when a payload has ended: the last one of the step on this node saves the container, and
-    /// one that was for this step alone goes. `heard` is told that this process is asked to end meanwhile.
-    pub(crate) fn ended(self, heard: &mut dyn FnMut(&SignalInfo)) -> Result<Option<SavedFile>, EngineError> {
+    /// one that was for this step alone goes. `tell` hears of what happens meanwhile.
+    pub(crate) fn ended(self, tell: &mut dyn FnMut(Meanwhile<'_>)) -> Result<Option<SavedFile>, EngineError> {
         let Some(save) = &self.save else { return Ok(None) };
         if !self.lease.count_end(&save.step, save.n_tasks).map_err(failed)? {
             return Ok(None);
         }
         let root = self.lease.root();
-        let saved = save.write(&root, heard).map_err(|error| match error {
-            EngineError::Save { path, message, class, remedy } => {
-                let message =
-                    format!("{message}; the files stay in {} until the job is over", root.display());
-                EngineError::Save { path, message, class, remedy }
-            }
-            other => other,
-        });
+        if let Some(target) = &save.target {
+            tell(Meanwhile::Writing(target));
+        }
+        let saved =
+            save.write(&root, &mut |signal| tell(Meanwhile::Asked(signal))).map_err(|error| match error {
+                EngineError::Save { path, message, class, remedy } => {
+                    let message =
+                        format!("{message}; the files stay in {} until the job is over", root.display());
+                    EngineError::Save { path, message, class, remedy }
+                }
+                other => other,
+            });
         if saved.is_ok() {
             self.abandoned();
         }
@@ -423,8 +441,22 @@ mod tests {
 
     #[test]
     fn scopes_are_names_of_files() {
-        assert_eq!(scope_of(Some("demo"), 7), "job-demo-7");
-        assert_eq!(scope_of(Some("../a b"), 7), "job-ab-7");
-        assert_eq!(scope_of(None, 7), "job-cluster-7");
+        for (cluster, restarts, scope) in [
+            (Some("demo"), "0", "job-demo-7"),
+            (Some("../a b"), "0", "job-ab-7"),
+            (None, "0", "job-cluster-7"),
+            (Some("demo"), "2", "job-demo-7.2"),
+        ] {
+            let lookup = |name: &str| {
+                let value = match name {
+                    "SLURM_JOB_ID" => "7",
+                    "SLURM_RESTART_COUNT" => restarts,
+                    "SLURM_CLUSTER_NAME" => return cluster.map(str::to_owned),
+                    _ => return None,
+                };
+                Some(value.to_owned())
+            };
+            assert_eq!(scope_of(&Allocation::from_env(&lookup).unwrap().unwrap()), scope);
+        }
     }
 }

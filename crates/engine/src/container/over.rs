@@ -65,7 +65,7 @@ pub fn sweep(host: &Host, site: &Site, ending: Option<u32>) -> Result<Swept, Eng
 pub(super) fn sweep_others(containers: &Containers, host: &Host) -> Result<Swept, EngineError> {
     let Some(allocation) = &host.allocation else { return Ok(Swept::default()) };
     let cluster = allocation.cluster.as_deref();
-    sweep_scopes(containers, host, cluster, (Some(&scope_of(cluster, allocation.job.0)), None))
+    sweep_scopes(containers, host, cluster, (Some(&scope_of(allocation)), None))
 }
 
 fn sweep_scopes(
@@ -95,7 +95,12 @@ fn sweep_scopes(
         return Err(unknown());
     }
     alive.retain(|job| Some(*job) != ending);
-    scopes.retain(|scope| job_of(scope, &of_cluster).is_some_and(|job| !alive.contains(&job)));
+    // What a job that was requeued had before is over as well, as far as it knows itself.
+    let own = host.allocation.as_ref().map(|allocation| (allocation.job.0, allocation.restart_count));
+    let is_over = |(job, restarts): (u32, u32)| {
+        !alive.contains(&job) || own.is_some_and(|own| job == own.0 && restarts < own.1)
+    };
+    scopes.retain(|scope| job_of(scope, &of_cluster).is_some_and(is_over));
     let mut first_error = None;
     for container in containers.list().map_err(failed)? {
         if !scopes.contains(&container.place.scope) {
@@ -111,9 +116,11 @@ fn sweep_scopes(
     first_error.map_or(Ok(swept), |error| Err(failed(error)))
 }
 
-/// The job of a scope.
-fn job_of(scope: &str, of_cluster: &str) -> Option<u32> {
-    scope.strip_prefix(of_cluster)?.parse().ok()
+/// The job of a scope, and how often it had been requeued.
+fn job_of(scope: &str, of_cluster: &str) -> Option<(u32, u32)> {
+    let job = scope.strip_prefix(of_cluster)?;
+    let (job, restarts) = job.split_once('.').unwrap_or((job, "0"));
+    Some((job.parse().ok()?, restarts.parse().ok()?))
 }
 
 /// The jobs that are not over, by the lines of squeue.
@@ -194,9 +201,15 @@ mod tests {
 
     #[test]
     fn only_scopes_of_this_cluster_are_jobs_of_it() {
-        for (scope, job) in
-            [("job-a-7", Some(7)), ("job-b-7", None), ("job-a-b-7", None), ("job-a-", None), ("global", None)]
-        {
+        for (scope, job) in [
+            ("job-a-7", Some((7, 0))),
+            ("job-a-7.2", Some((7, 2))),
+            ("job-a-7.", None),
+            ("job-b-7", None),
+            ("job-a-b-7", None),
+            ("job-a-", None),
+            ("global", None),
+        ] {
             assert_eq!(job_of(scope, "job-a-"), job, "{scope}");
         }
     }

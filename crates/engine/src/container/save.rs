@@ -16,7 +16,7 @@ use crate::own_process::{self, Work, WorkFailure};
 #[derive(Debug)]
 pub(super) struct Save {
     /// Where to; nothing where another node does it.
-    target: Option<PathBuf>,
+    pub(super) target: Option<PathBuf>,
     /// How many tasks have to end before.
     pub(super) n_tasks: u32,
     /// The step that they are of.

@@ -178,3 +178,41 @@ fn a_journal_gone_wild_stays_bounded() {
     let noisy = got.tasks.iter().map(|task| task.signals.len()).max();
     assert_eq!(noisy, Some(MAX_SIGNALS));
 }
+
+#[test]
+fn who_is_killed_while_it_saves_does_not_take_the_exits_along() {
+    use Exit::{Code, Signal};
+    let saving = || EventKind::Saving { task: B, exit: Code(3), path: "/a.sqsh".to_owned() };
+    let saved = || EventKind::Saved {
+        task: B,
+        file: SavedFile { path: "/a.sqsh".to_owned(), rootfs_digest: String::new(), bytes: 1 },
+    };
+    let begun = || vec![start(), enter(A), enter(B), exit(A, Code(0)), saving()];
+    let with = |more: Vec<EventKind>| record([begun(), more].concat());
+    let exits = |record: &Record| record.tasks.iter().map(|task| task.exit).collect::<Vec<_>>();
+    let message = |record: &Record| record.outcome.message.clone().unwrap_or_default();
+
+    let killed = with(vec![]);
+    assert_eq!(exits(&killed), [Some(Code(0)), Some(Code(3))]);
+    assert_eq!((killed.outcome.class.to_string().as_str(), killed.ended), ("incomplete", false));
+    assert!(message(&killed).contains("/a.sqsh"), "{killed:?}");
+    let cancelled = with(vec![observed(Cause::Cancelled)]);
+    assert_eq!(cancelled.outcome.class.to_string(), "cancelled");
+    assert!(message(&cancelled).starts_with("seen; ") && message(&cancelled).contains("/a.sqsh"));
+    // What comes afterwards counts, and whichever line comes first.
+    for (more, class, last) in [
+        (vec![saved(), exit(B, Code(3))], "app-error", Code(3)),
+        (vec![exit(B, Code(3)), saving()], "app-error", Code(3)),
+        (
+            vec![error(EngineClass::SetupFailed, Some(B)), exit(B, Code(125))],
+            "engine-setup-failed",
+            Code(125),
+        ),
+        (vec![signal(B, 15, ROOT), exit(B, Signal(15))], "cancelled", Signal(15)),
+    ] {
+        let folded = with(more);
+        assert_eq!((folded.outcome.class.to_string().as_str(), folded.ended), (class, true));
+        assert_eq!(exits(&folded)[1], Some(last));
+        assert!(!message(&folded).contains("/a.sqsh"), "{folded:?}");
+    }
+}
