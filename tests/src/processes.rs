@@ -5,11 +5,16 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::command::wait_until;
 use crate::leaks::process_ids;
+
+/// As long as such a process may go on, at most.
+const MOMENT: Duration = Duration::from_secs(13);
 
 /// What a process of ours is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +67,13 @@ impl Watch {
     #[must_use]
     pub fn begin(uid: u32) -> Self {
         Self { uid, older: process_ids().into_iter().collect() }
+    }
+
+    /// Whether none of our processes is left: what looks into the death of a task goes on for a moment beyond the step,
+    /// where slurmstepd does not wait for it.
+    #[must_use]
+    pub fn sees_none(&self) -> bool {
+        wait_until(MOMENT, || self.look().is_empty())
     }
 
     /// Our processes that have come since.

@@ -7,12 +7,11 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::Failed;
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::Site;
 use super::kills::names;
 use crate::cluster::{Account, Job};
-use crate::command::{self, Output, Running, wait_until};
+use crate::command::{Output, Running, wait_until};
 use crate::environment::PATIENCE;
 use crate::outcome::{self, Exit};
 use crate::processes::{Kind, Process, Watch, kill_if, variable};
@@ -347,7 +346,7 @@ pub fn kill_on_one_of_two_nodes(site: &Site) -> Check {
                 return Err(story(format!("the step went on for {took:?}\n{output}")).into());
             }
             site.cluster.settled()?;
-            if !watch.look().is_empty() {
+            if !watch.sees_none() {
                 return Err(story(format!("these go on: {:?}\n{output}", watch.look())).into());
             }
             ended.push((victim, tasks_per_node, name, output));
@@ -382,82 +381,6 @@ pub fn kill_on_one_of_two_nodes(site: &Site) -> Check {
 /// In which of the rounds above payloads do not heed TERM.
 fn is_deaf(victim: Kind, tasks_per_node: u8) -> bool {
     victim == Kind::Task && tasks_per_node == 2
-}
-
-/// slurmctld, which stands still for as long as this lives.
-struct Silent(Pid);
-
-impl Silent {
-    fn make(site: &Site) -> Result<Self, String> {
-        let path = site.cluster.state_dir().join("run/slurmctld.daemon.pid");
-        let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let pid = text.trim().parse().ok().and_then(Pid::from_raw).ok_or("slurmctld has no number")?;
-        kill_process(pid, Signal::STOP).map_err(|error| format!("slurmctld: {error}"))?;
-        Ok(Silent(pid))
-    }
-}
-
-impl Drop for Silent {
-    fn drop(&mut self) {
-        // If it has gone the next case says so.
-        let _ = kill_process(self.0, Signal::CONT);
-    }
-}
-
-/// Where slurmctld does not answer when the only task of a node is killed, slurmstepd is not held up for longer than a
-/// second, and the step ends all the same when slurmctld answers.
-///
-/// # Errors
-/// It is held up, or a task goes on.
-pub fn kill_while_slurm_is_silent(site: &Site) -> Check {
-    /// The plugin's second, and what `srun` and slurmstepd need to say so on a machine that is busy.
-    const TOLD: Duration = Duration::from_millis(1900);
-    let dir = site.env().work_dir("silent")?;
-    let watch = Watch::begin(site.env().uid()?);
-    let image = site.images.path("tiny.sqsh");
-    let here = dir.path().display();
-    let told = dir.path().join("told");
-    // What srun itself says goes to a file, to be read while it runs.
-    let line = format!(
-        "exec srun --job-name silent --kill-on-bad-exit=0 -N2 --ntasks-per-node=1 --container-image={image} \
-         --container-mounts={here} --container-workdir={here} \
-         sh -c 'touch go$SLURM_JOB_ID.$SLURM_PROCID; exec sleep 1000' 2>{}",
-        told.display()
-    );
-    let running = command::start(site.cluster.user_command(dir.path(), ["sh", "-c", &line])?)?;
-    let id = site.cluster.wait_running("silent")?;
-    let begun = || (0..2).all(|rank| dir.path().join(format!("go{id}.{rank}")).exists());
-    let silent = wait_until(PATIENCE, begun).then(|| Silent::make(site)).transpose()?;
-    let hit = hit_on_first_node(&watch, dir.path(), &id, Kind::Task, 1);
-    let killed = Instant::now();
-    let text = || fs::read_to_string(&told).unwrap_or_default();
-    let said = hit.is_ok() && wait_until(PATIENCE, || text().contains("task 0: Killed"));
-    let held_up = killed.elapsed();
-    // A kill of what goes on by itself changes nothing either.
-    let ours = watch.look();
-    let waits = ours.iter().find(|one| one.kind == Kind::AfterKill);
-    let works = waits.and_then(|waits| ours.iter().find(|one| one.parent == waits.pid));
-    let goes_on = works.is_some_and(|works| kill_if(*works, || true).unwrap_or(false));
-    drop(silent);
-    if hit.is_err() {
-        site.cluster.admin(&["scancel", &id])?;
-    }
-    let answered = Instant::now();
-    let output = running.finish(PATIENCE)?;
-    let took = answered.elapsed();
-    hit.map_err(|why| format!("{why}\n{output}"))?;
-    site.cluster.settled()?;
-    let left = watch.look();
-    let story =
-        format!("told after {held_up:?}, went on: {goes_on}, over {took:?} after Slurm answered\n{}", text());
-    // It asks twice, and gives up the first time after four seconds.
-    if !said || held_up > TOLD || !goes_on || took > KILL_WAIT + Duration::from_secs(4) || !left.is_empty() {
-        return Err(format!("{story}\nleft: {left:?}").into());
-    }
-    if output.status.success() || !text().contains("as soon as Slurm answers") {
-        return Err(story.into());
-    }
-    Ok(())
 }
 
 /// A user whose record would hang who reads it, a pipe that nobody writes to, holds nobody up: what reads it sees
@@ -504,7 +427,7 @@ pub fn a_record_that_hangs(site: &Site) -> Check {
         site.env().as_user(dir.path(), ["rm", &path])?.success()?;
     }
     hit.map_err(|why| format!("{why}\n{output}"))?;
-    if fifos.is_empty() || took > KILL_WAIT || !watch.look().is_empty() {
+    if fifos.is_empty() || took > KILL_WAIT || !watch.sees_none() {
         return Err(format!("it took {took:?}; {fifos:?}; these go on: {:?}\n{output}", watch.look()).into());
     }
     Ok(())
@@ -546,8 +469,8 @@ pub fn kill_without_a_record(site: &Site) -> Check {
         let took = begun.elapsed();
         hit.map_err(|why| story(format!("{why}\n{output}")))?;
         site.cluster.settled()?;
-        let left = watch.look();
-        if took > KILL_WAIT || !left.is_empty() || output.status.success() {
+        if took > KILL_WAIT || !watch.sees_none() || output.status.success() {
+            let left = watch.look();
             return Err(story(format!("it took {took:?}; these go on: {left:?}\n{output}")).into());
         }
         no_record(&id)?;
@@ -682,7 +605,7 @@ pub fn kill_of_another_engine(site: &Site) -> Check {
 }
 
 /// Kills the first `victim` of the first node, once all payloads have begun.
-fn hit_on_first_node(
+pub(super) fn hit_on_first_node(
     watch: &Watch,
     dir: &Path,
     job: &str,

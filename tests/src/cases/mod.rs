@@ -45,6 +45,7 @@ pub mod releases;
 pub mod requeues;
 pub mod rest;
 pub mod sif_files;
+pub mod silent;
 pub mod site_install;
 pub mod slurm_lines;
 pub mod small_jobs;
@@ -335,7 +336,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("ends::scancel_at_any_moment", ends::scancel_at_any_moment),
     ("ends::term_and_kill", ends::term_and_kill),
     ("ends::kill_of_our_processes", ends::kill_of_our_processes),
-    ("ends::kill_while_slurm_is_silent", ends::kill_while_slurm_is_silent),
+    ("silent::kill_of_a_task", silent::kill_of_a_task),
     ("ends::kill_on_one_of_two_nodes", ends::kill_on_one_of_two_nodes),
     ("faults::missing_image", faults::missing_image),
     ("faults::wrong_layer_in_a_registry", faults::wrong_layer_in_a_registry),

@@ -133,14 +133,14 @@ pub fn scancel_while_extracting(site: &Site) -> Check {
         return Err(format!("in the middle: {in_the_middle}; it took {took:?}\n{output}").into());
     }
     site.cluster.settled()?;
+    if !watch.sees_none() {
+        return Err(format!("these go on: {:?}\n{output}", watch.look()).into());
+    }
     if let (trees, building @ 1..) = super::extracted::found(&desk)? {
         return Err(format!("{building} are half there, and {trees:?}\n{output}").into());
     }
     let job = site.cluster.job(&name, output)?;
     expect_cancelled(site, &job, 1, 2)?;
-    if !watch.look().is_empty() {
-        return Err(format!("these go on: {:?}\n{}", watch.look(), job.output).into());
-    }
     let next = ["-n1"].into_iter().chain(enter).chain(["cat", WITNESS]);
     site.cluster.srun(dir.path(), next)?.output.success()?.expect_text("situla demo image")?;
     let (trees, building) = super::extracted::found(&desk)?;
