@@ -6,15 +6,16 @@
 //! | `…/root/` | its files; complete, since it gets its name by rename |
 //! | `…/container.json` | which image they were made of, and by whom |
 //! | `…/making/` | the files while they are made |
-//! | `…/ends/STEP` | how many tasks of a step have ended, where somebody counts them |
+//! | `…/ends/STEP` | the process of each task of a step that has ended, where somebody counts them |
 //!
 //! The files are an extracted image, and nothing lies between them and who runs in them: steps that run at the same time
 //! see each other's changes at once, what is removed is gone, and what is left is one directory tree. Locks are the
 //! kernel's: those of a killed process have gone. The lock of a directory also keeps systemd-tmpfiles away
 //! (tmpfiles.d(5)).
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,6 +38,9 @@ const REMOVED: &str = ".removed.";
 
 /// How often a container is looked for that somebody else makes or removes meanwhile.
 const MAX_TRIES: u32 = 100;
+
+/// Bytes of the numbers of processes that have ended: more than a node has tasks.
+const MAX_ENDS: u64 = 1 << 20;
 
 /// How often to look whether somebody uses a container, and what lies between. Who looks has the lock himself for a moment,
 /// and must not be taken for somebody who uses it; those who do keep it for longer than all of this.
@@ -81,6 +85,17 @@ impl ContainerRecord {
     }
 }
 
+/// Whether a task that has ended was the last one of its step on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskEnd {
+    /// It was.
+    Last,
+    /// Others will come.
+    NotLast,
+    /// No other one will come, and so many have not.
+    LastButFor(u32),
+}
+
 /// The right to use a container; given back when dropped.
 #[derive(Debug)]
 pub struct ContainerLease {
@@ -101,34 +116,46 @@ impl ContainerLease {
         self.path.join("container.json")
     }
 
-    /// Counts a task of `step` that has ended; true for the last of `n_tasks`, which alone has the right still.
+    /// Counts a task of `step` that has ended, the `process`; the last of `n_tasks` alone has the right still. Whether
+    /// others can come after it is asked where there are fewer: whether a task lives that is none of these processes.
     ///
     /// # Errors
     /// The count cannot be kept.
-    pub fn count_end(&self, step: &str, n_tasks: u32) -> Result<bool, TreeError> {
+    pub fn count_end(
+        &self,
+        step: &str,
+        (process, n_tasks): (u32, u32),
+        others_live: impl FnOnce(&BTreeSet<u32>) -> bool,
+    ) -> Result<TaskEnd, TreeError> {
         if n_tasks <= 1 {
-            return Ok(true);
+            return Ok(TaskEnd::Last);
         }
         // From here on nobody but the last one needs the files.
         flock(&self.directory, FlockOperation::Unlock).map_err(self.failed())?;
         let directory = self.path.join("ends");
         make_for_owner(&directory).map_err(FileError::write(&directory))?;
         let path = directory.join(step);
-        let counted = || -> io::Result<u32> {
+        let counted = || -> io::Result<TaskEnd> {
             let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
             let mut file = options.open(&path)?;
             flock(&file, FlockOperation::LockExclusive)?;
             let mut text = String::new();
-            Read::by_ref(&mut file).take(16).read_to_string(&mut text)?;
-            let ended = text.trim().parse::<u32>().unwrap_or(0).saturating_add(1);
-            file.rewind()?;
-            writeln!(file, "{ended}")?;
-            Ok(ended)
+            Read::by_ref(&mut file).take(MAX_ENDS).read_to_string(&mut text)?;
+            // What lies behind is where the next line goes.
+            writeln!(file, "{process}")?;
+            // A number is another process's by now, where many were started meanwhile: lines are counted, not numbers.
+            let n_ended = u32::try_from(text.lines().count()).unwrap_or(u32::MAX).saturating_add(1);
+            let ended = text.lines().filter_map(|line| line.parse().ok()).chain([process]).collect();
+            Ok(match n_tasks.saturating_sub(n_ended) {
+                0 => TaskEnd::Last,
+                _ if others_live(&ended) => TaskEnd::NotLast,
+                n_missing => TaskEnd::LastButFor(n_missing),
+            })
         };
-        let ended = counted().map_err(FileError::write(&path))?;
-        if ended >= n_tasks {
+        let end = counted().map_err(FileError::write(&path))?;
+        if end == TaskEnd::Last {
             // A later step has another name.
             let _ = fs::remove_file(&path);
             flock(&self.directory, FlockOperation::LockShared).map_err(self.failed())?;
@@ -137,7 +164,7 @@ impl ContainerLease {
                 return Err(TreeError::Lock { path: self.path.clone() });
             }
         }
-        Ok(ended >= n_tasks)
+        Ok(end)
     }
 
     fn failed(&self) -> impl Fn(Errno) -> TreeError {

@@ -47,7 +47,7 @@ pub use client::{
 };
 pub use containers::{
     ContainerLease, ContainerPlace, ContainerRecord, Containers, ListedContainer, MadeContainer,
-    NewContainer, hash_image,
+    NewContainer, TaskEnd, hash_image,
 };
 pub use convert::{
     ConvertError, ConvertOptions, Converted, OutputFormat, Timings, convert_directory, convert_image,

@@ -235,26 +235,41 @@ fn cut_off(site: &Site, target: &Path, name: &str, running: Running, kill: bool)
     site.cluster.job(name, output)
 }
 
-/// Where one task of a node does not start, its container is not saved, and that task says so.
+/// Where one task of a node does not start, its container is not saved, and that is said: by that task, and by the last
+/// one that ran, also where the other one was killed before it came to us.
 ///
 /// # Errors
 /// It is, or nobody does.
 pub fn not_all_started(site: &Site) -> Check {
     let dir = site.env().work_dir("kept-unstarted")?;
-    // What the plugin has told the task is the task's own to change.
-    let prolog = "#!/bin/sh\n[ $SLURM_LOCALID = 0 ] || echo export SITULA_TASK_PROGRAM=/no/such/program\n";
-    let prolog = dir.write("prolog.sh", prolog)?;
-    fs::set_permissions(&prolog, Permissions::from_mode(0o755))?;
-    let prolog = format!("--task-prolog={}", prolog.display());
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    let words = ["-N1", "-n2", "--overcommit", &prolog, &image, "--container-save=never.sqsh", "echo", "ran"];
-    let job = site.cluster.srun(dir.path(), words)?;
-    let output =
-        job.output.clone().expect_code(127)?.expect_text("ran\n")?.expect_text("/no/such/program")?;
-    output.expect_text("so the container of this node is not saved")?;
-    let record = only_record(site, &job)?;
-    if dir.path().join("never.sqsh").exists() || record.class != "engine-command-missing" {
-        return Err(format!("{record:?}\n{}", job.output).into());
+    let mount = format!("--container-mounts={}:/out", dir.path().display());
+    // What the plugin has told the task is the task's own to change.
+    let misled = "echo export SITULA_TASK_PROGRAM=/no/such/program; echo $PPID > pid";
+    let killed = "echo $PPID > pid; kill -TERM $PPID";
+    let missed = "1 of the 2 tasks of this step here were not started";
+    let unsaved = "so the container of this node is not saved";
+    for (prolog, class, told) in [
+        (misled, "engine-command-missing", &["/no/such/program", unsaved, missed][..]),
+        (killed, "engine-setup-failed", &[missed]),
+    ] {
+        let script = format!("#!/bin/sh\n[ $SLURM_LOCALID = 0 ] || {{ {prolog}; }}\n");
+        let prolog = dir.write("prolog.sh", &script)?;
+        fs::set_permissions(&prolog, Permissions::from_mode(0o755))?;
+        let prolog = format!("--task-prolog={}", prolog.display());
+        // The other one ends when that one has.
+        let script = "gone() { ! grep -q '^State:.[^ZX]' /proc/$(cat /out/pid)/status 2>/dev/null; }; \
+                      until [ -s /out/pid ] && gone; do usleep 20000; done; echo ran";
+        let words = ["-N1", "-n2", "--overcommit", &prolog, &image, &mount, "--container-save=never.sqsh"];
+        let job = site.cluster.srun(dir.path(), words.into_iter().chain(["sh", "-c", script]))?;
+        let output = told.iter().try_fold(job.output.clone(), |output, text| output.expect_text(text))?;
+        let output = output.expect_text("ran\n")?;
+        let record = only_record(site, &job)?;
+        let saved = dir.path().join("never.sqsh").exists();
+        if output.status.success() || saved || record.class != class || job.account.state != "FAILED" {
+            return Err(format!("{:?} {record:?}\n{output}", job.account).into());
+        }
+        fs::remove_file(dir.path().join("pid"))?;
     }
     swept(site, &dir)?;
     Ok(())

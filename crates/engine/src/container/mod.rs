@@ -7,14 +7,16 @@
 mod over;
 mod save;
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, OFlags, unlinkat};
+use rustix::process::getppid;
 use situla_image::{
     ContainerLease, ContainerPlace, ContainerRecord, Containers, Identities, MadeContainer, NewContainer,
-    TreeCache, TreeError, hash_image,
+    TaskEnd, TreeCache, TreeError, hash_image,
 };
 use situla_oci::Digest;
 use situla_plan::{Plan, RootfsIdentity, RootfsSource, Rung};
@@ -351,19 +353,20 @@ impl KeptContainer {
     /// one that was for this step alone goes. `tell` hears of what happens meanwhile.
     pub(crate) fn ended(self, tell: &mut dyn FnMut(Meanwhile<'_>)) -> Result<Option<SavedFile>, EngineError> {
         let Some(save) = &self.save else { return Ok(None) };
-        if !self.lease.count_end(&save.step, save.n_tasks).map_err(failed)? {
-            return Ok(None);
-        }
         let root = self.lease.root();
+        let counted = (std::process::id(), save.n_tasks);
+        match self.lease.count_end(&save.step, counted, siblings_live).map_err(failed)? {
+            TaskEnd::Last => {}
+            TaskEnd::NotLast => return Ok(None),
+            TaskEnd::LastButFor(n_missing) => return save.missed(n_missing, &root),
+        }
         if let Some(target) = &save.target {
             tell(Meanwhile::Writing(target));
         }
         let saved =
             save.write(&root, &mut |signal| tell(Meanwhile::Asked(signal))).map_err(|error| match error {
                 EngineError::Save { path, message, class, remedy } => {
-                    let message =
-                        format!("{message}; the files stay in {} until the job is over", root.display());
-                    EngineError::Save { path, message, class, remedy }
+                    EngineError::Save { path, message: staying(&message, &root), class, remedy }
                 }
                 other => other,
             });
@@ -382,6 +385,26 @@ impl KeptContainer {
             let _ = containers.remove(&place);
         }
     }
+}
+
+/// What is said of a container that could not be saved.
+fn staying(message: &str, root: &Path) -> String {
+    format!("{message}; the files stay in {} until the job is over", root.display())
+}
+
+/// Whether slurmstepd has tasks besides these processes: they are its children, as this one is. What else it has started
+/// is taken for one. Where they cannot be seen there are none.
+fn siblings_live(ended: &BTreeSet<u32>) -> bool {
+    let Some(parent) = getppid().map(|parent| parent.as_raw_nonzero().to_string()) else { return true };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.any(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name before it may have anything in it: proc_pid_stat(5).
+        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let lives = fields.next().is_some_and(|state| !matches!(state, "Z" | "X"));
+        lives && fields.next() == Some(&parent) && !ended.contains(&pid)
+    })
 }
 
 /// A name and what is asked of it, in pyxis's spelling: `NAME[:FLAG]`.

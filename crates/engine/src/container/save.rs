@@ -7,7 +7,7 @@ use situla_records::{EngineClass, SavedFile};
 use situla_runtime::SignalInfo;
 use situla_slurm::Allocation;
 
-use super::{above, allocation, step};
+use super::{above, allocation, staying, step};
 use crate::error::EngineError;
 use crate::host::Host;
 use crate::own_process::{self, Work, WorkFailure};
@@ -55,6 +55,21 @@ impl Save {
             _ => 1,
         };
         Ok(Save { target, n_tasks, step: step(host)? })
+    }
+
+    /// What comes of it where tasks have not come to their end, and none will: an error, where it is for this node to write.
+    pub(super) fn missed(&self, n_missing: u32, root: &Path) -> Result<Option<SavedFile>, EngineError> {
+        let Some(target) = &self.target else { return Ok(None) };
+        let message = format!(
+            "{n_missing} of the {} tasks of this step here were not started, or were killed, before they came to an end in it",
+            self.n_tasks
+        );
+        Err(EngineError::Save {
+            path: target.display().to_string(),
+            message: staying(&message, root),
+            class: EngineClass::SetupFailed,
+            remedy: Some("see what is said of those tasks, then run the step again".to_owned()),
+        })
     }
 
     /// Writes the files in `root`, where it is for this node to do so.

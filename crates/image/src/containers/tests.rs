@@ -99,11 +99,27 @@ fn the_last_task_is_told() {
     let containers = Containers::new(dir.path().join("own"));
     let lease = make(&containers, "a");
     for step in ["1.0", "1.1"] {
-        let told: Vec<bool> = (0..3).map(|_| lease.count_end(step, 3).unwrap()).collect();
-        assert_eq!(told, [false, false, true]);
+        let told: Vec<TaskEnd> =
+            (7..10).map(|process| lease.count_end(step, (process, 3), |_| true).unwrap()).collect();
+        assert_eq!(told, [TaskEnd::NotLast, TaskEnd::NotLast, TaskEnd::Last]);
     }
-    assert!(lease.count_end("1.2", 1).unwrap());
+    let never = |_: &BTreeSet<u32>| panic!("it is the last one");
+    assert_eq!(lease.count_end("1.2", (7, 1), never).unwrap(), TaskEnd::Last);
     assert_eq!(fs::read_dir(lease.root().with_file_name("ends")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_task_that_never_comes_is_missed_by_the_last_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let containers = Containers::new(dir.path().join("own"));
+    let lease = make(&containers, "a");
+    let living = |living: &[u32]| {
+        let living: BTreeSet<u32> = living.iter().copied().collect();
+        move |ended: &BTreeSet<u32>| !living.is_subset(ended)
+    };
+    // Of four, 9 never comes, and 10 neither; those that have ended take a moment until they are gone.
+    assert_eq!(lease.count_end("1.0", (7, 4), living(&[7, 8, 9])).unwrap(), TaskEnd::NotLast);
+    assert_eq!(lease.count_end("1.0", (8, 4), living(&[7, 8])).unwrap(), TaskEnd::LastButFor(2));
 }
 
 #[test]
