@@ -1,14 +1,14 @@
 //! Facts about the host and the user, gathered once at the edge.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use situla_plan::{HostGroup, HostUser};
-use situla_slurm::cgroup;
-use situla_slurm::{Allocation, Confirmation, MAX_CONF, cluster_name};
+use situla_slurm::{Allocation, Confirmation, cgroup};
+
+use crate::slurm_conf;
 
 /// What a run needs to know of the machine and of who runs it.
 #[derive(Debug)]
@@ -112,17 +112,7 @@ impl Host {
 
 /// The name of the cluster, by the configuration that Slurm's programs would take here.
 fn cluster(named: Option<&str>) -> Option<String> {
-    // The second one is where slurmd puts it that has none of its own (slurm.conf(5), "configless").
-    const USUAL_PLACES: [&str; 2] = ["/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf"];
-    let read = |path: &str| {
-        let mut text = Vec::new();
-        std::fs::File::open(path).ok()?.take(MAX_CONF).read_to_end(&mut text).ok()?;
-        cluster_name(&String::from_utf8_lossy(&text))
-    };
-    match named.filter(|path| !path.is_empty()) {
-        Some(path) => read(path),
-        None => USUAL_PLACES.into_iter().find_map(read),
-    }
+    slurm_conf::places(named.map(Path::new)).find_map(|path| slurm_conf::load(&path)?.cluster_name())
 }
 
 /// The working directory: `PWD` where it leads there, since it shows links as the user knows them.

@@ -35,6 +35,7 @@ mod resolve;
 mod seccomp_profile;
 mod site;
 mod slurm_client;
+mod slurm_conf;
 mod status;
 mod step_end;
 mod store_place;

@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 
 use situla_bindings::{BindRequest, BindSource, Origin, Propagation};
 use situla_plan::HostUser;
+use situla_slurm::SlurmConf;
 
 use crate::error::EngineError;
 use crate::host::Host;
 use crate::image_view::{Found, ImageView};
 use crate::request::RunRequest;
 use crate::site::untrusted;
+use crate::slurm_conf;
 
 /// Where all this is inside.
 const PLACE: &str = "/.situla/slurm";
@@ -36,8 +38,7 @@ const LOADERS: [&str; 2] = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch6
 /// Directories of the host that are never shown whole.
 const SHARED: [&str; 8] = ["/", "/etc", "/run", "/var/run", "/usr", "/var", "/tmp", "/var/tmp"];
 
-/// Bytes of a configuration file, files of one directory, and directories of libraries.
-const MAX_CONFIGURATION: u64 = 16 << 20;
+/// Files of one directory, and directories of libraries.
 const MAX_FILES: usize = 256;
 const MAX_LIBRARIES: usize = 16;
 
@@ -80,17 +81,17 @@ pub(crate) fn plan(request: &RunRequest, host: &Host) -> Result<Option<SlurmClie
     let loader = LOADERS.iter().find_map(|path| Path::new(path).canonicalize().ok());
     let loader = loader.ok_or_else(|| missing("loader of the GNU C library"))?;
     let configuration = configuration_file(host).ok_or_else(|| missing("slurm.conf"))?;
-    let text = read(&configuration).ok_or_else(|| missing("slurm.conf that can be read"))?;
+    let conf = slurm_conf::load(&configuration).ok_or_else(|| missing("slurm.conf that can be read"))?;
     let tools = tools(host);
     if tools.first().is_none_or(|(name, _)| *name != TOOLS[0]) {
         return Err(missing("srun"));
     }
     let mut libraries = library_directories(&loader);
-    let plugins = plugin_directories(&text, &libraries, &tools);
+    let plugins = plugin_directories(&conf, &libraries, &tools);
     if plugins.is_empty() {
         return Err(missing("directory of Slurm's plugins"));
     }
-    let (socket, what) = socket(&text);
+    let (socket, what) = socket(&conf);
     if !socket.exists() {
         return Err(missing(&format!("{what} at {}", socket.display())));
     }
@@ -127,7 +128,7 @@ pub(crate) fn plan(request: &RunRequest, host: &Host) -> Result<Option<SlurmClie
             None => {}
         }
     }
-    for path in of_plugstack(&text, &configuration) {
+    for path in of_plugstack(&conf, &configuration) {
         show(&path, &path);
     }
     // A configuration of somebody else's leads where he likes: then the policy judges these like mounts of the user's.
@@ -146,7 +147,7 @@ pub(crate) fn plan(request: &RunRequest, host: &Host) -> Result<Option<SlurmClie
         })
         .collect();
     for key in ["SlurmUser", "SlurmdUser"] {
-        if let Some(name) = setting(&text, key).filter(|name| *name != "root")
+        if let Some(name) = conf.value(key).filter(|name| *name != "root")
             && let Some(account) = crate::host::account_of(name)
             && !client.accounts.contains(&account)
         {
@@ -203,28 +204,9 @@ fn bind(source: &Path, destination: &Path) -> BindRequest {
     }
 }
 
-/// The value of a key; the last one counts. Names are the same in capitals and small letters.
-fn setting<'a>(text: &'a str, key: &str) -> Option<&'a str> {
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    let mut values = lines.filter_map(|line| {
-        let (name, value) = line.split_once('=')?;
-        name.trim().eq_ignore_ascii_case(key).then_some(value.trim().trim_matches('"'))
-    });
-    values.next_back().map(|value| value.split('(').next().unwrap_or(value)).filter(|value| !value.is_empty())
-}
-
 fn configuration_file(host: &Host) -> Option<PathBuf> {
     let named = host.variable("SLURM_CONF").map(PathBuf::from).filter(|path| path.is_absolute());
-    let usual = ["/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf"];
-    named.into_iter().chain(usual.map(PathBuf::from)).find(|path| path.is_file())
-}
-
-fn read(path: &Path) -> Option<String> {
-    let metadata = std::fs::metadata(path).ok()?;
-    if !metadata.is_file() || metadata.len() > MAX_CONFIGURATION {
-        return None;
-    }
-    std::fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    slurm_conf::places(named.as_deref()).find(|path| path.is_file())
 }
 
 fn tools(host: &Host) -> Vec<(&'static str, PathBuf)> {
@@ -250,7 +232,7 @@ fn is_program(path: &Path) -> bool {
 /// Where the host has its libraries; the loader's directory first.
 fn library_directories(loader: &Path) -> Vec<PathBuf> {
     let configured = std::fs::read_dir("/etc/ld.so.conf.d").into_iter().flatten().flatten().take(MAX_FILES);
-    let configured = configured.filter_map(|entry| read(&entry.path()));
+    let configured = configured.filter_map(|entry| slurm_conf::text(&entry.path()));
     let lines: Vec<String> =
         configured.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
     let usual = ["/lib64", "/usr/lib64", "/lib", "/usr/lib"].map(PathBuf::from);
@@ -267,9 +249,9 @@ fn library_directories(loader: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn plugin_directories(text: &str, libraries: &[PathBuf], tools: &[(&str, PathBuf)]) -> Vec<PathBuf> {
+fn plugin_directories(conf: &SlurmConf, libraries: &[PathBuf], tools: &[(&str, PathBuf)]) -> Vec<PathBuf> {
     let named: Vec<PathBuf> =
-        setting(text, "PluginDir").into_iter().flat_map(|list| list.split(':')).map(PathBuf::from).collect();
+        conf.value("PluginDir").into_iter().flat_map(|list| list.split(':')).map(PathBuf::from).collect();
     let beside = tools.iter().filter_map(|(_, path)| Some(path.parent()?.parent()?.to_owned()));
     let beside = beside.flat_map(|prefix| [prefix.join("lib"), prefix.join("lib64")]);
     let usual = libraries
@@ -287,11 +269,11 @@ fn plugin_directories(text: &str, libraries: &[PathBuf], tools: &[(&str, PathBuf
 }
 
 /// The socket by which users prove to Slurm who they are, and whose it is.
-fn socket(text: &str) -> (PathBuf, &'static str) {
-    if setting(text, "AuthType") == Some("auth/slurm") {
+fn socket(conf: &SlurmConf) -> (PathBuf, &'static str) {
+    if conf.value("AuthType") == Some("auth/slurm") {
         return (PathBuf::from("/run/slurm/sack.socket"), "socket of auth/slurm");
     }
-    let named = setting(text, "AuthInfo").into_iter().flat_map(|list| list.split(','));
+    let named = conf.value("AuthInfo").into_iter().flat_map(|list| list.split(','));
     let named = named.filter_map(|word| word.trim().strip_prefix("socket=")).map(PathBuf::from).next();
     let usual = ["/run/munge/munge.socket.2", "/var/run/munge/munge.socket.2"].map(PathBuf::from);
     let first = usual.iter().find(|path| path.exists()).unwrap_or(&usual[0]).clone();
@@ -299,12 +281,12 @@ fn socket(text: &str) -> (PathBuf, &'static str) {
 }
 
 /// Files that the stack of plugins of srun names: plugins, the trampoline of ours, further configuration.
-fn of_plugstack(text: &str, configuration: &Path) -> Vec<PathBuf> {
+fn of_plugstack(conf: &SlurmConf, configuration: &Path) -> Vec<PathBuf> {
     let usual = configuration.with_file_name("plugstack.conf");
-    let mut pending = vec![setting(text, "PlugStackConfig").map_or(usual, PathBuf::from)];
+    let mut pending = vec![conf.value("PlugStackConfig").map_or(usual, PathBuf::from)];
     let (mut done, mut found) = (BTreeSet::new(), BTreeSet::new());
     while let Some(file) = pending.pop() {
-        let Some(stack) = read(&file) else { continue };
+        let Some(stack) = slurm_conf::text(&file) else { continue };
         if done.len() == MAX_FILES || !done.insert(file.clone()) {
             continue;
         }
@@ -346,21 +328,19 @@ fn matching(pattern: &str, from: &Path) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
+    fn conf(text: &str) -> SlurmConf {
+        SlurmConf::parse(text, |_| None)
+    }
+
     #[test]
-    fn settings_are_read_as_slurm_does() {
-        let text = "# SlurmUser=no\nslurmuser = slurm # yes\nPluginDir=/a:/b\nSlurmdUser=root(0)\n\
-                    AuthInfo=ttl=3,socket=/s\nAuthType=auth/munge\nEmpty=\n";
-        for (key, value) in [
-            ("SlurmUser", Some("slurm")),
-            ("PluginDir", Some("/a:/b")),
-            ("SlurmdUser", Some("root")),
-            ("Empty", None),
-            ("Other", None),
+    fn sockets_are_where_the_configuration_says() {
+        for (text, place) in [
+            ("AuthInfo=ttl=3,socket=/s\nAuthType=auth/munge\n", "/s"),
+            ("AuthInfo=socket=/old\nauthinfo = \"socket=/s\"\n", "/s"),
+            ("AuthType=auth/slurm", "/run/slurm/sack.socket"),
         ] {
-            assert_eq!(setting(text, key), value, "{key}");
+            assert_eq!(socket(&conf(text)).0, Path::new(place), "{text}");
         }
-        assert_eq!(socket(text).0, Path::new("/s"));
-        assert_eq!(socket("AuthType=auth/slurm").0, Path::new("/run/slurm/sack.socket"));
     }
 
     #[test]
@@ -380,7 +360,7 @@ mod tests {
         std::fs::write(at("etc/stack.d/one.conf"), line).unwrap();
         std::fs::write(at("etc/stack.d/two.conf"), format!("optional {} x=/etc\n", b.display())).unwrap();
         std::fs::write(at("etc/stack.d/three.old"), "required /bin/sh\n").unwrap();
-        let found = of_plugstack("", &at("etc/slurm.conf"));
+        let found = of_plugstack(&conf(""), &at("etc/slurm.conf"));
         let wanted = [at("etc/stack.d/one.conf"), at("etc/stack.d/two.conf"), a, b, program];
         assert_eq!(found, wanted);
     }

@@ -21,7 +21,7 @@ pub use allocation::{
     Allocation, ArrayTask, Confirmation, Context, GpuSource, Gpus, HetGroup, MemoryLimit, NodeLayout,
     StepLayout, TaskIdentity,
 };
-pub use conf::{MAX_CONF, cluster_name};
+pub use conf::{MAX_CONF, SlurmConf};
 pub use error::{HostlistError, RepeatError, SlurmError};
 pub use hostlist::{MAX_HOSTS, compress, expand};
 pub use ids::{JobId, LocalRank, NodeIndex, ProcId, StepId};
