@@ -59,7 +59,7 @@ pub use request::{
 pub use site::{RootfsSettings, ShortNames, Site, site_places, untrusted};
 pub use situla_plan::SCHEMA as PLAN_SCHEMA;
 pub use situla_records::EngineClass;
-pub use situla_runtime::{Exit, Failure, FailureClass, die_by, read_own_files};
+pub use situla_runtime::{Exit, Failure, FailureClass, Links, die_by, open_inside, read_own_files};
 pub use situla_slurm::StepId;
 pub use status::FailureKind;
 pub use step_end::{StepEnd, StepEndError};

@@ -11,8 +11,9 @@ use serde_json::json;
 use crate::command_error::CommandError;
 use crate::output::{data, note};
 use crate::site::{
-    Finding, Findings, Installation, Level, MAX_PLUGIN, Manifest, PLACE, PLUGIN, Plan, PluginFacts, Refusal,
-    Root, SETTINGS, Slurm, Stack, Version, facts, installation, machine, place, plan_removal, takes,
+    Extent, Finding, Findings, Installation, Level, LineWish, MAX_PLUGIN, Manifest, PLACE, PLUGIN, Plan,
+    PluginFacts, Readers, Refusal, Removal, Root, SETTINGS, Sharing, Slurm, Srun, Stack, Version,
+    configuration, distrusted, facts, installation, machine, place, takes,
 };
 
 /// Version of what `--json` prints here.
@@ -63,6 +64,13 @@ pub(crate) struct InstallArgs {
     /// A setting of the plugin, such as prefix=box; several times. Without any, those of a line that is there stay
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting)]
     setting: Vec<String>,
+    /// Add the line although other machines read it that have a prefix of their own: when all of them have the plugin
+    #[arg(long, conflicts_with = "without_line")]
+    with_line: bool,
+    /// Put the files there and add no line: first on each machine that has a prefix of its own and reads a plugstack.conf
+    /// that others read too
+    #[arg(long)]
+    without_line: bool,
     /// Replace files that are not from such an installation; they are kept as FILE.before-situla
     #[arg(long)]
     replace: bool,
@@ -76,6 +84,13 @@ pub(crate) struct UninstallArgs {
     /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Take out the line of this machine, and leave the files: first on each machine that has a plugstack.conf of its own and
+    /// sees a prefix that others see too
+    #[arg(long, conflicts_with = "with_files")]
+    only_line: bool,
+    /// Remove the files although other machines see them: when none of them loads the plugin any more
+    #[arg(long)]
+    with_files: bool,
 }
 
 /// Check.
@@ -139,7 +154,12 @@ struct Ground {
 
 impl Ground {
     fn of(place: &Place) -> Result<Self, CommandError> {
-        let root = Root::new(place.root.as_deref());
+        let root = match &place.root {
+            None => Root::machine(),
+            Some(path) => Root::tree(path).map_err(|error| {
+                CommandError::usage(format!("cannot look into {}: {error}", path.display()), "--root DIR")
+            })?,
+        };
         let own = own_program();
         let own = own
             .parent()
@@ -152,18 +172,8 @@ impl Ground {
             return Err(CommandError::usage(message, "choose one without blanks"));
         }
         let file = prefix.join(PLACE);
-        let manifest = match fs::read_to_string(root.place(&file)) {
-            Ok(text) => Some(Manifest::parse(&text).map_err(|error| {
-                let message = format!("cannot understand {}: {error}", file.display());
-                CommandError::refused("setup-failed", message, "use the program that has installed it")
-            })?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => {
-                let message = format!("cannot read {}: {error}", file.display());
-                return Err(CommandError::refused("setup-failed", message, "try again as root"));
-            }
-        };
         let slurm = Slurm::gather(&root, place.slurm_version, place.plugstack.as_deref());
+        let manifest = read_manifest(&root, &file, &prefix, &slurm)?;
         Ok(Ground { root, prefix, slurm, manifest })
     }
 
@@ -172,10 +182,48 @@ impl Ground {
     }
 }
 
+/// The list of what is installed, if there is one and it can be believed.
+fn read_manifest(
+    root: &Root,
+    file: &Path,
+    prefix: &Path,
+    slurm: &Slurm,
+) -> Result<Option<Manifest>, CommandError> {
+    let refused = |message: String, remedy: &str| CommandError::refused("setup-failed", message, remedy);
+    let found =
+        root.follow(file).and_then(|place| place.metadata()).and_then(|about| Ok((about, root.read(file)?)));
+    let (about, bytes) = match found {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|error| {
+            refused(format!("cannot read {}: {error}", file.display()), "try again as root")
+        })?,
+    };
+    if let Some(why) = distrusted(&about).filter(|_| root.is_machine()) {
+        return Err(refused(
+            format!("{} is not believed, since root does what it says: {why}", file.display()),
+            "see who has changed it, and what else; chown root, chmod 644",
+        ));
+    }
+    let manifest = Manifest::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| {
+        refused(
+            format!("cannot understand {}: {error}", file.display()),
+            "use the program that has installed it",
+        )
+    })?;
+    manifest.confine(prefix, &slurm.stack).map_err(|error| {
+        refused(
+            format!("{} is not believed: {error}", file.display()),
+            "see who has changed it; what an installation has, docs/administrators/install.md says",
+        )
+    })?;
+    Ok(Some(manifest))
+}
+
 fn install(arguments: &InstallArgs) -> Result<ExitCode, CommandError> {
     let ground = Ground::of(&arguments.place)?;
     let mut findings = Findings::default();
     machine(&ground.root, &ground.slurm, &mut findings);
+    configuration(&ground.root, &ground.slurm, &mut findings);
     place(&ground.root, &ground.prefix, &mut findings);
     refuse_open(&ground.prefix, &findings)?;
     for finding in findings.0.iter().filter(|finding| finding.level != Level::Good) {
@@ -208,10 +256,24 @@ fn install(arguments: &InstallArgs) -> Result<ExitCode, CommandError> {
         refuse_planted(source)?;
     }
     let stack = ground.stack().map_err(|error| failed(error.into()))?;
+    // With our line there, what srun has of ours is ours.
+    let srun = match stack.ours().next() {
+        Some(_) => Srun::Silent,
+        None => Srun::ask(&ground.root),
+    };
     let installation = Installation {
         root: &ground.root,
         prefix: &ground.prefix,
+        slurm: &ground.slurm,
         stack: &stack,
+        readers: Readers::of(&ground.root, &ground.slurm, &stack.file),
+        prefix_is_own: !ground.root.is_machine() || Sharing::of_future(&ground.prefix).is_own(),
+        wish: match (arguments.with_line, arguments.without_line) {
+            (true, _) => LineWish::Add,
+            (_, true) => LineWish::Leave,
+            _ => LineWish::Auto,
+        },
+        srun: &srun,
         settings: &arguments.setting,
         program: read(&program_source)?,
         program_source: &program_source,
@@ -316,7 +378,24 @@ fn uninstall(arguments: &UninstallArgs) -> Result<ExitCode, CommandError> {
     // What is removed, and what is put back, is as the manifest there says.
     refuse_open(&ground.prefix, &findings)?;
     let stack = ground.stack().map_err(|error| failed(error.into()))?;
-    let plan = plan_removal(&ground.root, &ground.prefix, &stack, manifest).map_err(failed)?;
+    let removal = Removal {
+        root: &ground.root,
+        prefix: &ground.prefix,
+        slurm: &ground.slurm,
+        stack: &stack,
+        readers: Readers::of(&ground.root, &ground.slurm, &stack.file),
+        sharing: match ground.root.is_machine() {
+            true => Sharing::of_future(&ground.prefix),
+            false => Sharing::Unknown,
+        },
+        manifest,
+        extent: match (arguments.only_line, arguments.with_files) {
+            (true, _) => Extent::Line,
+            (_, true) => Extent::All,
+            _ => Extent::Auto,
+        },
+    };
+    let plan = removal.plan().map_err(failed)?;
     carry_out(&plan, &ground.root, arguments.dry_run)
 }
 
@@ -358,6 +437,7 @@ fn check(arguments: &CheckArgs) -> Result<ExitCode, CommandError> {
     let ground = Ground::of(&arguments.place)?;
     let mut findings = Findings::default();
     machine(&ground.root, &ground.slurm, &mut findings);
+    configuration(&ground.root, &ground.slurm, &mut findings);
     installation(&ground.root, &ground.slurm, ground.stack(), ground.manifest.as_ref(), &mut findings);
     let worst = findings.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Good);
     if arguments.json {

@@ -4,13 +4,15 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use serde_json::{Value, json};
 use situla_engine::{Site, site_places, untrusted};
 
 use super::manifest::{Entry, Manifest};
 use super::plugin_file::{self, MAX_PLUGIN};
+use super::rivals::{self, Srun};
 use super::root::Root;
+use super::sharing::Sharing;
 use super::slurm::Slurm;
 use super::stack::{Line, SETTINGS, Stack, takes};
 use super::steps::{Found, look};
@@ -171,12 +173,48 @@ pub(crate) fn machine(root: &Root, slurm: &Slurm, findings: &mut Findings) {
     }
 }
 
+/// Where the plugin stack is from.
+pub(crate) fn configuration(root: &Root, slurm: &Slurm, findings: &mut Findings) {
+    const CHECK: &str = "configless";
+    if slurm.hands_out {
+        let file = slurm.stack.display();
+        findings.good(CHECK, format!("{file} is handed to machines without a configuration of their own"));
+    }
+    let Some(copy) = &slurm.copy else { return };
+    match &copy.beside {
+        None => findings.good(
+            CHECK,
+            format!("this machine has its configuration from the controller: its plugin stack is {}", copy.place()),
+        ),
+        Some(beside) => findings.warn(
+            CHECK,
+            format!(
+                "slurmd has its configuration from the controller, and srun takes {}: the first reads {}, the other {}",
+                beside.display(),
+                copy.place(),
+                slurm.stack.display()
+            ),
+            format!("remove {}, or have the plugin's line in both", beside.display()),
+        ),
+    }
+    // What slurmd reads, where that is not what srun does.
+    let Some(directory) = copy.directory.as_ref().filter(|_| copy.beside.is_some()) else { return };
+    let stack = directory.join("plugstack.conf");
+    if Stack::read(root, &stack).is_ok_and(|stack| stack.ours().next().is_none()) {
+        findings.bad(
+            "plugstack",
+            format!("{} loads no plugin of ours: steps for containers run on the host here", stack.display()),
+            format!("add the line to {}", copy.place()),
+        );
+    }
+}
+
 /// The place where something is to be installed, before it is there.
 pub(crate) fn place(root: &Root, prefix: &Path, findings: &mut Findings) {
-    let there = prefix.ancestors().find(|path| root.place(path).exists()).unwrap_or(Path::new("/"));
+    let there = prefix.ancestors().find(|path| root.has(path)).unwrap_or(Path::new("/"));
     owners(root, "prefix-permissions", there, findings);
     for below in ["bin", "lib", "etc/situla", "share/situla"].map(|name| prefix.join(name)) {
-        if root.place(&below).exists() {
+        if root.has(&below) {
             owners(root, "prefix-permissions", &below, findings);
         }
     }
@@ -203,11 +241,19 @@ pub(crate) fn installation(
         findings.bad(
             "plugstack",
             format!("{file} loads no plugin of ours: options of containers are unknown, and a step that was submitted with them elsewhere runs on the host"),
-            "situla site install",
+            slurm.copy.as_ref().map_or_else(
+                || "situla site install".to_owned(),
+                |copy| format!("add the line to {}, which `situla site install` shows", copy.place()),
+            ),
         );
     }
+    let srun = match ours.is_empty() {
+        true => Srun::Silent,
+        false => Srun::ask(root),
+    };
     for (index, line) in ours.iter().enumerate() {
-        look_at_line(root, &stack, &ours[..index], line, findings);
+        look_at_line(root, &ours[..index], line, findings);
+        options(root, slurm, &stack, line, &srun, findings);
         plugin(root, slurm, line, findings);
         if let Some(trampoline) = line.setting("trampoline") {
             self::trampoline(root, Path::new(trampoline), line, findings);
@@ -229,7 +275,7 @@ pub(crate) fn installation(
     }
 }
 
-fn look_at_line(root: &Root, stack: &Stack, before: &[&Line], line: &Line, findings: &mut Findings) {
+fn look_at_line(root: &Root, before: &[&Line], line: &Line, findings: &mut Findings) {
     let place = line.place();
     if line.is_optional {
         findings.bad(
@@ -255,11 +301,7 @@ fn look_at_line(root: &Root, stack: &Stack, before: &[&Line], line: &Line, findi
             "add trampoline=PATH",
         );
     }
-    let rival = |other: &&Line| {
-        let is_pyxis = other.has_name("spank_pyxis") && line.prefix() == "container";
-        is_pyxis || (before.contains(other) && other.prefix() == line.prefix())
-    };
-    if let Some(other) = stack.lines.iter().find(rival) {
+    if let Some(other) = before.iter().find(|other| other.prefix() == line.prefix()) {
         findings.bad(
             "plugstack",
             format!("{} and {place} load plugins with the same options: every srun fails", other.place()),
@@ -267,7 +309,7 @@ fn look_at_line(root: &Root, stack: &Stack, before: &[&Line], line: &Line, findi
         );
     }
     if let Some(switch) = line.setting("disabled")
-        && root.place(Path::new(switch)).symlink_metadata().is_ok()
+        && root.place(Path::new(switch)).is_ok_and(|place| place.symlink_metadata().is_ok())
     {
         findings.warn(
             "switch",
@@ -280,23 +322,55 @@ fn look_at_line(root: &Root, stack: &Stack, before: &[&Line], line: &Line, findi
     }
 }
 
+/// Whether srun has our options, and from us.
+fn options(root: &Root, slurm: &Slurm, stack: &Stack, line: &Line, srun: &Srun, findings: &mut Findings) {
+    let place = line.place();
+    const REMEDY: &str = "prefix=WORD for one of them, or one line less";
+    let rival = rivals::rival(root, slurm, stack, line.prefix());
+    match (rival, srun) {
+        // That our options are there says whose they are not.
+        (Some(rival), Srun::Has(_)) if srun.option(line.prefix()).is_some() => findings.warn(
+            "options",
+            format!(
+                "the plugin of {} may have the option --{} as well as that of {place}; srun takes one of them",
+                rival.line.place(),
+                rival.option
+            ),
+            REMEDY,
+        ),
+        (Some(rival), _) => findings.bad(
+            "options",
+            format!(
+                "{} and {place} load plugins with the same options, such as --{}: every srun fails",
+                rival.line.place(),
+                rival.option
+            ),
+            REMEDY,
+        ),
+        (None, Srun::Fails(error)) => findings.bad(
+            "options",
+            format!("srun does not start, for anybody: {error}"),
+            format!("mend that; until then take {place} out"),
+        ),
+        (None, Srun::Has(_)) => match srun.option(line.prefix()) {
+            Some(option) => findings.good("options", format!("srun has --{option} and the others")),
+            None => findings.bad(
+                "options",
+                format!("srun has no option --{}-image, although {place} loads the plugin", line.prefix()),
+                "see whether srun reads another plugstack.conf (SLURM_CONF)",
+            ),
+        },
+        (None, Srun::Silent) => {}
+    }
+}
+
 fn plugin(root: &Root, slurm: &Slurm, line: &Line, findings: &mut Findings) {
-    let path = match line.plugin.is_absolute() {
-        true => line.plugin.clone(),
-        false => {
-            let found = slurm.plugin_directories.iter().map(|directory| directory.join(&line.plugin));
-            found
-                .clone()
-                .find(|path| root.place(path).exists())
-                .or_else(|| found.clone().next())
-                .unwrap_or_default()
-        }
-    };
+    let path = rivals::file_of(root, slurm, line);
     let name = path.display();
     const REINSTALL: &str = "situla site install";
-    let bytes = match fs::metadata(root.place(&path)) {
+    let bytes = match root.follow(&path).and_then(|place| place.metadata()) {
         Ok(file) if file.len() > MAX_PLUGIN => Err("it is too large for one".to_owned()),
-        Ok(_) => fs::read(root.place(&path)).map_err(|error| error.to_string()),
+        Ok(_) => root.read(&path).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
     let bytes = match bytes {
@@ -350,9 +424,8 @@ fn plugin(root: &Root, slurm: &Slurm, line: &Line, findings: &mut Findings) {
 
 /// The program that tasks become, and where it lies.
 fn trampoline(root: &Root, path: &Path, line: &Line, findings: &mut Findings) {
-    let place = root.place(path);
     const BY_ALL: u32 = 0o005;
-    match fs::metadata(&place) {
+    match root.follow(path).and_then(|place| place.metadata()) {
         Err(error) => {
             let message = format!("the trampoline {} cannot be used: {error}", path.display());
             return findings.bad("trampoline", message, "situla site install");
@@ -370,7 +443,7 @@ fn trampoline(root: &Root, path: &Path, line: &Line, findings: &mut Findings) {
     let named = line.setting("config").map(Path::new);
     // The program would look at this machine's files, not the tree's.
     if root.is_machine() {
-        let real = fs::canonicalize(&place).unwrap_or(place);
+        let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         match Site::load(&real, named) {
             Err(error) => findings.bad(
                 "site-files",
@@ -405,28 +478,6 @@ fn owners(root: &Root, check: &'static str, path: &Path, findings: &mut Findings
     findings.good(check, format!("nobody but root can change {}", path.display()));
 }
 
-/// File systems by the number that statfs(2) gives, and who sees them: `None` where that is nobody else, and not
-/// for long.
-const FILE_SYSTEMS: [(u64, &str, Option<bool>); 14] = [
-    (0x0102_1994, "tmpfs", None),
-    (0x8584_58f6, "ramfs", None),
-    (0xef53, "ext4", Some(false)),
-    (0x5846_5342, "xfs", Some(false)),
-    (0x9123_683e, "btrfs", Some(false)),
-    (0x2fc1_2fc1, "zfs", Some(false)),
-    (0x794c_7630, "overlay", Some(false)),
-    (0x6969, "nfs", Some(true)),
-    (0x0bd0_0bd0, "lustre", Some(true)),
-    (0x4750_4653, "gpfs", Some(true)),
-    (0x00c3_6400, "ceph", Some(true)),
-    (0x1983_0326, "beegfs", Some(true)),
-    (0xaad7_aaea, "panfs", Some(true)),
-    (0x0102_1997, "9p", Some(true)),
-];
-
-/// Directories that belong to one machine, or to one boot.
-const PASSING: [&str; 4] = ["/tmp", "/var/tmp", "/run", "/dev"];
-
 /// `there` is `path`, or what is there of it.
 fn file_system(path: &Path, there: &Path, findings: &mut Findings) {
     const CHECK: &str = "file-system";
@@ -438,29 +489,14 @@ fn file_system(path: &Path, there: &Path, findings: &mut Findings) {
             "mount it without",
         );
     }
-    if PASSING.iter().any(|place| path.starts_with(place)) {
-        return findings.bad(
+    match Sharing::of(path, there) {
+        Sharing::Passing(what) => findings.bad(CHECK, format!("{name} is {what}"), remedy),
+        Sharing::Own(kind) => findings.good(
             CHECK,
-            format!("{name} is in a directory that every node has for itself"),
-            remedy,
-        );
-    }
-    // The number has 32 bits, sign-extended in the C type.
-    let kind = statfs(there).map(|found| u64::from_ne_bytes(found.f_type.to_ne_bytes()) & 0xffff_ffff);
-    match kind.ok().and_then(|kind| FILE_SYSTEMS.iter().find(|(number, ..)| *number == kind)) {
-        Some((_, kind, None)) => {
-            findings.bad(CHECK, format!("{name} is on {kind}: other nodes do not see it"), remedy)
-        }
-        Some((_, kind, Some(false))) => {
-            findings.good(
-                CHECK,
-                format!("{name} is on {kind}: every node and submit host needs an installation of its own"),
-            );
-        }
-        Some((_, kind, Some(true))) => {
-            findings.good(CHECK, format!("{name} is on {kind}, which nodes share"))
-        }
-        None => findings.warn(
+            format!("{name} is on {kind}: every node and submit host needs an installation of its own"),
+        ),
+        Sharing::Shared(kind) => findings.good(CHECK, format!("{name} is on {kind}, which nodes share")),
+        Sharing::Unknown => findings.warn(
             CHECK,
             format!("whether other nodes see {name} cannot be known"),
             "look there for it",
@@ -485,8 +521,9 @@ mod tests {
             let symbols = [("plugin_version", version), ("situla_protocol", protocol)];
             fs::write(dir.path().join("p/lib/spank_situla.so"), library(&symbols)).unwrap();
         }
+        fs::write(dir.path().join("p/lib/engine.so"), b"\x7fELF\0environment\0").unwrap();
         fs::copy("/bin/sh", dir.path().join("p/bin/situla")).unwrap();
-        let root = Root::new(Some(dir.path()));
+        let root = Root::tree(dir.path()).unwrap();
         let slurm = Slurm {
             versions: vec![("slurmd".to_owned(), Version::parse(version).unwrap())],
             stack: "/etc/slurm/plugstack.conf".into(),
@@ -552,6 +589,12 @@ mod tests {
                 &["switched off: /p/bin exists", "rm /p/bin"],
             ),
             (&LINE.repeat(2), Some((SLURM, 1)), "22.05.8", &["the same options"]),
+            (
+                &format!("optional /p/lib/engine.so\n{LINE}"),
+                Some((SLURM, 1)),
+                "22.05.8",
+                &["line 1 of", "the same options, such as --environment", "prefix="],
+            ),
             (
                 &format!("required spank_pyxis.so\n{LINE}"),
                 Some((SLURM, 1)),

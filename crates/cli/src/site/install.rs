@@ -1,12 +1,19 @@
-//! Which steps an installation takes, and which a removal: decided by what is there, before anything is changed.
+//! Which steps an installation takes: decided by what is there, before anything is changed.
+//!
+//! **No machine reads a line before it has the plugin**: the plugin is `required`, since an optional one that fails lets tasks
+//! run on the host, and with a required one that is missing every srun fails. Where others read the plugin stack and do
+//! not see the prefix, somebody must therefore say that all of them have the plugin.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use situla_oci::Digest;
 
-use super::manifest::{Entry, Manifest, PLACE};
+use super::manifest::{Entry, Manifest, PLACE, backup_of};
+use super::rivals::{DEFAULT_PREFIX, Srun, file_of, rival};
 use super::root::Root;
+use super::sharing::Sharing;
+use super::slurm::Slurm;
 use super::stack::{Line, PLUGIN, Stack};
 use super::steps::{Found, Step, look};
 
@@ -24,7 +31,7 @@ pub(crate) struct Refusal {
     pub(crate) remedy: String,
 }
 
-fn refusal(message: impl Into<String>, remedy: impl Into<String>) -> Refusal {
+pub(super) fn refusal(message: impl Into<String>, remedy: impl Into<String>) -> Refusal {
     Refusal { message: message.into(), remedy: remedy.into() }
 }
 
@@ -71,14 +78,60 @@ const SITE_FILE: &str = "\
 ";
 
 /// What stands above our line.
-const COMMENT: &str = "# Installed by `situla site install`.";
+pub(super) const COMMENT: &str = "# Installed by `situla site install`.";
+
+/// What becomes of the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LineWish {
+    /// It is added where that can harm nobody.
+    Auto,
+    /// It is added: all that read it have the plugin.
+    Add,
+    /// It is left out.
+    Leave,
+}
+
+/// Who reads the plugin stack that a line would be added to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Readers {
+    /// This machine.
+    Own,
+    /// Others too: why.
+    Others(String),
+    /// It cannot be known.
+    Unknown,
+}
+
+impl Readers {
+    /// Of a file.
+    pub(crate) fn of(root: &Root, slurm: &Slurm, file: &Path) -> Self {
+        if slurm.hands_out {
+            return Readers::Others("is handed to machines without a configuration of their own".to_owned());
+        }
+        if !root.is_machine() {
+            return Readers::Own;
+        }
+        match Sharing::of_future(file) {
+            Sharing::Shared(kind) => Readers::Others(format!("is on {kind}, which nodes share")),
+            Sharing::Unknown => Readers::Unknown,
+            Sharing::Own(_) | Sharing::Passing(_) => Readers::Own,
+        }
+    }
+}
 
 /// What is asked for.
 #[derive(Debug)]
 pub(crate) struct Installation<'a> {
     pub(crate) root: &'a Root,
     pub(crate) prefix: &'a Path,
+    pub(crate) slurm: &'a Slurm,
     pub(crate) stack: &'a Stack,
+    pub(crate) readers: Readers,
+    /// Whether other machines do not see the prefix.
+    pub(crate) prefix_is_own: bool,
+    pub(crate) wish: LineWish,
+    /// What srun has before that.
+    pub(crate) srun: &'a Srun,
     /// Words behind `trampoline=`; none leaves those of a line that is there.
     pub(crate) settings: &'a [String],
     pub(crate) program: Vec<u8>,
@@ -155,7 +208,7 @@ impl Installation<'_> {
         let mut steps = Vec::new();
         let mut foreign = Vec::new();
         let mut wanted = self.files()?;
-        let edit = self.plan_stack(&mut wanted)?;
+        let edit = self.plan_stack(&mut wanted, &mut plan.kept)?;
         for one in &wanted {
             let found = look(self.root, &one.path)?;
             let (same, entry) = match &one.content {
@@ -179,8 +232,7 @@ impl Installation<'_> {
                     foreign.push(one.path.display().to_string());
                     continue;
                 }
-                let name = one.path.file_name().unwrap_or_default().to_string_lossy();
-                let backup = one.path.with_file_name(format!("{name}.before-situla"));
+                let backup = backup_of(&one.path);
                 if look(self.root, &backup)? != Found::Nothing {
                     return Err(refusal(format!("{} is there already", backup.display()), "move it away"));
                 }
@@ -241,10 +293,73 @@ impl Installation<'_> {
         Ok(plan)
     }
 
+    /// A directory of which a file of our own would be included. What the controller hands out is `plugstack.conf` without
+    /// what that includes: there, and among what was fetched from it, the line must be in the file itself.
+    fn included_directory(&self) -> Option<&Path> {
+        let is_fetched = |path: &Path| self.slurm.copy.as_ref().is_some_and(|copy| copy.has(path));
+        let found = self.stack.directory_for(self.root, "situla.conf").filter(|_| !self.slurm.hands_out);
+        found.filter(|directory| !is_fetched(directory))
+    }
+
+    /// What to say where no line is to be added.
+    ///
+    /// # Errors
+    /// It would fail every srun on machines that do not have the plugin.
+    fn left_out(&self, line: &str) -> Result<Option<String>, Refusal> {
+        if let Some(copy) = &self.slurm.copy
+            && copy.beside.is_none()
+            && self.included_directory().is_none()
+        {
+            return Ok(Some(format!(
+                "left out the line: this machine has its plugin stack from the controller; when all nodes and submit hosts \
+                 have the plugin, add to {}, and call scontrol reconfigure: {line}",
+                copy.place()
+            )));
+        }
+        if self.wish == LineWish::Leave {
+            return Ok(Some(format!("left out of {}: {line}", self.stack.file.display())));
+        }
+        let Readers::Others(why) = &self.readers else { return Ok(None) };
+        if self.wish == LineWish::Add || !self.prefix_is_own {
+            return Ok(None);
+        }
+        let (stack, prefix) = (self.stack.file.display(), self.prefix.display());
+        Err(refusal(
+            format!(
+                "{stack} {why}, and {prefix} is this machine's own: with the line there every srun fails for nodes that do \
+                 not have the plugin yet"
+            ),
+            "first on each node and submit host: situla site install --without-line; then, once: situla site install --with-line",
+        ))
+    }
+
+    /// Refuses options that another plugin has.
+    fn refuse_rivals(&self) -> Result<(), Refusal> {
+        let setting = self.settings.iter().find_map(|setting| setting.strip_prefix("prefix="));
+        let prefix = setting.unwrap_or(DEFAULT_PREFIX);
+        let rival = rival(self.root, self.slurm, self.stack, prefix);
+        let message = match (rival, self.srun.option(prefix), self.srun) {
+            // srun has loaded it, and has no such option: the name is there for something else.
+            (Some(rival), None, Srun::Has(_))
+                if self.root.has(&file_of(self.root, self.slurm, &rival.line)) =>
+            {
+                return Ok(());
+            }
+            (Some(rival), option, _) => {
+                let (place, plugin) = (rival.line.place(), rival.line.plugin.display());
+                let option = option.unwrap_or(rival.option);
+                format!("{place} loads {plugin}, which has the same options, such as --{option}")
+            }
+            (None, Some(option), _) => format!("srun has an option --{option} already, of another plugin"),
+            (None, None, _) => return Ok(()),
+        };
+        Err(refusal(message, "add --setting prefix=WORD, which makes --WORD-image of --container-image"))
+    }
+
     /// The directories that a path needs and that are not there.
     fn directories(&self, path: &Path, made: &mut BTreeSet<PathBuf>, steps: &mut Vec<Step>) {
         let missing: Vec<&Path> =
-            path.ancestors().skip(1).take_while(|directory| !self.root.place(directory).exists()).collect();
+            path.ancestors().skip(1).take_while(|directory| !self.root.has(directory)).collect();
         for directory in missing.into_iter().rev() {
             let step = Step::Directory(directory.to_owned());
             if !steps.contains(&step) {
@@ -256,7 +371,11 @@ impl Installation<'_> {
 
     /// How the plugin stack will load the plugin: by a file of its own, which joins `wanted`, or by lines in a file of the
     /// site's.
-    fn plan_stack(&self, wanted: &mut Vec<Wanted>) -> Result<Option<(Step, Vec<String>)>, Refusal> {
+    fn plan_stack(
+        &self,
+        wanted: &mut Vec<Wanted>,
+        kept: &mut Vec<String>,
+    ) -> Result<Option<(Step, Vec<String>)>, Refusal> {
         let plugin = self.plugin_path();
         let line = self.line();
         let lines: Vec<&Line> = self.stack.ours().collect();
@@ -316,24 +435,16 @@ impl Installation<'_> {
                 ));
             }
         } else {
-            let prefix = self
-                .settings
-                .iter()
-                .find_map(|setting| setting.strip_prefix("prefix="))
-                .unwrap_or("container");
-            let rival =
-                self.stack.lines.iter().find(|line| line.has_name("spank_pyxis") && prefix == "container");
-            if let Some(rival) = rival {
-                return Err(refusal(
-                    format!("{} loads pyxis, which has the same options", rival.place()),
-                    "add --setting prefix=WORD, which makes --WORD-image of --container-image",
-                ));
+            if let Some(told) = self.left_out(&line)? {
+                kept.push(told);
+                return Ok(None);
             }
+            self.refuse_rivals()?;
         }
         let file = match old {
             Some(old) if own_file(&old.file)? => Some(old.file.clone()),
             Some(_) => None,
-            None => match self.stack.directory_for(self.root, "situla.conf") {
+            None => match self.included_directory() {
                 Some(directory) => Some(directory.join("situla.conf")),
                 None if self.stack.text.is_none() => Some(self.stack.file.clone()),
                 None => None,
@@ -358,12 +469,12 @@ impl Installation<'_> {
 }
 
 /// A line without its first word.
-fn words(line: &Line) -> impl Iterator<Item = &str> {
+pub(super) fn words(line: &Line) -> impl Iterator<Item = &str> {
     line.plugin.to_str().into_iter().chain(line.arguments.iter().map(String::as_str))
 }
 
 /// A text without lines that were added to it: each once, the last that is like it.
-fn without(text: &str, added: &[String]) -> String {
+pub(super) fn without(text: &str, added: &[String]) -> String {
     let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
     for line in added.iter().rev() {
         if let Some(index) = lines.iter().rposition(|other| other.trim_end() == line) {
@@ -371,87 +482,6 @@ fn without(text: &str, added: &[String]) -> String {
         }
     }
     lines.concat()
-}
-
-/// Decides what a removal does.
-pub(crate) fn plan_removal(
-    root: &Root,
-    prefix: &Path,
-    stack: &Stack,
-    manifest: &Manifest,
-) -> Result<Plan, Refusal> {
-    let mut plan = Plan::default();
-    let (mut first, mut rest) = (Vec::new(), Vec::new());
-    let mut gone = BTreeSet::new();
-    for (path, entry) in &manifest.entries {
-        let is_own = match (entry, look(root, path)?) {
-            (_, Found::Nothing) => continue,
-            (Entry::File(digests), Found::File { digest, .. }) => digests.contains(&digest),
-            (Entry::Link(target), Found::Link(found)) => *target == found,
-            _ => false,
-        };
-        if !is_own {
-            plan.kept.push(format!("kept {}: it was changed since it was installed", path.display()));
-            continue;
-        }
-        gone.insert(path.clone());
-        // Nobody is to load a plugin that is not there: what names it goes before it.
-        let loads = stack.lines.iter().any(|line| line.file == *path);
-        if loads { &mut first } else { &mut rest }.push(Step::Remove(path.clone()));
-    }
-    for (path, lines) in &manifest.lines {
-        let text = match std::fs::read_to_string(root.place(path)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.map_err(|error| format!("cannot read {}: {error}", path.display()))?,
-        };
-        let changed = without(&text, lines);
-        if changed != text {
-            let what = format!("take out {}", lines.last().map_or("", String::as_str));
-            first.push(Step::Edit { path: path.clone(), text: changed, what });
-        }
-    }
-    let removes = |line: &Line| {
-        let is_added = |own: &String| own.split_whitespace().skip(1).eq(words(line));
-        gone.contains(&line.file)
-            || manifest.lines.get(&line.file).is_some_and(|own| own.iter().any(is_added))
-    };
-    if let Some(line) = stack.lines.iter().find(|line| gone.contains(&line.plugin) && !removes(line)) {
-        return Err(refusal(
-            format!("{} loads {}, and is not as it was installed", line.place(), line.plugin.display()),
-            "remove that line: without the plugin every srun would fail; then try again",
-        ));
-    }
-    for (path, backup) in &manifest.backups {
-        let is_free = look(root, path)? == Found::Nothing || gone.contains(path);
-        if is_free && look(root, backup)? != Found::Nothing {
-            gone.remove(path);
-            gone.insert(backup.clone());
-            rest.push(Step::Restore { backup: backup.clone(), path: path.clone() });
-        }
-    }
-    let place = prefix.join(PLACE);
-    gone.insert(place.clone());
-    plan.steps = first;
-    plan.steps.append(&mut rest);
-    plan.steps.push(Step::Remove(place));
-    for directory in manifest.directories.iter().rev() {
-        let Ok(entries) = std::fs::read_dir(root.place(directory)) else { continue };
-        let mut left = entries.filter_map(|entry| Some(directory.join(entry.ok()?.file_name())));
-        match left.find(|path| !gone.contains(path)) {
-            Some(other) => {
-                plan.kept.push(format!(
-                    "kept directory {}: {} is in it",
-                    directory.display(),
-                    other.display()
-                ));
-            }
-            None => {
-                gone.insert(directory.clone());
-                plan.steps.push(Step::RemoveDirectory(directory.clone()));
-            }
-        }
-    }
-    Ok(plan)
 }
 
 #[cfg(test)]

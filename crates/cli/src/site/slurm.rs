@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use situla_slurm::SlurmConf;
+
 use super::root::Root;
 
 /// A release of Slurm.
@@ -54,16 +56,53 @@ pub(crate) struct Slurm {
     pub(crate) versions: Vec<(String, Version)>,
     /// Where the rest is from; nothing where there was no configuration to be had.
     pub(crate) source: Option<String>,
-    /// The plugin stack, as `plugstack.conf` or `slurm.conf` names it.
+    /// The plugin stack, as Slurm's programs here read it.
     pub(crate) stack: PathBuf,
     /// Where plugins are that a line names without a directory.
     pub(crate) plugin_directories: Vec<PathBuf>,
     /// What keeps track of a step's processes.
     pub(crate) proctrack: Option<String>,
+    /// Set where this machine has the controller's configuration and none of its own.
+    pub(crate) copy: Option<Copy>,
+    /// Set where this is the controller, and it hands its configuration to machines without.
+    pub(crate) hands_out: bool,
+}
+
+/// The controller's configuration on a machine that has none of its own (slurm.conf(5), "configless"): what is changed in it
+/// is lost when it is fetched again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Copy {
+    /// Where its files are; nothing where each program fetches them for itself.
+    pub(crate) directory: Option<PathBuf>,
+    /// The host of the controller.
+    pub(crate) controller: String,
+    /// The plugin stack there.
+    pub(crate) stack: PathBuf,
+    /// The local configuration that Slurm's commands take all the same, where there is one: then only slurmd and steps have
+    /// the controller's.
+    pub(crate) beside: Option<PathBuf>,
+}
+
+impl Copy {
+    /// The file to change, for messages.
+    pub(crate) fn place(&self) -> String {
+        format!("{} on {}", self.stack.display(), self.controller)
+    }
+
+    /// Whether a file is one of those that are fetched.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.directory.as_ref().is_some_and(|directory| path.starts_with(directory))
+    }
 }
 
 /// Where Slurm has its files if nobody says anything else.
 const CONFIGURATION: &str = "/etc/slurm/slurm.conf";
+
+/// Where slurmd, or sackd, puts a link to what it has fetched.
+const FETCHED: &str = "/run/slurm/conf";
+
+/// How the directory is called that slurmd fetches it to.
+const FETCHED_BY_SLURMD: &str = "conf-cache";
 
 /// Where its daemons are, which is not in the search path of everybody.
 const USUAL_PLACES: [&str; 5] =
@@ -71,6 +110,16 @@ const USUAL_PLACES: [&str; 5] =
 
 /// The controller may be away, and its client waits for it.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What decides where the configuration is.
+struct Surroundings {
+    /// `SLURM_CONF`
+    named: Option<PathBuf>,
+    /// Whether `SLURM_CONF_SERVER` is set, or slurmd was told of a server.
+    has_server: bool,
+    /// This host's name.
+    host: String,
+}
 
 impl Slurm {
     /// Asks Slurm, or believes who knows better.
@@ -86,31 +135,91 @@ impl Slurm {
         };
         // The controller knows of this machine, and nothing of a tree that will be another one.
         let told = root.is_machine().then(|| asked("scontrol", &["show", "config"])).flatten();
-        let (source, text) = match told {
-            Some(text) => (Some("scontrol show config".to_owned()), text),
-            None => {
-                let named = std::env::var_os("SLURM_CONF").filter(|_| root.is_machine()).map(PathBuf::from);
-                let file = named.unwrap_or_else(|| CONFIGURATION.into());
-                let text = std::fs::read_to_string(root.place(&file)).ok();
-                (text.is_some().then(|| file.display().to_string()), text.unwrap_or_default())
-            }
+        let variable = |name: &str| std::env::var_os(name).filter(|_| root.is_machine());
+        let surroundings = Surroundings {
+            named: variable("SLURM_CONF").filter(|path| !path.is_empty()).map(PathBuf::from),
+            has_server: variable("SLURM_CONF_SERVER").is_some() || (root.is_machine() && slurmd_has_server()),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         };
-        let value = |key: &str| value(&text, key);
-        let beside = Path::new(source.as_deref().unwrap_or(CONFIGURATION)).parent().map(Path::to_owned);
-        let beside = beside.filter(|path| path.is_absolute()).unwrap_or_else(|| "/etc/slurm".into());
-        let of_slurm = value("PlugStackConfig").map(PathBuf::from);
-        let stack = stack.map(Path::to_owned).or(of_slurm).unwrap_or_else(|| beside.join("plugstack.conf"));
-        let directories = value("PluginDir").unwrap_or_default();
+        let found = Slurm::understand(root, told.as_deref(), &surroundings);
+        Slurm { versions, stack: stack.map_or(found.stack, Path::to_owned), ..found }
+    }
+
+    /// What follows from what the controller says and from the files that are there.
+    fn understand(root: &Root, told: Option<&str>, surroundings: &Surroundings) -> Self {
+        let told_value = |key: &str| told.and_then(|text| shown(text, key));
+        let fetched = Path::new(FETCHED).join("slurm.conf");
+        let local = surroundings.named.clone().or_else(|| {
+            // In this order Slurm's programs look.
+            [PathBuf::from(CONFIGURATION), fetched.clone()].into_iter().find(|path| root.has(path))
+        });
+        let conf = local.as_ref().and_then(|file| {
+            let text = |path: &Path| Some(String::from_utf8_lossy(&root.read(path).ok()?).into_owned());
+            let beside = file.parent()?;
+            Some(SlurmConf::parse(&text(file)?, |name| text(&beside.join(name))))
+        });
+        let value = |key: &str| {
+            let own = conf.as_ref().and_then(|conf| conf.value(key)).map(str::to_owned);
+            told_value(key).or(own)
+        };
+        let source = match (told, &local, &conf) {
+            (Some(_), ..) => Some("scontrol show config".to_owned()),
+            (None, Some(file), Some(_)) => Some(file.display().to_string()),
+            _ => None,
+        };
+        let is_fetched = |file: &Path| {
+            let real = |path: &Path| root.real(path).ok();
+            let directory = file.parent().unwrap_or(Path::new("/"));
+            directory.ends_with(FETCHED_BY_SLURMD)
+                || directory.starts_with(FETCHED)
+                || real(directory).is_some_and(|real_one| real(Path::new(FETCHED)) == Some(real_one))
+        };
+        let hosts: Vec<String> = (0..MAX_CONTROLLERS)
+            .map_while(|index| told_value(&format!("SlurmctldHost[{index}]")))
+            .chain(conf.as_ref().and_then(|conf| conf.value("SlurmctldHost")).map(str::to_owned))
+            .map(|host| host.split('(').next().unwrap_or_default().to_owned())
+            .collect();
+        let copy = match &local {
+            Some(file) if is_fetched(file) => Some((file.parent().map(Path::to_owned), None)),
+            Some(file) if surroundings.has_server => {
+                let directory = root.has(&fetched).then(|| PathBuf::from(FETCHED));
+                Some((directory, Some(file.clone())))
+            }
+            None if surroundings.has_server => Some((None, None)),
+            _ => None,
+        };
+        let copy = copy.map(|(directory, beside)| Copy {
+            directory,
+            controller: hosts.first().cloned().unwrap_or_else(|| "the controller".to_owned()),
+            stack: told_value("SLURM_CONF")
+                .map_or_else(|| CONFIGURATION.into(), PathBuf::from)
+                .with_file_name("plugstack.conf"),
+            beside,
+        });
+        // Where the configuration names a stack, that is a file of each machine's own.
+        let named_stack = value("PlugStackConfig").map(PathBuf::from).filter(|path| path.is_absolute());
+        let beside = local.as_deref().unwrap_or(Path::new(CONFIGURATION)).with_file_name("plugstack.conf");
+        let copy = copy.filter(|copy| named_stack.is_none() || copy.beside.is_some());
+        let is_here = |host: &String| {
+            let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+            short(host) == short(&surroundings.host)
+        };
+        let parameters = value("SlurmctldParameters").unwrap_or_default();
+        let hands_out =
+            parameters.split(',').any(|word| word.trim().eq_ignore_ascii_case("enable_configless"));
         Slurm {
-            versions,
+            versions: Vec::new(),
             source,
-            stack,
-            plugin_directories: directories
+            hands_out: hands_out && copy.is_none() && named_stack.is_none() && hosts.iter().any(is_here),
+            stack: named_stack.unwrap_or(beside),
+            plugin_directories: value("PluginDir")
+                .unwrap_or_default()
                 .split(':')
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from)
                 .collect(),
             proctrack: value("ProctrackType").map(|kind| kind.trim_start_matches("proctrack/").to_owned()),
+            copy,
         }
     }
 
@@ -120,17 +229,41 @@ impl Slurm {
     }
 }
 
-/// The value of a key, in `slurm.conf` or in what `scontrol show config` prints.
-fn value(text: &str, key: &str) -> Option<String> {
+/// Controllers of a cluster; more than two are rare.
+const MAX_CONTROLLERS: usize = 16;
+
+/// The value of a key in what `scontrol show config` prints: the rest of its line.
+fn shown(text: &str, key: &str) -> Option<String> {
     let mut found = text.lines().filter_map(|line| {
-        let (name, value) = line.split('#').next()?.split_once('=')?;
-        name.trim().eq_ignore_ascii_case(key).then(|| value.trim().to_owned())
+        let (name, value) = line.split_once('=')?;
+        (name.trim() == key).then(|| value.trim().to_owned())
     });
-    found.next_back().filter(|value| !value.is_empty() && value != "(null)")
+    found.next().filter(|value| !value.is_empty() && value != "(null)")
+}
+
+/// Whether a slurmd of this machine was told to fetch its configuration.
+fn slurmd_has_server() -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let lines = processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
+    lines.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok()).any(|line| tells_server(&line))
+}
+
+/// Whether a command line is that of a slurmd with a server.
+fn tells_server(line: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(line);
+    let mut words = text.split('\0');
+    let is_slurmd =
+        words.next().is_some_and(|program| Path::new(program).file_name() == Some("slurmd".as_ref()));
+    is_slurmd && words.any(|word| word == "--conf-server" || word.starts_with("--conf-server="))
 }
 
 /// What a program says, if it is there and succeeds in time.
 fn asked(program: &str, words: &[&str]) -> Option<String> {
+    answer(program, words)?.ok()
+}
+
+/// What a program says, if it is there: on its standard output if it succeeds in time, or else the first line of its errors.
+pub(super) fn answer(program: &str, words: &[&str]) -> Option<Result<String, String>> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(USUAL_PLACES.map(PathBuf::from));
     let found = places.map(|place| place.join(program)).find(|path| path.is_absolute() && path.is_file())?;
@@ -138,25 +271,29 @@ fn asked(program: &str, words: &[&str]) -> Option<String> {
         .args(words)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .ok()?;
     let begun = Instant::now();
-    loop {
+    let status = loop {
         match child.try_wait() {
             Ok(None) if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
-            Ok(Some(status)) if status.success() => break,
+            Ok(Some(status)) => break status,
             _ => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return None;
+                return Some(Err(format!("{program} does not end")));
             }
         }
-    }
+    };
     // Less than a pipe holds, or it would not have ended.
     let mut text = String::new();
-    child.stdout.take()?.read_to_string(&mut text).ok()?;
-    Some(text)
+    if status.success() {
+        child.stdout.take()?.read_to_string(&mut text).ok()?;
+        return Some(Ok(text));
+    }
+    child.stderr.take()?.read_to_string(&mut text).ok()?;
+    Some(Err(text.lines().next().unwrap_or_default().to_owned()))
 }
 
 #[cfg(test)]
@@ -185,12 +322,122 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_found_in_both_forms() {
-        let shown = "Configuration data as of today\nPlugStackConfig         = /a/plugstack.conf\nPluginDir = (null)\n";
-        assert_eq!(value(shown, "PlugStackConfig").as_deref(), Some("/a/plugstack.conf"));
-        assert_eq!(value(shown, "PluginDir"), None);
-        let file = "#PluginDir=/no\nplugindir=/usr/lib/slurm # where\nPluginDir=/last\nX\n";
-        assert_eq!(value(file, "PluginDir").as_deref(), Some("/last"));
-        assert_eq!(value(file, "Plugin"), None);
+    fn settings_are_found_in_what_the_controller_says() {
+        let text = "Configuration data as of today\nPlugStackConfig         = /a/plugstack.conf\nPluginDir = (null)\n\
+                    SlurmctldHost[0]        = c(10.0.0.1)\nSlurmdUser = root(0)\nEmpty = \n";
+        assert_eq!(shown(text, "PlugStackConfig").as_deref(), Some("/a/plugstack.conf"));
+        assert_eq!(shown(text, "SlurmctldHost[0]").as_deref(), Some("c(10.0.0.1)"));
+        for key in ["PluginDir", "Plugin", "Empty"] {
+            assert_eq!(shown(text, key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_slurmd_with_a_server_is_known_by_its_command_line() {
+        for (line, want) in [
+            (&b"slurmd\0-D\0--conf-server\0c:6817\0"[..], true),
+            (b"/usr/sbin/slurmd\0--conf-server=c\0", true),
+            (b"/usr/sbin/slurmd\0-D\0", false),
+            (b"sh\0-c\0slurmd --conf-server c\0", false),
+            (b"", false),
+        ] {
+            assert_eq!(tells_server(line), want, "{}", String::from_utf8_lossy(line));
+        }
+    }
+
+    /// A machine with these files, where the variable names one of them and the controller says this.
+    fn on_a_machine(
+        files: &[(&str, &str)],
+        named: Option<&str>,
+        has_server: bool,
+        told: Option<&str>,
+    ) -> Slurm {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            if let Some(target) = text.strip_prefix("-> ") {
+                std::os::unix::fs::symlink(target, path).unwrap();
+            } else {
+                std::fs::write(path, text).unwrap();
+            }
+        }
+        let root = Root::tree(dir.path()).unwrap();
+        let surroundings =
+            Surroundings { named: named.map(PathBuf::from), has_server, host: "here.example".to_owned() };
+        Slurm::understand(&root, told, &surroundings)
+    }
+
+    const TOLD: &str = "PlugStackConfig = (null)\nSlurmctldHost[0] = ctl(10.0.0.1)\nSLURM_CONF = /srv/slurm/slurm.conf\n\
+                        SlurmctldParameters = enable_configless\n";
+    const CACHED: [(&str, &str); 2] = [
+        ("var/spool/conf-cache/slurm.conf", "SlurmctldHost=ctl\n"),
+        ("run/slurm/conf", "-> /var/spool/conf-cache"),
+    ];
+
+    #[test]
+    fn a_machine_with_the_controllers_configuration_is_known() {
+        let fetched = "/run/slurm/conf/plugstack.conf";
+        let own = "/etc/slurm/plugstack.conf";
+        let local = ("etc/slurm/slurm.conf", "ClusterName=a\n");
+        let cached = CACHED.as_slice();
+        for (files, named, has_server, told, stack, directory) in [
+            // As slurmd and as sackd leave it, and as a step is told.
+            (cached, None, true, Some(TOLD), fetched, Some("/run/slurm/conf")),
+            (cached, None, false, None, fetched, Some("/run/slurm/conf")),
+            (
+                cached,
+                Some("/var/spool/conf-cache/slurm.conf"),
+                false,
+                Some(TOLD),
+                "/var/spool/conf-cache/plugstack.conf",
+                Some("/var/spool/conf-cache"),
+            ),
+            // Each program fetches it for itself.
+            (&[], None, true, Some(TOLD), own, None),
+            // slurmd has the controller's, and commands take the one that is there.
+            (&[CACHED[0], CACHED[1], local], None, true, Some(TOLD), own, Some("/run/slurm/conf")),
+        ] {
+            let slurm = on_a_machine(files, named, has_server, told);
+            assert_eq!(slurm.stack, Path::new(stack), "{files:?} {named:?}");
+            let copy = slurm.copy.unwrap_or_else(|| panic!("{files:?} {named:?}: no copy"));
+            assert_eq!(copy.directory.as_deref(), directory.map(Path::new));
+            assert_eq!(copy.controller, "ctl");
+            let there = if told.is_some() { "/srv/slurm/plugstack.conf" } else { own };
+            assert_eq!(copy.place(), format!("{there} on ctl"));
+            assert_eq!(copy.beside.is_some(), files.contains(&local));
+            assert!(!slurm.hands_out);
+        }
+    }
+
+    #[test]
+    fn a_machine_with_a_configuration_of_its_own_is_none_of_these() {
+        let local = [("etc/slurm/slurm.conf", "ClusterName=a\n"), ("x/slurm.conf", "ClusterName=a\n")];
+        for (files, named, told, stack) in [
+            (&local[..], None, None, "/etc/slurm/plugstack.conf"),
+            (&local, Some("/x/slurm.conf"), Some(TOLD), "/x/plugstack.conf"),
+            (&local, None, Some("PlugStackConfig = /y/p.conf\n"), "/y/p.conf"),
+            (&[("etc/slurm/slurm.conf", "PlugStackConfig=\"/z/p.conf\"\n")], None, None, "/z/p.conf"),
+            // The controller's configuration, which names a file of this machine's.
+            (&CACHED, None, Some("PlugStackConfig = /y/p.conf\n"), "/y/p.conf"),
+            (&[], None, None, "/etc/slurm/plugstack.conf"),
+        ] {
+            let slurm = on_a_machine(files, named, false, told);
+            assert_eq!((slurm.stack.as_path(), &slurm.copy), (Path::new(stack), &None), "{files:?} {told:?}");
+        }
+    }
+
+    #[test]
+    fn a_controller_that_hands_its_configuration_out_is_known() {
+        let conf = "SlurmctldHost=here(10.0.0.1)\nSlurmctldParameters=a,enable_configless\n";
+        for (text, want) in [
+            (conf.to_owned(), true),
+            (conf.replace("here", "ctl"), false),
+            (conf.replace("enable_configless", "b"), false),
+            (format!("{conf}PlugStackConfig=/etc/p.conf\n"), false),
+        ] {
+            let files = [("etc/slurm/slurm.conf", text.as_str())];
+            assert_eq!(on_a_machine(&files, None, false, None).hands_out, want, "{text}");
+        }
     }
 }

@@ -101,7 +101,7 @@ impl Stack {
             if n_files > MAX_FILES {
                 return Err(format!("{} includes more than {MAX_FILES} files", stack.file.display()));
             }
-            let text = match std::fs::read(root.place(&file)) {
+            let text = match root.read(&file) {
                 Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
@@ -151,7 +151,7 @@ impl Stack {
     /// A directory that the first file includes all of, or at least what is called `name`.
     pub(crate) fn directory_for(&self, root: &Root, name: &str) -> Option<&Path> {
         let fits =
-            |include: &&Include| matches(&include.pattern, name) && root.place(&include.directory).is_dir();
+            |include: &&Include| matches(&include.pattern, name) && root.has_directory(&include.directory);
         self.includes.iter().find(fits).map(|include| include.directory.as_path())
     }
 
@@ -163,9 +163,11 @@ impl Stack {
 
 impl Include {
     fn files(&self, root: &Root) -> Vec<PathBuf> {
-        let Ok(entries) = std::fs::read_dir(root.place(&self.directory)) else { return Vec::new() };
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut names: Vec<String> = names.filter(|name| matches(&self.pattern, name)).collect();
+        let names = root.names(&self.directory).unwrap_or_default().into_iter();
+        let mut names: Vec<String> = names
+            .filter_map(|name| name.into_string().ok())
+            .filter(|name| matches(&self.pattern, name))
+            .collect();
         names.sort();
         names.into_iter().map(|name| self.directory.join(name)).collect()
     }
@@ -227,7 +229,7 @@ mod tests {
         );
         write("etc/slurm/plugstack.conf.d/a.conf", "required spank_pyxis.so\nnonsense here\n");
         write("etc/slurm/plugstack.conf.d/c.txt", "required never.so\n");
-        let root = Root::new(Some(dir.path()));
+        let root = Root::tree(dir.path()).unwrap();
         let stack = Stack::read(&root, Path::new("/etc/slurm/plugstack.conf")).unwrap();
         let shown: Vec<String> = stack.lines.iter().map(|line| line.plugin.display().to_string()).collect();
         assert_eq!(shown, ["last.so", "spank_pyxis.so", "/p/spank_situla.so"]);

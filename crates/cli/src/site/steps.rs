@@ -71,30 +71,30 @@ impl Step {
     pub(crate) fn apply(&self, root: &Root) -> io::Result<()> {
         match self {
             Step::Directory(path) => {
-                let path = root.place(path);
+                let path = root.place(path)?;
                 fs::create_dir(&path)?;
                 fs::set_permissions(&path, Permissions::from_mode(0o755))
             }
             // Under its own name it stays until the new one takes that: Slurm may load it at any moment.
-            Step::Backup { path, backup } => keep(&root.place(path), &root.place(backup)),
-            Step::File { path, bytes, mode, .. } => put(&root.place(path), bytes, *mode, None),
+            Step::Backup { path, backup } => keep(&root.place(path)?, &root.place(backup)?),
+            Step::File { path, bytes, mode, .. } => put(&root.place(path)?, bytes, *mode, None),
             Step::Edit { path, text, .. } => {
                 // The file, not the link by which Slurm finds it.
-                let path = fs::canonicalize(root.place(path))?;
+                let path = root.place(&root.real(path)?)?;
                 let found = fs::metadata(&path)?;
                 put(&path, text.as_bytes(), found.mode() & 0o7777, Some((found.uid(), found.gid())))
             }
             Step::Link { path, target } => {
-                let path = root.place(path);
+                let path = root.place(path)?;
                 let new = temporary(&path);
                 remove_if_there(&new)?;
                 symlink(target, &new)?;
                 fs::rename(&new, &path)?;
                 sync_directory(&path)
             }
-            Step::Remove(path) => fs::remove_file(root.place(path)),
-            Step::RemoveDirectory(path) => fs::remove_dir(root.place(path)),
-            Step::Restore { backup, path } => fs::rename(root.place(backup), root.place(path)),
+            Step::Remove(path) => fs::remove_file(root.place(path)?),
+            Step::RemoveDirectory(path) => fs::remove_dir(root.place(path)?),
+            Step::Restore { backup, path } => fs::rename(root.place(backup)?, root.place(path)?),
         }
     }
 }
@@ -159,9 +159,9 @@ pub(crate) enum Found {
 
 /// Looks under a name.
 pub(crate) fn look(root: &Root, path: &Path) -> Result<Found, String> {
-    let place = root.place(path);
     let failed = |error: io::Error| format!("cannot look at {}: {error}", path.display());
-    let found = match fs::symlink_metadata(&place) {
+    let found = root.place(path).and_then(|place| Ok((fs::symlink_metadata(&place)?, place)));
+    let (found, place) = match found {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         other => other.map_err(failed)?,
     };
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn a_file_appears_whole_and_an_open_one_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Root::new(Some(dir.path()));
+        let root = Root::tree(dir.path()).unwrap();
         let write = |text: &str, mode| {
             Step::File { path: "/a".into(), bytes: text.into(), mode, what: String::new() }
                 .apply(&root)
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn an_edited_file_keeps_its_mode_and_a_link_to_it_stays_one() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Root::new(Some(dir.path()));
+        let root = Root::tree(dir.path()).unwrap();
         fs::write(dir.path().join("real"), "old").unwrap();
         fs::set_permissions(dir.path().join("real"), Permissions::from_mode(0o640)).unwrap();
         symlink("real", dir.path().join("link")).unwrap();
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn what_is_kept_stays_under_its_name_until_the_new_one_comes() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Root::new(Some(dir.path()));
+        let root = Root::tree(dir.path()).unwrap();
         fs::write(dir.path().join("file"), "old").unwrap();
         symlink("file", dir.path().join("link")).unwrap();
         for name in ["/file", "/link"] {

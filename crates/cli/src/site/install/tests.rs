@@ -3,11 +3,14 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
+use crate::site::removal::{Extent, Removal};
+use crate::site::slurm::Copy;
 
 /// A tree that will be a machine, and what is asked for in it.
 struct Tree {
     dir: tempfile::TempDir,
     root: Root,
+    slurm: Slurm,
 }
 
 const STACK: &str = "/etc/slurm/plugstack.conf";
@@ -18,8 +21,8 @@ impl Tree {
     /// With this plugin stack, where there is one.
     fn new(stack: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let root = Root::new(Some(dir.path()));
-        let tree = Tree { dir, root };
+        let root = Root::tree(dir.path()).unwrap();
+        let tree = Tree { dir, root, slurm: Slurm::default() };
         fs::create_dir_all(tree.place("/etc/slurm/plugstack.conf.d")).unwrap();
         if let Some(stack) = stack {
             tree.write(STACK, stack);
@@ -28,7 +31,7 @@ impl Tree {
     }
 
     fn place(&self, path: &str) -> PathBuf {
-        self.root.place(Path::new(path))
+        self.dir.path().join(path.trim_start_matches('/'))
     }
 
     fn write(&self, path: &str, text: &str) {
@@ -42,7 +45,10 @@ impl Tree {
 
     fn manifest(&self) -> Option<Manifest> {
         let text = fs::read_to_string(self.place(PREFIX).join(PLACE)).ok()?;
-        Some(Manifest::parse(&text).unwrap())
+        let manifest = Manifest::parse(&text).unwrap();
+        // Whatever was installed is believed afterwards.
+        manifest.confine(Path::new(PREFIX), Path::new(STACK)).unwrap();
+        Some(manifest)
     }
 
     fn stack(&self) -> Stack {
@@ -50,20 +56,37 @@ impl Tree {
     }
 
     fn plan(&self, release: &str, settings: &[&str], replaces: bool) -> Result<Plan, Refusal> {
+        self.plan_as(release, settings, |installation| installation.replaces = replaces)
+    }
+
+    /// The same, where more is as it is not usually.
+    fn plan_as(
+        &self,
+        release: &str,
+        settings: &[&str],
+        change: impl FnOnce(&mut Installation<'_>),
+    ) -> Result<Plan, Refusal> {
         let settings: Vec<String> = settings.iter().map(|word| (*word).to_owned()).collect();
-        Installation {
+        let stack = self.stack();
+        let mut installation = Installation {
             root: &self.root,
             prefix: Path::new(PREFIX),
-            stack: &self.stack(),
+            slurm: &self.slurm,
+            stack: &stack,
+            readers: Readers::Own,
+            prefix_is_own: true,
+            wish: LineWish::Auto,
+            srun: &Srun::Silent,
             settings: &settings,
             program: format!("program {release}").into_bytes(),
             program_source: Path::new("/dist/situla"),
             plugin: format!("plugin {release}").into_bytes(),
             plugin_source: Path::new("/dist/spank_situla.so"),
-            replaces,
+            replaces: false,
             manifest: self.manifest(),
-        }
-        .plan()
+        };
+        change(&mut installation);
+        installation.plan()
     }
 
     fn apply(&self, plan: &Plan) {
@@ -77,7 +100,21 @@ impl Tree {
     }
 
     fn removal(&self) -> Result<Plan, Refusal> {
-        plan_removal(&self.root, Path::new(PREFIX), &self.stack(), &self.manifest().unwrap())
+        self.removal_as(Extent::Auto, Readers::Own, Sharing::Own("ext4"))
+    }
+
+    fn removal_as(&self, extent: Extent, readers: Readers, sharing: Sharing) -> Result<Plan, Refusal> {
+        Removal {
+            root: &self.root,
+            prefix: Path::new(PREFIX),
+            slurm: &self.slurm,
+            stack: &self.stack(),
+            readers,
+            sharing,
+            manifest: &self.manifest().unwrap(),
+            extent,
+        }
+        .plan()
     }
 
     /// Everything in the tree, with modes and content.
@@ -217,7 +254,7 @@ fn an_interrupted_installation_can_be_removed_and_finished() {
         }
         // Nobody loads a plugin before it is there.
         for line in tree.stack().ours() {
-            assert!(tree.root.place(&line.plugin).exists(), "after {n_done} steps");
+            assert!(tree.root.has(&line.plugin), "after {n_done} steps");
         }
         if tree.manifest().is_some() && n_done % 2 == 0 {
             tree.apply(&tree.removal().unwrap());
@@ -329,5 +366,190 @@ fn added_lines_are_taken_out_and_nothing_else() {
         (String::new(), String::new()),
     ] {
         assert_eq!(without(&text, &added), want, "{text:?}");
+    }
+}
+
+/// A machine that others are near: the configuration is the controller's, or the files are shared.
+fn copy() -> Copy {
+    Copy {
+        directory: Some("/run/slurm/conf".into()),
+        controller: "ctl".to_owned(),
+        stack: "/srv/slurm/plugstack.conf".into(),
+        beside: None,
+    }
+}
+
+#[test]
+fn no_machine_reads_the_line_before_it_has_the_plugin() {
+    let shared = || Readers::Others("is on nfs, which nodes share".to_owned());
+    let adds = |plan: &Plan| {
+        let line =
+            |step: &&Step| matches!(step, Step::Edit { .. }) || step.told(false).contains("situla.conf (");
+        plan.steps.iter().filter(|step| !step.told(false).contains("tmpfiles")).filter(line).count()
+    };
+    for stack in ["required other.so\n", "include plugstack.conf.d/*.conf\n"] {
+        let tree = Tree::new(Some(stack));
+        for (readers, prefix_is_own, wish, n_lines) in [
+            (shared(), true, LineWish::Auto, None),
+            (shared(), true, LineWish::Add, Some(1)),
+            (shared(), true, LineWish::Leave, Some(0)),
+            (shared(), false, LineWish::Auto, Some(1)),
+            (Readers::Unknown, true, LineWish::Auto, Some(1)),
+            (Readers::Own, true, LineWish::Auto, Some(1)),
+            (Readers::Own, true, LineWish::Leave, Some(0)),
+        ] {
+            let shown = format!("{readers:?} {prefix_is_own} {wish:?}");
+            let plan = tree.plan_as("1", &[], |installation| {
+                installation.readers = readers;
+                installation.prefix_is_own = prefix_is_own;
+                installation.wish = wish;
+            });
+            match (plan, n_lines) {
+                (Ok(plan), Some(n_lines)) => {
+                    assert_eq!(adds(&plan), n_lines, "{shown}");
+                    // All else is put there, and the line that is missing is told.
+                    assert!(plan.steps.iter().any(|step| step.told(false).contains("lib/spank_situla.so")));
+                    assert_eq!(
+                        plan.kept.iter().filter(|told| told.contains(LINE)).count(),
+                        1 - n_lines,
+                        "{shown}"
+                    );
+                }
+                (Err(refused), None) => {
+                    assert!(
+                        refused.message.contains("on nfs") && refused.message.contains("every srun fails")
+                    );
+                    assert!(
+                        refused.remedy.contains("--without-line") && refused.remedy.contains("--with-line")
+                    );
+                }
+                (plan, _) => panic!("{shown}: {plan:?}"),
+            }
+        }
+        // With the line there, an upgrade is one of files.
+        tree.install("1", &[]);
+        let plan = tree.plan_as("2", &[], |installation| installation.readers = shared()).unwrap();
+        assert_eq!(adds(&plan), 0);
+    }
+}
+
+#[test]
+fn the_line_comes_when_all_machines_have_the_plugin() {
+    let tree = Tree::new(Some(""));
+    let plan = tree.plan_as("1", &[], |installation| installation.wish = LineWish::Leave).unwrap();
+    tree.apply(&plan);
+    assert_eq!(tree.stack().ours().count(), 0);
+    assert_eq!(tree.text("/opt/situla/lib/spank_situla.so"), "plugin 1");
+    let again = tree.plan_as("1", &[], |installation| installation.wish = LineWish::Leave).unwrap();
+    assert_eq!(again.steps, []);
+    tree.install("1", &[]);
+    assert_eq!(tree.stack().ours().count(), 1);
+}
+
+#[test]
+fn a_copy_of_the_controllers_stack_is_not_changed() {
+    const CACHED: &str = "/run/slurm/conf/plugstack.conf";
+    for (stack, directory) in
+        [("", None), ("include plugstack.d/*.conf\n", Some("/run/slurm/conf/plugstack.d"))]
+    {
+        let mut tree = Tree::new(None);
+        tree.slurm.copy = Some(copy());
+        tree.write(CACHED, stack);
+        if let Some(directory) = directory {
+            fs::create_dir_all(tree.place(directory)).unwrap();
+        }
+        let cached = Stack::read(&tree.root, Path::new(CACHED)).unwrap();
+        let settings = ["prefix=box".to_owned()];
+        let plan = tree
+            .plan_as("1", &[], |installation| {
+                installation.stack = Box::leak(Box::new(cached));
+                installation.settings = Box::leak(Box::new(settings));
+            })
+            .unwrap();
+        tree.apply(&plan);
+        assert_eq!(tree.text(CACHED), stack);
+        assert!(directory.is_none_or(|directory| fs::read_dir(tree.place(directory)).unwrap().count() == 0));
+        let [told] = plan.kept.as_slice() else { panic!("{:?}", plan.kept) };
+        for part in ["/srv/slurm/plugstack.conf on ctl", "scontrol reconfigure", LINE, "prefix=box"] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
+    // What the controller's stack includes by its full path is each machine's own.
+    let mut tree = Tree::new(None);
+    tree.slurm.copy = Some(copy());
+    tree.write(CACHED, "include /etc/slurm/plugstack.conf.d/*.conf\n");
+    let cached = Stack::read(&tree.root, Path::new(CACHED)).unwrap();
+    let plan =
+        tree.plan_as("1", &[], |installation| installation.stack = Box::leak(Box::new(cached))).unwrap();
+    tree.apply(&plan);
+    assert!(tree.text("/etc/slurm/plugstack.conf.d/situla.conf").contains(LINE));
+    // A controller hands out no files that are included.
+    let mut tree = Tree::new(Some("include plugstack.conf.d/*.conf\n"));
+    tree.slurm.hands_out = true;
+    tree.install("1", &[]);
+    assert!(tree.text(STACK).contains(LINE));
+}
+
+#[test]
+fn no_plugin_goes_before_a_line_of_another_machine() {
+    let others = || Readers::Others("is on nfs, which nodes share".to_owned());
+    let tree = Tree::new(Some("required other.so\n"));
+    tree.install("1", &[]);
+    let nfs = || Sharing::Shared("nfs");
+    let refused = tree.removal_as(Extent::Auto, Readers::Own, nfs()).unwrap_err();
+    assert!(refused.message.contains("/opt/situla is on nfs"), "{refused:?}");
+    assert!(refused.remedy.contains("--only-line") && refused.remedy.contains("--with-files"), "{refused:?}");
+    assert!(tree.removal_as(Extent::Auto, Readers::Unknown, nfs()).is_err());
+    for (extent, readers, sharing) in [
+        (Extent::Auto, others(), nfs()),
+        (Extent::Auto, Readers::Own, Sharing::Own("xfs")),
+        (Extent::All, Readers::Own, nfs()),
+    ] {
+        let steps = tree.removal_as(extent, readers, sharing).unwrap().steps;
+        let at = |part: &str| steps.iter().position(|step| step.told(false).contains(part)).unwrap();
+        assert!(at("take out") < at("remove /opt/situla/lib/spank_situla.so"));
+    }
+    for stack in ["required other.so\n", "include plugstack.conf.d/*.conf\n"] {
+        let tree = Tree::new(Some(stack));
+        tree.install("1", &[]);
+        tree.apply(&tree.removal_as(Extent::Line, Readers::Own, nfs()).unwrap());
+        assert_eq!(tree.stack().ours().count(), 0);
+        assert_eq!(tree.text("/opt/situla/lib/spank_situla.so"), "plugin 1");
+        // Another machine has the same line, and takes it out by the same list.
+        let manifest = tree.manifest().unwrap();
+        tree.install("1", &[]);
+        assert_eq!((tree.manifest().unwrap(), tree.stack().ours().count()), (manifest, 1));
+        tree.apply(&tree.removal_as(Extent::Line, Readers::Own, nfs()).unwrap());
+        tree.apply(&tree.removal_as(Extent::All, Readers::Own, nfs()).unwrap());
+        assert!(!tree.place(PREFIX).exists());
+        assert_eq!(tree.text(STACK), stack);
+    }
+}
+
+#[test]
+fn options_that_another_plugin_has_are_refused() {
+    let has = |option: &str| Srun::Has([option.to_owned()].into());
+    let tree = Tree::new(Some("optional /lib/engine.so\n"));
+    tree.write("/lib/engine.so", "\0environment\0");
+    for (srun, settings, told) in [
+        // As far as its file tells, and as srun says.
+        (Srun::Silent, &[][..], Some("line 1 of /etc/slurm/plugstack.conf loads /lib/engine.so")),
+        (has("environment"), &[], Some("such as --environment")),
+        (has("help"), &[], None),
+        (Srun::Silent, &["prefix=box"], None),
+        // Of a plugin whose file does not tell: a script.
+        (has("box-image"), &["prefix=box"], Some("srun has an option --box-image already")),
+    ] {
+        let plan = tree.plan_as("1", settings, |installation| installation.srun = Box::leak(Box::new(srun)));
+        match (plan, told) {
+            (Ok(_), None) => {}
+            (Err(refused), Some(told)) => {
+                assert!(
+                    refused.message.contains(told) && refused.remedy.contains("prefix=WORD"),
+                    "{refused:?}"
+                );
+            }
+            (plan, told) => panic!("{told:?}: {plan:?}"),
+        }
     }
 }
