@@ -23,6 +23,8 @@ pub struct Foreign {
     dir: PathBuf,
     /// Keeps the mount namespace.
     holder: Child,
+    /// Keeps that of the node, where the node is another machine.
+    node: Option<Child>,
     daemons: Vec<(&'static str, Child)>,
 }
 
@@ -41,13 +43,16 @@ impl Foreign {
     /// # Errors
     /// A daemon does not come up.
     pub fn start_with(more: impl FnOnce(&Path) -> Result<String, String>) -> Result<Self, String> {
-        // mount(8) keeps a directory there. The machine's own /dev/fuse stays as it is.
-        let script = "mount --bind \"$0/etc\" /etc/slurm && mount -t tmpfs -o mode=755 tmpfs /run && \
-                      mkdir -p /run/lock /run/mount && install -d -o munge -g munge /run/munge && \
-                      mknod -m 666 /run/fuse c 10 229 && mount --bind /run/fuse /dev/fuse && echo ready && \
-                      exec sleep infinity";
-        let holder = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script];
-        Self::start_held(&holder.map(OsStr::new), &[], more)
+        Self::start_held(&HOLDER.map(OsStr::new), &[], false, more)
+    }
+
+    /// The same, whose node is another machine, without a configuration of its own: `/etc/slurm` is empty there, and
+    /// slurmd fetches all from the controller. `more` has to return what allows that.
+    ///
+    /// # Errors
+    /// A daemon does not come up.
+    pub fn start_configless(more: impl FnOnce(&Path) -> Result<String, String>) -> Result<Self, String> {
+        Self::start_held(&HOLDER.map(OsStr::new), &[], true, more)
     }
 
     /// Starts the Slurm of another Debian release. `visible` are further directories of the machine that it
@@ -63,12 +68,13 @@ impl Foreign {
     ) -> Result<Self, String> {
         let script = env.script("slurm-tree");
         let holder = [script.as_os_str(), OsStr::new("hold"), OsStr::new(suite)];
-        Self::start_held(&holder, visible, more)
+        Self::start_held(&holder, visible, false, more)
     }
 
     fn start_held(
         holder: &[&OsStr],
         visible: &[&Path],
+        is_configless: bool,
         more: impl FnOnce(&Path) -> Result<String, String>,
     ) -> Result<Self, String> {
         let dir = PathBuf::from(format!("/var/lib/situla-foreign-{}", std::process::id()));
@@ -78,7 +84,8 @@ impl Foreign {
         }
         let (uid, gid) = owner("munge")?;
         chown(dir.join("munge"), Some(uid), Some(gid)).map_err(io)?;
-        let conf = configuration(&dir)? + &more(&dir)?;
+        let port = first_port();
+        let conf = configuration(&dir, port)? + &more(&dir)?;
         fs::write(dir.join("etc/slurm.conf"), conf).map_err(io)?;
         let mut holder = command::words(holder)
             .arg(&dir)
@@ -87,17 +94,21 @@ impl Foreign {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(io)?;
-        let mut line = String::new();
-        if let Some(out) = holder.stdout.take() {
-            BufReader::new(out).read_line(&mut line).map_err(io)?;
-        }
-        let mut foreign = Self { dir, holder, daemons: Vec::new() };
-        if line.trim() != "ready" {
+        let is_ready = is_ready(&mut holder);
+        let mut foreign = Self { dir, holder, node: None, daemons: Vec::new() };
+        if !is_ready {
             return Err("the foreign Slurm has no mount namespace".into());
         }
         foreign.munge()?;
         foreign.daemon("slurmctld", &["slurmctld", "-D"])?;
-        foreign.daemon("slurmd", &["slurmd", "-D", "-N", "foreign1"])?;
+        if is_configless {
+            foreign.wait_for("the foreign controller", |it| it.run(&["scontrol", "ping"]).is_ok())?;
+            foreign.separate_node()?;
+            let server = format!("127.0.0.1:{port}");
+            foreign.daemon("slurmd", &["slurmd", "-D", "-N", "foreign1", "--conf-server", &server])?;
+        } else {
+            foreign.daemon("slurmd", &["slurmd", "-D", "-N", "foreign1"])?;
+        }
         foreign.wait_for("the foreign Slurm", |it| it.idle())?;
         Ok(foreign)
     }
@@ -124,6 +135,41 @@ impl Foreign {
         command.args(["--target", &self.holder.id().to_string(), "--mount", "--"]).args(words);
         command.env_remove("SLURM_CONF");
         command
+    }
+
+    /// A command on the node, where that is another machine.
+    pub fn on_node<I, S>(&self, words: I) -> Command
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let machine = self.node.as_ref().unwrap_or(&self.holder);
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &machine.id().to_string(), "--mount", "--"]).args(words);
+        command.env_remove("SLURM_CONF");
+        command
+    }
+
+    /// Runs a command on the node.
+    ///
+    /// # Errors
+    /// It cannot be started, or fails.
+    pub fn run_on_node(&self, words: &[&str]) -> Result<Output, String> {
+        command::run(self.on_node(words), PATIENCE)?.success()
+    }
+
+    fn separate_node(&mut self) -> Result<(), String> {
+        let none = self.dir.join("none");
+        let script = "mount --bind \"$0\" /etc/slurm && mkdir -p /run/slurm && \
+                      mount -t tmpfs -o mode=755 tmpfs /run/slurm && echo ready && exec sleep infinity";
+        fs::create_dir(&none).map_err(|e| e.to_string())?;
+        let words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script].map(OsStr::new);
+        let mut command = self.command(words.into_iter().chain([none.as_os_str()]));
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut node = command.spawn().map_err(|e| e.to_string())?;
+        let is_ready = is_ready(&mut node);
+        self.node = Some(node);
+        if is_ready { Ok(()) } else { Err("the foreign node has no mount namespace".to_owned()) }
     }
 
     /// Runs a command on that machine.
@@ -197,7 +243,7 @@ impl Foreign {
     fn daemon(&mut self, name: &'static str, words: &[&str]) -> Result<(), String> {
         let log = fs::File::create(self.dir.join(format!("log/{name}.out"))).map_err(|e| e.to_string())?;
         let copy = log.try_clone().map_err(|e| e.to_string())?;
-        let mut command = self.command(words);
+        let mut command = if name == "slurmd" { self.on_node(words) } else { self.command(words) };
         command.stdin(Stdio::null()).stdout(log).stderr(copy).current_dir("/");
         self.daemons.push((name, command.spawn().map_err(|e| format!("{name}: {e}"))?));
         Ok(())
@@ -233,6 +279,9 @@ impl Drop for Foreign {
         for (_, daemon) in self.daemons.iter_mut().rev() {
             stop(daemon);
         }
+        if let Some(node) = &mut self.node {
+            stop(node);
+        }
         stop(&mut self.holder);
         let _ = fs::remove_dir_all(&self.dir);
     }
@@ -246,12 +295,36 @@ fn owner(name: &str) -> Result<(u32, u32), String> {
     ids.next().zip(ids.next()).ok_or_else(|| format!("there is no user {name}"))
 }
 
-fn configuration(dir: &Path) -> Result<String, String> {
+/// Whether who is to keep a mount namespace has one.
+fn is_ready(holder: &mut Child) -> bool {
+    let mut line = String::new();
+    let read = holder.stdout.take().map(|out| BufReader::new(out).read_line(&mut line));
+    read.is_some_and(|read| read.is_ok()) && line.trim() == "ready"
+}
+
+/// Makes a machine with a Slurm of its own. mount(8) keeps a directory below /run. The machine's own /dev/fuse stays as it is.
+const HOLDER: [&str; 7] = [
+    "unshare",
+    "--mount",
+    "--propagation",
+    "private",
+    "sh",
+    "-c",
+    "mount --bind \"$0/etc\" /etc/slurm && mount -t tmpfs -o mode=755 tmpfs /run && \
+     mkdir -p /run/lock /run/mount && install -d -o munge -g munge /run/munge && \
+     mknod -m 666 /run/fuse c 10 229 && mount --bind /run/fuse /dev/fuse && echo ready && \
+     exec sleep infinity",
+];
+
+/// Slurm's default ports, unless the machine really has a Slurm.
+fn first_port() -> u16 {
+    let free = |port: &u16| TcpListener::bind(("0.0.0.0", *port)).is_ok();
+    if [6817, 6818].iter().all(free) { 6817 } else { 26817 }
+}
+
+fn configuration(dir: &Path, first: u16) -> Result<String, String> {
     let host = command::run(command::words(["hostname", "-s"]), PATIENCE)?.success()?.stdout;
     let (host, dir) = (host.trim(), dir.display());
-    // Slurm's default ports, unless the machine really has a Slurm.
-    let free = |port: &u16| TcpListener::bind(("0.0.0.0", *port)).is_ok();
-    let first = if [6817, 6818].iter().all(free) { 6817 } else { 26817 };
     let second = first + 1;
     Ok(format!(
         "ClusterName=foreign\n\

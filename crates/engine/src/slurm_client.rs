@@ -261,7 +261,8 @@ fn plugin_directories(conf: &SlurmConf, libraries: &[PathBuf], tools: &[(&str, P
         .flat_map(|directory| [directory.join("slurm-wlm"), directory.join("slurm")]);
     let mut found: Vec<PathBuf> = Vec::new();
     for path in named.into_iter().chain(usual) {
-        if path.is_absolute() && path.join("auth_munge.so").exists() && !found.contains(&path) {
+        let has_plugins = ["auth_munge.so", "auth_slurm.so"].iter().any(|name| path.join(name).exists());
+        if path.is_absolute() && has_plugins && !found.contains(&path) {
             found.push(path);
         }
     }
@@ -271,7 +272,12 @@ fn plugin_directories(conf: &SlurmConf, libraries: &[PathBuf], tools: &[(&str, P
 /// The socket by which users prove to Slurm who they are, and whose it is.
 fn socket(conf: &SlurmConf) -> (PathBuf, &'static str) {
     if conf.value("AuthType") == Some("auth/slurm") {
-        return (PathBuf::from("/run/slurm/sack.socket"), "socket of auth/slurm");
+        // Of slurmd or sackd; of a controller; since 26.05 one for each cluster comes first.
+        let own = conf.cluster_name().map(|name| format!("/run/slurm-{name}/sack.socket"));
+        let usual = ["/run/slurm/sack.socket", "/run/slurmctld/sack.socket"].map(str::to_owned);
+        let mut places = own.into_iter().chain(usual.clone()).map(PathBuf::from);
+        let found = places.find(|path| path.exists());
+        return (found.unwrap_or_else(|| PathBuf::from(&usual[0])), "socket of auth/slurm");
     }
     let named = conf.value("AuthInfo").into_iter().flat_map(|list| list.split(','));
     let named = named.filter_map(|word| word.trim().strip_prefix("socket=")).map(PathBuf::from).next();
@@ -330,6 +336,17 @@ mod tests {
 
     fn conf(text: &str) -> SlurmConf {
         SlurmConf::parse(text, |_| None)
+    }
+
+    #[test]
+    fn a_slurm_without_munge_has_its_plugins_too() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, is_one) in [("auth_none.so", false), ("auth_slurm.so", true)] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+            let conf = conf(&format!("PluginDir={}\n", directory.path().display()));
+            let found = plugin_directories(&conf, &[], &[]);
+            assert_eq!(found == [directory.path()], is_one, "{name}: {found:?}");
+        }
     }
 
     #[test]

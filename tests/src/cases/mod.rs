@@ -47,6 +47,7 @@ pub mod rest;
 pub mod sif_files;
 pub mod silent;
 pub mod site_install;
+pub mod site_machines;
 pub mod slurm_lines;
 pub mod small_jobs;
 pub mod soak;
@@ -131,6 +132,7 @@ const COMMAND_LINE: &[(&str, DeskCase)] = &[
     ("extracted::used_ones_stay", extracted::used_ones_stay),
     ("site_install::in_a_tree", site_install::in_a_tree),
     ("site_install::refused", site_install::refused),
+    ("site_machines::links_in_a_tree", site_machines::links_in_a_tree),
 ];
 
 const PRIVILEGED: &[(&str, DeskCase)] = &[
@@ -221,6 +223,9 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("plugin_lines::another_protocol", plugin_lines::another_protocol),
     ("site_install::on_a_cluster", site_install::on_a_cluster),
     ("site_install::under_a_running_step", site_install::under_a_running_step),
+    ("site_machines::configless", site_machines::configless),
+    ("site_machines::rival_plugin", site_machines::rival_plugin),
+    ("site_machines::planted_list", site_machines::planted_list),
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
     ("a_start_syncs_nothing", no_helpers::a_start_syncs_nothing),
@@ -232,6 +237,7 @@ const PRIVILEGED_FULL: &[(&str, DeskCase)] = &[
     ("image_trees::of_many_layers", image_trees::of_many_layers),
     ("small_jobs::nearly_a_million_files", small_jobs::nearly_a_million_files),
     ("slurm_of_trixie", releases::trixie),
+    ("slurm_without_munge", releases::without_munge),
     ("slurm_of_sid", releases::sid),
 ];
 
@@ -511,7 +517,16 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             tier::plugin(env)?;
             tier::succeeds("nm", &["--version"]).map_err(|why| Skip(format!("needs binutils: {why}")))
         }
-        name if name.starts_with("plugin_lines::") || name.starts_with("site_install::") => tier::plugin(env),
+        "site_machines::rival_plugin" => {
+            tier::plugin(env)?;
+            site_machines::compiler()
+        }
+        name if ["plugin_lines::", "site_install::", "site_machines::"]
+            .iter()
+            .any(|part| name.starts_with(part)) =>
+        {
+            tier::plugin(env)
+        }
         "enroot_images::as_its_import_makes_them" => enroot_images::maker(),
         "plain_fs::convert" | "plain_fs::stores" | "attacks::hostile_layers" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),
@@ -526,7 +541,7 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "crowds::mpi_copies_directly" | "steps::mpich_by_pmi2" => crowds::compilers(),
         "rest::submitted" => rest::daemon(),
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
-        "slurm_of_trixie" => releases::prepared(env, "trixie"),
+        "slurm_of_trixie" | "slurm_without_munge" => releases::prepared(env, "trixie"),
         "slurm_of_sid" => releases::prepared(env, "sid"),
         _ => Ok(()),
     }

@@ -131,12 +131,57 @@ fn uses(desk: &Desk, suite: &str) -> Check {
     run(&["srun", "-n2", "--overcommit", image, "cat", WITNESS])?
         .success()?
         .expect_text("situla demo image")?;
+    // Steps from inside: the C library of the tools is newer than the image's.
+    let demo = desk.images.path("demo.sqsh");
+    dir.write("slurm.toml", &format!("image = \"{demo}\"\nslurm = true\n"))?;
+    super::site_machines::from_inside(&run, &demo)?;
     let records = run(&["situla", "runs", "--json", "--limit", "1000"])?.success()?;
     records.clone().expect_text("\"engine-server-lost\"")?;
     if !records.stdout.contains("\"cluster\": \"foreign\"") {
         return Err(format!("no record of this cluster\n{records}").into());
     }
     // No node was drained by any of that.
+    slurm.healthy()?;
+    Ok(())
+}
+
+/// Where Slurm itself says who a user is (`AuthType=auth/slurm`), and there is no munge, steps start from inside as well.
+///
+/// # Errors
+/// They do not.
+pub fn without_munge(desk: &Desk) -> Check {
+    let plugin = plugin(&desk.env, "trixie").ok_or("the plugin has gone")?;
+    let dist = desk.env.situla().parent().and_then(Path::parent).ok_or("the program has no prefix")?;
+    let images = desk.env.image_tree("");
+    let trampoline = desk.env.situla().display().to_string();
+    let slurm = Foreign::start_release(&desk.env, "trixie", &[dist, &images], |dir| {
+        let write = |name: &str, bytes: &[u8]| {
+            fs::write(dir.join("etc").join(name), bytes).map_err(|e| format!("{name}: {e}"))
+        };
+        let line = format!("required {} trampoline={trampoline}\n", plugin.display());
+        write("plugstack.conf", line.as_bytes())?;
+        write("cgroup.conf", b"CgroupPlugin=disabled\n")?;
+        let mut key = [0; 64];
+        fs::File::open("/dev/urandom")
+            .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut key))
+            .map_err(|e| e.to_string())?;
+        write("slurm.key", &key)?;
+        fs::set_permissions(dir.join("etc/slurm.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .map_err(|e| e.to_string())?;
+        // The last line counts.
+        let own = "AuthType=auth/slurm\nCredType=cred/slurm\n";
+        Ok(format!("{own}PlugStackConfig=/etc/slurm/plugstack.conf\n"))
+    })?;
+    let dir = desk.env.work_dir("auth-slurm")?;
+    let run = |words: &[&str]| as_user(desk, &slurm, dir.path(), words);
+    let image = desk.images.path("demo.sqsh");
+    dir.write("slurm.toml", &format!("image = \"{image}\"\nslurm = true\n"))?;
+    let inside = ["srun", "-n1", "--environment=./slurm.toml", "sh", "-c", "ls /run/slurm; ls /run/munge"];
+    let shown = run(&inside)?;
+    if !shown.stdout.contains("sack.socket") || shown.stdout.contains("munge.socket") {
+        return Err(format!("wanted Slurm's socket alone\n{shown}").into());
+    }
+    super::site_machines::from_inside(&run, &image)?;
     slurm.healthy()?;
     Ok(())
 }
@@ -182,6 +227,16 @@ pub(super) fn user_command(
     dir: &Path,
     words: &[&str],
 ) -> Result<Command, String> {
+    user_line(desk, dir, words, |line| slurm.command(line))
+}
+
+/// The same, on a machine that `on` makes commands for.
+pub(super) fn user_line(
+    desk: &Desk,
+    dir: &Path,
+    words: &[&str],
+    on: impl FnOnce(&[&str]) -> Command,
+) -> Result<Command, String> {
     let (uid, home) = (desk.env.uid()?.to_string(), desk.env.home()?.display().to_string());
     // nsenter leaves the working directory behind.
     let around = ["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups", "env", "-i", "-C"];
@@ -192,10 +247,11 @@ pub(super) fn user_command(
         format!("USER={}", desk.env.user()),
         "LANG=C.UTF-8".to_owned(),
     ];
-    let words = around
+    let words: Vec<&str> = around
         .into_iter()
         .chain([here.as_str()])
         .chain(variables.iter().map(String::as_str))
-        .chain(words.iter().copied());
-    Ok(slurm.command(words))
+        .chain(words.iter().copied())
+        .collect();
+    Ok(on(&words))
 }

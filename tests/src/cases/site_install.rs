@@ -14,7 +14,7 @@ use crate::environment::{PATIENCE, WorkDir};
 use crate::tier::Check;
 
 /// Everything below a directory: modes, sizes and where links lead.
-fn everything(top: &Path) -> Result<BTreeMap<PathBuf, String>, String> {
+pub(super) fn everything(top: &Path) -> Result<BTreeMap<PathBuf, String>, String> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![top.to_owned()];
     while let Some(directory) = waiting.pop() {
@@ -32,12 +32,12 @@ fn everything(top: &Path) -> Result<BTreeMap<PathBuf, String>, String> {
     Ok(found)
 }
 
-fn parsed(output: &Output) -> Result<Value, String> {
+pub(super) fn parsed(output: &Output) -> Result<Value, String> {
     serde_json::from_str(&output.stdout).map_err(|e| format!("{e}\n{output}"))
 }
 
 /// The messages of what is wrong, with what to do.
-fn wrong(report: &Value) -> Vec<String> {
+pub(super) fn wrong(report: &Value) -> Vec<String> {
     let findings = report["findings"].as_array().into_iter().flatten();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     findings
@@ -198,7 +198,7 @@ pub fn refused(desk: &Desk) -> Check {
 }
 
 /// `situla site` on the bench's machine.
-fn site(bench: &Bench<'_>, program: &Path, words: &[&str]) -> Result<Output, String> {
+pub(super) fn site(bench: &Bench<'_>, program: &Path, words: &[&str]) -> Result<Output, String> {
     let program = program.display().to_string();
     let line = [&["env", "-C", "/", &program, "site"], words].concat();
     command::run(bench.slurm.command(line), PATIENCE)

@@ -304,7 +304,10 @@ fn look_at_line(root: &Root, before: &[&Line], line: &Line, findings: &mut Findi
     if let Some(other) = before.iter().find(|other| other.prefix() == line.prefix()) {
         findings.bad(
             "plugstack",
-            format!("{} and {place} load plugins with the same options: every srun fails", other.place()),
+            format!(
+                "{} and {place} load plugins with the same options: each goes to one of them",
+                other.place()
+            ),
             "prefix=WORD for one of them, or one line less",
         );
     }
@@ -326,41 +329,42 @@ fn look_at_line(root: &Root, before: &[&Line], line: &Line, findings: &mut Findi
 fn options(root: &Root, slurm: &Slurm, stack: &Stack, line: &Line, srun: &Srun, findings: &mut Findings) {
     let place = line.place();
     const REMEDY: &str = "prefix=WORD for one of them, or one line less";
-    let rival = rivals::rival(root, slurm, stack, line.prefix());
-    match (rival, srun) {
-        // That our options are there says whose they are not.
-        (Some(rival), Srun::Has(_)) if srun.option(line.prefix()).is_some() => findings.warn(
-            "options",
-            format!(
-                "the plugin of {} may have the option --{} as well as that of {place}; srun takes one of them",
-                rival.line.place(),
-                rival.option
-            ),
-            REMEDY,
-        ),
-        (Some(rival), _) => findings.bad(
-            "options",
-            format!(
-                "{} and {place} load plugins with the same options, such as --{}: every srun fails",
-                rival.line.place(),
-                rival.option
-            ),
-            REMEDY,
-        ),
-        (None, Srun::Fails(error)) => findings.bad(
+    let prefix = line.prefix();
+    let both = |one: &str, other: &str, option: &str| {
+        format!(
+            "{one} and {other} load plugins with the same options, such as --{option}: each goes to one of them"
+        )
+    };
+    match srun {
+        Srun::Fails(error) => findings.bad(
             "options",
             format!("srun does not start, for anybody: {error}"),
             format!("mend that; until then take {place} out"),
         ),
-        (None, Srun::Has(_)) => match srun.option(line.prefix()) {
-            Some(option) => findings.good("options", format!("srun has --{option} and the others")),
-            None => findings.bad(
+        Srun::Has { .. } => match (srun.twice(prefix), srun.option(prefix)) {
+            (Some(twice), _) => {
+                let [one, other] = &twice.plugins;
+                findings.bad(
+                    "options",
+                    format!(
+                        "{one} and {other} have the same options, such as --{}: each goes to one of them",
+                        twice.option
+                    ),
+                    REMEDY,
+                );
+            }
+            (None, Some(option)) => findings.good("options", format!("srun has --{option} and the others")),
+            (None, None) => findings.bad(
                 "options",
-                format!("srun has no option --{}-image, although {place} loads the plugin", line.prefix()),
+                format!("srun has no option --{prefix}-image, although {place} loads the plugin"),
                 "see whether srun reads another plugstack.conf (SLURM_CONF)",
             ),
         },
-        (None, Srun::Silent) => {}
+        // Its file may have the name of an option for another purpose.
+        Srun::Silent => match rivals::rival(root, slurm, stack, prefix) {
+            Some(rival) => findings.warn("options", both(&rival.line.place(), &place, &rival.option), REMEDY),
+            None => {}
+        },
     }
 }
 

@@ -340,7 +340,7 @@ impl Installation<'_> {
         let rival = rival(self.root, self.slurm, self.stack, prefix);
         let message = match (rival, self.srun.option(prefix), self.srun) {
             // srun has loaded it, and has no such option: the name is there for something else.
-            (Some(rival), None, Srun::Has(_))
+            (Some(rival), None, Srun::Has { .. })
                 if self.root.has(&file_of(self.root, self.slurm, &rival.line)) =>
             {
                 return Ok(());

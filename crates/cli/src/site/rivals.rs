@@ -1,9 +1,9 @@
-//! Other plugins of the stack that have options of ours: Slurm takes an option from one plugin only, and a `required` one
-//! that cannot have its own fails every srun.
+//! Other plugins of the stack that have options of ours. Slurm gives an option to one plugin only, to the first in the
+//! stack or to one that has it in a table: which container a user gets is then a matter of order, and every srun says that there are two.
 //!
-//! No plugin is loaded to find that out, since loading runs its code as root. Names of options are text in a plugin's
-//! file, with a zero at each end: a file without one of ours has no such option, if it is no interpreter of
-//! scripts. A file with one might have it for another purpose. `srun --help` knows, and it loads what every srun loads.
+//! Names of options are text in a plugin's file, with a zero at each end: a file without one of ours has no such option,
+//! if it is no interpreter of scripts. A file with one might have it for another purpose. `srun --help` knows, and loads
+//! no more than every srun does.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -96,8 +96,25 @@ pub(crate) enum Srun {
     Silent,
     /// It fails, and says so.
     Fails(String),
-    /// It has these.
-    Has(BTreeSet<String>),
+    /// It has these options, and says of others that two plugins have them.
+    Has { options: BTreeSet<String>, twice: Vec<Twice> },
+}
+
+/// An option that two plugins have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Twice {
+    pub(crate) option: String,
+    /// Their files.
+    pub(crate) plugins: [String; 2],
+}
+
+impl Twice {
+    /// Understands a line of srun's: `srun: spank: option "a" provided by both b.so and c.so`.
+    fn parse(line: &str) -> Option<Self> {
+        let (option, rest) = line.split_once("spank: option \"")?.1.split_once("\" provided by both ")?;
+        let (one, other) = rest.trim().split_once(" and ")?;
+        Some(Twice { option: option.to_owned(), plugins: [one, other].map(str::to_owned) })
+    }
 }
 
 impl Srun {
@@ -106,14 +123,24 @@ impl Srun {
         match root.is_machine().then(|| slurm::answer("srun", &["--help"])).flatten() {
             None => Srun::Silent,
             Some(Err(error)) => Srun::Fails(error),
-            Some(Ok(text)) => Srun::Has(shown(&text)),
+            Some(Ok(said)) => Srun::Has {
+                options: shown(&said.text),
+                twice: said.errors.lines().filter_map(Twice::parse).collect(),
+            },
         }
     }
 
     /// The first of our options that it has.
     pub(crate) fn option(&self, prefix: &str) -> Option<String> {
-        let Srun::Has(known) = self else { return None };
+        let Srun::Has { options: known, .. } = self else { return None };
         options(prefix).into_iter().find(|option| known.contains(option))
+    }
+
+    /// An option of ours that another plugin has as well.
+    pub(crate) fn twice(&self, prefix: &str) -> Option<&Twice> {
+        let Srun::Has { twice, .. } = self else { return None };
+        let own = options(prefix);
+        twice.iter().find(|twice| own.contains(&twice.option))
     }
 }
 
@@ -192,13 +219,22 @@ mod tests {
     fn what_srun_has_is_in_its_help() {
         let text = "  -x, --exclude=hosts   exclude --these\n      --container-image=[USER@]IMAGE  run\n\
                     \x20     --[no-]kill   x\n -- \n";
-        let srun = Srun::Has(shown(text));
+        let has = |text: &str| Srun::Has { options: shown(text), twice: Vec::new() };
+        let srun = has(text);
         assert_eq!(srun.option("container").as_deref(), Some("container-image"));
         assert_eq!(srun.option("box"), None);
         assert_eq!(Srun::Silent.option("container"), None);
-        assert_eq!(
-            Srun::Has(shown("--environment=NAME")).option("container").as_deref(),
-            Some("environment")
-        );
+        assert_eq!(has("--environment=NAME").option("container").as_deref(), Some("environment"));
+    }
+
+    #[test]
+    fn what_srun_says_of_two_plugins_is_understood() {
+        let line = "srun: spank: option \"environment\" provided by both spank_situla.so and engine.so";
+        let twice = Twice::parse(line).unwrap();
+        assert_eq!(twice.option, "environment");
+        assert_eq!(twice.plugins, ["spank_situla.so", "engine.so"].map(str::to_owned));
+        assert_eq!(Twice::parse("srun: error: spank: something else"), None);
+        let srun = Srun::Has { options: BTreeSet::new(), twice: vec![twice.clone()] };
+        assert_eq!((srun.twice("container"), srun.twice("box")), (Some(&twice), None));
     }
 }

@@ -241,11 +241,18 @@ fn shown(text: &str, key: &str) -> Option<String> {
     found.next().filter(|value| !value.is_empty() && value != "(null)")
 }
 
-/// Whether a slurmd of this machine was told to fetch its configuration.
+/// Whether a slurmd of this machine was told to fetch its configuration. One with other mounts has another `/etc`.
 fn slurmd_has_server() -> bool {
+    let mounts = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
+    let own = mounts(Path::new("/proc/self"));
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let lines = processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
-    lines.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok()).any(|line| tells_server(&line))
+    let lines = processes.filter_map(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        // Others' mounts are root's to see.
+        let is_here = mounts(&entry.path()).is_none_or(|mounts| Some(mounts) == own);
+        is_here.then_some(line)
+    });
+    lines.into_iter().any(|line| tells_server(&line))
 }
 
 /// Whether a command line is that of a slurmd with a server.
@@ -259,11 +266,19 @@ fn tells_server(line: &[u8]) -> bool {
 
 /// What a program says, if it is there and succeeds in time.
 fn asked(program: &str, words: &[&str]) -> Option<String> {
-    answer(program, words)?.ok()
+    answer(program, words)?.map(|said| said.text).ok()
 }
 
-/// What a program says, if it is there: on its standard output if it succeeds in time, or else the first line of its errors.
-pub(super) fn answer(program: &str, words: &[&str]) -> Option<Result<String, String>> {
+/// What a program said that succeeded.
+pub(super) struct Said {
+    /// On its standard output.
+    pub(super) text: String,
+    /// On its standard error.
+    pub(super) errors: String,
+}
+
+/// What a program says, if it is there: if it fails, or does not end in time, the first line of its errors.
+pub(super) fn answer(program: &str, words: &[&str]) -> Option<Result<Said, String>> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(USUAL_PLACES.map(PathBuf::from));
     let found = places.map(|place| place.join(program)).find(|path| path.is_absolute() && path.is_file())?;
@@ -287,13 +302,13 @@ pub(super) fn answer(program: &str, words: &[&str]) -> Option<Result<String, Str
         }
     };
     // Less than a pipe holds, or it would not have ended.
-    let mut text = String::new();
-    if status.success() {
-        child.stdout.take()?.read_to_string(&mut text).ok()?;
-        return Some(Ok(text));
+    let (mut text, mut errors) = (String::new(), String::new());
+    child.stderr.take()?.read_to_string(&mut errors).ok()?;
+    if !status.success() {
+        return Some(Err(errors.lines().next().unwrap_or_default().to_owned()));
     }
-    child.stderr.take()?.read_to_string(&mut text).ok()?;
-    Some(Err(text.lines().next().unwrap_or_default().to_owned()))
+    child.stdout.take()?.read_to_string(&mut text).ok()?;
+    Some(Ok(Said { text, errors }))
 }
 
 #[cfg(test)]

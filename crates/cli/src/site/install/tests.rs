@@ -528,7 +528,7 @@ fn no_plugin_goes_before_a_line_of_another_machine() {
 
 #[test]
 fn options_that_another_plugin_has_are_refused() {
-    let has = |option: &str| Srun::Has([option.to_owned()].into());
+    let has = |option: &str| Srun::Has { options: [option.to_owned()].into(), twice: Vec::new() };
     let tree = Tree::new(Some("optional /lib/engine.so\n"));
     tree.write("/lib/engine.so", "\0environment\0");
     for (srun, settings, told) in [
