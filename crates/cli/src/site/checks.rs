@@ -330,11 +330,6 @@ fn options(root: &Root, slurm: &Slurm, stack: &Stack, line: &Line, srun: &Srun, 
     let place = line.place();
     const REMEDY: &str = "prefix=WORD for one of them, or one line less";
     let prefix = line.prefix();
-    let both = |one: &str, other: &str, option: &str| {
-        format!(
-            "{one} and {other} load plugins with the same options, such as --{option}: each goes to one of them"
-        )
-    };
     match srun {
         Srun::Fails(error) => findings.bad(
             "options",
@@ -361,10 +356,15 @@ fn options(root: &Root, slurm: &Slurm, stack: &Stack, line: &Line, srun: &Srun, 
             ),
         },
         // Its file may have the name of an option for another purpose.
-        Srun::Silent => match rivals::rival(root, slurm, stack, prefix) {
-            Some(rival) => findings.warn("options", both(&rival.line.place(), &place, &rival.option), REMEDY),
-            None => {}
-        },
+        Srun::Silent => {
+            if let Some(rivals::Rival { line: other, option }) = rivals::rival(root, slurm, stack, prefix) {
+                let message = format!(
+                    "{} and {place} load plugins with the same options, such as --{option}: each goes to one of them",
+                    other.place()
+                );
+                findings.warn("options", message, REMEDY);
+            }
+        }
     }
 }
 

@@ -119,6 +119,10 @@ impl Readers {
     }
 }
 
+/// What is left to do where the controller hands its configuration out.
+pub(super) const RECONFIGURE: &str =
+    "machines that have their configuration from here get the change by: scontrol reconfigure";
+
 /// What is asked for.
 #[derive(Debug)]
 pub(crate) struct Installation<'a> {
@@ -267,6 +271,9 @@ impl Installation<'_> {
             ));
         }
         if let Some((step, lines)) = edit {
+            if self.slurm.hands_out {
+                plan.kept.push(RECONFIGURE.to_owned());
+            }
             final_manifest.lines.insert(self.stack.file.clone(), lines);
             steps.push(step);
         }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::install::{Plan, Readers, Refusal, refusal, without, words};
+use super::install::{Plan, RECONFIGURE, Readers, Refusal, refusal, without, words};
 use super::manifest::{Entry, Manifest, PLACE};
 use super::root::Root;
 use super::sharing::Sharing;
@@ -44,23 +44,35 @@ impl Removal<'_> {
     /// Refuses to take the plugin away from machines whose own plugin stack may load it.
     fn refuse_others(&self) -> Result<(), Refusal> {
         let Sharing::Shared(kind) = self.sharing else { return Ok(()) };
-        if self.extent != Extent::Auto || matches!(self.readers, Readers::Others(_)) {
+        // What was handed out stays with the others until they are told.
+        let is_seen = matches!(self.readers, Readers::Others(_)) && !self.slurm.hands_out;
+        if self.extent != Extent::Auto || is_seen {
             return Ok(());
         }
         let (prefix, stack) = (self.prefix.display(), self.stack.file.display());
+        let (whose, where_first) = match self.slurm.hands_out {
+            true => ("was handed out", "first: situla site uninstall --only-line, and scontrol reconfigure"),
+            false => (
+                "is this machine's own",
+                "first on each submit host and node: situla site uninstall --only-line",
+            ),
+        };
         Err(refusal(
             format!(
-                "{prefix} is on {kind}, which nodes share, and {stack} is this machine's own: where another machine loads the \
-                 plugin, every srun would fail"
+                "{prefix} is on {kind}, which nodes share, and {stack} {whose}: where another machine loads the plugin, every \
+                 srun would fail"
             ),
-            "first on each submit host and node: situla site uninstall --only-line; then, once: situla site uninstall --with-files",
+            format!("{where_first}; then, once: situla site uninstall --with-files"),
         ))
     }
 
     /// Decides.
     pub(crate) fn plan(&self) -> Result<Plan, Refusal> {
         self.refuse_others()?;
-        let plan = plan_all(self)?;
+        let mut plan = plan_all(self)?;
+        if self.slurm.hands_out && plan.steps.iter().any(|step| matches!(step, Step::Edit { .. })) {
+            plan.kept.push(RECONFIGURE.to_owned());
+        }
         if self.extent != Extent::Line {
             return Ok(plan);
         }
@@ -69,7 +81,9 @@ impl Removal<'_> {
             Step::Remove(path) => self.stack.lines.iter().any(|line| line.file == *path),
             _ => false,
         };
-        Ok(Plan { steps: plan.steps.into_iter().filter(is_line).collect(), kept: Vec::new() })
+        plan.steps.retain(is_line);
+        plan.kept.retain(|told| told == RECONFIGURE);
+        Ok(plan)
     }
 }
 

@@ -486,8 +486,16 @@ fn a_copy_of_the_controllers_stack_is_not_changed() {
     // A controller hands out no files that are included.
     let mut tree = Tree::new(Some("include plugstack.conf.d/*.conf\n"));
     tree.slurm.hands_out = true;
-    tree.install("1", &[]);
+    let plan = tree.plan("1", &[], false).unwrap();
+    assert_eq!(plan.kept, [RECONFIGURE]);
+    tree.apply(&plan);
     assert!(tree.text(STACK).contains(LINE));
+    // Nor does it take a plugin away that others load by what they were handed.
+    let others = || Readers::Others("is handed out".to_owned());
+    let refused = tree.removal_as(Extent::Auto, others(), Sharing::Shared("nfs")).unwrap_err();
+    assert!(refused.remedy.contains("--only-line, and scontrol reconfigure"), "{refused:?}");
+    let line = tree.removal_as(Extent::Line, others(), Sharing::Shared("nfs")).unwrap();
+    assert_eq!((line.steps.len(), line.kept.as_slice()), (1, &[RECONFIGURE.to_owned()][..]));
 }
 
 #[test]
