@@ -1,5 +1,6 @@
 //! Pulls from a real registry, from lying servers, and into the store.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -370,6 +371,141 @@ fn digests_that_are_paths_lead_nowhere() {
         assert_eq!(leftovers(dir.path()), Vec::<String>::new(), "{digest}, {place}");
         assert!(store.list().unwrap().is_empty(), "{digest}, {place}");
     }
+}
+
+/// An index in an index, of OCI's kind and of Docker's, whose manifests are of both kinds; answered to nobody who does not
+/// say that he understands all four.
+#[test]
+fn a_nested_index_leads_to_the_best_variant() {
+    const OCI: [&str; 2] =
+        ["application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json"];
+    const DOCKER: [&str; 2] = [
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let mut blobs: BTreeMap<String, (&str, Vec<u8>)> = BTreeMap::new();
+    let mut entry = |kind: &'static str, bytes: Vec<u8>, platform: serde_json::Value| {
+        let digest = Digest::sha256(&bytes).to_string();
+        let entry = serde_json::json!({ "mediaType": kind, "digest": digest, "size": bytes.len() });
+        blobs.insert(digest, (kind, bytes));
+        match platform {
+            serde_json::Value::Null => entry,
+            platform => {
+                let mut entry = entry;
+                entry["platform"] = platform;
+                entry
+            }
+        }
+    };
+    let platform = |architecture: &str, variant: Option<&str>| {
+        let mut platform = serde_json::json!({ "os": "linux", "architecture": architecture });
+        if let Some(variant) = variant {
+            platform["variant"] = variant.into();
+        }
+        platform
+    };
+    let mut image = |name: &str, kind: &'static str, platform: serde_json::Value| {
+        let tar = TarBuilder::new().file("which", name.as_bytes()).build();
+        let source = layout(&dir.path().join(name), &[(tar.clone(), gzip(&tar))], "{}");
+        let (mut manifest, mut config) = (String::new(), (String::new(), String::new()));
+        for blob in fs::read_dir(source.join("blobs/sha256")).unwrap() {
+            let bytes = fs::read(blob.unwrap().path()).unwrap();
+            if bytes.starts_with(b"{\"schemaVersion\"") {
+                manifest = String::from_utf8(bytes).unwrap();
+            } else if bytes.starts_with(b"{\"architecture\"") {
+                // It says what it is for as well; the names are equally long.
+                let own = platform["architecture"].as_str().unwrap();
+                let text = String::from_utf8(bytes.clone()).unwrap().replace("amd64", own);
+                config = (Digest::sha256(&bytes).to_string(), Digest::sha256(text.as_bytes()).to_string());
+                entry("application/octet-stream", text.into_bytes(), serde_json::Value::Null);
+            } else {
+                entry("application/octet-stream", bytes, serde_json::Value::Null);
+            }
+        }
+        manifest = manifest.replace(&config.0, &config.1);
+        if kind == DOCKER[1] {
+            manifest = manifest
+                .replace(OCI[1], kind)
+                .replace(
+                    "application/vnd.oci.image.config.v1+json",
+                    "application/vnd.docker.container.image.v1+json",
+                )
+                .replace(
+                    "application/vnd.oci.image.layer.v1.tar+gzip",
+                    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+                );
+        }
+        entry(kind, manifest.into_bytes(), platform)
+    };
+    let arm = image("arm64", OCI[1], platform("arm64", None));
+    let any = image("any", OCI[1], platform("amd64", None));
+    let v2 = image("v2", DOCKER[1], platform("amd64", Some("v2")));
+    let v3 = image("v3", OCI[1], platform("amd64", Some("v3")));
+    let index = |kind: &str, manifests: &[&serde_json::Value]| {
+        serde_json::json!({ "schemaVersion": 2, "mediaType": kind, "manifests": manifests })
+            .to_string()
+            .into_bytes()
+    };
+    let inner = entry(DOCKER[0], index(DOCKER[0], &[&any, &v3, &v2]), serde_json::Value::Null);
+    let outer = entry(OCI[0], index(OCI[0], &[&arm, &inner]), serde_json::Value::Null);
+    let digest_of = |entry: &serde_json::Value| entry["digest"].as_str().unwrap().to_owned();
+    let (top, nested) = (digest_of(&outer), digest_of(&inner));
+
+    let asked = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let lies = std::sync::Arc::new(AtomicUsize::new(0));
+    let (seen, lying, within) = (asked.clone(), lies.clone(), nested.clone());
+    let port = serve(move |request| {
+        let path = request.split(' ').nth(1).unwrap_or_default();
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let name = if name == "1" { top.as_str() } else { name };
+        let Some((kind, bytes)) = blobs.get(name) else { return status(404, "", b"{}") };
+        if path.contains("/manifests/") {
+            seen.lock().unwrap().push(name.to_owned());
+            let accept = request.lines().find(|line| line.to_ascii_lowercase().starts_with("accept:"));
+            let understood =
+                OCI.iter().chain(&DOCKER).all(|kind| accept.is_some_and(|line| line.contains(kind)));
+            if !understood {
+                return status(406, "", b"{}");
+            }
+        }
+        let lie = name == within && lying.load(Ordering::SeqCst) > 0;
+        let bytes = if lie { [b" ", &bytes[..]].concat() } else { bytes.clone() };
+        status(200, &format!("content-type: {kind}\r\n"), &bytes)
+    });
+    let reference = Reference::parse(&format!("127.0.0.1:{port}/x:1")).unwrap();
+    let (mine, other) = (store(dir.path()), tempfile::tempdir().unwrap());
+    let pull_for = |platform: &str, store: &Store| {
+        pull(&client(), &reference, &platform.parse().unwrap(), store, &ConvertOptions::default(), &())
+    };
+    // In one store, so that what was chosen for one machine is not taken for another's.
+    for (platform, name, chosen) in [
+        ("linux/amd64", "any", &any),
+        ("linux/amd64/v2", "v2", &v2),
+        ("linux/amd64/v4", "v3", &v3),
+        ("linux/arm64/v8", "arm64", &arm),
+    ] {
+        let pulled = pull_for(platform, &mine).unwrap_or_else(|error| panic!("{platform}: {error:?}"));
+        assert_eq!(pulled.manifest_digest.to_string(), digest_of(chosen), "{platform}");
+        let bytes = fs::read(&pulled.path).unwrap();
+        let rootfs = situla_squashfs::Image::open(bytes, situla_squashfs::ReadOptions::default()).unwrap();
+        assert_eq!(rootfs.read_file("which", 10).unwrap().unwrap(), name.as_bytes(), "{platform}");
+    }
+    // Both levels are asked for by what names them, and of the manifests the chosen one alone.
+    asked.lock().unwrap().clear();
+    pull_for("linux/amd64/v3", &store(other.path())).unwrap();
+    assert_eq!(*asked.lock().unwrap(), [digest_of(&outer), nested.clone(), digest_of(&v3)]);
+    let error = pull_for("linux/s390x", &mine).unwrap_err();
+    assert!(
+        matches!(&error, PullError::Resolve { .. }) && format!("{error:?}").contains("NoMatch"),
+        "{error:?}"
+    );
+    // What is nested is what the outer one has named, or nothing.
+    lies.store(1, Ordering::SeqCst);
+    let fresh = tempfile::tempdir().unwrap();
+    let error = pull_for("linux/amd64", &store(fresh.path())).unwrap_err();
+    assert!(matches!(verify_error(&error), Some(VerifyError::DigestMismatch { .. })), "{error:?}");
+    assert_eq!(leftovers(fresh.path()), Vec::<String>::new());
 }
 
 #[test]

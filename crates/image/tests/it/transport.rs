@@ -211,11 +211,106 @@ fn pauses_are_those_that_the_registry_asks_for() {
     });
     assert_eq!((result.unwrap().bytes, n_asked), (b"{}".to_vec(), 2));
     assert!(began.elapsed() >= Duration::from_secs(1));
+    // So it is with too many requests, of a manifest and of a blob: each time when the second is over, and not before.
+    let began = Instant::now();
+    let (result, n_asked) = asked(|n| match n {
+        0 => status(429, "retry-after: 1\r\n", b""),
+        _ => status(200, "", b"{}"),
+    });
+    assert_eq!((result.unwrap().bytes, n_asked), (b"{}".to_vec(), 2));
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    let count = AtomicUsize::new(0);
+    let port = serve(move |request| match count.fetch_add(1, Ordering::SeqCst) {
+        // In the middle, too, where the rest is asked for.
+        0 | 2 => status(429, "retry-after: 1\r\n", b""),
+        1 => broken(b"0123456789", 0, 4),
+        _ if request.to_ascii_lowercase().contains("range: bytes=4-\r\n") => broken(b"0123456789", 4, 10),
+        _ => status(400, "", b""),
+    });
+    let began = Instant::now();
+    let client = Client::new(options());
+    let (name, blob) = (reference("127.0.0.1", port), layer(b"0123456789"));
+    let mut bytes = Vec::new();
+    client.open_blob(&name, &blob, "layer").unwrap().read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"0123456789");
+    assert!(began.elapsed() >= Duration::from_secs(2));
     for code in [501, 505, 400, 410] {
         let port = serve(move |_| status(code, "", b""));
         let error = Client::new(options()).fetch_manifest(&reference("127.0.0.1", port)).unwrap_err();
         assert!(matches!(error, ClientError::Server { status, .. } if status == code), "{error:?}");
     }
+}
+
+/// A layer's descriptor.
+fn layer(bytes: &[u8]) -> Descriptor {
+    let text = format!(
+        r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"{}","size":{}}}"#,
+        Digest::sha256(bytes),
+        bytes.len()
+    );
+    serde_json::from_str(&text).expect("a descriptor")
+}
+
+/// The answer to a request for a blob, or for its rest, that breaks off before byte `to`.
+fn broken(blob: &[u8], from: usize, to: usize) -> Vec<u8> {
+    let range = format!("content-range: bytes {from}-{}/{}\r\n", blob.len() - 1, blob.len());
+    let (code, range) = if from > 0 { (206, range.as_str()) } else { (200, "") };
+    let whole = status(code, range, &blob[from..]);
+    whole[..whole.len() - (blob.len() - to)].to_vec()
+}
+
+#[test]
+fn a_token_that_ends_within_a_blob_is_replaced() {
+    let blob: Vec<u8> = (0..50_000u32).flat_map(u32::to_le_bytes).collect();
+    let whole = blob.clone();
+    let n_tokens = Arc::new(AtomicUsize::new(0));
+    let (given, seen) = (n_tokens.clone(), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let noted = seen.clone();
+    let port = serve(move |request| {
+        let lower = request.to_ascii_lowercase();
+        let header = |name: &str| {
+            lower
+                .lines()
+                .find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
+                .unwrap_or_default()
+        };
+        let host = header("host:");
+        if request.starts_with("GET /token") {
+            let n = given.fetch_add(1, Ordering::SeqCst) + 1;
+            return status(200, "", format!("{{\"token\":\"t{n}\",\"expires_in\":3600}}").as_bytes());
+        }
+        let (range, proof) = (header("range: bytes="), header("authorization: bearer"));
+        noted.lock().expect("no panic").push(format!("{range} {proof}"));
+        let from = range.trim_end_matches('-').parse().unwrap_or(0);
+        // The first is good until half of it was sent, and the second until three quarters were, whatever was promised.
+        let (quarter, size) = (whole.len() / 4, whole.len());
+        let (good, until) = match from {
+            0 => ("t1", 2 * quarter),
+            _ if from < 3 * quarter => ("t2", 3 * quarter),
+            _ => ("t3", size),
+        };
+        if proof == good {
+            return broken(&whole, from, until);
+        }
+        let challenge = format!("www-authenticate: Bearer realm=\"http://{host}/token\",service=\"s\"\r\n");
+        status(401, &challenge, b"")
+    });
+    let client = Client::new(options());
+    let name = reference("127.0.0.1", port);
+    let mut bytes = Vec::new();
+    client.open_blob(&name, &layer(&blob), "layer").unwrap().read_to_end(&mut bytes).unwrap();
+    assert!(bytes == blob);
+    let (half, most) = (blob.len() / 2, blob.len() / 4 * 3);
+    let expected = [
+        " ".to_owned(),
+        " t1".to_owned(),
+        format!("{half}- t1"),
+        format!("{half}- t2"),
+        format!("{most}- t2"),
+        format!("{most}- t3"),
+    ];
+    assert_eq!(*seen.lock().unwrap(), expected);
+    assert_eq!(n_tokens.load(Ordering::SeqCst), 3);
 }
 
 #[test]
@@ -333,4 +428,93 @@ fn a_proxy_gets_the_password_and_no_message_does() {
         assert!(shown.contains(want) || matches!(error, ClientError::NoRoots { .. }), "{shown}");
         assert!(!shown.contains("hunter2"), "{shown}");
     }
+}
+
+/// A proxy that leads to the one server behind it, whatever the name; gives its port, and what it is told.
+fn tunnel(to: u16) -> (u16, Arc<std::sync::Mutex<Vec<String>>>) {
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let noted = asked.clone();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback works");
+    let port = listener.local_addr().expect("bound").port();
+    // The threads end with the test process, or with the connection.
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.expect("loopback works");
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && client.read(&mut byte).is_ok_and(|n| n > 0) {
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8_lossy(&head).into_owned();
+            noted.lock().expect("no panic").push(head.lines().next().unwrap_or_default().to_owned());
+            if !head.starts_with("CONNECT ") {
+                let _ = client.write_all(&status(405, "", b""));
+                continue;
+            }
+            let mut server = std::net::TcpStream::connect(("127.0.0.1", to)).expect("it listens");
+            client.write_all(b"HTTP/1.1 200 X\r\n\r\n").expect("it waits for that");
+            let mut back = (server.try_clone().expect("a socket"), client.try_clone().expect("a socket"));
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut back.0, &mut back.1);
+                let _ = back.1.shutdown(std::net::Shutdown::Write);
+            });
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut client, &mut server);
+                let _ = server.shutdown(std::net::Shutdown::Write);
+            });
+        }
+    });
+    (port, asked)
+}
+
+#[test]
+fn registries_are_reached_through_proxies() {
+    let server = certificate("registry.example");
+    let (by_tls, tls_asked) = tunnel(tls_server(&server, None));
+    let (in_clear, plain_asked) = tunnel(serve(|request| {
+        let is_ours = request.to_ascii_lowercase().contains("host: registry.example");
+        status(if is_ours { 200 } else { 400 }, "", b"{}")
+    }));
+    let address = |port: u16| Some(ProxyAddress::new(format!("http://127.0.0.1:{port}")));
+    let proxies = |exempt: &str| Proxies {
+        https: address(by_tls),
+        http: address(in_clear),
+        all: None,
+        exempt: situla_image::Exempt::parse_list(exempt),
+    };
+    let ask = |name: &str, transport: Transport, proxies: Proxies| {
+        let extra_roots = vec![server.der.to_vec()];
+        let connect_timeout = Duration::from_millis(300);
+        let options =
+            ClientOptions { transport, extra_roots, proxies, connect_timeout, n_attempts: 1, ..options() };
+        Client::new(options).fetch_manifest(&Reference::parse(name).unwrap())
+    };
+    let told = || {
+        let taken = |asked: &std::sync::Mutex<Vec<String>>| std::mem::take(&mut *asked.lock().unwrap());
+        (taken(&tls_asked), taken(&plain_asked))
+    };
+    let of = |host: &str| vec![format!("CONNECT {host} HTTP/1.1")];
+    // The certificate is that of the registry, which the proxy cannot stand for.
+    let found = ask("registry.example/x:1", Transport::Tls, proxies("")).unwrap();
+    assert_eq!((found.bytes, told()), (b"{}".to_vec(), (of("registry.example:443"), vec![])));
+    let found = ask("registry.example:8443/x:1", Transport::Tls, proxies("")).unwrap();
+    assert_eq!((found.bytes, told()), (b"{}".to_vec(), (of("registry.example:8443"), vec![])));
+    let stranger = ask("another.example/x:1", Transport::Tls, proxies("")).unwrap_err();
+    assert!(matches!(stranger, ClientError::Unreachable { .. }), "{stranger:?}");
+    assert_eq!(told(), (of("another.example:443"), vec![]));
+    // Plain HTTP goes to the other one.
+    let found = ask("registry.example/x:1", Transport::Plain, proxies("another.example")).unwrap();
+    assert_eq!((found.bytes, told()), (b"{}".to_vec(), (vec![], of("registry.example:80"))));
+    // One for all, where a scheme has none of its own.
+    let all = Proxies { all: address(by_tls), ..Proxies::default() };
+    ask("registry.example/x:1", Transport::Tls, all).unwrap();
+    assert_eq!(told(), (of("registry.example:443"), vec![]));
+    // An exempt one, which does not exist (RFC 5737), would be found through either; loopback is exempt as it is.
+    for transport in [Transport::Tls, Transport::Plain] {
+        let direct = ask("192.0.2.1/x:1", transport, proxies("192.0.2.0/24")).unwrap_err();
+        assert!(matches!(direct, ClientError::Unreachable { .. }), "{direct:?}");
+    }
+    let own = serve(|_| status(200, "", b"{}"));
+    ask(&format!("127.0.0.1:{own}/x:1"), Transport::Plain, proxies("")).unwrap();
+    assert_eq!(told(), (vec![], vec![]));
 }
