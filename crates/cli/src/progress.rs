@@ -43,6 +43,9 @@ struct Counts {
     n_done: AtomicU64,
     bytes: AtomicU64,
     total: AtomicU64,
+    /// Of files of this machine.
+    read: AtomicU64,
+    to_read: AtomicU64,
     notes: Mutex<Notes>,
 }
 
@@ -118,6 +121,12 @@ impl Progress for Meter {
             Event::Fetched { bytes, .. } => {
                 counts.bytes.fetch_add(bytes, Relaxed);
             }
+            Event::ToRead { bytes } => {
+                counts.to_read.fetch_add(bytes, Relaxed);
+            }
+            Event::Read { bytes } => {
+                counts.read.fetch_add(bytes, Relaxed);
+            }
             Event::LayerDone { .. } => {
                 counts.n_done.fetch_add(1, Relaxed);
             }
@@ -134,6 +143,8 @@ struct Seen {
     n_done: u64,
     bytes: u64,
     total: u64,
+    read: u64,
+    to_read: u64,
 }
 
 fn draw(counts: &Counts, about: &str, terminal: bool, pause: Duration, stopped: &Receiver<()>) {
@@ -145,6 +156,8 @@ fn draw(counts: &Counts, about: &str, terminal: bool, pause: Duration, stopped: 
             n_done: counts.n_done.load(Relaxed),
             bytes: counts.bytes.load(Relaxed),
             total: counts.total.load(Relaxed),
+            read: counts.read.load(Relaxed),
+            to_read: counts.to_read.load(Relaxed),
         };
         let (since, before) = *began.get_or_insert_with(|| (Instant::now(), seen.bytes));
         let elapsed = since.elapsed();
@@ -180,12 +193,17 @@ fn rate(bytes: u64, elapsed: Duration) -> u64 {
 
 /// The line for some counts.
 fn line(seen: Seen, rate: u64, holder: Option<&str>) -> String {
-    let Seen { n_layers, n_done, bytes, total } = seen;
+    let Seen { n_layers, n_done, bytes, total, read, to_read } = seen;
     if let Some(holder) = holder {
         return format!("waiting for {holder}, which is fetching the same image");
     }
     if n_layers == 0 {
-        return "reading".to_owned();
+        return match (read, to_read) {
+            (0, _) => "reading".to_owned(),
+            (read, 0) => format!("reading, {}", size(read)),
+            // What grows meanwhile is read to its end.
+            (read, to_read) => format!("reading, {} of {}", size(read), size(to_read.max(read))),
+        };
     }
     if n_done >= n_layers {
         return format!("{}, {}; finishing the image", layers(n_layers), size(bytes));
@@ -216,9 +234,16 @@ mod tests {
     #[test]
     fn the_line_says_what_is_known() {
         const MIB: u64 = 1 << 20;
-        let seen = Seen { n_layers: 5, n_done: 2, bytes: 40 * MIB, total: 100 * MIB };
+        let seen = Seen { n_layers: 5, n_done: 2, bytes: 40 * MIB, total: 100 * MIB, ..Seen::default() };
+        let read = Seen { read: 40 * MIB, ..Seen::default() };
         for (seen, rate, holder, expected) in [
             (Seen::default(), 0, None, "reading"),
+            (Seen { to_read: MIB, ..Seen::default() }, 0, None, "reading"),
+            (read, 0, None, "reading, 40.0 MiB"),
+            (Seen { to_read: 50 * MIB, ..read }, 0, None, "reading, 40.0 MiB of 50.0 MiB"),
+            (Seen { to_read: 30 * MIB, ..read }, 0, None, "reading, 40.0 MiB of 40.0 MiB"),
+            // Once there are layers they count.
+            (Seen { read: MIB, ..seen }, 0, None, "layer 3/5, 40.0 MiB of 100.0 MiB"),
             (seen, 2 * MIB, None, "layer 3/5, 40.0 MiB of 100.0 MiB, 2.0 MiB/s, 30 s left"),
             (seen, 0, None, "layer 3/5, 40.0 MiB of 100.0 MiB"),
             (Seen { bytes: 100 * MIB, ..seen }, MIB, None, "layer 3/5, 100.0 MiB of 100.0 MiB, 1.0 MiB/s"),

@@ -418,6 +418,16 @@ pub(crate) fn hash_from(file: &File, offset: u64) -> io::Result<(Digest, u64)> {
 
 /// Hashes at most `len` bytes of a file from `offset`, and counts them.
 pub(crate) fn hash_range(file: &File, offset: u64, len: u64) -> io::Result<(Digest, u64)> {
+    hash_telling(file, offset, len, &())
+}
+
+/// The same, and tells how far it is.
+pub(crate) fn hash_telling(
+    file: &File,
+    offset: u64,
+    len: u64,
+    progress: &dyn Progress,
+) -> io::Result<(Digest, u64)> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut buffer = vec![0; 1 << 20];
     let mut n_hashed = 0;
@@ -428,6 +438,7 @@ pub(crate) fn hash_range(file: &File, offset: u64, len: u64) -> io::Result<(Dige
             Ok(n) => {
                 hasher.update(&buffer[..n]);
                 n_hashed += n as u64;
+                progress.event(Event::Read { bytes: n as u64 });
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),

@@ -13,10 +13,11 @@ use situla_sif::{Arch, DataType, FsType, SifFile};
 use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::additions::{CONFIG_PATH, MANIFEST_PATH};
-use crate::convert::{ConvertError, hash_range};
+use crate::convert::{ConvertError, hash_telling};
 use crate::file_error::FileError;
 use crate::identity::{FileIdentity, Identities};
 use crate::image_parts::ImageParts;
+use crate::progress::{Event, Progress};
 use crate::sif_file::SifDescription;
 use crate::source::{ImageSource, ResolveError, resolve};
 
@@ -173,7 +174,12 @@ fn sif_window(path: &Path, sif: &SifFile<&File>) -> Result<RootWindow, ConvertEr
 ///
 /// # Errors
 /// When it cannot be read, or is no image.
-pub fn inspect(path: &Path, hash: bool, identities: Option<&Identities>) -> Result<Inspection, ConvertError> {
+pub fn inspect(
+    path: &Path,
+    hash: bool,
+    identities: Option<&Identities>,
+    progress: &dyn Progress,
+) -> Result<Inspection, ConvertError> {
     let metadata = std::fs::metadata(path).map_err(FileError::read(path))?;
     let limit = usize::try_from(MAX_CONFIG_BYTES).unwrap_or(usize::MAX);
     if metadata.is_dir() {
@@ -215,7 +221,9 @@ pub fn inspect(path: &Path, hash: bool, identities: Option<&Identities>) -> Resu
     let before = state().map_err(FileError::read(path))?;
     found.rootfs_digest = identities.and_then(|identities| identities.find(&before));
     if hash && found.rootfs_digest.is_none() {
-        let (digest, _) = hash_range(&file, window.offset, window.len).map_err(FileError::read(path))?;
+        progress.event(Event::ToRead { bytes: window.len });
+        let (digest, _) =
+            hash_telling(&file, window.offset, window.len, progress).map_err(FileError::read(path))?;
         if let Some(identities) = identities
             && state().is_ok_and(|after| after == before)
         {
@@ -344,7 +352,7 @@ mod tests {
         let made = convert_directory(&tree, Owners::Root, &sqsh, OutputFormat::Sqsh, &options, &()).unwrap();
         convert_file(&sqsh, &sif, OutputFormat::Sif, &options).unwrap();
         for (path, kind) in [(&tree, "directory"), (&sqsh, "squashfs"), (&sif, "sif")] {
-            let found = inspect(path, true, None).unwrap();
+            let found = inspect(path, true, None, &()).unwrap();
             assert_eq!(found.kind, kind);
             assert_eq!(found.config.as_ref().unwrap().env, ["A=1"], "{kind}");
             assert_eq!(found.config_digest, Some(Digest::sha256(CONFIG)));
@@ -355,7 +363,7 @@ mod tests {
             }
             assert_eq!(found.sif.is_some(), kind == "sif");
         }
-        let objects = inspect(&sif, false, None).unwrap().sif.unwrap().objects;
+        let objects = inspect(&sif, false, None, &()).unwrap().sif.unwrap().objects;
         let root = objects.iter().find_map(|object| object.partition.as_ref()).unwrap();
         assert_eq!((root.fs, root.role), ("squashfs", "primary"), "{objects:?}");
     }
@@ -365,13 +373,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("text");
         fs::write(&path, b"hs").unwrap();
-        assert!(matches!(inspect(&path, false, None), Err(ConvertError::UnknownFormat { .. })));
-        assert!(matches!(inspect(&dir.path().join("none"), false, None), Err(ConvertError::File(_))));
+        assert!(matches!(inspect(&path, false, None, &()), Err(ConvertError::UnknownFormat { .. })));
+        assert!(matches!(inspect(&dir.path().join("none"), false, None, &()), Err(ConvertError::File(_))));
         // A link in a tree must not lead to the host's files.
         let tree = dir.path().join("tree/.situla");
         fs::create_dir_all(&tree).unwrap();
         fs::write(dir.path().join("outside"), CONFIG).unwrap();
         std::os::unix::fs::symlink(dir.path().join("outside"), tree.join("config.json")).unwrap();
-        assert!(inspect(&dir.path().join("tree"), false, None).unwrap().config.is_none());
+        assert!(inspect(&dir.path().join("tree"), false, None, &()).unwrap().config.is_none());
     }
 }

@@ -36,6 +36,16 @@ pub enum Event {
         /// Layer, 0 being the lowest.
         layer_idx: usize,
     },
+    /// So many bytes of files of this machine are to be read, where that is known before.
+    ToRead {
+        /// Bytes in all.
+        bytes: u64,
+    },
+    /// Bytes of a file of this machine were read.
+    Read {
+        /// Bytes since the last event.
+        bytes: u64,
+    },
     /// A file of a directory tree cannot be represented and was left out.
     Skipped {
         /// Its path in the tree.

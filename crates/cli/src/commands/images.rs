@@ -6,12 +6,13 @@ use std::time::SystemTime;
 use clap::Args;
 use serde_json::{Value, json};
 use situla_engine::store_places;
-use situla_image::{Place, Store, StoreEntry, StoreOptions};
+use situla_image::{Event, Place, Progress, Store, StoreEntry, StoreOptions};
 
 use super::pull::own_store;
 use crate::Context;
 use crate::command_error::CommandError;
 use crate::output::{data, size, table};
+use crate::progress::{Meter, Show};
 
 /// Hexadecimal digits of a digest that tell images of one store apart.
 const SHORT_DIGEST: usize = 12;
@@ -45,9 +46,12 @@ fn run(arguments: &ImagesArgs) -> Result<ExitCode, CommandError> {
     // For people by name below, for programs by digest.
     entries.sort_by(|a, b| a.image.manifest_digest.cmp(&b.image.manifest_digest));
     let (mut rows, mut values, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+    let show = if arguments.json || !arguments.verify { Show::Nothing } else { Show::Suitable };
+    let meter = Meter::start(show, "");
+    meter.event(Event::ToRead { bytes: entries.iter().map(|entry| entry.image.bytes).sum() });
     for entry in &entries {
         let is_whole = match arguments.verify {
-            true => Some(store.verify(&entry.image).map_err(failed)?),
+            true => Some(store.verify(&entry.image, &meter).map_err(failed)?),
             false => None,
         };
         if is_whole == Some(false) {
@@ -60,6 +64,7 @@ fn run(arguments: &ImagesArgs) -> Result<ExitCode, CommandError> {
         values.push(value);
         rows.extend(described_rows(entry, is_whole));
     }
+    drop(meter);
     if arguments.json {
         print_json(&Value::from(values))?;
     } else {

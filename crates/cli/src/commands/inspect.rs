@@ -16,6 +16,7 @@ use crate::Context;
 use crate::command_error::CommandError;
 use crate::interrupt::remove_temporaries_on_signal;
 use crate::output::{data, size, table};
+use crate::progress::{Meter, Show};
 
 /// Show what an image is and how it wants to be run.
 #[derive(Args, Debug)]
@@ -45,7 +46,9 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
     let places = store_places(&context.site, &context.host);
     let identities = places.own.as_deref().map(Identities::of_store);
     let described = |path: &std::path::Path| {
-        situla_image::inspect(path, arguments.hash, identities.as_ref())
+        let show = if arguments.json || !arguments.hash { Show::Nothing } else { Show::Suitable };
+        let meter = Meter::start(show, "");
+        situla_image::inspect(path, arguments.hash, identities.as_ref(), &meter)
             .map_err(|error| CommandError::convert(&error))
     };
     let found = match parse_source(&arguments.image)? {
@@ -99,7 +102,7 @@ fn described_layers(kind: &'static str, source: &Source) -> Result<Inspection, C
                 .map_err(|error| CommandError::resolve(&error))
         }
         Opened::Path(path) => {
-            situla_image::inspect(path, false, None).map_err(|error| CommandError::convert(&error))
+            situla_image::inspect(path, false, None, &()).map_err(|error| CommandError::convert(&error))
         }
     }
 }

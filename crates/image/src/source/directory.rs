@@ -85,6 +85,26 @@ struct Walk<'w, 'm, S: FileSink> {
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
+/// A file that tells how much of it was read.
+struct Told<'p> {
+    file: File,
+    progress: &'p dyn Progress,
+}
+
+impl io::Read for Told<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buf)?;
+        self.progress.event(Event::Read { bytes: n as u64 });
+        Ok(n)
+    }
+}
+
+impl Content for Told<'_> {
+    fn skip_hole(&mut self) -> io::Result<u64> {
+        self.file.skip_hole()
+    }
+}
+
 impl<S: FileSink> Walk<'_, '_, S> {
     fn directory(&mut self, fd: &OwnedFd, path: &[u8], depth: usize) -> Result<(), DirectoryError> {
         if depth > MAX_DEPTH {
@@ -176,7 +196,8 @@ impl<S: FileSink> Walk<'_, '_, S> {
         }
         let meta = self.meta(&stat, self.xattrs_of(&fd, &path)?);
         let size = u64::try_from(stat.st_size).unwrap_or_default();
-        self.give(Entry { path, kind: EntryKind::File { size }, meta }, &mut File::from(fd))
+        let mut content = Told { file: File::from(fd), progress: self.progress };
+        self.give(Entry { path, kind: EntryKind::File { size }, meta }, &mut content)
     }
 
     fn give(&mut self, entry: Entry, data: &mut impl Content) -> Result<(), DirectoryError> {

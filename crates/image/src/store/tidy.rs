@@ -18,10 +18,11 @@ use super::records::{list_dir, remove_file};
 use super::shelf::{manifest_of, stem};
 use super::uses::{ABANDONED_AFTER, User, Uses};
 use super::{Store, StoreError, StoredImage};
-use crate::convert::hash_from;
+use crate::convert::hash_telling;
 use crate::file_error::FileError;
 use crate::key::Recipe;
 use crate::output::temporary_name;
+use crate::progress::Progress;
 
 /// How long an image of a shared store stays out of its place before it is removed: nobody leaves marks there, and
 /// the jobs of any node may run from it. So each is held to be in use for as long as a mark of another machine counts.
@@ -102,10 +103,10 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn verify(&self, image: &StoredImage) -> Result<bool, StoreError> {
+    pub fn verify(&self, image: &StoredImage, progress: &dyn Progress) -> Result<bool, StoreError> {
         let failed = || FileError::read(&image.path);
         let file = File::open(&image.path).map_err(failed())?;
-        let (digest, bytes) = hash_from(&file, 0).map_err(failed())?;
+        let (digest, bytes) = hash_telling(&file, 0, u64::MAX, progress).map_err(failed())?;
         Ok(digest == image.rootfs_digest && bytes == image.bytes)
     }
 

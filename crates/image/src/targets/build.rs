@@ -29,7 +29,7 @@ impl Description {
         if let Some(config) = carried.filter(Value::is_object) {
             return Ok(Self { config });
         }
-        let found = inspect(path, false, None).map_err(SaveError::Image)?;
+        let found = inspect(path, false, None, &()).map_err(SaveError::Image)?;
         let native = Platform::native().architecture;
         let sif = found.sif.map(|sif| sif.architecture).filter(|name| *name != "unknown");
         let architecture = sif.map_or(native, str::to_owned);

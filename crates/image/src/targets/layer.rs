@@ -236,6 +236,7 @@ impl LayerWriter<'_> {
                 return Err(LayerWriteError::Write(io::ErrorKind::UnexpectedEof.into()));
             }
             self.out.write_all(&self.buffer[..n]).map_err(LayerWriteError::Write)?;
+            self.progress.event(Event::Read { bytes: n as u64 });
             at += n as u64;
         }
         Ok(())

@@ -302,12 +302,12 @@ fn damage_is_found_and_swept() {
     let store = scene.store();
     let made = scene.put(&store, "a", &ConvertOptions::default());
     let stored = || store.list().unwrap().remove(0);
-    assert!(store.verify(&stored()).unwrap());
+    assert!(store.verify(&stored(), &()).unwrap());
     let mut bytes = fs::read(&made.path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::set_permissions(&made.path, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&made.path, bytes).unwrap();
-    assert!(!store.verify(&stored()).unwrap());
+    assert!(!store.verify(&stored(), &()).unwrap());
 
     // What a crash may leave: parts of images long ago, and just now.
     let other = Digest::sha256(b"other").file_stem();
