@@ -5,10 +5,10 @@ use std::io::ErrorKind;
 
 use situla_image::sif::{SifEditError, SifError};
 use situla_image::{
-    ArchiveError, ClientError, ConvertError, DirectoryError, DockerArchiveError, Doing, FileError,
-    FlattenError, Incapable, KeyringError, Lacks, LayerWriteError, LayoutError, PullError, PushError,
-    ResolveError, SaveError, SifFileError, SifTransferError, SourceError, SourceNameError, StoreError,
-    TreeError, VerifyError, Withheld,
+    ArchiveError, ClientError, ConvertError, DirectoryError, Distrusted, DockerArchiveError, Doing,
+    FileError, FlattenError, Incapable, KeyringError, Lacks, LayerWriteError, LayoutError, PullError,
+    PushError, ResolveError, SaveError, SifFileError, SifTransferError, SourceError, SourceNameError,
+    StoreError, TreeError, VerifyError, Withheld,
 };
 use situla_records::EngineClass;
 
@@ -266,6 +266,20 @@ fn of_client(error: &ClientError) -> Judgement {
         ClientError::TooManyRequests { .. } => {
             (Class::FetchFailed, Some("wait, or pull from a mirror of your site"))
         }
+        ClientError::Unreachable { .. } if error.distrusted() == Some(Distrusted::Client) => (
+            Class::FetchFailed,
+            Some(
+                "the registry wants a certificate that it trusts: put it and its key into \
+                 ~/.config/containers/certs.d/HOST:PORT/, as client.cert and client.key",
+            ),
+        ),
+        ClientError::Unreachable { .. } if error.distrusted() == Some(Distrusted::Registry) => (
+            Class::FetchFailed,
+            Some(
+                "if it is the right registry, put the certificate of its authority into \
+                 ~/.config/containers/certs.d/HOST:PORT/, as ca.crt",
+            ),
+        ),
         ClientError::Unreachable { .. } => (
             Class::FetchFailed,
             Some(

@@ -41,9 +41,9 @@ mod verify;
 
 pub use additions::{CONFIG_PATH, MANIFEST_PATH, image_additions, mount_points, singularity_additions};
 pub use client::{
-    Certificates, Client, ClientCertificate, ClientError, ClientOptions, Credentials, EmptyKeyring, Exempt,
-    Keyring, KeyringError, Login, LoginCheck, Proxies, ProxyAddress, RegistryImage, Route, Secret, Transport,
-    Withheld,
+    Certificates, Client, ClientCertificate, ClientError, ClientOptions, Credentials, Distrusted,
+    EmptyKeyring, Exempt, Keyring, KeyringError, Login, LoginCheck, Proxies, ProxyAddress, RegistryImage,
+    Route, Secret, Transport, Withheld,
 };
 pub use containers::{
     ContainerLease, ContainerPlace, ContainerRecord, Containers, ListedContainer, MadeContainer,

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use rustls::AlertDescription as Alert;
 use thiserror::Error;
 
 use super::keyring::KeyringError;
@@ -198,6 +199,29 @@ impl ClientError {
         }
     }
 
+    /// Whose certificate it is that a connection has failed for, if it was one.
+    #[must_use]
+    pub fn distrusted(&self) -> Option<Distrusted> {
+        let Self::Unreachable { source, .. } = self else { return None };
+        let ureq::Error::Io(error) = &**source else { return None };
+        match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+            rustls::Error::InvalidCertificate(_) => Some(Distrusted::Registry),
+            // What servers say of a certificate that is missing or that they do not like (RFC 8446 section 6.2).
+            rustls::Error::AlertReceived(
+                Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::CertificateRequired
+                // Of a signature that does not fit, by which one may not be in the line of an authority.
+                | Alert::DecryptError,
+            ) => Some(Distrusted::Client),
+            _ => None,
+        }
+    }
+
     /// What the registry has said, where it is repeated.
     pub(crate) fn message(&self) -> Option<&str> {
         match self {
@@ -215,6 +239,15 @@ impl ClientError {
             _ => None,
         }
     }
+}
+
+/// Whose certificate is not trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distrusted {
+    /// The registry's, by us.
+    Registry,
+    /// Ours, by the registry; or there is none.
+    Client,
 }
 
 fn wait(retry_after: Option<Duration>) -> String {

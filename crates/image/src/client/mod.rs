@@ -31,7 +31,7 @@ use situla_oci::{
 };
 
 pub use credentials::{Credentials, Login};
-pub use error::{ClientError, Withheld};
+pub use error::{ClientError, Distrusted, Withheld};
 pub use keyring::{Certificates, ClientCertificate, EmptyKeyring, Keyring, KeyringError};
 pub use proxy::{Exempt, Proxies, ProxyAddress};
 pub use secret::Secret;

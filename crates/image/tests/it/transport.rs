@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use situla_image::{
-    Certificates, Client, ClientCertificate, ClientError, ClientOptions, Credentials, Keyring, KeyringError,
-    Proxies, ProxyAddress, Route, Secret, Transport,
+    Certificates, Client, ClientCertificate, ClientError, ClientOptions, Credentials, Distrusted, Keyring,
+    KeyringError, Proxies, ProxyAddress, Route, Secret, Transport,
 };
 use situla_oci::{Descriptor, Digest, Reference, Registry, Repository};
 
@@ -128,7 +128,7 @@ fn tls_is_checked_against_known_authorities() {
     let unknown = ask("localhost", Vec::new(), Transport::Tls).unwrap_err();
     assert!(matches!(unknown, ClientError::Unreachable { .. } | ClientError::NoRoots { .. }), "{unknown:?}");
     let other_name = ask("127.0.0.1", vec![der], Transport::Tls).unwrap_err();
-    assert!(matches!(other_name, ClientError::Unreachable { .. }), "{other_name:?}");
+    assert_eq!(other_name.distrusted(), Some(Distrusted::Registry), "{other_name:?}");
     // A registry that is called insecure is spoken to whoever it is, by TLS or without.
     assert_eq!(ask("127.0.0.1", Vec::new(), Transport::Insecure).unwrap().bytes, b"{}");
     let plain = serve(|_| status(200, "", b"{}"));
@@ -163,6 +163,15 @@ fn a_host_has_certificates_of_its_own() {
         ("no authority", here(), Vec::new(), Some((&me, &me))),
     ] {
         let error = ask(host, authorities, client).unwrap_err();
+        let whose = if ["no certificate", "another one"].contains(&what) {
+            Distrusted::Client
+        } else {
+            Distrusted::Registry
+        };
+        assert!(
+            error.distrusted() == Some(whose) || matches!(error, ClientError::NoRoots { .. }),
+            "{what}: {error:?}"
+        );
         assert!(
             matches!(error, ClientError::Unreachable { .. } | ClientError::NoRoots { .. }),
             "{what}: {error:?}"
