@@ -196,6 +196,28 @@ fn known_input_gives_known_bytes() {
 
 const PINNED: &str = "7f7ddbc5c485649e19533565740206581e88423fffac8d6dded4c9c99b2a0e73";
 
+/// Files below the size of a block share blocks, and so do the tails of longer ones.
+#[test]
+fn small_files_share_fragments() {
+    let mut writer = small_writer(2);
+    let mut random = Random(7);
+    let contents: Vec<Vec<u8>> = (0..200).map(|_| random.noise(100)).collect();
+    let tail = random.noise(4096 + 100);
+    let mut files = Vec::new();
+    for (index, content) in contents.iter().chain([&tail]).enumerate() {
+        files.push((format!("file-{index}"), writer.add_file(&mut content.as_slice()).unwrap()));
+    }
+    let named: Vec<_> = files.iter().map(|(name, file)| (name.as_str(), *file)).collect();
+    let (_, bytes) = finish(writer, &named);
+    let image = Image::open(bytes, ReadOptions::default()).unwrap();
+    // 201 pieces of 100 bytes: forty go into a block of 4096 bytes.
+    assert_eq!(image.superblock().fragment_count, 6);
+    for (index, content) in contents.iter().chain([&tail]).enumerate() {
+        let found = image.read_file(&format!("file-{index}"), 5000).unwrap().unwrap();
+        assert!(found == *content, "{index}");
+    }
+}
+
 #[test]
 fn duplicates_are_stored_once() {
     for threads in [1, 2] {
