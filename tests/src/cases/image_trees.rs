@@ -93,6 +93,9 @@ fn alike(desk: &Desk, name: &str) -> Check {
         Ok(listed)
     };
     let want = unpacked(&format!("{layout}:1"), "bundle")?;
+    if name == "ai" {
+        has_each_kind(&want)?;
+    }
 
     fs::create_dir(dir.path().join("mounted"))?;
     root(&["mount", "-t", "squashfs", "-o", "loop,ro,nodev,nosuid", &image, &path("mounted")])?;
@@ -113,6 +116,26 @@ fn alike(desk: &Desk, name: &str) -> Check {
     // Our reader makes one layer of it.
     root(&[&situla, "convert", "--quiet", &image, &format!("oci:{}:1", path("layout"))])?;
     compare("our reader", &unpacked(&format!("{}:1", path("layout")), "again")?, &want)
+}
+
+/// What the comparison is about is there: attributes, file capabilities, links within a layer and across two, pipes, and owners
+/// beyond 16 bits.
+fn has_each_kind(tree: &BTreeMap<String, String>) -> Check {
+    // By the listing, all names of a file lead to the first of them.
+    let one_file = ["first", "second", "third"].map(|name| format!("b'opt/kinds/{name}'"));
+    let linked = one_file.iter().all(|name| tree.get(name).is_some_and(|facts| facts.contains(&one_file[0])));
+    for (what, is_there) in [
+        ("an attribute", tree.values().any(|facts| facts.contains("'user.situla.origin', b'bench'"))),
+        ("a file capability", tree.values().any(|facts| facts.contains("'security.capability', b'"))),
+        ("a pipe", tree.values().any(|facts| facts.starts_with("'0o10644'"))),
+        ("an owner beyond 16 bits", tree.values().any(|facts| facts.contains(", 100000, 100001, "))),
+        ("links within and across layers", linked),
+    ] {
+        if !is_there {
+            return Err(format!("the tree has not {what}: is the image of this scripts/make-image?").into());
+        }
+    }
+    Ok(())
 }
 
 /// Runs a program as root.
