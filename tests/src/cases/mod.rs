@@ -36,6 +36,7 @@ pub mod policy;
 pub mod private_images;
 pub mod private_tmp;
 pub mod privileged;
+pub mod progress;
 pub mod pull_crashes;
 pub mod pushes;
 pub mod pyxis;
@@ -142,6 +143,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("we_run_apptainers", privileged::we_run_apptainers),
     ("same_as_apptainer", privileged::same_as_apptainer),
     ("sif_edits_on_both_sides", sif_files::sif_edits_on_both_sides),
+    ("several_architectures", sif_files::several_architectures),
     ("attacks::signed_and_altered", sif_files::signed_and_altered),
     ("kernel_and_we_read_alike", sif_files::kernel_and_we_read_alike),
     ("images_for_other_tools", sif_files::images_for_other_tools),
@@ -160,6 +162,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("private_images::by_sha512", private_images::by_sha512),
     ("private_images::in_clear", private_images::in_clear),
     ("private_images::over_tls", private_images::over_tls),
+    ("private_images::by_client_certificates", private_images::by_client_certificates),
     ("allowed_registry", policy::allowed_registry),
     ("wrong_digest", image_commands::wrong_digest),
     ("attacks::own_binary", attacks::own_binary),
@@ -194,6 +197,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("small_jobs::address_space", small_jobs::address_space),
     ("small_jobs::control_group", small_jobs::control_group),
     ("small_jobs::pull_in_a_control_group", small_jobs::pull_in_a_control_group),
+    ("small_jobs::threads", small_jobs::threads),
     ("small_jobs::written_into_memory", small_jobs::written_into_memory),
     ("exhaustion::dead_mounts", exhaustion::dead_mounts),
     ("extracted::without_a_device", extracted::without_a_device),
@@ -211,6 +215,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("apparmor_profile", packaging::apparmor_profile),
     ("symbols_of_the_plugin", packaging::symbols_of_the_plugin),
     ("pull_crashes::at_every_step", pull_crashes::at_every_step),
+    ("pull_crashes::synced_before_named", pull_crashes::synced_before_named),
+    ("pull_crashes::beyond_a_quota", pull_crashes::beyond_a_quota),
     ("pull_crashes::fifty_at_once", pull_crashes::fifty_at_once),
     ("pull_crashes::several_machines_at_once", pull_crashes::several_machines_at_once),
     ("pull_crashes::through_a_bad_network", pull_crashes::through_a_bad_network),
@@ -229,6 +235,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("machine_is_left_alone", neighbour::machine_is_left_alone),
     ("no_helper_is_started", no_helpers::nothing_is_started),
     ("a_start_syncs_nothing", no_helpers::a_start_syncs_nothing),
+    ("a_file_is_hashed_once", no_helpers::a_file_is_hashed_once),
+    ("progress::lines_in_a_log", progress::lines_in_a_log),
 ];
 
 /// Privileged cases of `make test-full` alone: what they need takes long to make.
@@ -466,11 +474,14 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "plan_runs_nothing"
         | "late::while_the_first_fails"
         | "a_start_syncs_nothing"
-        | "extracted::killed_before_a_name" => no_helpers::tracer(),
+        | "extracted::killed_before_a_name"
+        | "a_file_is_hashed_once" => no_helpers::tracer(),
         "no_helper_is_started" => no_helpers::tracer().and_then(|()| privileged::registry_program()),
-        "apptainer_runs_ours" | "we_run_apptainers" | "same_as_apptainer" | "sif_edits_on_both_sides" => {
-            privileged::apptainer_tree(env)
-        }
+        "apptainer_runs_ours"
+        | "we_run_apptainers"
+        | "same_as_apptainer"
+        | "sif_edits_on_both_sides"
+        | "several_architectures" => privileged::apptainer_tree(env),
         "attacks::signed_and_altered" => {
             privileged::apptainer_tree(env)?;
             tier::succeeds("openssl", &["version"]).map_err(|why| Skip(format!("needs openssl: {why}")))
@@ -490,6 +501,8 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         | "private_images::of_private_layers"
         | "private_images::by_sha512"
         | "private_images::in_clear"
+        | "private_images::over_tls"
+        | "private_images::by_client_certificates"
         | "allowed_registry"
         | "wrong_digest"
         | "exhaustion::full_places"
@@ -531,10 +544,14 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "plain_fs::convert" | "plain_fs::stores" | "attacks::hostile_layers" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),
         "image_trees::of_many_layers" => image_trees::large_image(env),
-        "pull_crashes::at_every_step" => {
+        "pull_crashes::at_every_step"
+        | "pull_crashes::synced_before_named"
+        | "progress::lines_in_a_log"
+        | "pull_crashes::beyond_a_quota" => {
             privileged::registry_program()?;
             no_helpers::tracer()
         }
+        "small_jobs::threads" => small_jobs::processors(),
         "small_jobs::control_group"
         | "small_jobs::written_into_memory"
         | "small_jobs::nearly_a_million_files" => small_jobs::ready(),

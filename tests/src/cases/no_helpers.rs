@@ -1,7 +1,11 @@
 //! Images are made by our own code: no program is started for it. And a container is started without waiting for a disk.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
 
 use super::Desk;
 use super::privileged::registry;
@@ -9,7 +13,7 @@ use crate::command;
 use crate::environment::PATIENCE;
 use crate::tier::{self, Check, Skip};
 
-const STRACE: &str = "/usr/bin/strace";
+pub(super) const STRACE: &str = "/usr/bin/strace";
 
 /// Needs a tracer.
 ///
@@ -20,12 +24,13 @@ pub fn tracer() -> Result<(), Skip> {
         .map_err(|why| Skip(format!("needs strace: {why}")))
 }
 
-/// Calls that start a process or a thread, execute a program, or make a file.
+/// Calls that start a process or a thread, execute a program, make a file, or lock one.
 const WATCHED: &str = "trace=execve,execveat,clone,clone3,fork,vfork,open,openat,creat,mkdir,mkdirat,mknod,mknodat,\
-                       symlink,symlinkat,link,linkat,rename,renameat,renameat2";
+                       symlink,symlinkat,link,linkat,rename,renameat,renameat2,flock,fcntl";
 
 /// Pulls and conversions of all kinds execute nothing but the program itself, need no search path, and make no
-/// file but the one that was asked for and those of the store: nothing is extracted.
+/// file but the one that was asked for and those of the store: nothing is extracted. None locks a file, and where an image is
+/// present nobody claims the right to make it.
 ///
 /// # Errors
 /// One starts something, makes other files, or fails.
@@ -38,6 +43,7 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
     let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
     let several_layers = format!("oci:{}:1", desk.env.image_layout("demo").display());
     let source = format!("docker://{address}/tiny:1");
+    let mut leased = 0;
     for words in [
         &["convert", &tree, "a.sqsh"][..],
         &["convert", &tree, "a.sif"],
@@ -52,9 +58,10 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
         &["images"],
     ] {
         let seen = traced(desk, dir.path(), &[&[situla.as_str()], words].concat())?;
-        if seen.started != [situla.clone()] || seen.n_processes > 0 {
+        if seen.started != [situla.clone()] || seen.n_processes > 0 || !seen.locks.is_empty() {
             return Err(format!("situla {words:?}: {seen:?}").into());
         }
+        leased += usize::from(seen.has_leased());
         let target = words.last().filter(|word| word.contains('.') && !word.contains('/'));
         let expected =
             |path: &&PathBuf| is_target(dir.path(), target.copied(), path) || of_store(dir.path(), path);
@@ -64,6 +71,20 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
         if target.is_some_and(|name| words[0] != "inspect" && !seen.made.contains(&dir.path().join(name))) {
             return Err(format!("the tracer did not see what situla {words:?} made: {:#?}", seen.made).into());
         }
+    }
+    // The first pull alone had to make it; the other two found it.
+    if leased != 1 {
+        return Err(format!("{leased} pulls have claimed the right to make the image").into());
+    }
+    for words in [&["pull", "--store-only", &source][..], &["exec", &source, "true"]] {
+        let seen = traced(desk, dir.path(), &[&[situla.as_str()], words].concat())?;
+        if seen.has_leased() || !seen.locks.is_empty() {
+            return Err(format!("situla {words:?}, of an image that is present: {seen:?}").into());
+        }
+    }
+    let seen = traced(desk, dir.path(), &["/usr/bin/flock", "lock", "/bin/true"])?;
+    if seen.locks.is_empty() {
+        return Err(format!("the tracer sees no locks: {seen:?}").into());
     }
     // The tracer does see what is started by what is started, and what that makes.
     let script = "/bin/tar --version; /bin/mkdir there; : >file; /bin/true";
@@ -76,6 +97,72 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
         return Err(format!("the tracer saw {seen:?}").into());
     }
     Ok(())
+}
+
+/// A file is hashed once: as long as it does not change, its digest is known without its data being read, and a Plan says it;
+/// before that, and once it has changed, a Plan says that nobody has verified it.
+///
+/// # Errors
+/// It is not.
+pub fn a_file_is_hashed_once(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("hashed")?;
+    let image = dir.path().join("a.sqsh");
+    let name = image.display().to_string();
+    desk.env.as_user(dir.path(), ["cp", &desk.images.path("tiny.sqsh"), &name])?.success()?;
+    let size = fs::metadata(&image)?.len();
+    let cache = format!("XDG_CACHE_HOME={}", dir.path().join("cache").display());
+    let planned = || -> Result<Value, libtest_mimic::Failed> {
+        let words = ["env", &cache, "situla", "plan", &name, "true"];
+        let plan = desk.env.as_user(dir.path(), words)?.success()?;
+        Ok(serde_json::from_str::<Value>(&plan.stdout)?["image"]["rootfs"].clone())
+    };
+    let trace = dir.path().join("trace").display().to_string();
+    // Its digest, and how much of the file was read for that.
+    let hashed = || -> Result<(Value, u64), libtest_mimic::Failed> {
+        let calls = "trace=read,pread64,readv,preadv,preadv2,mmap";
+        let strace = [STRACE, "-f", "-qq", "-y", "-e", calls, "-o", &trace];
+        let words = ["env", &cache].into_iter().chain(strace);
+        let words = words.chain(["situla", "inspect", "--hash", "--json", &name]);
+        let told = command::run(desk.env.user_command(dir.path(), words)?, PATIENCE)?.success()?;
+        let of_image = format!("<{name}>");
+        let text = fs::read_to_string(&trace)?;
+        let lines = text.lines().filter(|line| line.contains(&of_image));
+        let read = lines.map(|line| match line.contains("mmap(") {
+            true => size,
+            false => line.rsplit(" = ").next().and_then(|n| n.trim().parse().ok()).unwrap_or(0),
+        });
+        Ok((serde_json::from_str::<Value>(&told.stdout)?["rootfs_digest"].clone(), read.sum()))
+    };
+    let unverified = |story: &str| -> Check {
+        let plan = planned()?;
+        if plan["state"] == "unverified" { Ok(()) } else { Err(format!("{story}: {plan}").into()) }
+    };
+    unverified("before it was hashed")?;
+    // A change right after the last one might not show in the times of a file.
+    let settled = || {
+        let age = fs::metadata(&image).and_then(|meta| {
+            let changed = UNIX_EPOCH + Duration::from_secs(u64::try_from(meta.ctime()).unwrap_or(0));
+            SystemTime::now().duration_since(changed).map_err(std::io::Error::other)
+        });
+        age.is_ok_and(|age| age > Duration::from_secs(4))
+    };
+    if !command::wait_until(PATIENCE, settled) {
+        return Err("the file does not grow old".into());
+    }
+    let (digest, read) = hashed()?;
+    if read < size {
+        return Err(format!("of {size} bytes it read {read}").into());
+    }
+    let (again, read) = hashed()?;
+    if again != digest || read > size / 4 {
+        return Err(format!("the second time it read {read} of {size} bytes: {digest}, {again}").into());
+    }
+    let plan = planned()?;
+    if !digest.is_string() || !plan.to_string().contains(&digest.to_string()) {
+        return Err(format!("{digest} was found, and the plan says {plan}").into());
+    }
+    desk.env.as_user(dir.path(), ["touch", &name])?.success()?;
+    unverified("after it was touched")
 }
 
 /// Calls that wait until something is on a disk; and those that open files, of which flags can ask for it.
@@ -163,6 +250,15 @@ pub(super) struct Traced {
     pub(super) n_processes: usize,
     /// Files, directories and links that they made.
     pub(super) made: Vec<PathBuf>,
+    /// Calls by which they locked files.
+    locks: Vec<String>,
+}
+
+impl Traced {
+    /// Whether somebody has claimed the right to make an image.
+    fn has_leased(&self) -> bool {
+        self.made.iter().any(|path| path.parent().is_some_and(|parent| parent.ends_with("leases")))
+    }
 }
 
 /// Runs a command as the user without a search path; its caches are below `dir`.
@@ -177,7 +273,7 @@ pub(super) fn traced(desk: &Desk, dir: &Path, words: &[&str]) -> Result<Traced, 
     command::run(command, PATIENCE)?.success()?;
     let text = fs::read_to_string(&trace).map_err(|e| format!("{trace}: {e}"))?;
     let _ = fs::remove_file(&trace);
-    let mut seen = Traced { started: Vec::new(), n_processes: 0, made: Vec::new() };
+    let mut seen = Traced { started: Vec::new(), n_processes: 0, made: Vec::new(), locks: Vec::new() };
     for line in text.lines() {
         // 1234 execve("/bin/true", ["/bin/true"], 0x7ffc0 /* 2 vars */) = 0
         let Some((call, rest)) =
@@ -188,6 +284,11 @@ pub(super) fn traced(desk: &Desk, dir: &Path, words: &[&str]) -> Result<Traced, 
         let mut quoted = rest.split('"').skip(1).step_by(2);
         match call {
             "execve" | "execveat" => seen.started.extend(quoted.next().map(str::to_owned)),
+            "flock" => seen.locks.push(line.to_owned()),
+            "fcntl" if ["F_SETLK", "F_OFD_SETLK"].iter().any(|lock| rest.contains(lock)) => {
+                seen.locks.push(line.to_owned());
+            }
+            "fcntl" => {}
             "clone" | "clone3" if rest.contains("CLONE_THREAD") => {}
             "clone" | "clone3" | "fork" | "vfork" => seen.n_processes += 1,
             "open" | "openat" if !["O_CREAT", "O_TMPFILE"].iter().any(|flag| rest.contains(flag)) => {}

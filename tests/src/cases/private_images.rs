@@ -63,9 +63,21 @@ pub fn logins(desk: &Desk) -> Check {
         let ran = run("two", &format!("situla exec {source} cat {WITNESS}"))?
             .success()?
             .expect_text("situla tiny image")?;
-        for output in [&pulled, &ran] {
+        // And once more with a record, which says where the image came from, and not by what right.
+        let state = dir.path().join("state");
+        let record =
+            format!("XDG_STATE_HOME={} situla exec --record {source} cat {WITNESS}", state.display());
+        let recorded = run("recorded", &record)?.success()?.expect_text("situla tiny image")?;
+        for output in [&pulled, &ran, &recorded] {
             expect_no_secret(&output.to_string())?;
         }
+        let records = fs::read_dir(state.join("situla/records")).map_or(0, Iterator::count);
+        if records == 0 {
+            return Err(format!("there is no record\n{recorded}").into());
+        }
+        expect_no_secret_below(&state)?;
+        expect_no_secret_below(&dir.path().join("recorded"))?;
+        removed_by_name(&|line| run("recorded", line), &source)?;
         run("one", &format!("situla logout {}", server.address))?.success()?.expect_text("logged out")?;
         let told = run("one", &format!("situla logout --json {}", server.address))?.success()?;
         let told: serde_json::Value = serde_json::from_str(&told.stdout)?;
@@ -84,7 +96,25 @@ pub fn logins(desk: &Desk) -> Check {
     Ok(())
 }
 
-/// Files of other tools: enroot's with a command in it, netrc, and a short name with a mirror in `registries.conf`.
+/// An image that is removed is told of, and gone.
+fn removed_by_name(run: &dyn Fn(&str) -> Result<Output, String>, source: &str) -> Check {
+    let json = |line: &str| -> Result<Value, libtest_mimic::Failed> {
+        Ok(serde_json::from_str(&run(line)?.success()?.stdout)?)
+    };
+    let before = json("situla images --json")?;
+    let told = json(&format!("situla rm --json {source}"))?;
+    let gone = before[0]["path"].as_str().is_some_and(|path| !Path::new(path).exists());
+    let same = told["removed"][0]["manifest_digest"] == before[0]["manifest_digest"];
+    let (n_before, n_told) = (before.as_array().map(Vec::len), told["removed"].as_array().map(Vec::len));
+    if !gone || !same || (n_before, n_told) != (Some(1), Some(1)) || !told["schema"].is_u64() {
+        return Err(format!("there was {before}, and removed {told}").into());
+    }
+    let after = json("situla images --json")?;
+    if after == serde_json::json!([]) { Ok(()) } else { Err(format!("there is still {after}").into()) }
+}
+
+/// Files of other tools: enroot's with a command in it, netrc, a short name with a mirror in `registries.conf`, and Docker's
+/// with a helper that knows the password.
 ///
 /// # Errors
 /// One is not understood.
@@ -117,6 +147,54 @@ pub fn files_of_other_tools(desk: &Desk) -> Check {
     let registries = format!("CONTAINERS_REGISTRIES_CONF={}", dir.path().join("registries.conf").display());
     let words = format!("{netrc} {registries} situla exec docker://tiny:1 cat {WITNESS}");
     run("mirror", &words)?.success()?.expect_text("situla tiny image")?;
+    by_helpers(desk, dir.path(), &server.address, &write)
+}
+
+/// Docker's credential helpers, one for all registries and one for each: asked by `pull` and by the process that fetches for
+/// a run; and not asked for another registry.
+fn by_helpers(
+    desk: &Desk,
+    dir: &Path,
+    address: &str,
+    write: &dyn Fn(&str, &str) -> Result<Output, String>,
+) -> Check {
+    let log = dir.join("asked").display().to_string();
+    let answer = format!("{{\"ServerURL\":\"{address}\",\"Username\":\"me\",\"Secret\":\"{PASSWORD}\"}}");
+    let helper = format!(
+        "#!/bin/sh\nserver=$(cat)\necho \"$1 $server\" >>{log}\n\
+         [ \"$server\" = {address} ] || {{ echo credentials not found in native keychain; exit 1; }}\n\
+         echo '{answer}'\n"
+    );
+    write("bin/docker-credential-test", &helper)?;
+    let bin = dir.join("bin").display().to_string();
+    desk.env.as_user(dir, ["chmod", "700", &format!("{bin}/docker-credential-test")])?.success()?;
+    let source = format!("docker://{address}/tiny:1");
+    for (name, config, knows) in [
+        ("for-all", "{\"credsStore\":\"test\"}".to_owned(), true),
+        ("for-one", format!("{{\"credHelpers\":{{\"{address}\":\"test\"}}}}"), true),
+        ("for-another", "{\"credHelpers\":{\"registry.invalid\":\"test\"}}".to_owned(), false),
+    ] {
+        write(&format!("{name}/config.json"), &config)?;
+        let docker = dir.join(name).display().to_string();
+        for (way, line) in [
+            ("pulled", format!("situla pull {source}")),
+            ("run", format!("situla exec {source} cat {WITNESS}")),
+        ] {
+            let _ = fs::remove_file(&log);
+            let script = format!("export PATH={bin}:$PATH DOCKER_CONFIG={docker}; {line}");
+            let output = run(desk, dir, &format!("{name}-{way}"), &script)?;
+            let asked = fs::read_to_string(&log).unwrap_or_default();
+            let story = |output: &Output| format!("{name}, {way}: the helper was asked {asked:?}\n{output}");
+            expect_no_secret(&output.to_string())?;
+            let is_asked = asked.lines().any(|line| line == format!("get {address}"));
+            if (output.code() == 0, is_asked) != (knows, knows) {
+                return Err(story(&output).into());
+            }
+            if !knows {
+                output.expect_code(125)?.expect_text("situla login")?;
+            }
+        }
+    }
     Ok(())
 }
 
@@ -483,7 +561,7 @@ pub fn over_tls(desk: &Desk) -> Check {
         let variables = format!("XDG_CACHE_HOME={} XDG_CONFIG_HOME={}", place("cache"), place(config));
         registry.run(&desk.env, dir.path(), &["sh", "-c", &format!("env {variables} situla {words}")])
     };
-    run("none", &format!("pull {source} -o a.sqsh"))?.expect_code(125)?.expect_text("certificate")?;
+    run("none", &format!("pull {source} -o a.sqsh"))?.expect_code(125)?.expect_text("as ca.crt")?;
     if !registry.log().lines().all(|line| !line.contains("/blobs/")) || Path::new(&place("a.sqsh")).exists() {
         return Err("something was fetched from a stranger".into());
     }
@@ -492,6 +570,71 @@ pub fn over_tls(desk: &Desk) -> Check {
         return Err(format!("nothing came from there: {}", registry.log()).into());
     }
     run("config", &format!("exec ./a.sqsh cat {WITNESS}"))?.success()?.expect_text("situla tiny image")?;
+
+    // Through a proxy, where a variable says so: all of it, by hand and for a run; and not where another one exempts the host.
+    let tunnels = registry.tunnels()?;
+    let through = format!("CONNECT {} HTTP/1.1", registry.address);
+    let host = registry.address.split(':').next().unwrap_or_default();
+    for (store, variables, words, is_proxied) in [
+        ("p1", format!("https_proxy={}", tunnels.url), format!("pull {source} -o b.sqsh"), true),
+        ("p2", format!("ALL_PROXY={}", tunnels.url), format!("exec {source} cat {WITNESS}"), true),
+        (
+            "p3",
+            format!("HTTPS_PROXY={} no_proxy=registry.invalid,{host}", tunnels.url),
+            format!("exec {source} cat {WITNESS}"),
+            false,
+        ),
+        ("p4", format!("http_proxy={}", tunnels.url), format!("pull {source} -o c.sqsh"), false),
+    ] {
+        let config = format!("XDG_CACHE_HOME={} XDG_CONFIG_HOME={}", place(store), place("config"));
+        let script = format!("env {config} {variables} situla {words}");
+        let output = registry.run(&desk.env, dir.path(), &["sh", "-c", &script])?.success()?;
+        let asked = tunnels.asked();
+        if asked.is_empty() == is_proxied || asked.iter().any(|line| *line != through) {
+            return Err(format!("the proxy was asked {asked:?}\n{output}").into());
+        }
+    }
+    Ok(())
+}
+
+/// A registry that wants a certificate of its clients gives an image to whoever has one beside the authority's, by hand and
+/// for a run, and nothing to others.
+///
+/// # Errors
+/// It is not so.
+pub fn by_client_certificates(desk: &Desk) -> Check {
+    let registry = PrivateRegistry::serve_to_clients_over_tls(&desk.env)?;
+    let dir = desk.env.work_dir("client-certificate")?;
+    let place = |name: &str| dir.path().join(name).display().to_string();
+    let source = format!("docker://{}/tiny:1", registry.address);
+    let (certificate, key) = registry.client();
+    for config in ["with", "without"] {
+        let known = format!("{config}/containers/certs.d/{}", registry.address);
+        fs::create_dir_all(place(&known))?;
+        dir.write(&format!("{known}/ca.crt"), &fs::read_to_string(registry.authority())?)?;
+        if config == "with" {
+            dir.write(&format!("{known}/client.cert"), &fs::read_to_string(&certificate)?)?;
+            dir.write(&format!("{known}/client.key"), &fs::read_to_string(&key)?)?;
+        }
+    }
+    let run = |config: &str, store: &str, words: &str| {
+        let variables = format!("XDG_CACHE_HOME={} XDG_CONFIG_HOME={}", place(store), place(config));
+        registry.run(&desk.env, dir.path(), &["sh", "-c", &format!("env {variables} situla {words}")])
+    };
+    for words in [format!("pull {source} -o none.sqsh"), format!("exec {source} true")] {
+        run("without", "none", &words)?.expect_code(125)?.expect_text("client.cert and client.key")?;
+    }
+    if registry.log().contains("/v2/tiny") || Path::new(&place("none.sqsh")).exists() {
+        return Err(format!("somebody without a certificate was served: {}", registry.log()).into());
+    }
+    run("with", "pulled", &format!("pull {source} -o a.sqsh"))?.success()?;
+    let ran = run("with", "run", &format!("exec {source} cat {WITNESS}"))?;
+    let ran = ran.success()?.expect_text("situla tiny image")?;
+    let secret = fs::read_to_string(&key)?;
+    let middle = secret.lines().nth(1).unwrap_or("PRIVATE");
+    if ran.to_string().contains(middle) {
+        return Err("the key is shown".into());
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Desk;
@@ -65,12 +65,19 @@ pub(super) fn registry_program() -> Result<(), Skip> {
 }
 
 /// Real Apptainer, as the unprivileged user.
-pub(super) fn apptainer(desk: &Desk, cwd: &std::path::Path, words: &[&str]) -> Result<Output, String> {
+pub(super) fn apptainer(desk: &Desk, cwd: &Path, words: &[&str]) -> Result<Output, String> {
+    in_apptainers_tree(desk, cwd, &[&["apptainer"], words].concat())
+}
+
+/// The same; its output, which need not be text, goes into a file.
+pub(super) fn apptainer_into(desk: &Desk, cwd: &Path, file: &str, words: &[&str]) -> Result<Output, String> {
+    let shell = ["sh", "-c", "file=$1; shift; exec apptainer \"$@\" >\"$file\"", "sh", file];
+    in_apptainers_tree(desk, cwd, &[&shell, words].concat())?.success()
+}
+
+fn in_apptainers_tree(desk: &Desk, cwd: &Path, words: &[&str]) -> Result<Output, String> {
     let mut command = Command::new(desk.env.script("apptainer-tree"));
-    command
-        .args(["run", "--user", desk.env.user(), "--bind"])
-        .arg(desk.env.image_tree("tiny"))
-        .args(["--", "apptainer"]);
+    command.args(["run", "--user", desk.env.user(), "--bind"]).arg(desk.env.image_tree("tiny")).arg("--");
     command.args(words).current_dir(cwd);
     command::run(command, PATIENCE)
 }

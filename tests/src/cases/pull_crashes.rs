@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -240,6 +241,93 @@ fn pull_again(desk: &Desk, dir: &Path, source: &str) -> Result<Output, String> {
     command::start(desk.env.user_command(dir, words)?)?.finish(PATIENCE)
 }
 
+/// What a pull publishes is on the disk before it has its name, and the name before the pull goes on: the image of the store
+/// and its record, and the file that was asked for.
+///
+/// # Errors
+/// It is not.
+pub fn synced_before_named(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("order")?;
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    registry(desk, "push")?;
+    let log = dir.path().join("log").display().to_string();
+    let calls = "trace=write,pwrite64,writev,pwritev,ftruncate,fallocate,fsync,fdatasync,linkat,rename,renameat,renameat2";
+    let strace = ["-y", "-e", calls, "-o", &log];
+    pull(desk, dir.path(), &format!("docker://{address}/tiny:1"), &strace)?.success()?;
+    let text = fs::read_to_string(&log)?;
+    let calls: Vec<&str> =
+        text.lines().filter_map(|line| Some(line.split_once(' ')?.1.trim_start())).collect();
+    let images = dir.path().join("cache/situla/images");
+    for (place, ends) in [(images.as_path(), ".sqsh"), (images.as_path(), ".json"), (dir.path(), OUTPUT)] {
+        published_in_order(&calls, place, ends)
+            .map_err(|why| format!("*{ends} in {}: {why}\n{text}", place.display()))?;
+    }
+    Ok(())
+}
+
+/// What the calls of a pull must be around the one by which a file gets its name in a directory.
+fn published_in_order(calls: &[&str], place: &Path, ends: &str) -> Result<(), String> {
+    // linkat(AT_FDCWD</where>, "/proc/self/fd/7", AT_FDCWD</where>, "/images/a.sqsh", AT_SYMLINK_FOLLOW) = 0
+    let named = |call: &&str| {
+        let target = call.rsplit('"').nth(1).unwrap_or_default();
+        let below = target.starts_with(&format!("{}/", place.display())) || target == ends;
+        call.starts_with("linkat(") && call.ends_with(" = 0") && below && target.ends_with(ends)
+    };
+    let at = calls.iter().position(named).ok_or("nothing gets that name by linkat")?;
+    // A file without a name is called after its inode, which it keeps.
+    let path = place.join(calls[at].rsplit('"').nth(1).unwrap_or_default());
+    let inode = fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.ino();
+    let of_file = |call: &&&str| call.contains(&format!("/#{inode}>"));
+    let last = calls[..at].iter().rfind(of_file).ok_or("nothing was done with the file")?;
+    if !last.starts_with("fsync(") && !last.starts_with("fdatasync(") {
+        return Err(format!("before it got its name, the last of it was {last}"));
+    }
+    let directory = format!("<{}>", place.display());
+    let next = calls[at + 1..].iter().find(|call| !call.starts_with("write("));
+    match next {
+        Some(next) if next.starts_with("fsync(") && next.contains(&directory) => Ok(()),
+        next => Err(format!("after that came {next:?}, and not a sync of the directory")),
+    }
+}
+
+/// Where the user's quota has no room for an image, its pull is refused before a byte of a layer is asked for, and leaves
+/// nothing.
+///
+/// # Errors
+/// It is not.
+pub fn beyond_a_quota(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("quota")?;
+    let address = registry(desk, "up")?.stdout.trim().to_owned();
+    let (name, asked) = own_repository(desk, dir.path(), &address, "quota")?;
+    let source = format!("docker://{address}/{name}:1");
+    let inject = ["-e", "trace=fallocate", "-e", "inject=fallocate:error=EDQUOT", "-o", "/dev/null"];
+    let refused = pull(desk, dir.path(), &source, &inject)?.expect_code(125)?.expect_text("quota")?;
+    let left: Vec<String> = ["images", "refs", "leases", "tmp"]
+        .iter()
+        .flat_map(|part| names(&dir.path().join("cache/situla").join(part)))
+        .collect();
+    if !left.is_empty() || dir.path().join(OUTPUT).exists() {
+        return Err(format!("what was refused left {left:?}\n{refused}").into());
+    }
+    let layer = only_layer(desk)?;
+    if asked()?.contains_key(&layer) {
+        return Err(format!("{layer} was asked for\n{refused}").into());
+    }
+    // With room it is asked for, so that the log would have shown it.
+    pull_again(desk, dir.path(), &source)?.success()?;
+    if asked()?.contains_key(&layer) { Ok(()) } else { Err(format!("{layer} was never asked for").into()) }
+}
+
+/// The digest of the layer of the small image.
+fn only_layer(desk: &Desk) -> Result<String, libtest_mimic::Failed> {
+    let layout = desk.env.image_layout("tiny");
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
+    let manifest = index["manifests"][0]["digest"].as_str().ok_or("no manifest")?.replace(':', "/");
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(layout.join("blobs").join(manifest))?)?;
+    Ok(manifest["layers"][0]["digest"].as_str().ok_or("no layer")?.to_owned())
+}
+
 /// Which calls a pull makes in each phase, and the file that it makes.
 fn steps(desk: &Desk, source: &str) -> Result<(Steps, Vec<u8>), libtest_mimic::Failed> {
     let dir = desk.env.work_dir("steps")?;
@@ -311,15 +399,7 @@ pub fn several_machines_at_once(desk: &Desk) -> Check {
 fn pulled_once(desk: &Desk, name: &str, n_processes: usize, enter: &[&str]) -> Check {
     let dir = desk.env.work_dir(name)?;
     let address = registry(desk, "up")?.stdout.trim().to_owned();
-    // A repository of its own, so that the log has nothing else of it.
-    let name = format!("{name}-{}", std::process::id());
-    let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
-    let target = format!("docker://{address}/{name}:1");
-    let words = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &layout, &target];
-    desk.env.as_user(dir.path(), words)?.success()?;
-    let log = PathBuf::from(std::env::var_os("SITULA_REGISTRY_STATE").ok_or("no SITULA_REGISTRY_STATE")?);
-    let log = log.join("log/registry.out");
-    let pushed = fs::metadata(&log)?.len();
+    let (name, asked) = own_repository(desk, dir.path(), &address, name)?;
     let cache = format!("XDG_CACHE_HOME={}", dir.path().join("cache").display());
     // The way there is slow, so that all have come before the first is done.
     let proxy = SlowProxy::before(&address)?;
@@ -349,22 +429,47 @@ fn pulled_once(desk: &Desk, name: &str, n_processes: usize, enter: &[&str]) -> C
         }
     }
     whole_store(&dir.path().join("cache/situla"))?;
-    let text = fs::read(&log)?;
-    let text = String::from_utf8_lossy(text.get(usize::try_from(pushed)?..).unwrap_or_default()).into_owned();
-    let mut fetched: BTreeMap<&str, usize> = BTreeMap::new();
-    let begins = format!("/v2/{name}/blobs/");
-    for line in text.lines().filter(|line| line.contains("\"GET ")) {
-        if let Some(digest) =
-            line.split(begins.as_str()).nth(1).and_then(|rest| rest.split_whitespace().next())
-        {
-            *fetched.entry(digest).or_default() += 1;
-        }
-    }
+    let fetched = asked()?;
     // A configuration and a layer.
     if fetched.len() == 2 && fetched.values().all(|times| *times == 1) {
         return Ok(());
     }
-    Err(format!("each blob should have been fetched once: {fetched:?}\n{text}").into())
+    Err(format!("each blob should have been fetched once: {fetched:?}").into())
+}
+
+/// How often each blob was asked for.
+type Asked = BTreeMap<String, usize>;
+
+/// Puts the small image into a repository of its own, of which the registry's log has nothing else; gives its name, and what
+/// finds out how often each of its blobs was asked for since.
+fn own_repository(
+    desk: &Desk,
+    dir: &Path,
+    address: &str,
+    name: &str,
+) -> Result<(String, impl Fn() -> Result<Asked, libtest_mimic::Failed> + use<>), libtest_mimic::Failed> {
+    let name = format!("{name}-{}", std::process::id());
+    let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
+    let target = format!("docker://{address}/{name}:1");
+    let words = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &layout, &target];
+    desk.env.as_user(dir, words)?.success()?;
+    let log = PathBuf::from(std::env::var_os("SITULA_REGISTRY_STATE").ok_or("no SITULA_REGISTRY_STATE")?);
+    let log = log.join("log/registry.out");
+    let pushed = usize::try_from(fs::metadata(&log)?.len())?;
+    let begins = format!("/v2/{name}/blobs/");
+    let asked = move || {
+        let text = fs::read(&log)?;
+        let text = String::from_utf8_lossy(text.get(pushed..).unwrap_or_default()).into_owned();
+        let mut asked = Asked::new();
+        for line in text.lines().filter(|line| line.contains("\"GET ")) {
+            let digest = line.split(begins.as_str()).nth(1).and_then(|rest| rest.split_whitespace().next());
+            if let Some(digest) = digest {
+                *asked.entry(digest.to_owned()).or_default() += 1;
+            }
+        }
+        Ok(asked)
+    };
+    Ok((name, asked))
 }
 
 /// A network that breaks connections off, is slow, stalls, or changes a byte: what can be had is had whole, and the rest is

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::Desk;
-use super::privileged::{apptainer, registry};
+use super::privileged::{apptainer, apptainer_into, registry};
 use crate::command::{self, Output, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
@@ -146,12 +146,37 @@ pub fn sif_both_ways(desk: &Desk) -> Check {
         return Err(format!("{again}\n{pulled}").into());
     }
     run(&["apptainer", "push", "built.sif", &format!("oras://{address}/sif/more:1")])?.success()?;
+    of_apptainers_sqsh(desk, dir.path())?;
     let read = |name: &str| fs::read(dir.path().join(name));
     let same = read("built.sif")? == read("fetched.sif")?
         && read("fetched.sif")? == read("again.sif")?
         && read("again.sif")? == read("theirs_1.sif")?
         && read("theirs.sif")? == fs::read(&ours)?;
     if same { Ok(()) } else { Err("a file has changed on the way".into()) }
+}
+
+/// The root file system that Apptainer has packed itself, taken out of its SIF by its own program, is an image as others are.
+fn of_apptainers_sqsh(desk: &Desk, dir: &Path) -> Check {
+    let run = |words: &[&str]| run(desk, dir, words);
+    let listed = json(&run(&["situla", "sif", "list", "--json", "built.sif"])?.success()?)?;
+    let objects = listed["objects"].as_array().cloned().unwrap_or_default();
+    let partition = objects.iter().find(|object| object["kind"] == "partition");
+    let id = partition.map(|object| object["id"].to_string());
+    let id = id.ok_or_else(|| format!("no root file system in {listed}"))?;
+    apptainer_into(desk, dir, "theirs.sqsh", &["sif", "dump", &id, "built.sif"])?;
+    run(&["situla", "exec", "./theirs.sqsh", "cat", WITNESS])?.success()?.expect_text("situla tiny image")?;
+    let facts = json(&run(&["situla", "inspect", "--json", "theirs.sqsh"])?.success()?)?;
+    if facts["kind"] != "squashfs" || facts["squashfs"]["compressor"] == "zstd" {
+        return Err(format!("that is no image of Apptainer's: {facts}").into());
+    }
+    run(&["situla", "convert", "theirs.sqsh", "from-theirs.sif"])?.success()?;
+    run(&["situla", "exec", "./from-theirs.sif", "cat", WITNESS])?
+        .success()?
+        .expect_text("situla tiny image")?;
+    apptainer(desk, dir, &["exec", "from-theirs.sif", "cat", WITNESS])?
+        .success()?
+        .expect_text("situla tiny image")?;
+    Ok(())
 }
 
 /// What cannot be pushed is refused by name, and a registry that cannot be reached is told from a failed fetch.

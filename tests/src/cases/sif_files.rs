@@ -67,6 +67,45 @@ pub fn sif_edits_on_both_sides(desk: &Desk) -> Check {
     Ok(())
 }
 
+/// A SIF that has a root file system for another kind of machine as well, added by either program, is listed alike and starts
+/// in both; the one for this machine is what runs.
+///
+/// # Errors
+/// It does not.
+pub fn several_architectures(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("architectures")?;
+    let run = |words: &[&str]| desk.env.as_user(dir.path(), words);
+    // Something that nobody could run instead.
+    run(&["sh", "-c", "mkdir other && echo other >other/only"])?.success()?;
+    run(&["situla", "convert", "other", "other.sqsh"])?.success()?;
+    // A system's partition of SquashFS for arm64, in the numbers of SIF.
+    let partition =
+        ["--datatype", "4", "--parttype", "1", "--partfs", "1", "--partarch", "4", "--groupid", "1"];
+    for ours in [true, false] {
+        let name = if ours { "ours.sif" } else { "theirs.sif" };
+        run(&["cp", &desk.images.path("tiny.sif"), name])?.success()?;
+        let words = [&["sif", "add"], &partition[..], &[name, "other.sqsh"]].concat();
+        match ours {
+            true => run(&[&["situla"], &words[..]].concat())?.success()?,
+            false => apptainer(desk, dir.path(), &words)?.success()?,
+        };
+        told_alike(desk, dir.path(), &["sif", "list", name])?;
+        let listed = run(&["situla", "sif", "list", "--json", name])?.success()?;
+        let listed: serde_json::Value = serde_json::from_str(&listed.stdout)?;
+        let objects = listed["objects"].as_array().cloned().unwrap_or_default();
+        let partitions = objects.iter().filter(|object| object["kind"] == "partition").count();
+        if partitions != 2 || !listed.to_string().contains("arm64") {
+            return Err(format!("{name} has {listed}").into());
+        }
+        let file = format!("./{name}");
+        run(&["situla", "exec", &file, "cat", WITNESS])?.success()?.expect_text("situla tiny image")?;
+        apptainer(desk, dir.path(), &["exec", name, "cat", WITNESS])?
+            .success()?
+            .expect_text("situla tiny image")?;
+    }
+    Ok(())
+}
+
 /// What is no SIF, no object and no option is refused, and changes nothing.
 ///
 /// # Errors

@@ -69,17 +69,8 @@ impl Group {
     }
 
     fn run_within(&self, desk: &Desk, dir: &Path, words: &[&str], limit: Duration) -> Result<Output, String> {
-        let inside = desk.env.user_command(dir, words)?;
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo $$ > \"$1/cgroup.procs\" && shift && exec taskset -c 0 \"$@\"", "sh"]);
-        command
-            .arg(&self.path)
-            .arg(inside.get_program())
-            .args(inside.get_args())
-            .current_dir(dir)
-            .env_clear();
-        command.envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command::run(command, limit)
+        let words = ["taskset", "-c", "0"].into_iter().chain(words.iter().copied());
+        command::run(in_group(&desk.env.user_command(dir, words)?, dir, &self.path), limit)
     }
 
     /// Processes that the kernel has killed in the group for want of memory.
@@ -171,6 +162,78 @@ pub fn control_group(desk: &Desk) -> Check {
         }
     }
     Ok(())
+}
+
+/// Needs two processors, and control groups that limit them.
+///
+/// # Errors
+/// One is not there.
+pub fn processors() -> Result<(), Skip> {
+    if std::thread::available_parallelism().map_or(1, std::num::NonZero::get) < 2 {
+        return Err(Skip("needs two processors".into()));
+    }
+    super::no_helpers::tracer()?;
+    processor_groups().map(drop)
+}
+
+/// Files of a control group, and what they hold where it may use one processor.
+type QuotaOfOne = &'static [(&'static str, &'static str)];
+
+/// Where groups with a quota of processors can be made; and what they need for that of one.
+fn processor_groups() -> Result<(PathBuf, QuotaOfOne), Skip> {
+    let mounted = Path::new("/sys/fs/cgroup");
+    let enabled = fs::read_to_string(mounted.join("cgroup.subtree_control")).unwrap_or_default();
+    if enabled.split_whitespace().any(|controller| controller == "cpu") {
+        return Ok((mounted.to_owned(), &[("cpu.max", "100000 100000")]));
+    }
+    let version_1 = mounted.join("cpu");
+    if version_1.join("cpu.cfs_quota_us").exists() {
+        return Ok((version_1, &[("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "100000")]));
+    }
+    Err(Skip("no control groups with quotas of processors on this machine".into()))
+}
+
+/// A conversion has as many threads as processors that it may use: by affinity, and by the quota of its control group.
+///
+/// # Errors
+/// It has others.
+pub fn threads(desk: &Desk) -> Check {
+    let dir = desk.env.work_dir("threads")?;
+    let (parent, settings) = processor_groups().map_err(|Skip(reason)| reason)?;
+    let group =
+        Group { path: parent.join(format!("situla-threads-{}", std::process::id())), is_unified: false };
+    fs::create_dir(&group.path)?;
+    for (file, value) in settings {
+        fs::write(group.path.join(file), value)?;
+    }
+    let tree = desk.env.image_tree("tiny").display().to_string();
+    let trace = dir.path().join("trace").display().to_string();
+    let made = |processors: &str, place: &Path| -> Result<usize, libtest_mimic::Failed> {
+        let strace = ["strace", "-f", "-qq", "-e", "trace=clone,clone3", "-o", &trace];
+        let words = ["taskset", "-c", processors].into_iter().chain(strace);
+        let words = words.chain(["situla", "convert", "--quiet", "--force", &tree, "a.sqsh"]);
+        command::run(in_group(&desk.env.user_command(dir.path(), words)?, dir.path(), place), PATIENCE)?
+            .success()?;
+        let text = fs::read_to_string(&trace)?;
+        Ok(text.lines().filter(|line| line.contains("CLONE_THREAD") && !line.contains("resumed>")).count())
+    };
+    let (two, one, quota) = (made("0,1", &parent)?, made("0", &parent)?, made("0,1", &group.path)?);
+    // One compresses by itself; two are beside the one that reads.
+    if two != one + 2 || quota != one {
+        return Err(
+            format!("{two} threads on two processors, {one} on one, {quota} by the quota of one").into()
+        );
+    }
+    Ok(())
+}
+
+/// The same command in a control group.
+fn in_group(inside: &Command, dir: &Path, group: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $$ >\"$1/cgroup.procs\" && shift && exec \"$@\"", "sh"]);
+    command.arg(group).arg(inside.get_program()).args(inside.get_args()).current_dir(dir).env_clear();
+    command.envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
 }
 
 /// An image of several layers is pulled in a control group of little memory and with one processor, or the limit is named;
