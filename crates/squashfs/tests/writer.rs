@@ -213,7 +213,7 @@ fn small_files_share_fragments() {
     // 201 pieces of 100 bytes: forty go into a block of 4096 bytes.
     assert_eq!(image.superblock().fragment_count, 6);
     for (index, content) in contents.iter().chain([&tail]).enumerate() {
-        let found = image.read_file(&format!("file-{index}"), 5000).unwrap().unwrap();
+        let found = image.read_file(format!("file-{index}"), 5000).unwrap().unwrap();
         assert!(found == *content, "{index}");
     }
 }
