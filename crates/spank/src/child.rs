@@ -1,6 +1,6 @@
 //! A child of slurmstepd that runs a program as the job's owner, for a bounded time, and is waited for as long as
-//! slurmstepd can be held up. Where it takes longer it goes on by itself: it is in the cgroup that slurmstepd is in, and ends
-//! by an alarm that it has set for itself.
+//! slurmstepd can be held up. Where it takes longer it goes on by itself, in the cgroup that slurmstepd is in. A process of
+//! root's stays with it, which its owner cannot touch, and kills it when its time is over, however it has been stopped.
 //!
 //! The standard library cannot do it: its `spawn` waits until the program is executed, and that takes as
 //! long as the file system of the program lets it; a child that cannot be killed would be waited for.
@@ -15,8 +15,9 @@ unsafe extern "C" {
     fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     fn fork() -> c_int;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
-    fn signal(number: c_int, handler: usize) -> usize;
-    fn alarm(seconds: c_uint) -> c_uint;
+    fn kill(pid: c_int, signal: c_int) -> c_int;
+    fn getpid() -> c_int;
+    fn poll(files: *mut c_void, count: c_ulong, milliseconds: c_int) -> c_int;
     fn setpgid(pid: c_int, group: c_int) -> c_int;
     fn setgroups(count: usize, groups: *const c_uint) -> c_int;
     fn setgid(gid: c_uint) -> c_int;
@@ -24,6 +25,7 @@ unsafe extern "C" {
     fn geteuid() -> c_uint;
     fn open(path: *const c_char, flags: c_int, ...) -> c_int;
     fn dup2(from: c_int, to: c_int) -> c_int;
+    fn close(fd: c_int) -> c_int;
     fn write(fd: c_int, bytes: *const c_void, length: usize) -> isize;
     fn chdir(path: *const c_char) -> c_int;
     fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
@@ -34,10 +36,9 @@ unsafe extern "C" {
 /// `sigset_t` of the C library: 1024 bits on every architecture of Linux.
 type SignalSet = [c_ulong; 1024 / c_ulong::BITS as usize];
 
-/// `SIG_SETMASK`, `SIGALRM`, `SIG_DFL`, `WNOHANG`, `O_RDWR` (on all architectures that Slurm is built for).
+/// `SIG_SETMASK`, `SIGKILL`, `WNOHANG`, `O_RDWR` (on all architectures that Slurm is built for).
 const SET_MASK: c_int = 2;
-const SIGALRM: c_int = 14;
-const DEFAULT: usize = 0;
+const SIGKILL: c_int = 9;
 const NO_HANG: c_int = 1;
 const READ_WRITE: c_int = 2;
 
@@ -46,6 +47,9 @@ const CANNOT_EXECUTE: c_int = 127;
 
 /// How often to look whether it has ended.
 const MOMENT: Duration = Duration::from_millis(2);
+
+/// The same for the process that stays with it.
+const LONGER_MS: c_int = 5;
 
 /// A program and who runs it.
 #[derive(Debug)]
@@ -87,10 +91,10 @@ pub(crate) fn run(job: &Job<'_>, patience: Duration) -> io::Result<End> {
     let argv = [job.program.as_ptr(), job.argument.as_ptr(), std::ptr::null()];
     let env: Vec<*const c_char> =
         job.environment.iter().map(|entry| entry.as_ptr()).chain([std::ptr::null()]).collect();
-    // SAFETY: the child makes async-signal-safe calls alone and never returns from `become_program`.
+    // SAFETY: the child makes async-signal-safe calls alone and never returns from `stay_with`.
     let pid = unsafe { fork() };
     match pid {
-        0 => become_program(job, &argv, &env),
+        0 => stay_with(job, &argv, &env),
         pid if pid < 0 => Err(io::Error::last_os_error()),
         pid => Ok(wait(pid, patience)),
     }
@@ -116,7 +120,59 @@ fn wait(pid: c_int, patience: Duration) -> End {
     }
 }
 
-/// The child's part.
+/// The child's part: it starts the program as a child of its own, ends as that ends, and kills it when its time is over.
+fn stay_with(job: &Job<'_>, argv: &[*const c_char], env: &[*const c_char]) -> ! {
+    // SIGTERM and what else slurmd may send to its own is not for this process: no signal is.
+    let all: SignalSet = [c_ulong::MAX; _];
+    // SAFETY: the set lives until the call returns; the old one is not asked for.
+    unsafe { sigprocmask(SET_MASK, &raw const all, std::ptr::null_mut()) };
+    // SAFETY: the child makes async-signal-safe calls alone and never returns from `become_program`.
+    let pid = unsafe { fork() };
+    if pid == 0 {
+        become_program(job, argv, env);
+    }
+    // Whoever reads what slurmstepd or its tasks write shall not wait for this process.
+    release_streams();
+    release_others();
+    let begun = Instant::now();
+    let mut status: c_int = 0;
+    let mut is_late = false;
+    if pid < 0 {
+        // SAFETY: ends this process, without handlers that belong to its parent.
+        unsafe { _exit(CANNOT_EXECUTE) }
+    }
+    loop {
+        // SAFETY: takes the address of an int that lives until the call returns.
+        match unsafe { waitpid(pid, &raw mut status, NO_HANG) } {
+            0 => {}
+            // As WIFEXITED says.
+            // SAFETY: ends this process, without handlers that belong to its parent.
+            ended if ended == pid && status & 0x7f == 0 => unsafe { _exit((status >> 8) & 0xff) },
+            _ => break,
+        }
+        if begun.elapsed() > Duration::from_secs(job.limit.into()) {
+            if is_late {
+                // One that cannot even be killed is not waited for.
+                break;
+            }
+            is_late = true;
+            for target in [-pid, pid] {
+                // SAFETY: takes numbers alone. The child is not waited for, so its id is nobody else's.
+                unsafe { kill(target, SIGKILL) };
+            }
+        }
+        // SAFETY: there is no file to look at; it sleeps.
+        unsafe { poll(std::ptr::null_mut(), 0, LONGER_MS) };
+    }
+    // SAFETY: takes nothing.
+    let own = unsafe { getpid() };
+    // SAFETY: takes numbers alone.
+    unsafe { kill(own, SIGKILL) };
+    // SAFETY: as above; nobody comes here.
+    unsafe { _exit(CANNOT_EXECUTE) }
+}
+
+/// The program's part.
 fn become_program(job: &Job<'_>, argv: &[*const c_char], env: &[*const c_char]) -> ! {
     if prepare(job).is_some() {
         // SAFETY: all strings are terminated, both arrays end with null.
@@ -132,17 +188,7 @@ fn prepare(job: &Job<'_>) -> Option<()> {
     // SAFETY: takes numbers alone.
     done(unsafe { setpgid(0, 0) })?;
     stand_down();
-    // An alarm lasts beyond execve(2), and so does a signal that is ignored.
-    // SAFETY: no handler is set.
-    unsafe { signal(SIGALRM, DEFAULT) };
-    // SAFETY: takes a number.
-    unsafe { alarm(job.limit) };
-    // SAFETY: the path is terminated.
-    let null = unsafe { open(c"/dev/null".as_ptr(), READ_WRITE) };
-    for stream in 0..=2 {
-        // SAFETY: takes numbers alone.
-        (unsafe { dup2(null, stream) } == stream).then_some(())?;
-    }
+    release_streams()?;
     close_others_on_exec();
     // SAFETY: the path is terminated.
     done(unsafe { chdir(c"/".as_ptr()) })?;
@@ -163,6 +209,34 @@ fn prepare(job: &Job<'_>) -> Option<()> {
     done(unsafe { setuid(job.uid) })
 }
 
+/// Has the standard streams lead nowhere. `None` where that fails.
+fn release_streams() -> Option<()> {
+    // SAFETY: the path is terminated.
+    let null = unsafe { open(c"/dev/null".as_ptr(), READ_WRITE) };
+    for stream in 0..=2 {
+        // SAFETY: takes numbers alone.
+        (unsafe { dup2(null, stream) } == stream).then_some(())?;
+    }
+    Some(())
+}
+
+/// Closes all descriptors but the standard streams. Async-signal-safe.
+fn release_others() {
+    // SAFETY: takes numbers alone; nothing of this process uses any of them.
+    if unsafe { syscall(CLOSE_RANGE, 3 as c_uint, c_uint::MAX, 0 as c_uint) } == 0 {
+        return;
+    }
+    for fd in 3..MOST {
+        // SAFETY: as above.
+        unsafe { close(fd) };
+    }
+}
+
+/// `SYS_close_range`, on all architectures; not every C library has the function. It is there since Linux 5.9.
+const CLOSE_RANGE: c_long = 436;
+/// slurmd's own limit of open files is far above what a slurmstepd opens.
+const MOST: c_int = 4096;
+
 /// Lets the kernel kill this process when memory is short: slurmstepd is exempt from that.
 fn stand_down() {
     // SAFETY: the path is terminated.
@@ -175,15 +249,11 @@ fn stand_down() {
 /// Has all descriptors but the standard streams closed by exec(2): slurmstepd's own are not for users.
 /// Async-signal-safe.
 fn close_others_on_exec() {
-    /// `SYS_close_range`, on all architectures; not every C library has the function.
-    const CLOSE_RANGE: c_long = 436;
     /// `CLOSE_RANGE_CLOEXEC` of `linux/close_range.h`.
     const CLOSE_ON_EXEC: c_uint = 4;
     /// `F_SETFD` and `FD_CLOEXEC` of `fcntl.h`.
     const SET_FLAGS: c_int = 2;
     const FLAG: c_int = 1;
-    /// slurmd's own limit of open files is far above what a slurmstepd opens.
-    const MOST: c_int = 4096;
     // SAFETY: takes numbers alone, and closes nothing yet.
     if unsafe { syscall(CLOSE_RANGE, 3 as c_uint, c_uint::MAX, CLOSE_ON_EXEC) } == 0 {
         return;
@@ -252,11 +322,11 @@ mod tests {
     }
 
     #[test]
-    fn one_that_takes_too_long_is_left_and_ends_by_itself() {
+    fn one_that_takes_too_long_is_left_and_killed_later_even_if_it_is_stopped() {
         let begun = Instant::now();
         let script = std::env::temp_dir().join(format!("situla-hang-{}", std::process::id()));
         let told = script.with_extension("pid");
-        let text = format!("echo $$ >{0}.new\nmv {0}.new {0}\nexec sleep 1000\n", told.display());
+        let text = format!("echo $$ >{0}.new\nmv {0}.new {0}\nkill -STOP $$\n", told.display());
         std::fs::write(&script, text).unwrap();
         let path = CString::new(script.to_str().unwrap()).unwrap();
         assert_eq!(ran_within(c"/bin/sh", &path, Duration::from_millis(500), 1), End::Running);

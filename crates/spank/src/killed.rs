@@ -167,7 +167,7 @@ fn judge(job: &Job<'_>) -> Result<bool, String> {
         end = child::run(job, FOR_VERDICT.saturating_sub(begun.elapsed()));
     }
     let was_last = LEFT.take(begun.elapsed());
-    if !matches!(end, Ok(End::Exited(NOT_LOST))) {
+    if !matches!(end, Ok(End::Exited(NOT_LOST) | End::Running)) {
         // Whatever else it says, it is not asked again.
         LEFT.end();
     }

@@ -32,6 +32,8 @@ unsafe extern "C" {
     static mut __environ: *mut *mut c_char;
     static mut __libc_stack_end: *mut c_void;
     static __libc_enable_secure: c_int;
+    /// What a signal takes of the stack, in bytes, as the kernel tells since Linux 5.14 (AT_MINSIGSTKSZ).
+    static mut _dl_minsigstacksize: usize;
     /// Sixteen random bytes from the kernel (AT_RANDOM).
     static _dl_random: *const [usize; 2];
 
@@ -82,6 +84,10 @@ sizes! {
     __x86_rep_stosb_threshold = 2048;
 }
 
+/// More than the state of any processor that an older kernel saves: glibc would ask the processor, and ends a program that
+/// asks for the size where there is none.
+const MINIMAL_SIGNAL_STACK: usize = 8 << 10;
+
 /// Bits of how string functions behave; none is set.
 #[unsafe(no_mangle)]
 static __x86_string_control: c_int = 0;
@@ -114,6 +120,11 @@ unsafe extern "C" fn __libc_start_main(
     unsafe { __libc_stack_end = stack_end };
     // SAFETY: the vector follows the end of the environment.
     unsafe { _dl_aux_init(vector.wrapping_add(1).cast()) };
+    // SAFETY: glibc's variable, of this type; nobody else runs yet.
+    if unsafe { _dl_minsigstacksize } == 0 {
+        // SAFETY: the same.
+        unsafe { _dl_minsigstacksize = MINIMAL_SIGNAL_STACK };
+    }
     // SAFETY: in the order of glibc's own start.
     unsafe { __tunables_init(environment) };
     // SAFETY: the same; it does nothing in a program at a fixed address.

@@ -1,6 +1,8 @@
 //! `situla site`: installing on a cluster, for administrators.
 
 use std::fs;
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -246,14 +248,11 @@ fn install(arguments: &InstallArgs) -> Result<ExitCode, CommandError> {
                 )
             })?,
     };
-    let read = |path: &Path| {
-        fs::read(path).map_err(|error| {
-            CommandError::refused("setup-failed", format!("cannot read {}: {error}", path.display()), "")
-        })
-    };
     let (plugin_source, plugin) = find_plugin(arguments.from.as_deref(), version)?;
-    for source in [&program_source, &plugin_source] {
-        refuse_planted(source)?;
+    let program = read_own(&program_source)?;
+    if read_own(&plugin_source)? != plugin {
+        let message = format!("{} changes while it is read", plugin_source.display());
+        return Err(CommandError::refused("setup-failed", message, "try again when it is complete"));
     }
     let stack = ground.stack().map_err(|error| failed(error.into()))?;
     // With our line there, what srun has of ours is ours.
@@ -275,7 +274,7 @@ fn install(arguments: &InstallArgs) -> Result<ExitCode, CommandError> {
         },
         srun: &srun,
         settings: &arguments.setting,
-        program: read(&program_source)?,
+        program,
         program_source: &program_source,
         plugin,
         plugin_source: &plugin_source,
@@ -294,26 +293,39 @@ fn refuse_open(prefix: &Path, findings: &Findings) -> Result<(), CommandError> {
     Err(CommandError::refused("setup-failed", message, open.remedy.clone()))
 }
 
-/// Refuses to install what another user may have put beside the program: it will be root's on every node. What belongs to
-/// root, or to whoever the running program belongs to, is as good as that.
-fn refuse_planted(source: &Path) -> Result<(), CommandError> {
+/// Reads what is to be installed, and refuses what another user may have put there: it will be root's on every node.
+/// What belongs to root, or to whoever the running program belongs to, is as good as that.
+fn read_own(source: &Path) -> Result<Vec<u8>, CommandError> {
     const BY_ALL: u32 = 0o002;
-    let refuse = |why: String| {
+    let refuse = |why: &str| {
         let message = format!("{} is not safe to install: {why}", source.display());
         let remedy = "unpack or build it where nobody else can write, and try again from there";
         Err(CommandError::refused("setup-failed", message, remedy))
     };
-    let real = fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
+    let cannot = |error| {
+        CommandError::refused("setup-failed", format!("cannot read {}: {error}", source.display()), "")
+    };
+    // Whatever the name leads to next, this file is looked at and read.
+    let mut file = fs::File::open(source).map_err(cannot)?;
+    let about = file.metadata().map_err(cannot)?;
     let own = fs::metadata("/proc/self/exe").map(|program| program.uid()).unwrap_or_default();
-    let Ok(file) = fs::metadata(&real) else { return refuse("it cannot be looked at".to_owned()) };
-    if file.uid() != 0 && file.uid() != own {
-        return refuse("it belongs to another user".to_owned());
+    let is_others = |about: &fs::Metadata| about.uid() != 0 && about.uid() != own;
+    if is_others(&about) {
+        return refuse("it belongs to another user");
     }
-    let directory = real.parent().and_then(|directory| fs::metadata(directory).ok());
-    if file.mode() & BY_ALL != 0 || directory.is_none_or(|directory| directory.mode() & BY_ALL != 0) {
-        return refuse("everybody can write to it or to its directory".to_owned());
+    let real = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(cannot)?;
+    let Some(directory) = real.parent().and_then(|directory| fs::metadata(directory).ok()) else {
+        return refuse("its directory cannot be looked at");
+    };
+    if is_others(&directory) {
+        return refuse("its directory belongs to another user");
     }
-    Ok(())
+    if about.mode() & BY_ALL != 0 || directory.mode() & BY_ALL != 0 {
+        return refuse("everybody can write to it or to its directory");
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(cannot)?;
+    Ok(bytes)
 }
 
 /// The plugin for this Slurm, among those that are beside the program.

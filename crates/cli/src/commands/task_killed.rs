@@ -21,7 +21,7 @@ use crate::command_error::CommandError;
 /// one does it again where that is killed.
 pub(crate) fn task_killed() -> Result<ExitCode, CommandError> {
     let Ok(Forked::Parent(child)) = situla_sys::fork() else {
-        // The plugin has set the same for its parent.
+        // The plugin ends its parent and what belongs to that, but not this one where its parent was killed.
         situla_sys::end_after(LIMIT);
         return find_out();
     };

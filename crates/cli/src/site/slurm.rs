@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -247,6 +248,10 @@ fn slurmd_has_server() -> bool {
     let own = mounts(Path::new("/proc/self"));
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let lines = processes.filter_map(|entry| {
+        // Anybody can call a program slurmd.
+        if entry.metadata().ok()?.uid() != 0 {
+            return None;
+        }
         let line = std::fs::read(entry.path().join("cmdline")).ok()?;
         // Others' mounts are root's to see.
         let is_here = mounts(&entry.path()).is_none_or(|mounts| Some(mounts) == own);

@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, OFlags, unlinkat};
-use rustix::process::getppid;
+use rustix::process::{getppid, getuid};
 use situla_image::{
     ContainerLease, ContainerPlace, ContainerRecord, Containers, Identities, MadeContainer, NewContainer,
     TaskEnd, TreeCache, TreeError, hash_image,
@@ -70,8 +70,9 @@ pub(crate) struct Asked<'a> {
 
 /// The image of a container that is there, for who names none.
 pub(crate) fn image_of(asked: Asked<'_>) -> Result<String, EngineError> {
-    let place = place(asked.container, asked.host)?;
-    let record = containers(asked.site, asked.host).look(&place).map_err(failed)?;
+    let containers = containers(asked.site, asked.host);
+    let place = place(asked.container, asked.host, &containers)?;
+    let record = containers.look(&place).map_err(failed)?;
     record.map(|record| record.image).ok_or_else(|| absent(&place))
 }
 
@@ -82,11 +83,11 @@ pub(crate) fn to_root(
     identities: Option<&Identities>,
 ) -> Result<(Rooted, KeptContainer), EngineError> {
     let Asked { container, request, host, site, heard } = asked;
-    let place = place(container, host)?;
+    let containers = containers(site, host);
+    let place = place(container, host, &containers)?;
     // Before there is anything to be saved.
     let save = container.save.as_deref().map(|pattern| Save::plan(pattern, host)).transpose()?;
     let image = image.map(|image| readable(image, identities)).transpose()?;
-    let containers = containers(site, host);
     if host
         .allocation
         .as_ref()
@@ -206,11 +207,15 @@ fn failed(source: TreeError) -> EngineError {
 }
 
 /// Where the container is.
-fn place(container: &ContainerRequest, host: &Host) -> Result<ContainerPlace, EngineError> {
+fn place(
+    container: &ContainerRequest,
+    host: &Host,
+    containers: &Containers,
+) -> Result<ContainerPlace, EngineError> {
     let allocation = allocation(host)?;
     let scope = match container.global && container.name.is_some() {
         true => GLOBAL.to_owned(),
-        false => scope_of(allocation),
+        false => scope_here(host, allocation, containers),
     };
     let node = allocation.node.as_deref().unwrap_or(&host.hostname).replace('/', "_");
     // No user's name begins with a dot.
@@ -222,6 +227,26 @@ fn place(container: &ContainerRequest, host: &Host) -> Result<ContainerPlace, En
 fn scope_of(allocation: &Allocation) -> String {
     let cluster = plain(allocation.cluster.as_deref().unwrap_or("cluster"));
     format!("{OF_JOB}{cluster}-{}{}", allocation.job, of_restart(allocation))
+}
+
+/// The scope of the job that this process is in. Slurm tells the batch script alone how often it was requeued, and what
+/// inherits from it: a step that is started from elsewhere (`srun --jobid`) takes the last one that there is.
+fn scope_here(host: &Host, allocation: &Allocation, containers: &Containers) -> String {
+    let own = scope_of(allocation);
+    if host.variable("SLURM_RESTART_COUNT").is_some() {
+        return own;
+    }
+    last_of(own, containers.scopes().unwrap_or_default())
+}
+
+/// Of the scopes that are there, the last one of the job whose first scope is `first`; that one where there is none.
+fn last_of(first: String, there: Vec<String>) -> String {
+    let restarts = |scope: &String| match scope.strip_prefix(&first)? {
+        "" => Some(0),
+        rest => rest.strip_prefix('.')?.parse::<u32>().ok(),
+    };
+    let own = there.into_iter().filter(|scope| restarts(scope).is_some());
+    own.max_by_key(restarts).unwrap_or(first)
 }
 
 /// What tells a job that was requeued from what it was before.
@@ -392,19 +417,27 @@ fn staying(message: &str, root: &Path) -> String {
     format!("{message}; the files stay in {} until the job is over", root.display())
 }
 
-/// Whether slurmstepd has tasks besides these processes: they are its children, as this one is. What else it has started
-/// is taken for one. Where they cannot be seen there are none.
+/// Whether slurmstepd has tasks besides these processes: they are its children, as this one is, and have its user's ids.
+/// Where they cannot be seen there are none.
 fn siblings_live(ended: &BTreeSet<u32>) -> bool {
     let Some(parent) = getppid().map(|parent| parent.as_raw_nonzero().to_string()) else { return true };
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let own = getuid().as_raw();
     pids.any(|pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // The name before it may have anything in it: proc_pid_stat(5).
         let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
         let lives = fields.next().is_some_and(|state| !matches!(state, "Z" | "X"));
-        lives && fields.next() == Some(&parent) && !ended.contains(&pid)
+        lives && fields.next() == Some(&parent) && !ended.contains(&pid) && uid_of(pid) == Some(own)
     })
+}
+
+/// Whose process it is. Who owns its directory in `/proc` says so only once it has executed its program.
+fn uid_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// A name and what is asked of it, in pyxis's spelling: `NAME[:FLAG]`.
@@ -459,6 +492,20 @@ mod tests {
         for text in ["", ":create", "a:", "a:new", "a:exec:create", "a/b", ".a", "..", "a b"] {
             let error = parse_container_name(text).unwrap_err();
             assert!(error.remedy().is_some_and(|remedy| !remedy.is_empty()), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_does_not_know_how_often_a_job_was_requeued_takes_its_last_scope() {
+        for (there, want) in [
+            (&[][..], "job-c-7"),
+            (&["job-c-7"], "job-c-7"),
+            (&["job-c-7", "job-c-7.2", "job-c-7.10"], "job-c-7.10"),
+            (&["job-c-7.1"], "job-c-7.1"),
+            (&["job-c-70", "job-c-71.3", "job-c-7.x", "job-c-7.", "global"], "job-c-7"),
+        ] {
+            let there: Vec<String> = there.iter().map(|scope| (*scope).to_owned()).collect();
+            assert_eq!(last_of("job-c-7".to_owned(), there.clone()), want, "{there:?}");
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use situla_image::{ContainerPlace, Containers};
 
-use super::{OF_JOB, containers, failed, plain, scope_of};
+use super::{OF_JOB, containers, failed, plain, scope_here};
 use crate::error::EngineError;
 use crate::host::Host;
 use crate::site::Site;
@@ -65,7 +65,7 @@ pub fn sweep(host: &Host, site: &Site, ending: Option<u32>) -> Result<Swept, Eng
 pub(super) fn sweep_others(containers: &Containers, host: &Host) -> Result<Swept, EngineError> {
     let Some(allocation) = &host.allocation else { return Ok(Swept::default()) };
     let cluster = allocation.cluster.as_deref();
-    sweep_scopes(containers, host, cluster, (Some(&scope_of(allocation)), None))
+    sweep_scopes(containers, host, cluster, (Some(&scope_here(host, allocation, containers)), None))
 }
 
 fn sweep_scopes(
