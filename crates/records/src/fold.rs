@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::class::OutcomeClass;
+use crate::class::{EngineClass, OutcomeClass};
 use crate::event::{Cause, Event, EventKind, Exit, SCHEMA, SavedFile, TaskRef};
 use crate::record::{EngineError, Outcome, Record, SignalSeen, Task};
 use crate::runs::joined;
@@ -61,6 +61,18 @@ struct Fold {
     saved: Vec<SavedFile>,
     /// Where to the tasks save that have not ended since.
     saving: BTreeMap<TaskRef, String>,
+}
+
+/// A signal by which Slurm ends a task.
+fn is_end_by_root(seen: &SignalSeen) -> bool {
+    matches!(seen.signal, SIGTERM | SIGKILL) && seen.sender.is_some_and(|sender| sender.uid == 0)
+}
+
+/// Whether a task lost its container because Slurm was ending it: after the warning KILL takes all processes, one after
+/// the other, and who is taken a little later may see that another one has gone.
+fn is_of_the_end(error: &EngineError, task: &Task, root_job: bool) -> bool {
+    let told = |seen: &SignalSeen| is_end_by_root(seen) && seen.time_ns <= error.time_ns;
+    !root_job && error.class == EngineClass::ServerLost && task.signals.iter().any(told)
 }
 
 impl Fold {
@@ -166,7 +178,7 @@ impl Fold {
             task.class = self.classify(task, root_job);
         }
         let tasks: Vec<Task> = tasks.into_values().collect();
-        let outcome = self.outcome(&tasks, ended);
+        let outcome = self.outcome(&tasks, ended, root_job);
         Record {
             schema: SCHEMA,
             run: self.run.unwrap_or_default(),
@@ -182,8 +194,9 @@ impl Fold {
     }
 
     fn classify(&self, task: &Task, root_job: bool) -> OutcomeClass {
-        let own_error = self.errors.iter().find(|error| error.task == Some(task.task));
-        if let Some(error) = own_error {
+        let is_own =
+            |error: &&EngineError| error.task == Some(task.task) && !is_of_the_end(error, task, root_job);
+        if let Some(error) = self.errors.iter().find(is_own) {
             return OutcomeClass::Engine(error.class.clone());
         }
         let failed = match task.exit {
@@ -202,10 +215,7 @@ impl Fold {
         if let Some(class) = self.explanation(|cause| cause != Cause::Oom) {
             return class;
         }
-        let from_root = |seen: &SignalSeen| {
-            matches!(seen.signal, SIGTERM | SIGKILL) && seen.sender.is_some_and(|sender| sender.uid == 0)
-        };
-        if !root_job && task.signals.iter().any(from_root) {
+        if !root_job && task.signals.iter().any(is_end_by_root) {
             return OutcomeClass::Cancelled;
         }
         failed
@@ -221,8 +231,12 @@ impl Fold {
         found.map(|(_, class)| class)
     }
 
-    fn outcome(&self, tasks: &[Task], ended: bool) -> Outcome {
-        let engine = self.errors.iter().map(|error| Outcome {
+    fn outcome(&self, tasks: &[Task], ended: bool, root_job: bool) -> Outcome {
+        let of_the_end = |error: &&EngineError| {
+            let task = tasks.iter().find(|task| Some(task.task) == error.task);
+            task.is_some_and(|task| is_of_the_end(error, task, root_job))
+        };
+        let engine = self.errors.iter().filter(|error| !of_the_end(error)).map(|error| Outcome {
             class: OutcomeClass::Engine(error.class.clone()),
             task: error.task,
             exit: error

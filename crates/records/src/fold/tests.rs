@@ -109,6 +109,28 @@ fn outcomes() {
             Some(A),
         ),
         (
+            "a container that is lost while Slurm ends the task",
+            vec![
+                signal(A, 15, ROOT),
+                error(EngineClass::ServerLost, Some(A)),
+                exit(A, Code(125)),
+                exit(B, Code(0)),
+            ],
+            "cancelled",
+            Some(A),
+        ),
+        (
+            "a container that is lost, and then Slurm ends the task",
+            vec![
+                error(EngineClass::ServerLost, Some(A)),
+                signal(A, 15, ROOT),
+                exit(A, Code(125)),
+                exit(B, Code(0)),
+            ],
+            "engine-server-lost",
+            Some(A),
+        ),
+        (
             "a term of the user himself",
             vec![signal(A, 15, SELF), exit(A, Signal(15)), exit(B, Code(0))],
             "signal",
