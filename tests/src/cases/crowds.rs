@@ -135,7 +135,10 @@ fn killed_once(
     let words = [n_ranks.as_str(), "-N1", "-w", node, "--overcommit"].into_iter();
     let words = words.chain(crowd.together.then_some(prolog.as_str()));
     let enter: &[&str] = if crowd.by_plugin { &[&option] } else { &["apptainer", "exec", &entered] };
-    let words = words.chain(enter.iter().copied()).chain(["sh", "-c", "sleep 0.5; echo done"]);
+    // In the short run a payload stays until the latest moment of a kill, so that a round is not in vain; in the long one
+    // ranks also go while others are hit.
+    let payload = if site.env().full() { "sleep 0.5; echo done" } else { "sleep 2; echo done" };
+    let words = words.chain(enter.iter().copied()).chain(["sh", "-c", payload]);
     let watch = Watch::begin(site.env().uid()?);
     let (name, running) = site.cluster.start_srun(dir.path(), words)?;
     if crowd.together {
