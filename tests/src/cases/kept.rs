@@ -178,7 +178,8 @@ pub fn cut_off_saves(site: &Site) -> Check {
     let dir = site.env().work_dir("kept-cut-off")?;
     site.env().as_user(dir.path(), ["mkdir", "out"])?.success()?;
     let target = old_file(site, &dir.path().join("out"), "old.sqsh")?;
-    let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    // A large one, so that the save lasts until it can be stopped.
+    let image = format!("--container-image={}", site.images.path("demo.sqsh"));
     let shown = target.display().to_string();
     for (n_tasks, wait) in [("-n2", "--wait=2"), ("-n1", "--wait=0")] {
         let words = [
