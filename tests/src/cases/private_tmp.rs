@@ -4,11 +4,27 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::Site;
-use crate::environment::WorkDir;
+use crate::command;
+use crate::environment::{PATIENCE, WorkDir};
 use crate::images::WITNESS;
 use crate::leaks::Snapshot;
 use crate::outcome;
 use crate::tier::Check;
+
+/// Has namespaces made from here on take higher numbers than any that is there.
+///
+/// Slurm keeps a job's mount namespace by a bind mount of its file, which the kernel refuses (EINVAL) unless it is newer than
+/// the node's. Linux 6.18 looks at the namespaces' numbers for that, and each processor has a stock of 4,096 numbers of its
+/// own: whatever is made on a processor that makes few has a low one, and the job is requeued. With each stock used up once
+/// after the node has come up, that cannot be.
+const NEWER_NAMESPACES: &str = "
+import ctypes, os
+unshare, new_uts = ctypes.CDLL(None, use_errno=True).unshare, 0x04000000
+for cpu in os.sched_getaffinity(0):
+    os.sched_setaffinity(0, {cpu})
+    for _ in range(4097):
+        if unshare(new_uts): raise OSError(ctypes.get_errno(), 'unshare')
+";
 
 /// Containers have the job's `/tmp` and `/dev/shm`, not the node's: by the plugin and by the command line, the same ones in
 /// all steps of a job; tasks of a step share a container there; and nothing of it stays.
@@ -20,6 +36,7 @@ pub fn is_the_jobs(site: &Site) -> Check {
     let node = cluster.a_node().to_owned();
     let fault = cluster.fault(&node, "privatetmp")?;
     let site = Site { cluster, images: site.images.clone() };
+    command::run(command::words(["python3", "-c", NEWER_NAMESPACES]), PATIENCE)?.success()?;
     let before = Snapshot::take(site.env(), Some(&site.cluster))?;
     check(&site, &node, &site.env().work_dir("private-tmp")?)?;
     site.cluster.settled()?;
