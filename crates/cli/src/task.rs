@@ -45,7 +45,7 @@ pub(crate) const CONFIG: &str = "SITULA_TASK_CONFIG";
 ///
 /// A number grows when a variable changes its meaning, or one comes that must not be passed over. The old meaning stays
 /// understood: a program is replaced under steps whose plugin is loaded already.
-pub(crate) const PROTOCOLS: std::ops::RangeInclusive<u32> = 0..=1;
+pub(crate) const PROTOCOLS: std::ops::RangeInclusive<u32> = 0..=2;
 
 /// Refuses what a plugin of another release could mean.
 fn check_protocol() -> Result<(), CommandError> {
@@ -68,7 +68,7 @@ fn check_protocol() -> Result<(), CommandError> {
     ))
 }
 
-/// Runs the task.
+/// Runs the task. Without a name the program is the first of the words: from protocol 2 on, in steps of `--multi-prog`.
 pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
     match run(program, arguments) {
         Ok(code) => code,
@@ -77,7 +77,11 @@ pub(crate) fn main(program: OsString, arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn run(program: OsString, arguments: Vec<OsString>) -> Result<ExitCode, CommandError> {
-    let command: Vec<OsString> = std::iter::once(program).chain(arguments).collect();
+    let named = Some(program).filter(|program| !program.is_empty());
+    let command: Vec<OsString> = named.into_iter().chain(arguments).collect();
+    if command.is_empty() {
+        return Err(CommandError::usage("the table of --multi-prog names no program for this task", ""));
+    }
     let context = check_protocol().and_then(|()| Context::gather()).inspect_err(|error| {
         let image = std::env::var(IMAGE).unwrap_or_default();
         error.record_before_host(&image, &command, Personality::Task);

@@ -15,7 +15,7 @@ use crate::ffi::{
     plugin_arguments, report_error, set_own_variable, tell_user,
 };
 use crate::killed;
-use crate::multi_prog::{CommandLine, Programs, is_table};
+use crate::multi_prog::{CommandLine, Programs, is_led_by, is_table, led_by};
 use crate::options::{
     CONFIG_VARIABLE, ContainerOption, EDF_PATH_VARIABLE, Given, PROGRAM_VARIABLE, PROGRAMS_VARIABLE,
     PROTOCOL_VARIABLE, SCOPE_VARIABLE, Setting, Settings,
@@ -36,7 +36,7 @@ static spank_plugin_version: u32 = 1;
 /// How this plugin speaks to the trampoline: which variables there are, and what they mean. A trampoline refuses numbers
 /// that it does not know. A symbol, so that it can be read from the file.
 #[unsafe(no_mangle)]
-static situla_protocol: u32 = 1;
+static situla_protocol: u32 = 2;
 
 /// `SLURM_VERSION_NUM(major, minor, micro)`: a byte each.
 const fn parse_version(text: &str) -> u32 {
@@ -261,7 +261,7 @@ fn init_post_opt() -> Result<(), String> {
             n_of_srun => words.len().saturating_sub(n_of_srun),
         };
         let words = words.get(n_of_loader..).unwrap_or_default().to_vec();
-        look_for_multi_prog(CommandLine { words: &words, n_own: n_options() }, first.is_none(), prefix)?;
+        tell_programs(CommandLine { words: &words, n_own: n_options() });
     }
     Ok(())
 }
@@ -347,11 +347,8 @@ fn same_container(first: &Given, other: &Given, prefix: &str) -> Result<(), Stri
     }
 }
 
-/// Refuses `--multi-prog` where that is certain, and else tells the node what it needs to find out.
-fn look_for_multi_prog(line: CommandLine<'_>, is_first: bool, prefix: &str) -> Result<(), String> {
-    if is_first && line.surely_asks() {
-        return Err(format!("--{prefix}-image cannot be combined with --multi-prog; {MULTI_PROG_REMEDY}"));
-    }
+/// Tells the node what it needs to know a step of `--multi-prog` from others.
+fn tell_programs(line: CommandLine<'_>) {
     let programs = with_state(|state| {
         state.programs.add(line);
         state.programs.clone()
@@ -361,11 +358,36 @@ fn look_for_multi_prog(line: CommandLine<'_>, is_first: bool, prefix: &str) -> R
     {
         set_own_variable(PROGRAMS_VARIABLE, &text);
     }
-    Ok(())
 }
 
-const MULTI_PROG_REMEDY: &str =
-    "let one script choose by $SLURM_PROCID, or write `apptainer exec IMAGE` into the table";
+/// Called in srun when there is a step, before it launches the tasks of a component.
+#[unsafe(no_mangle)]
+extern "C" fn slurm_spank_local_user_init(spank: Handle, _ac: c_int, _av: *mut *mut c_char) -> c_int {
+    guarded(|| local_user_init(spank), report_error)
+}
+
+/// Leads the programs of a table to the container.
+fn local_user_init(spank: Handle) -> Result<(), String> {
+    let (first, programs, settings) =
+        with_state(|state| (state.first.clone(), state.programs.clone(), state.settings.clone()));
+    let (Some(first), Some(settings)) = (first, settings) else { return Ok(()) };
+    let Some(arguments) = spank.arguments().filter(|_| first.complete.asks_for_container()) else {
+        return Ok(());
+    };
+    let sent = CString::new(programs.to_text()).ok().filter(|_| !programs.is_empty());
+    let Some(table) = arguments.get(1).filter(|_| is_multi_prog(&arguments, sent.as_deref())) else {
+        return Ok(());
+    };
+    if is_led_by(table.to_bytes(), settings.trampoline.as_bytes()) {
+        return Ok(());
+    }
+    let led = CString::new(led_by(table.to_bytes(), settings.trampoline.as_bytes()));
+    match led.is_ok_and(|led| arguments.replace(1, led)) {
+        true => Ok(()),
+        // It would be refused on the node.
+        false => Err("the table of --multi-prog cannot be handed on".to_owned()),
+    }
+}
 
 /// The variables of this process that say something of containers.
 fn own_variables() -> Vec<(CString, CString)> {
@@ -422,11 +444,19 @@ fn task_init(spank: Handle) -> Result<(), String> {
     let sent = spank.variable(PROGRAMS_VARIABLE)?;
     // It describes this step alone, and a step that the payload starts may say nothing.
     spank.unset_variable(PROGRAMS_VARIABLE);
-    if spank.job_and_step().1 != BATCH_STEP && is_multi_prog(&arguments, sent.as_deref()) {
-        return Err(format!("a container cannot be combined with --multi-prog; {MULTI_PROG_REMEDY}"));
+    let from_table = spank.job_and_step().1 != BATCH_STEP && is_multi_prog(&arguments, sent.as_deref());
+    let table = arguments.get(1).filter(|_| from_table);
+    if table.is_some_and(|table| !is_led_by(table.to_bytes(), settings.trampoline.as_bytes())) {
+        return Err(format!(
+            "the table of --multi-prog does not lead to {} on this node; the submit host's plugin must be of this release \
+             and name the same trampoline, or write `apptainer exec IMAGE` into the table",
+            settings.trampoline.to_string_lossy()
+        ));
     }
     check_trampoline(&settings)?;
     let program = arguments.get(0).ok_or("the task has no program")?.to_owned();
+    // The trampoline of a table finds it among its words.
+    let program = if from_table { CString::default() } else { program };
     for (name, value) in words(&settings, &complete) {
         match value {
             Some(value) if !spank.set_variable(&name, &value) => {
@@ -439,7 +469,7 @@ fn task_init(spank: Handle) -> Result<(), String> {
     }
     let told =
         spank.set_variable(SCOPE_VARIABLE, settings.scope) && spank.set_variable(PROGRAM_VARIABLE, &program);
-    if !told || !arguments.replace_program(settings.trampoline) {
+    if !told || !from_table && !arguments.replace(0, settings.trampoline) {
         return Err("cannot send the task into the container".to_owned());
     }
     Ok(())

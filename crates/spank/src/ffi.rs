@@ -163,14 +163,17 @@ impl Arguments {
         self.count
     }
 
-    /// Replaces the program. The string is never freed: this process executes it next.
-    pub(crate) fn replace_program(&self, program: CString) -> bool {
-        if self.count == 0 {
+    /// Replaces an argument, in slurmstepd's forked child or in srun before it launches tasks. The string is never freed.
+    pub(crate) fn replace(&self, index: usize, argument: CString) -> bool {
+        if index >= self.count {
             return false;
         }
-        // SAFETY: the array has at least one element, and slurmstepd's forked child, which has no
-        // other thread, is the only one to use it; Slurm frees nothing of it before its exec.
-        unsafe { *self.first = program.into_raw() };
+        // SAFETY: the index is below the count that Slurm gave for this array.
+        let place = unsafe { self.first.add(index) };
+        // SAFETY: the array is Slurm's. Its forked child has no other thread, and srun's main thread, which is here, is the
+        // only one that reads the words of a step. The one executes another program next, and the other ends: neither
+        // frees what stands here.
+        unsafe { *place = argument.into_raw() };
         true
     }
 }

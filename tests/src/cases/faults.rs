@@ -565,18 +565,51 @@ fn sick_node(site: &Site, kind: &str, check: impl FnOnce(&Site, &str) -> Check) 
     Ok(())
 }
 
-/// `--multi-prog` with an image is refused at submission.
+/// `--multi-prog` with an image: every line's program is in the container, those of a node in one, and TaskProlog was on the
+/// host.
 ///
 /// # Errors
-/// It was taken, or a task ran on the host.
+/// One is elsewhere, has other words than the table says, or ends otherwise.
 pub fn multi_prog(site: &Site) -> Check {
     let dir = site.env().work_dir("multi")?;
-    let table =
-        dir.write("table", "0-1 /bin/sh -c \"cat /etc/situla-image-witness || echo ON-THE-HOST\"\n")?;
+    let script = "cat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt; \
+                  echo said $0 $1 by $SLURM_PROCID after $PROLOG_MNT";
+    // A rank, its place among those of the line, a quoted word, a line that goes on (what stands there begins in the first
+    // column: Slurm takes a blank for the end of a word), and one for all others.
+    let table = format!(
+        "# the leader\n0 sh -c '{script}' leader%o 'a b'\n\n1,3 \\\nsh -c '{script}' \\\nsecond%o %t\n\
+         * sh -c '{script}' other 100\\%\n"
+    );
+    let table = dir.write("table", &table)?.display().to_string();
+    let prolog = dir
+        .write("prolog", "#!/bin/sh\necho export PROLOG_MNT=$(readlink /proc/self/ns/mnt | tr -d '[]')\n")?;
+    let prolog = format!("--task-prolog={}", prolog.display());
     let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    let table = table.display().to_string();
-    let (name, running) = site.cluster.start_srun(dir.path(), ["-n2", &option, "--multi-prog", &table])?;
-    never_accepted(site, &name, &running.finish(PATIENCE)?, "--multi-prog")
+    for before in [&["--multi-prog"][..], &["--comment", "x", "--mul", "--"]] {
+        let own = ["-N2", "-n5", "--overcommit", "--distribution=cyclic", &prolog, &option];
+        let job = site.cluster.srun(dir.path(), own.iter().chain(before).copied().chain([table.as_str()]))?;
+        let mut output = job.output.clone().success()?;
+        for said in
+            ["leader0 a b by 0", "second0 1 by 1", "other 100% by 2", "second1 3 by 3", "other 100% by 4"]
+        {
+            output = output.expect_text(&format!("said {said} after mnt:"))?;
+        }
+        let spaces = spaces_inside(site, &output.stdout, 5)?;
+        if spaces.len() != 2 || output.stdout.matches("situla tiny image").count() != 5 {
+            return Err(format!("{spaces:?} are not two containers of five tasks\n{output}").into());
+        }
+        expect_ok(site, &job, 2)?;
+    }
+    // How a task ends is how the step ends.
+    let table = dir.write("ends", "0 sh -c 'exit 3'\n1 true\n")?.display().to_string();
+    let words = ["-N1", "-n2", "--overcommit", &option, "--multi-prog", &table];
+    let job = site.cluster.srun(dir.path(), words)?;
+    job.output.clone().expect_code(3)?;
+    // A program that is not there.
+    let table = dir.write("none", "* situla-no-such-program x\n")?.display().to_string();
+    let job = site.cluster.srun(dir.path(), ["-n1", &option, "--multi-prog", &table])?;
+    job.output.expect_code(127)?.expect_text("situla-no-such-program")?;
+    Ok(())
 }
 
 /// `--pty`: in the container, on a terminal.
@@ -686,12 +719,11 @@ pub fn inherited_options(site: &Site) -> Check {
     let (name, output) = submit(site, dir.path(), &[&mounts, "--wrap", "true"])?;
     never_accepted(site, &name, &output, "--container-mounts")?;
 
-    // The image from a profile, in a step that cannot be in a container.
-    let table = dir.write("table", "0 /bin/echo ON-THE-HOST\n")?.display().to_string();
+    // The image from a profile, in a step whose programs come from a table.
+    let table = dir.write("table", "0 cat /etc/situla-image-witness\n")?.display().to_string();
     let profile = [("PYXIS_CONTAINER_IMAGE", tiny.as_str())];
-    let (name, running) =
-        site.cluster.start_srun_with(dir.path(), &profile, ["-n1", "--multi-prog", &table])?;
-    never_accepted(site, &name, &running.finish(PATIENCE)?, "--multi-prog")?;
+    let (_, running) = site.cluster.start_srun_with(dir.path(), &profile, ["-n1", "--multi-prog", &table])?;
+    running.finish(PATIENCE)?.success()?.expect_text("situla tiny image")?;
 
     // Mounts from a profile, in a step on the host: nothing to speak of.
     let profile = [("PYXIS_CONTAINER_MOUNTS", "/tmp:/x")];
@@ -731,7 +763,7 @@ pub fn submission_without_plugin(site: &Site) -> Check {
 }
 
 /// Judges outputs alone, for the command line stands in what is shown of an output, and accounting, if there is a job.
-pub(super) fn in_or_refused(site: &Site, name: &str, output: &Output) -> Check {
+fn in_or_refused(site: &Site, name: &str, output: &Output) -> Check {
     site.cluster.settled()?;
     let text = format!("{}{}", output.stdout, output.stderr);
     let inside = text.contains("situla tiny image");

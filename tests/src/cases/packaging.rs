@@ -52,6 +52,7 @@ pub fn symbols_of_the_plugin(desk: &Desk) -> Check {
         "situla_protocol",
         "slurm_spank_init",
         "slurm_spank_init_post_opt",
+        "slurm_spank_local_user_init",
         "slurm_spank_task_exit",
         "slurm_spank_task_init",
         "spank_plugin_version",

@@ -117,11 +117,8 @@ fn uses(desk: &Desk, suite: &str) -> Check {
     run(&["srun", "--container-image=./none.sqsh", "echo", "ON-THE-HOST"])?
         .expect_code(125)?
         .expect_text("none.sqsh")?;
-    dir.write("table", "0 /bin/echo ON-THE-HOST\n")?;
-    let refused = run(&["srun", image, "--multi-prog", "table"])?;
-    if refused.status.success() || refused.stdout.contains("ON-THE-HOST") {
-        return Err(format!("--multi-prog\n{refused}").into());
-    }
+    dir.write("table", &format!("0 cat {WITNESS}\n"))?;
+    run(&["srun", "-n1", image, "--multi-prog", "table"])?.success()?.expect_text("situla demo image")?;
     let refused = run(&["srun", "--container-mounts=/tmp", "echo", "ON-THE-HOST"])?;
     if refused.status.success() || refused.stdout.contains("ON-THE-HOST") {
         return Err(format!("mounts without an image\n{refused}").into());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Site;
 use super::ends::KILL_WAIT;
-use super::faults::{in_or_refused, never_accepted};
+use super::faults::never_accepted;
 use super::uses::{expect_ok, spaces_inside};
 use crate::command::wait_until;
 use crate::environment::PATIENCE;
@@ -19,16 +19,16 @@ const WITNESS: &str =
 /// A line of the witness of the small image.
 const INSIDE: &str = "situla tiny image";
 
-/// `--multi-prog` is refused however it is written.
+/// `--multi-prog` is in the container however it is written.
 ///
 /// # Errors
-/// A task ran on the host.
+/// A task ran on the host, or nowhere.
 pub fn multi_prog_however_written(site: &Site) -> Check {
     let dir = site.env().work_dir("multi-lines")?;
     // One line, and no end of line.
-    let table = dir.write("table", "* /bin/echo ON-THE-HOST")?.display().to_string();
+    let line = "* sh -c 'cat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt; echo with $0' of";
+    let table = dir.write("table", line)?.display().to_string();
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    let mut started = Vec::new();
     for words in [
         &["--comment", "--", "--multi-prog", &table][..],
         &["--comment=x", "--mul", &table],
@@ -37,12 +37,9 @@ pub fn multi_prog_however_written(site: &Site) -> Check {
         &["--exclusive", "--multi-prog", "--", &table],
     ] {
         let line = ["-n1", &image].into_iter().chain(words.iter().copied());
-        let (name, running) = site.cluster.start_srun(dir.path(), line)?;
-        started.push((name, running.finish(PATIENCE)?));
-    }
-    // Accounting arrives in batches: it is asked when all are over.
-    for (name, output) in started {
-        in_or_refused(site, &name, &output)?;
+        let (_, running) = site.cluster.start_srun(dir.path(), line)?;
+        let output = running.finish(PATIENCE)?.success()?.expect_text(INSIDE)?.expect_text("with of")?;
+        spaces_inside(site, &output.stdout, 1)?;
     }
     Ok(())
 }

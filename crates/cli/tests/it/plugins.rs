@@ -16,12 +16,12 @@ fn task(site: &Installation, words: &[&str], image: &str, variables: &[(&str, &s
 fn an_unknown_protocol_is_refused_and_known_ones_are_taken() {
     let site = Installation::new();
     let program = ("SITULA_TASK_PROGRAM", "/bin/true");
-    for number in ["2", "99", "4294967296", "-1", "one"] {
+    for number in ["3", "99", "4294967296", "-1", "one"] {
         let output = task(&site, &["true"], "./none.sqsh", &[program, ("SITULA_TASK_PROTOCOL", number)]);
         let told = text(&output.stderr);
         assert_eq!((output.status.code(), told.lines().count()), (Some(125), 1), "{number}: {told}");
         let own = site.path().join("bin/situla").display().to_string();
-        for part in [&format!("speaks protocol {number}, "), &own, "knows 0 to 1", "situla site install"] {
+        for part in [&format!("speaks protocol {number}, "), &own, "knows 0 to 2", "situla site install"] {
             assert!(told.contains(part), "{number}: {told}");
         }
         // In srun, before there is a job.
@@ -30,12 +30,23 @@ fn an_unknown_protocol_is_refused_and_known_ones_are_taken() {
         assert_eq!((output.status.code(), told.lines().count()), (Some(1), 1), "{number}: {told}");
         assert!(told.contains(&format!("speaks protocol {number}, ")), "{told}");
     }
-    for variables in
-        [&[program][..], &[program, ("SITULA_TASK_PROTOCOL", "0")], &[program, ("SITULA_TASK_PROTOCOL", "1")]]
-    {
+    for number in [None, Some("0"), Some("1"), Some("2")] {
+        let told = number.map(|number| ("SITULA_TASK_PROTOCOL", number));
+        let variables = &[program].into_iter().chain(told).collect::<Vec<_>>()[..];
         let told = text(&task(&site, &["true"], "./none.sqsh", variables).stderr);
         assert!(told.contains("none.sqsh") && !told.contains("protocol"), "{variables:?}: {told}");
     }
+}
+
+#[test]
+fn the_program_of_a_table_is_the_first_word() {
+    let site = Installation::new();
+    let variables = [("SITULA_TASK_PROGRAM", ""), ("SITULA_TASK_PROTOCOL", "2")];
+    let told = text(&task(&site, &["true"], "./none.sqsh", &variables).stderr);
+    assert!(told.contains("none.sqsh"), "{told}");
+    let output = task(&site, &[], "./none.sqsh", &variables);
+    let told = text(&output.stderr);
+    assert!(!output.status.success() && told.contains("names no program"), "{told}");
 }
 
 #[test]
