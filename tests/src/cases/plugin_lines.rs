@@ -491,7 +491,7 @@ pub fn another_protocol(desk: &Desk) -> Check {
     bench.run(&step)?.success()?.expect_text("situla tiny image")?;
 
     let program = desk.env.situla().display().to_string();
-    let told = ["the plugin speaks protocol 99", program.as_str(), "knows 0 to 1", "situla site install"];
+    let told = ["the plugin speaks protocol 99", program.as_str(), "knows 0 to 2", "situla site install"];
     bench.write_line(&newer, &trampoline)?;
     bench.refused(&step, &told)?;
     bench.plain_step_runs()?;
