@@ -68,6 +68,8 @@ struct State {
     first: Option<FirstComponent>,
     /// In srun: the programs so far.
     programs: Programs,
+    /// In srun: whether the component that was parsed last was the first, and has its programs from a table.
+    from_table: bool,
 }
 
 impl State {
@@ -109,6 +111,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     conflict: None,
     first: None,
     programs: Programs::NOTHING,
+    from_table: false,
 });
 
 fn with_state<T>(act: impl FnOnce(&mut State) -> T) -> T {
@@ -261,7 +264,7 @@ fn init_post_opt() -> Result<(), String> {
             n_of_srun => words.len().saturating_sub(n_of_srun),
         };
         let words = words.get(n_of_loader..).unwrap_or_default().to_vec();
-        tell_programs(CommandLine { words: &words, n_own: n_options() });
+        tell_programs(CommandLine { words: &words, n_own: n_options() }, first.is_none(), prefix)?;
     }
     Ok(())
 }
@@ -347,8 +350,15 @@ fn same_container(first: &Given, other: &Given, prefix: &str) -> Result<(), Stri
     }
 }
 
-/// Tells the node what it needs to know a step of `--multi-prog` from others.
-fn tell_programs(line: CommandLine<'_>) {
+/// Tells the node what it needs to know a step of `--multi-prog` from others. Of several components the table of one alone
+/// can be handed on, so that is refused where it is certain.
+fn tell_programs(line: CommandLine<'_>, is_first: bool, prefix: &str) -> Result<(), String> {
+    let asked = with_state(|state| std::mem::replace(&mut state.from_table, is_first && line.surely_asks()));
+    if asked {
+        return Err(format!(
+            "--{prefix}-image cannot be combined with --multi-prog in a heterogeneous step; start an srun for each component"
+        ));
+    }
     let programs = with_state(|state| {
         state.programs.add(line);
         state.programs.clone()
@@ -358,9 +368,10 @@ fn tell_programs(line: CommandLine<'_>) {
     {
         set_own_variable(PROGRAMS_VARIABLE, &text);
     }
+    Ok(())
 }
 
-/// Called in srun when there is a step, before it launches the tasks of a component.
+/// Called in srun when there is a step, before it launches tasks: once, also for several components, with the words of one.
 #[unsafe(no_mangle)]
 extern "C" fn slurm_spank_local_user_init(spank: Handle, _ac: c_int, _av: *mut *mut c_char) -> c_int {
     guarded(|| local_user_init(spank), report_error)
@@ -375,9 +386,9 @@ fn local_user_init(spank: Handle) -> Result<(), String> {
         return Ok(());
     };
     let sent = CString::new(programs.to_text()).ok().filter(|_| !programs.is_empty());
-    let Some(table) = arguments.get(1).filter(|_| is_multi_prog(&arguments, sent.as_deref())) else {
-        return Ok(());
-    };
+    // Where nothing was counted, a guess is not enough to change words: the node refuses what it takes for a table.
+    let is_one = sent.is_some() && is_multi_prog(&arguments, sent.as_deref());
+    let Some(table) = arguments.get(1).filter(|table| is_one && is_table(Some(table))) else { return Ok(()) };
     if is_led_by(table.to_bytes(), settings.trampoline.as_bytes()) {
         return Ok(());
     }
@@ -445,11 +456,12 @@ fn task_init(spank: Handle) -> Result<(), String> {
     // It describes this step alone, and a step that the payload starts may say nothing.
     spank.unset_variable(PROGRAMS_VARIABLE);
     let from_table = spank.job_and_step().1 != BATCH_STEP && is_multi_prog(&arguments, sent.as_deref());
-    let table = arguments.get(1).filter(|_| from_table);
-    if table.is_some_and(|table| !is_led_by(table.to_bytes(), settings.trampoline.as_bytes())) {
+    let is_led = |table: &CStr| is_led_by(table.to_bytes(), settings.trampoline.as_bytes());
+    if from_table && !arguments.get(1).is_some_and(is_led) {
         return Err(format!(
-            "the table of --multi-prog does not lead to {} on this node; the submit host's plugin must be of this release \
-             and name the same trampoline, or write `apptainer exec IMAGE` into the table",
+            "the table of --multi-prog does not lead to {} here: srun sees to that for a step of one component, with this \
+             release of the plugin and the same trampoline; or leave the container options out and write `apptainer exec \
+             IMAGE` into the table",
             settings.trampoline.to_string_lossy()
         ));
     }
@@ -469,7 +481,9 @@ fn task_init(spank: Handle) -> Result<(), String> {
     }
     let told =
         spank.set_variable(SCOPE_VARIABLE, settings.scope) && spank.set_variable(PROGRAM_VARIABLE, &program);
-    if !told || !from_table && !arguments.replace(0, settings.trampoline) {
+    // What was made of a table is out of reach here, and needs nothing. Should the step be another one after all, its
+    // program must not run on the host.
+    if !told || !arguments.replace(0, settings.trampoline) {
         return Err("cannot send the task into the container".to_owned());
     }
     Ok(())

@@ -170,9 +170,9 @@ impl Arguments {
         }
         // SAFETY: the index is below the count that Slurm gave for this array.
         let place = unsafe { self.first.add(index) };
-        // SAFETY: the array is Slurm's. Its forked child has no other thread, and srun's main thread, which is here, is the
-        // only one that reads the words of a step. The one executes another program next, and the other ends: neither
-        // frees what stands here.
+        // SAFETY: the array is Slurm's. slurmstepd's forked child has no other thread. In srun the thread that is here is
+        // the one that launches this component next, and others wait for it, or have words of their own. The one executes
+        // another program next, and the other ends: neither frees what stands here.
         unsafe { *place = argument.into_raw() };
         true
     }

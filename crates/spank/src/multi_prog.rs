@@ -24,6 +24,28 @@ pub(crate) struct CommandLine<'a> {
     pub(crate) n_own: usize,
 }
 
+impl CommandLine<'_> {
+    /// Tells whether `--multi-prog` certainly stands among srun's own words. getopt_long takes unique
+    /// abbreviations, and no other option of srun begins with `--mu`. Behind a word that may be an
+    /// option with a value to come it could be that value: then it is not certain.
+    pub(crate) fn surely_asks(&self) -> bool {
+        let Some(own) = self.words.get(..self.n_own) else { return false };
+        own.windows(2).any(|pair| {
+            pair[1].len() >= 4 && b"--multi-prog".starts_with(pair[1]) && !may_take_value(pair[0])
+        })
+    }
+}
+
+/// Tells whether the word that follows may be the value of this one.
+fn may_take_value(word: &[u8]) -> bool {
+    match word {
+        [b'-', b'-', name @ ..] => !name.contains(&b'='),
+        // The last letter of short options in one word; a digit ends a value.
+        [b'-', .., last] => !last.is_ascii_digit(),
+        _ => false,
+    }
+}
+
 /// Fingerprints of the arguments of the programs that a command line names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Programs(Vec<u64>);
@@ -151,6 +173,31 @@ pub(crate) fn is_led_by(table: &[u8], program: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_option_is_found_also_abbreviated_and_values_are_not_taken_for_it() {
+        for (line, n_own, expected) in [
+            ("srun --multi-prog table", 2, true),
+            ("srun -N2 --multi table", 3, true),
+            ("srun --mul t", 2, true),
+            ("srun --container-image=x --multi-prog t", 3, true),
+            ("srun --comment x --multi-prog t", 4, true),
+            ("srun true", 1, false),
+            ("srun --mem=1 true", 2, false),
+            ("srun -- --multi-prog", 2, false),
+            ("srun prog --multi-prog x", 1, false),
+            ("srun prog --multi", 1, false),
+            // Not certain from here: the node decides.
+            ("srun --comment --multi-prog prog", 3, false),
+            ("srun -J --multi-prog prog", 3, false),
+            ("srun --comment -- --multi-prog table", 4, false),
+            ("srun --exclusive --multi-prog table", 3, false),
+            // Not what getopt has counted.
+            ("srun --multi-prog", 9, false),
+        ] {
+            assert_eq!(with(line, n_own, |line| line.surely_asks()), expected, "{line}");
+        }
+    }
 
     #[test]
     fn a_program_is_set_before_every_other() {

@@ -565,53 +565,6 @@ fn sick_node(site: &Site, kind: &str, check: impl FnOnce(&Site, &str) -> Check) 
     Ok(())
 }
 
-/// `--multi-prog` with an image: every line's program is in the container, those of a node in one, and TaskProlog was on the
-/// host.
-///
-/// # Errors
-/// One is elsewhere, has other words than the table says, or ends otherwise.
-pub fn multi_prog(site: &Site) -> Check {
-    let dir = site.env().work_dir("multi")?;
-    let script = "cat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt; \
-                  echo said $0 $1 by $SLURM_PROCID after $PROLOG_MNT";
-    // A rank, its place among those of the line, a quoted word, a line that goes on (what stands there begins in the first
-    // column: Slurm takes a blank for the end of a word), and one for all others.
-    let table = format!(
-        "# the leader\n0 sh -c '{script}' leader%o 'a b'\n\n1,3 \\\nsh -c '{script}' \\\nsecond%o %t\n\
-         * sh -c '{script}' other 100\\%\n"
-    );
-    let table = dir.write("table", &table)?.display().to_string();
-    let prolog = dir
-        .write("prolog", "#!/bin/sh\necho export PROLOG_MNT=$(readlink /proc/self/ns/mnt | tr -d '[]')\n")?;
-    let prolog = format!("--task-prolog={}", prolog.display());
-    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    for before in [&["--multi-prog"][..], &["--comment", "x", "--mul", "--"]] {
-        let own = ["-N2", "-n5", "--overcommit", "--distribution=cyclic", &prolog, &option];
-        let job = site.cluster.srun(dir.path(), own.iter().chain(before).copied().chain([table.as_str()]))?;
-        let mut output = job.output.clone().success()?;
-        for said in
-            ["leader0 a b by 0", "second0 1 by 1", "other 100% by 2", "second1 3 by 3", "other 100% by 4"]
-        {
-            output = output.expect_text(&format!("said {said} after mnt:"))?;
-        }
-        let spaces = spaces_inside(site, &output.stdout, 5)?;
-        if spaces.len() != 2 || output.stdout.matches("situla tiny image").count() != 5 {
-            return Err(format!("{spaces:?} are not two containers of five tasks\n{output}").into());
-        }
-        expect_ok(site, &job, 2)?;
-    }
-    // How a task ends is how the step ends.
-    let table = dir.write("ends", "0 sh -c 'exit 3'\n1 true\n")?.display().to_string();
-    let words = ["-N1", "-n2", "--overcommit", &option, "--multi-prog", &table];
-    let job = site.cluster.srun(dir.path(), words)?;
-    job.output.clone().expect_code(3)?;
-    // A program that is not there.
-    let table = dir.write("none", "* situla-no-such-program x\n")?.display().to_string();
-    let job = site.cluster.srun(dir.path(), ["-n1", &option, "--multi-prog", &table])?;
-    job.output.expect_code(127)?.expect_text("situla-no-such-program")?;
-    Ok(())
-}
-
 /// `--pty`: in the container, on a terminal.
 ///
 /// # Errors

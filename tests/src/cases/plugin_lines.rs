@@ -512,3 +512,32 @@ pub fn another_protocol(desk: &Desk) -> Check {
     bench.slurm.healthy()?;
     Ok(())
 }
+
+/// A table of `--multi-prog` that leads to the submit host's trampoline, where the node has another, is refused there.
+///
+/// # Errors
+/// A program of it ran, or the refusal does not say why.
+pub fn another_trampoline(desk: &Desk) -> Check {
+    let bench = Bench::start(desk, "another-trampoline")?;
+    let image = format!("--container-image={}", desk.images.path("tiny.sqsh"));
+    let table = bench.dir.write("table", "0 /bin/echo ON-THE-HOST\n")?.display().to_string();
+    let step = ["srun", "-n1", &image, "--multi-prog", &table];
+    bench.line("")?;
+    let etc = bench.slurm.dir().join("etc");
+    let other = etc.join("other-situla");
+    std::os::unix::fs::symlink(desk.env.situla(), &other)?;
+    let conf = fs::read_to_string(etc.join("slurm.conf"))?
+        .replace("/etc/slurm/plugstack.conf", "/etc/slurm/submit.conf");
+    fs::write(etc.join("slurm-submit.conf"), conf)?;
+    let line = format!("required {} trampoline={}\n", desk.env.spank().display(), other.display());
+    fs::write(etc.join("submit.conf"), line)?;
+    let output = bench.run_with(&["SLURM_CONF=/etc/slurm/slurm-submit.conf"], &step)?;
+    if output.status.success()
+        || output.stdout.contains("ON-THE-HOST")
+        || !output.stderr.contains("does not lead to")
+    {
+        return Err(format!("a table for another trampoline\n{output}").into());
+    }
+    bench.slurm.healthy()?;
+    Ok(())
+}

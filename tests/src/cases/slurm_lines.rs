@@ -19,6 +19,71 @@ const WITNESS: &str =
 /// A line of the witness of the small image.
 const INSIDE: &str = "situla tiny image";
 
+/// `--multi-prog` with an image: every line's program is in the container, those of a node in one, and TaskProlog was on the
+/// host.
+///
+/// # Errors
+/// One is elsewhere, has other words than the table says, or ends otherwise.
+pub fn multi_prog(site: &Site) -> Check {
+    let dir = site.env().work_dir("multi")?;
+    let script = "cat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt; \
+                  echo said $0 $1 by $SLURM_PROCID after $PROLOG_MNT; sleep 1";
+    // A rank, its place among those of the line, a quoted word, a line that goes on (what stands there begins in the first
+    // column: Slurm takes a blank for the end of a word), and one for all others.
+    let table = format!(
+        "# the leader\n0 sh -c '{script}' leader%o 'a b'\n\n1,3 \\\nsh -c '{script}' \\\nsecond%o %t\n\
+         * sh -c '{script}' other 100\\%\n"
+    );
+    let table = dir.write("table", &table)?.display().to_string();
+    let prolog = dir
+        .write("prolog", "#!/bin/sh\necho export PROLOG_MNT=$(readlink /proc/self/ns/mnt | tr -d '[]')\n")?;
+    let prolog = format!("--task-prolog={}", prolog.display());
+    let option = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    for before in [&["--multi-prog"][..], &["--comment", "x", "--mul", "--"]] {
+        let own = ["-N2", "-n5", "--overcommit", "--distribution=cyclic", &prolog, &option];
+        let job = site.cluster.srun(dir.path(), own.iter().chain(before).copied().chain([table.as_str()]))?;
+        let mut output = job.output.clone().success()?;
+        for said in
+            ["leader0 a b by 0", "second0 1 by 1", "other 100% by 2", "second1 3 by 3", "other 100% by 4"]
+        {
+            output = output.expect_text(&format!("said {said} after mnt:"))?;
+        }
+        // Without the brackets, by which those of the payloads are told.
+        let nodes = site.cluster.nodes().values().filter_map(|pid| {
+            let space = std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
+            Some(space.to_string_lossy().replace(['[', ']'], ""))
+        });
+        let of_prolog: usize =
+            nodes.map(|space| output.stdout.matches(&format!("after {space}")).count()).sum();
+        if of_prolog != 5 {
+            return Err(format!("TaskProlog was on the host {of_prolog} times\n{output}").into());
+        }
+        let spaces = spaces_inside(site, &output.stdout, 5)?;
+        if spaces.len() != 2 || output.stdout.matches("situla tiny image").count() != 5 {
+            return Err(format!("{spaces:?} are not two containers of five tasks\n{output}").into());
+        }
+        expect_ok(site, &job, 2)?;
+    }
+    // How a task ends is how the step ends.
+    let table = dir.write("ends", "0 sh -c 'exit 3'\n1 true\n")?.display().to_string();
+    let words = ["-N1", "-n2", "--overcommit", &option, "--multi-prog", &table];
+    let job = site.cluster.srun(dir.path(), words)?;
+    job.output.clone().expect_code(3)?;
+    // A program that is not there.
+    let table = dir.write("none", "* situla-no-such-program x\n")?.display().to_string();
+    let job = site.cluster.srun(dir.path(), ["-n1", &option, "--multi-prog", &table])?;
+    let output = job.output.expect_code(127)?;
+    let about = |line: &str| line.starts_with("situla: ") && line.contains("situla-no-such-program");
+    if !output.stderr.lines().any(about) {
+        return Err(format!("nothing names the program\n{output}").into());
+    }
+    // Of several components srun can hand on the table of one; the option counts for all of them.
+    let table = dir.write("host", "* /bin/echo ON-THE-HOST\n")?.display().to_string();
+    let line = ["-n1", &option, "--multi-prog", &table, ":", "-n1", &option, &table];
+    let (name, running) = site.cluster.start_srun(dir.path(), line)?;
+    never_accepted(site, &name, &running.finish(PATIENCE)?, "--multi-prog")
+}
+
 /// `--multi-prog` is in the container however it is written.
 ///
 /// # Errors
@@ -26,19 +91,19 @@ const INSIDE: &str = "situla tiny image";
 pub fn multi_prog_however_written(site: &Site) -> Check {
     let dir = site.env().work_dir("multi-lines")?;
     // One line, and no end of line.
-    let line = "* sh -c 'cat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt; echo with $0' of";
+    let line = "* sh -c 'cat /etc/situla-image-witness || echo ON-THE-HOST; readlink /proc/self/ns/mnt; echo with $0${1:+ $1}' of";
     let table = dir.write("table", line)?.display().to_string();
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
-    for words in [
-        &["--comment", "--", "--multi-prog", &table][..],
-        &["--comment=x", "--mul", &table],
-        &["--exclusive", "--multi-prog", &table],
-        &["--exclusive", "--multi-prog", &table, "more"],
-        &["--exclusive", "--multi-prog", "--", &table],
+    for (words, said) in [
+        (&["--comment", "--", "--multi-prog", &table][..], "with of\n"),
+        (&["--comment=x", "--mul", &table], "with of\n"),
+        (&["--exclusive", "--multi-prog", &table], "with of\n"),
+        (&["--exclusive", "--multi-prog", &table, "more"], "with of more\n"),
+        (&["--exclusive", "--multi-prog", "--", &table], "with of\n"),
     ] {
         let line = ["-n1", &image].into_iter().chain(words.iter().copied());
         let (_, running) = site.cluster.start_srun(dir.path(), line)?;
-        let output = running.finish(PATIENCE)?.success()?.expect_text(INSIDE)?.expect_text("with of")?;
+        let output = running.finish(PATIENCE)?.success()?.expect_text(INSIDE)?.expect_text(said)?;
         spaces_inside(site, &output.stdout, 1)?;
     }
     Ok(())
