@@ -150,7 +150,9 @@ impl Snapshot {
             let path = entry.path();
             let Ok(meta) = path.symlink_metadata() else { continue };
             let shared = ["/tmp", "/var/tmp", "/dev/shm", "/run"].iter().any(|dir| path.starts_with(dir));
-            let ours = !shared && entry.file_name().to_string_lossy().starts_with("situla");
+            // Where root's images are mounted: made when first needed, and then there like /run/lock.
+            let stays = meta.uid() == 0 && path.ends_with("run/situla");
+            let ours = !shared && !stays && entry.file_name().to_string_lossy().starts_with("situla");
             if meta.uid() == self.uid || ours {
                 seen.insert(format!("file {prefix}{}", path.display()));
             }

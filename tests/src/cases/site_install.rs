@@ -320,7 +320,7 @@ pub fn under_a_running_step(desk: &Desk) -> Check {
     if fs::metadata(prefix.join("bin/situla"))?.len() != new {
         return Err(format!("nothing new was installed\n{upgrade}").into());
     }
-    if task("first")? != first || first != (old, "1".to_owned()) {
+    if task("first")? != first || first != (old, "2".to_owned()) {
         return Err(format!("the running step has {first:?}").into());
     }
     fs::write(here.join("first.stop"), "")?;
