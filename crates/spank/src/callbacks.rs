@@ -353,16 +353,16 @@ fn same_container(first: &Given, other: &Given, prefix: &str) -> Result<(), Stri
 /// Tells the node what it needs to know a step of `--multi-prog` from others. Of several components the table of one alone
 /// can be handed on, so that is refused where it is certain.
 fn tell_programs(line: CommandLine<'_>, is_first: bool, prefix: &str) -> Result<(), String> {
-    let asked = with_state(|state| std::mem::replace(&mut state.from_table, is_first && line.surely_asks()));
+    let (asked, programs) = with_state(|state| {
+        state.programs.add(line);
+        let from_table = is_first && line.surely_asks();
+        (std::mem::replace(&mut state.from_table, from_table), state.programs.clone())
+    });
     if asked {
         return Err(format!(
             "--{prefix}-image cannot be combined with --multi-prog in a heterogeneous step; start an srun for each component"
         ));
     }
-    let programs = with_state(|state| {
-        state.programs.add(line);
-        state.programs.clone()
-    });
     if let Ok(text) = CString::new(programs.to_text())
         && !programs.is_empty()
     {
@@ -379,15 +379,17 @@ extern "C" fn slurm_spank_local_user_init(spank: Handle, _ac: c_int, _av: *mut *
 
 /// Leads the programs of a table to the container.
 fn local_user_init(spank: Handle) -> Result<(), String> {
-    let (first, programs, settings) =
-        with_state(|state| (state.first.clone(), state.programs.clone(), state.settings.clone()));
-    let (Some(first), Some(settings)) = (first, settings) else { return Ok(()) };
-    let Some(arguments) = spank.arguments().filter(|_| first.complete.asks_for_container()) else {
-        return Ok(());
-    };
-    let sent = CString::new(programs.to_text()).ok().filter(|_| !programs.is_empty());
+    let (is_inside, programs, settings) = with_state(|state| {
+        let is_inside = state.first.as_ref().is_some_and(|first| first.complete.asks_for_container());
+        (is_inside, state.programs.clone(), state.settings.clone())
+    });
+    let (Some(settings), Some(arguments)) = (settings, spank.arguments()) else { return Ok(()) };
     // Where nothing was counted, a guess is not enough to change words: the node refuses what it takes for a table.
-    let is_one = sent.is_some() && is_multi_prog(&arguments, sent.as_deref());
+    if !is_inside || programs.is_empty() {
+        return Ok(());
+    }
+    let sent = CString::new(programs.to_text()).unwrap_or_default();
+    let is_one = is_multi_prog(&arguments, Some(&sent));
     let Some(table) = arguments.get(1).filter(|table| is_one && is_table(Some(table))) else { return Ok(()) };
     if is_led_by(table.to_bytes(), settings.trampoline.as_bytes()) {
         return Ok(());
