@@ -1,12 +1,9 @@
 /*
- * task - time the tasks of a step, from outside the container to the payload inside it.
+ * task - begin the tasks of a step together, and note when; `inside` notes when their payloads run.
  *
  *   task start AT-NS STAGGER-NS COMMAND...   wait for CLOCK_MONOTONIC = AT + STAGGER * SLURM_LOCALID, then become
  *                                            COMMAND, with the time in the variable BENCH_BEGUN
- *   task end                                 print: "task" SLURM_LOCALID BENCH_BEGUN now
  *   task now                                 print CLOCK_MONOTONIC in ns
- *
- * Static, so that its own start is short and any image can run it.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -22,7 +19,7 @@ static long long now(void) {
 }
 
 int main(int argc, char **argv) {
-  const char *rank = getenv("SLURM_LOCALID"), *begun = getenv("BENCH_BEGUN");
+  const char *rank = getenv("SLURM_LOCALID");
   if (argc > 4 && strcmp(argv[1], "start") == 0) {
     long long at = atoll(argv[2]) + atoll(argv[3]) * (rank ? atoll(rank) : 0);
     struct timespec t = {at / 1000000000LL, at % 1000000000LL};
@@ -33,8 +30,6 @@ int main(int argc, char **argv) {
     execv(argv[4], argv + 4);
     return perror(argv[4]), 125;
   }
-  if (argc == 2 && strcmp(argv[1], "end") == 0)
-    return printf("task %s %s %lld\n", rank ? rank : "?", begun ? begun : "?", now()) < 0;
   if (argc == 2 && strcmp(argv[1], "now") == 0) return printf("%lld\n", now()) < 0;
-  return fprintf(stderr, "usage: task start AT STAGGER COMMAND... | end | now\n"), 2;
+  return fprintf(stderr, "usage: task start AT STAGGER COMMAND... | now\n"), 2;
 }

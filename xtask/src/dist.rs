@@ -11,6 +11,7 @@
 //!   differ per program (srun, slurmstepd, slurmd), so they must stay lazily bound: full RELRO, the
 //!   default, would resolve all of them at load time and fail.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -77,6 +78,9 @@ pub(crate) fn run() -> Result<String, String> {
     for build in &BUILDS {
         let installed = one(build, &workspace, &triple, &dist, known)?;
         report.push_str(&format!("dist: {}\n", installed.display()));
+        if known && !build.features_with_known_glibc.is_empty() {
+            report.push_str(&start_order(&workspace, &installed)?);
+        }
     }
     Ok(report)
 }
@@ -122,6 +126,29 @@ fn one(
     Ok(name)
 }
 
+/// How many of the functions that the linker was to put together are still called so (`scripts/start-order`).
+fn start_order(workspace: &Workspace, program: &Path) -> Result<String, String> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| format!("cannot read {}: {error}\n", path.display()))
+    };
+    let order = read(&workspace.root.join("crates/cli/start-order.txt"))?;
+    let program = read(program)?;
+    let (found, all) = names_in(&order, &program);
+    let advice = if found * 10 < all * 9 { "; scripts/start-order writes a new one" } else { "" };
+    Ok(format!("dist: {found} of {all} functions of the start are where its order wants them{advice}\n"))
+}
+
+/// Of the names in an order, one a line: those that a table of symbols has, and all.
+fn names_in(order: &[u8], program: &[u8]) -> (usize, usize) {
+    let names: HashSet<&[u8]> = order
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty() && !line.starts_with(b"#"))
+        .collect();
+    let found: HashSet<&[u8]> =
+        program.split(|&byte| byte == 0).filter(|word| names.contains(word)).collect();
+    (found.len(), names.len())
+}
+
 fn check_static(facts: elf::Facts) -> Result<(), &'static str> {
     match facts.interpreter || facts.needs_libraries {
         true => Err("is not static: it names a dynamic loader or shared libraries"),
@@ -141,4 +168,17 @@ fn host_triple() -> Result<String, String> {
     let text = stdout_of(Command::new(rustc).arg("-vV"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("host: "));
     line.map(str::to_owned).ok_or_else(|| "rustc -vV names no host\n".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names_in;
+
+    #[test]
+    fn a_name_of_the_order_counts_where_the_program_has_it_whole() {
+        let program = b"\x7fELF\0main\0open\0open\0_ZN4core3fmt\0";
+        let order = b"# made by a script\nmain\nopen\nclose\ncore\n";
+        assert_eq!(names_in(order, program), (2, 4));
+        assert_eq!(names_in(b"", program), (0, 0));
+    }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hasher};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use situla_bindings::{BindRequest, BindSource, KeepFd, Origin, Propagation, plan_devices};
-use situla_oci::Digest;
 use situla_plan::{
     AccountError, Binding, Hooks, HostGroup, HostUser, LinuxSpec, MAX_ACCOUNT_FILE, Mount, Namespace,
     NamespaceKind, Patch, PatchContent, Place, Plan, ProcessSpec, RootSpec, Rootfs, RootfsSource, Rung,
@@ -363,10 +363,14 @@ fn share(
     let made = (&spec.mounts, &spec.linux, &spec.hostname, &spec.hooks);
     let shared = (root, made, process, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();
-    let digest = Digest::sha256(&bytes);
-    let digest = digest.hex().get(..16).unwrap_or_default().to_owned();
+    // Nothing rests on its being hard to forge: whoever has another user id is turned away, and the same user may enter
+    // anyway. A cryptographic hash would ask the processor what it can do, which takes some percent of joining where a
+    // hypervisor answers. Another release of this program may count differently; then its tasks have a container of their own.
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
+    let hash = hasher.finish();
     Share::Step {
-        key: ShareKey(format!("{}/{job}.{step}/{digest}", host.user.uid)),
+        key: ShareKey(format!("{}/{job}.{step}/{hash:016x}", host.user.uid)),
         local_tasks,
         cgroup: host.step_cgroup.clone(),
     }

@@ -12,7 +12,7 @@ use crate::reader::cache::Cost;
 use crate::reader::image::Image;
 
 /// Bytes of compressed metadata fetched by one read.
-pub(crate) const WINDOW: u64 = 64 << 10;
+pub(crate) const WINDOW: u64 = 16 << 10;
 
 /// Undecoded bytes of the image, as read.
 pub(crate) struct RawWindow(Vec<u8>);
