@@ -5,7 +5,7 @@
 //! | `trees/<alg>-<hex>` | the file tree; complete, since it gets its name by rename |
 //! | `records/<alg>-<hex>.json` | its size, how it was called, and by what it is known to be whole |
 //! | `locks/<alg>-<hex>` | flock(2): shared by whoever runs from the tree, exclusive to make or remove it; its time is that of the last use |
-//! | `identities/<hex>.json` | the digest of a file in a state, so that it is computed once |
+//! | `identities/STATE.json` | the digest of a file in a state, so that it is computed once |
 //! | `building/` | trees being made, each in a directory that its maker has locked |
 //!
 //! Locks are the kernel's: those of a killed process have gone. Nothing here is ever changed, so that whoever has a
