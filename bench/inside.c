@@ -3,8 +3,8 @@
  *
  * Prints "task" SLURM_LOCALID BENCH_BEGUN now, the last in ns of CLOCK_MONOTONIC; `task start` has set BENCH_BEGUN.
  *
- * Without the C library, whose start-up would be counted as the container's: it runs before `main`, and costs more than
- * joining a container where CPUID is trapped.
+ * Without the C library, whose start-up runs before `main` and would be counted as the container's: most of a
+ * millisecond where CPUID is trapped.
  */
 #include "floor.h"
 

@@ -5,11 +5,21 @@ fn main() {
     const ORDER: &str = "start-order.txt";
     println!("cargo:rerun-if-changed={ORDER}");
     println!("cargo:rerun-if-changed=build.rs");
-    // What `cargo xtask dist` builds, by the linker of the pinned toolchain (LLD), which has this option. Names change with
-    // the code; one that is gone is passed over.
-    if std::env::var_os("CARGO_FEATURE_OWN_START").is_some() {
-        let place = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
-        println!("cargo:rustc-link-arg-bins=-Wl,--symbol-ordering-file={place}/{ORDER}");
-        println!("cargo:rustc-link-arg-bins=-Wl,--no-warn-symbol-ordering");
+    println!("cargo:rerun-if-env-changed=SITULA_START_ORDER");
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    // Where the start is our own: see `situla-sys`. LLD, which the pinned toolchain links with there, has this option, and no
+    // other linker. Names change with the code; one that is gone is passed over.
+    let is_own_start = std::env::var_os("CARGO_FEATURE_OWN_START").is_some()
+        && variable("CARGO_CFG_TARGET_ARCH") == "x86_64"
+        && variable("CARGO_CFG_TARGET_ENV") == "gnu"
+        && variable("CARGO_CFG_TARGET_FEATURE").split(',').any(|feature| feature == "crt-static");
+    if is_own_start && variable("SITULA_START_ORDER") != "off" {
+        let place = variable("CARGO_MANIFEST_DIR");
+        for argument in
+            [format!("--symbol-ordering-file={place}/{ORDER}"), "--no-warn-symbol-ordering".into()]
+        {
+            println!("cargo:rustc-link-arg-bins=-Xlinker");
+            println!("cargo:rustc-link-arg-bins={argument}");
+        }
     }
 }

@@ -107,7 +107,12 @@ fn one(
     if known_glibc {
         command.args(["--features", build.features_with_known_glibc]);
     }
-    stdout_of(&mut command)?;
+    stdout_of(&mut command).map_err(|why| match build.features_with_known_glibc {
+        "" => why,
+        _ => format!(
+            "{why}if it was the linker, and that is not LLD: SITULA_START_ORDER=off cargo xtask dist\n"
+        ),
+    })?;
 
     let built = workspace.target.join(triple).join(build.profile).join(build.artifact);
     let bytes =
@@ -126,7 +131,7 @@ fn one(
     Ok(name)
 }
 
-/// How many of the functions that the linker was to put together are still called so (`scripts/start-order`).
+/// How many of the names by which the linker was to put functions together still mean one (`scripts/start-order`).
 fn start_order(workspace: &Workspace, program: &Path) -> Result<String, String> {
     let read = |path: &Path| {
         std::fs::read(path).map_err(|error| format!("cannot read {}: {error}\n", path.display()))
@@ -135,7 +140,7 @@ fn start_order(workspace: &Workspace, program: &Path) -> Result<String, String> 
     let program = read(program)?;
     let (found, all) = names_in(&order, &program);
     let advice = if found * 10 < all * 9 { "; scripts/start-order writes a new one" } else { "" };
-    Ok(format!("dist: {found} of {all} functions of the start are where its order wants them{advice}\n"))
+    Ok(format!("dist: {found} of {all} names in the order of the start still mean a function{advice}\n"))
 }
 
 /// Of the names in an order, one a line: those that a table of symbols has, and all.

@@ -47,8 +47,7 @@ impl FileIdentity {
         self.part
     }
 
-    /// All of it as a file name, in hexadecimal digits. A digest would be shorter, and would ask the processor first what it
-    /// can do, in every start of an image: under a hypervisor that takes longer than all else that is done here.
+    /// All of it as a file name, in hexadecimal digits. A digest would be shorter, and tell nobody anything.
     fn name(&self) -> String {
         let FileIdentity { dev, ino, size, modified, changed, part } = self;
         format!(

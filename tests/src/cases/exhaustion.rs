@@ -207,6 +207,17 @@ impl Mounted {
         Self::new(point, FULL)
     }
 
+    /// A disk without room: there are names left, and no block. Unlike a tmpfs it may take what is written and refuse it when
+    /// it is to be synced.
+    fn full_disk(point: PathBuf) -> Result<Self, String> {
+        Self::new(
+            point,
+            "truncate -s 1M \"$1.disk\" && mkfs.ext4 -q -F -O ^has_journal -m 0 -N 64 \"$1.disk\" && \
+             mount -o loop \"$1.disk\" \"$1\" && chmod 1777 \"$1\" && cd \"$1\" && \
+             { dd if=/dev/zero of=room bs=1k; sync; dd if=/dev/zero of=rest bs=1; sync; } 2>/dev/null; true",
+        )
+    }
+
     /// One whose server has died.
     fn dead(point: PathBuf) -> Result<Self, String> {
         Self::new(
@@ -246,11 +257,10 @@ pub fn full_places(desk: &Desk) -> Check {
     const FULL: &str = "No space left on device";
     let dir = desk.env.work_dir("full")?;
     let image = desk.images.path("tiny.sqsh");
-    let full = Mounted::full(dir.path().join("full"))?;
-    let place = full.text();
     let run = |words: &[&str]| desk.env.as_user(dir.path(), words);
-    let state = format!("XDG_STATE_HOME={place}");
-    let again = |room: bool| -> Check {
+    let again = |full: &Mounted, room: bool| -> Check {
+        let place = full.text();
+        let state = format!("XDG_STATE_HOME={place}");
         run(&["env", &state, "situla", "exec", "--record", &image, "echo", "ran"])?
             .success()?
             .expect_text("ran")?;
@@ -269,12 +279,17 @@ pub fn full_places(desk: &Desk) -> Check {
         }
         Ok(())
     };
-    again(false)?;
+    let disk = Mounted::full_disk(dir.path().join("disk"))?;
+    again(&disk, true)?;
+    drop(disk);
+    let full = Mounted::full(dir.path().join("full"))?;
+    let place = full.text();
+    again(&full, false)?;
     // The same with room for names and none for what is in them.
     for n in 0..12 {
         fs::remove_file(full.0.join(format!("name{n}")))?;
     }
-    again(true)?;
+    again(&full, true)?;
     one_error(run(&["situla", "exec", "--overlay", &place, &image, "true"])?, &[&place, FULL])?;
     // What the payload writes above its image is its own affair, and it hears of it.
     for n in 12..20 {

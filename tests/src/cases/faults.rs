@@ -224,8 +224,8 @@ pub fn truncated_image(site: &Site) -> Check {
 /// Something done to an image.
 type Change<'a> = &'a dyn Fn(&Path) -> std::io::Result<()>;
 
-/// An image that is cut short or overwritten while a step runs from it: reads fail, nobody is killed, and the step says
-/// that the image was changed. One that is replaced by another file of its name is no fault: the step goes on with
+/// An image that is cut short or overwritten while a step runs from it: reads fail with EIO, no process of ours is killed, a program
+/// that touches a mapped page is, as mmap(2) has it for any file, and the step says that the image was changed. One that is replaced by another file of its name is no fault: the step goes on with
 /// the old one. By the plugin and by `apptainer exec`.
 ///
 /// # Errors

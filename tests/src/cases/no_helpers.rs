@@ -233,7 +233,7 @@ fn of_store(dir: &Path, path: &Path) -> bool {
         [] | ["images" | "refs" | "leases" | "tmp" | "uses" | "identities"] => true,
         // Before it has its name, a reference that replaces one has another.
         ["refs", name] => name.ends_with(".json") || name.starts_with(".small."),
-        ["identities", name] => name.ends_with(".json") || name.starts_with(".identity."),
+        ["identities", name] => name.ends_with(".json") || name.starts_with(".identity-"),
         // One of a moment, by which a client of NFS forgets what it knew of the directory.
         ["images" | "uses", ".probe"] => true,
         ["images" | "leases" | "tmp" | "uses", name] => name.starts_with("sha256-"),

@@ -1,7 +1,6 @@
 //! Metadata blocks: reading them ahead, decompressing them, and walking over them.
 //!
-//! Compressed metadata is read in aligned windows of `WINDOW` bytes, so that the tables of a small
-//! image come in with one or two reads. Decompressed blocks are cached by file offset, each with the
+//! Compressed metadata is read in aligned windows of `WINDOW` bytes, some ten blocks. Decompressed blocks are cached by file offset, each with the
 //! offset of its successor.
 
 use std::sync::Arc;
@@ -11,8 +10,12 @@ use crate::layout::{METADATA_LEN, METADATA_RAW, le16, le32, le64};
 use crate::reader::cache::Cost;
 use crate::reader::image::Image;
 
-/// Bytes of compressed metadata fetched by one read.
+/// Bytes of compressed metadata fetched by one read. Planning looks at blocks here and there, and pays for each page of a
+/// window; a walk over everything has the kernel read ahead.
 pub(crate) const WINDOW: u64 = 16 << 10;
+
+// A block and its length lie in two windows at most.
+const _: () = assert!(WINDOW >= METADATA_LEN as u64 + 2);
 
 /// Undecoded bytes of the image, as read.
 pub(crate) struct RawWindow(Vec<u8>);

@@ -123,32 +123,37 @@ fn refused(ran: &Output, reasons: &[&str]) -> Result<(), String> {
 pub fn swapped_directories(desk: &Desk) -> Check {
     /// As long as starts are repeated.
     const ROUNDS: u32 = 200;
-    swapped_while(desk, ROUNDS, |loops| desk.env.user_command(Path::new("/"), ["sh", "-c", loops]))
-        .map_err(|e| super::story("by the user", &e))?;
-    swapped_while(desk, ROUNDS, |loops| {
-        let mut command = command::words(["sh", "-c", loops]);
-        command.current_dir("/").env_clear().env("PATH", desk.env.search_path());
-        Ok(command)
-    })
-    .map_err(|e| super::story("by root", &e))
+    for swapped in ["mnt", "proc"] {
+        let by_user = |loops: &str| desk.env.user_command(Path::new("/"), ["sh", "-c", loops]);
+        swapped_while(desk, ROUNDS, swapped, by_user)
+            .map_err(|e| super::story(&format!("{swapped}, by the user"), &e))?;
+        swapped_while(desk, ROUNDS, swapped, |loops| {
+            let mut command = command::words(["sh", "-c", loops]);
+            command.current_dir("/").env_clear().env("PATH", desk.env.search_path());
+            Ok(command)
+        })
+        .map_err(|e| super::story(&format!("{swapped}, by root"), &e))?;
+    }
+    Ok(())
 }
 
-/// The same with starts of somebody.
+/// The same with starts of somebody; `swapped` is the directory, `mnt` for binds or `proc`, over which the host's is shown.
 fn swapped_while(
     desk: &Desk,
     rounds: u32,
+    swapped: &str,
     starts: impl FnOnce(&str) -> Result<std::process::Command, String>,
 ) -> Check {
     let hostile = Hostile::new(desk, "swap")?;
     let host = hostile.host();
-    fs::create_dir_all(hostile.path("mnt/inner"))?;
+    fs::create_dir_all(hostile.path(swapped).join("inner"))?;
     hostile.link(&host, "evil")?;
     // The same name below both, so that every look at the path finds something.
     let image = hostile.path("").display().to_string();
     let over = AtomicBool::new(false);
     let swaps = std::thread::scope(|scope| {
         let swapper = scope.spawn(|| {
-            let (real, evil) = (hostile.path("mnt"), hostile.path("evil"));
+            let (real, evil) = (hostile.path(swapped), hostile.path("evil"));
             let mut swaps = 0u64;
             while !over.load(Ordering::Relaxed) {
                 let swapped = rustix::fs::renameat_with(CWD, &real, CWD, &evil, RenameFlags::EXCHANGE);
@@ -157,11 +162,20 @@ fn swapped_while(
             swaps
         });
         let source = format!("{image}/bin");
+        // Who may rename directories of an image can take the mounts on them along, also later: where `/proc` then is no
+        // matter, but what a link in its place leads to.
+        let each = match swapped {
+            "proc" => format!(
+                "situla exec --no-home {image} sh -c \
+                 'cat /proc/secret; echo >/proc/made; true' && n=$((n+1))"
+            ),
+            _ => format!(
+                "situla exec --no-home --bind {source}:/mnt/inner {image} sh -c 'cat /mnt/secret; echo >/mnt/inner/made; true' && n=$((n+1)); \
+                 situla exec --no-home --bind {source}:/mnt/new/deep {image} sh -c 'cat /mnt/secret; echo >/mnt/made; true' && n=$((n+1))"
+            ),
+        };
         let loops = format!(
-            "i=0; n=0; while [ $i -lt {rounds} ]; do i=$((i+1)); \
-             situla exec --no-home --bind {source}:/mnt/inner {image} sh -c 'cat /mnt/secret; echo >/mnt/inner/made; true' && n=$((n+1)); \
-             situla exec --no-home --bind {source}:/mnt/new/deep {image} sh -c 'cat /mnt/secret; echo >/mnt/made; true' && n=$((n+1)); \
-             done; [ $n -gt 0 ] && echo rounds $i"
+            "i=0; n=0; while [ $i -lt {rounds} ]; do i=$((i+1)); {each}; done; [ $n -gt 0 ] && echo rounds $i"
         );
         let ran = starts(&loops).and_then(|command| command::run(command, Duration::from_secs(60)));
         over.store(true, Ordering::Relaxed);
