@@ -25,7 +25,8 @@ const RANKS: usize = 128;
 /// How often, in `make test` and in `make test-full`: Slurm needs three seconds on two cores to start so many.
 const ROUNDS: (usize, usize) = (2, 200);
 
-/// The latest moment of a kill after the first process of ours has come: the last task has come by then.
+/// The latest moment of a kill after the first process of ours has come: the last task has come by then. Where a step is over
+/// sooner, the next of its kind is hit within the time that it took.
 const LATEST: Duration = Duration::from_millis(1800);
 
 /// Until there is a keeper: one round in four is to hit before that, which a moment out of all of them hardly does.
@@ -56,17 +57,25 @@ fn killed(site: &Site, rounds: usize, random: &mut Random) -> Check {
     let mut slowest = Duration::ZERO;
     let mut n_missed = 0;
     let mut round = 0;
+    // How long steps last, by whether their tasks arrive together.
+    let mut lasting = [LATEST; 2];
     while round < rounds {
-        let latest = if round % 4 == 3 { EARLY } else { LATEST };
-        let delay = Duration::from_micros(random.below(u64::try_from(latest.as_micros())?));
-        let hit = killed_once(site, delay, KILL_WAIT + bare, random)
+        let crowd = Crowd::draw(random);
+        let lasts = &mut lasting[usize::from(crowd.together)];
+        let latest = if round % 4 == 3 { EARLY } else { *lasts };
+        let delay = Duration::from_micros(random.below(u64::try_from(latest.as_micros())?.max(1)));
+        let end = killed_once(site, crowd, delay, KILL_WAIT + bare, random)
             .map_err(|story| format!("round {round}, after {delay:?}: {}", story.message().unwrap_or("")))?;
-        let Some((kind, phase, took)) = hit else {
-            n_missed += 1;
-            if n_missed > MISSES + round / 4 {
-                return Err(format!("{n_missed} steps were over before the moment came").into());
+        let (kind, phase, took) = match end {
+            End::Hit(kind, phase, took) => (kind, phase, took),
+            End::Over(after) => {
+                *lasts = after.min(LATEST);
+                n_missed += 1;
+                if n_missed > MISSES + round / 4 {
+                    return Err(format!("{n_missed} steps were over before the moment came").into());
+                }
+                continue;
             }
-            continue;
         };
         round += 1;
         *hits.entry((kind, phase)).or_default() += 1;
@@ -110,20 +119,27 @@ fn end_of_bare(site: &Site) -> Result<Duration, libtest_mimic::Failed> {
     if all && !output.timed_out { Ok(begun.elapsed()) } else { Err(format!("no bare step\n{output}").into()) }
 }
 
-/// One step with one kill in it; tells what was hit, when, and how long the step went on, which must be no longer than
-/// `limit`. `None` where it was over before.
+/// How a step ended.
+enum End {
+    /// It was hit: what, when, and how long the step went on.
+    Hit(Kind, &'static str, Duration),
+    /// All of ours had gone before, so long after the first had come.
+    Over(Duration),
+}
+
+/// One step with one kill in it, after which it must go on no longer than `limit`.
 fn killed_once(
     site: &Site,
+    crowd: Crowd,
     delay: Duration,
     limit: Duration,
     random: &mut Random,
-) -> Result<Option<(Kind, &'static str, Duration)>, libtest_mimic::Failed> {
+) -> Result<End, libtest_mimic::Failed> {
     let clean = Snapshot::take(site.env(), Some(&site.cluster))?;
     let dir = site.env().work_dir("crowd")?;
     let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
     let node = site.cluster.a_node();
     let n_ranks = format!("-n{RANKS}");
-    let crowd = Crowd::draw(random);
     let entered = match crowd.of_file {
         true => site.images.path("tiny.sqsh"),
         false => site.env().image_tree("tiny").display().to_string(),
@@ -153,6 +169,7 @@ fn killed_once(
     }
     let begun = Instant::now();
     let mut first: Option<Instant> = None;
+    let mut after = Duration::ZERO;
     let hit = loop {
         if begun.elapsed() > PATIENCE {
             site.cluster.admin(&["scancel", "--name", &name])?;
@@ -160,7 +177,8 @@ fn killed_once(
         }
         let ours = watch.look();
         if ours.is_empty() {
-            if first.is_some() {
+            if let Some(first) = first {
+                after = first.elapsed();
                 break None;
             }
             continue;
@@ -203,7 +221,7 @@ fn killed_once(
         .map_err(|story| format!("the next step after {hit:?}, {crowd:?}: {story}"))?;
     judge(site, &site.cluster.job(&name, output)?)
         .map_err(|story| format!("after {hit:?}, {crowd:?}: {story}"))?;
-    Ok(hit.map(|(kind, phase)| (kind, phase, took)))
+    Ok(hit.map_or(End::Over(after), |(kind, phase)| End::Hit(kind, phase, took)))
 }
 
 /// How the tasks of a step come to us.
