@@ -192,6 +192,8 @@ impl Recorder {
 
     /// Records how the payload ended.
     pub(crate) fn exit(&mut self, exit: Exit) {
+        // Whoever was asked to end while it waited for others has none yet.
+        self.write_start();
         let exit = recorded(exit);
         // A shell around the victim reports 128 + 9.
         let killed = matches!(exit, RecordedExit::Signal(SIGKILL) | RecordedExit::Code(KILLED));

@@ -16,9 +16,10 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 use situla_plan::ShareKey;
+use situla_sys::{SignalFd, SignalMask, is_ignored};
 
 use crate::failure::{Failure, FailureClass};
-use crate::keeper::ABORT;
+use crate::keeper::{self, ABORT};
 use crate::message::{receive, send};
 
 /// First byte of the keeper's answer: the name of the run follows, and the namespaces as descriptors.
@@ -57,10 +58,20 @@ pub(crate) enum Role {
         /// The name of the run that this task has joined.
         run: String,
     },
+    /// It was asked to end, by this signal, before it was inside.
+    Asked(i32),
 }
 
-/// Finds out whether this task leads or follows. `rank` tells the keeper who has come.
-pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
+/// HUP, INT, QUIT and TERM, which are blocked by then, to be read by whoever waits at a meeting point; one that is ignored
+/// (nohup) is none.
+pub(crate) fn asking() -> Result<SignalFd, Failure> {
+    SignalFd::new(&SignalMask::of([1, 2, 3, 15].into_iter().filter(|signal| !is_ignored(*signal))))
+        .map_err(|errno| Failure::of_call(FailureClass::Setup, "cannot read signals", errno))
+}
+
+/// Finds out whether this task leads or follows. `rank` tells the keeper who has come; `asking` reads the signals on
+/// which it gives up.
+pub(crate) fn meet(key: &ShareKey, rank: u32, asking: &SignalFd) -> Result<Role, Failure> {
     let fail =
         |errno| Failure::of_call(FailureClass::Setup, "cannot meet the other tasks of the step", errno);
     let address = address(key).map_err(fail)?;
@@ -73,11 +84,12 @@ pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
                 if !is_own(socket.as_fd()) {
                     return Ok(Role::Alone);
                 }
-                match ask(socket.as_fd(), rank, deadline).map_err(fail)? {
+                match ask(socket.as_fd(), rank, asking, deadline).map_err(fail)? {
                     Answer::Joined(namespaces, run) => {
                         return Ok(Role::Member { connection: socket, namespaces, run });
                     }
                     Answer::Refused => return Ok(Role::Alone),
+                    Answer::Asked(signal) => return Ok(Role::Asked(signal)),
                     Answer::Killed => {
                         let why = "another task of this step was killed before its container stood";
                         return Err(Failure::new(FailureClass::ServerLost, why));
@@ -185,22 +197,35 @@ enum Answer {
     Refused,
     /// The leader was killed.
     Killed,
+    /// Nothing yet, and this task has been asked to end.
+    Asked(i32),
     /// Nothing: it has gone.
     Gone,
 }
 
 /// Asks the keeper for the namespaces.
-fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Answer, Errno> {
+fn ask(socket: BorrowedFd<'_>, rank: u32, asking: &SignalFd, deadline: Instant) -> Result<Answer, Errno> {
     match send(socket, &rank.to_ne_bytes(), &[]) {
         Ok(()) => {}
         Err(Errno::PIPE | Errno::CONNRESET) => return Ok(Answer::Gone),
         Err(errno) => return Err(errno),
     }
-    let left = deadline.saturating_duration_since(Instant::now());
-    let timeout = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(0), tv_nsec: 0 };
-    let waited = poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::IN)], Some(&timeout));
-    if matches!(waited, Ok(0)) {
-        return Ok(Answer::Refused);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(0), tv_nsec: 0 };
+        let mut polled = [socket, asking.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        if matches!(poll(&mut polled, Some(&timeout)), Ok(0)) {
+            return Ok(Answer::Refused);
+        }
+        // With an answer there will be a payload, which is told.
+        if !polled[0].revents().is_empty() || polled[1].revents().is_empty() {
+            break;
+        }
+        if let Some(signal) = asking.next()? {
+            // Not killed: the others may go on.
+            keeper::say_done(socket);
+            return Ok(Answer::Asked(signal.signal));
+        }
     }
     let Some(answer) = receive(socket)? else { return Ok(Answer::Gone) };
     if answer.bytes.first() == Some(&ABORT) {
@@ -222,10 +247,12 @@ mod tests {
     #[test]
     fn the_first_leads_and_the_next_takes_over() {
         let key = ShareKey(format!("test/{}", std::process::id()));
-        let Role::Leader(first) = meet(&key, 0).unwrap() else { panic!("the first task must lead") };
+        let Role::Leader(first) = meet(&key, 0, &asking().unwrap()).unwrap() else {
+            panic!("the first task must lead")
+        };
         let follower = std::thread::spawn({
             let key = key.clone();
-            move || meet(&key, 1).unwrap()
+            move || meet(&key, 1, &asking().unwrap()).unwrap()
         });
         // A leader that goes without an answer is succeeded by whoever waits for it.
         let visitor = rustix::net::accept(first.as_fd()).unwrap();
@@ -241,10 +268,11 @@ mod tests {
         let address = SocketAddrUnix::new_abstract_name(format!("situla/{}", key.0).as_bytes()).unwrap();
         let squatter = new_socket(SocketFlags::empty()).unwrap();
         bind(squatter.as_fd(), &address).unwrap();
-        assert!(matches!(meet(&key, 0).unwrap(), Role::Alone), "bound, and nobody listens");
+        let meet = || meet(&key, 0, &asking().unwrap()).unwrap();
+        assert!(matches!(meet(), Role::Alone), "bound, and nobody listens");
         listen(squatter.as_fd(), 0).unwrap();
         let filler = new_socket(SocketFlags::NONBLOCK).unwrap();
         connect(filler.as_fd(), &address).unwrap();
-        assert!(matches!(meet(&key, 0).unwrap(), Role::Alone), "the queue is full");
+        assert!(matches!(meet(), Role::Alone), "the queue is full");
     }
 }

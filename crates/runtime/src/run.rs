@@ -159,11 +159,16 @@ pub fn run(
     Staged::check(plan)?;
     let (signals, mask) = watch_signals()?;
     let role = match &plan.share {
-        Share::Step { key, local_tasks, .. } if *local_tasks > 1 => Some(meet(key, rank)?),
+        Share::Step { key, local_tasks, .. } if *local_tasks > 1 => {
+            Some(meet(key, rank, &meeting::asking()?)?)
+        }
         Share::Instance { key } => Some(Role::Leader(meeting::open(key)?)),
         _ => None,
     };
     observer.phase("meet");
+    if let Some(Role::Asked(signal)) = role {
+        return Ok(Exit::Signal(signal));
+    }
     if matches!(role, Some(Role::Member { .. }))
         && let Err(failure) = kernel_mount::let_go(plan)
     {
@@ -251,6 +256,7 @@ impl Start<'_> {
             Some(Role::Alone) | None if !images.is_empty() => {
                 self.lead(images, None, rank, signals, observer)
             }
+            Some(Role::Asked(signal)) => Ok(Exit::Signal(signal)),
             Some(Role::Alone) | None => {
                 let mut serve =
                     |_: BorrowedFd<'_>| Err(Failure::new(FailureClass::Setup, "no image was opened"));

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -482,6 +482,57 @@ fn peak(site: &Installation, command: &str, n_bytes: usize) -> usize {
     let (_, errors, ended) = held.end();
     assert!(ended.success(), "{errors}");
     kib * 1024
+}
+
+/// A task of a step of two, which asks for this.
+fn task(site: &Installation, rank: &str, script: &str) -> Command {
+    let words = ["exec", "--rootfs", "fuse", "image.sqsh", "/bin/sh", "-c", script];
+    let mut command = site.command("situla", &words);
+    command.envs([
+        ("SLURM_JOB_ID", format!("{}", 1_900_000_000 + std::process::id()).as_str()),
+        ("SLURM_STEP_ID", "0"),
+        ("SLURM_NODEID", "0"),
+        ("SLURM_PROCID", rank),
+        ("SLURM_LOCALID", rank),
+        ("SLURMD_NODENAME", "here"),
+        ("SLURM_STEP_NODELIST", "here"),
+        ("SLURM_STEP_NUM_NODES", "1"),
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("SLURM_STEP_TASKS_PER_NODE", "2"),
+    ]);
+    command
+}
+
+/// A task that waits for a container which does not come to stand, as where another one's file system does not answer, ends
+/// when it is asked to, and the task that it has waited for goes on.
+#[test]
+fn who_waits_for_it_may_be_asked_to_end() {
+    let Some(site) = Installation::with_image() else { return };
+    let held = Held::start(&mut task(&site, "0", "echo up; read x; echo through"));
+    let keeper = Pid::from_raw(i32::try_from(held.keeper).expect("small")).expect("not 0");
+    kill_process(keeper, Signal::STOP).expect("it is there");
+    let mut waiting = task(&site, "1", "echo in vain").spawn().expect("it starts");
+    let pid = Pid::from_child(&waiting);
+    // It has a connection of its own then, and nobody answers.
+    wait_until("the task to wait", || {
+        let sockets = open_files(waiting.id());
+        let status = status(waiting.id());
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t"));
+        let blocked = blocked.and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or_default();
+        // As proc_pid_status(5) counts them: TERM is 15.
+        blocked & (1 << 14) != 0
+            && sockets.into_iter().any(|(_, file)| file.to_string_lossy().starts_with("socket:"))
+    });
+    kill_process(pid, Signal::TERM).expect("it is there");
+    let mut end = None;
+    wait_until("the task to end", || {
+        end = waiting.try_wait().expect("a child");
+        end.is_some()
+    });
+    kill_process(keeper, Signal::CONT).expect("it is there");
+    let (said, errors, status) = held.end();
+    assert_eq!(end.and_then(|end| end.signal()), Some(15));
+    assert_eq!((said.as_str(), status.success()), ("through\n", true), "{errors}");
 }
 
 #[test]
