@@ -62,16 +62,8 @@ pub(crate) enum Role {
     Asked(i32),
 }
 
-/// HUP, INT, QUIT and TERM, which are blocked by then, to be read by whoever waits at a meeting point; one that is ignored
-/// (nohup) is none.
-pub(crate) fn asking() -> Result<SignalFd, Failure> {
-    SignalFd::new(&SignalMask::of([1, 2, 3, 15].into_iter().filter(|signal| !is_ignored(*signal))))
-        .map_err(|errno| Failure::of_call(FailureClass::Setup, "cannot read signals", errno))
-}
-
-/// Finds out whether this task leads or follows. `rank` tells the keeper who has come; `asking` reads the signals on
-/// which it gives up.
-pub(crate) fn meet(key: &ShareKey, rank: u32, asking: &SignalFd) -> Result<Role, Failure> {
+/// Finds out whether this task leads or follows. `rank` tells the keeper who has come.
+pub(crate) fn meet(key: &ShareKey, rank: u32) -> Result<Role, Failure> {
     let fail =
         |errno| Failure::of_call(FailureClass::Setup, "cannot meet the other tasks of the step", errno);
     let address = address(key).map_err(fail)?;
@@ -84,7 +76,7 @@ pub(crate) fn meet(key: &ShareKey, rank: u32, asking: &SignalFd) -> Result<Role,
                 if !is_own(socket.as_fd()) {
                     return Ok(Role::Alone);
                 }
-                match ask(socket.as_fd(), rank, asking, deadline).map_err(fail)? {
+                match ask(socket.as_fd(), rank, deadline).map_err(fail)? {
                     Answer::Joined(namespaces, run) => {
                         return Ok(Role::Member { connection: socket, namespaces, run });
                     }
@@ -204,7 +196,10 @@ enum Answer {
 }
 
 /// Asks the keeper for the namespaces.
-fn ask(socket: BorrowedFd<'_>, rank: u32, asking: &SignalFd, deadline: Instant) -> Result<Answer, Errno> {
+fn ask(socket: BorrowedFd<'_>, rank: u32, deadline: Instant) -> Result<Answer, Errno> {
+    // HUP, INT, QUIT and TERM are held back by then, to be passed on to a payload; one that is ignored (nohup) asks nobody.
+    let ending = [1, 2, 3, 15].into_iter().filter(|signal| !is_ignored(*signal));
+    let asking = SignalFd::new(&SignalMask::of(ending))?;
     match send(socket, &rank.to_ne_bytes(), &[]) {
         Ok(()) => {}
         Err(Errno::PIPE | Errno::CONNRESET) => return Ok(Answer::Gone),
@@ -247,12 +242,10 @@ mod tests {
     #[test]
     fn the_first_leads_and_the_next_takes_over() {
         let key = ShareKey(format!("test/{}", std::process::id()));
-        let Role::Leader(first) = meet(&key, 0, &asking().unwrap()).unwrap() else {
-            panic!("the first task must lead")
-        };
+        let Role::Leader(first) = meet(&key, 0).unwrap() else { panic!("the first task must lead") };
         let follower = std::thread::spawn({
             let key = key.clone();
-            move || meet(&key, 1, &asking().unwrap()).unwrap()
+            move || meet(&key, 1).unwrap()
         });
         // A leader that goes without an answer is succeeded by whoever waits for it.
         let visitor = rustix::net::accept(first.as_fd()).unwrap();
@@ -268,11 +261,10 @@ mod tests {
         let address = SocketAddrUnix::new_abstract_name(format!("situla/{}", key.0).as_bytes()).unwrap();
         let squatter = new_socket(SocketFlags::empty()).unwrap();
         bind(squatter.as_fd(), &address).unwrap();
-        let meet = || meet(&key, 0, &asking().unwrap()).unwrap();
-        assert!(matches!(meet(), Role::Alone), "bound, and nobody listens");
+        assert!(matches!(meet(&key, 0).unwrap(), Role::Alone), "bound, and nobody listens");
         listen(squatter.as_fd(), 0).unwrap();
         let filler = new_socket(SocketFlags::NONBLOCK).unwrap();
         connect(filler.as_fd(), &address).unwrap();
-        assert!(matches!(meet(), Role::Alone), "the queue is full");
+        assert!(matches!(meet(&key, 0).unwrap(), Role::Alone), "the queue is full");
     }
 }

@@ -159,17 +159,12 @@ pub fn run(
     Staged::check(plan)?;
     let (signals, mask) = watch_signals()?;
     let role = match &plan.share {
-        Share::Step { key, local_tasks, .. } if *local_tasks > 1 => {
-            Some(meet(key, rank, &meeting::asking()?)?)
-        }
+        Share::Step { key, local_tasks, .. } if *local_tasks > 1 => Some(meet(key, rank)?),
         Share::Instance { key } => Some(Role::Leader(meeting::open(key)?)),
         _ => None,
     };
     observer.phase("meet");
-    if let Some(Role::Asked(signal)) = role {
-        return Ok(Exit::Signal(signal));
-    }
-    if matches!(role, Some(Role::Member { .. }))
+    if matches!(role, Some(Role::Member { .. } | Role::Asked(_)))
         && let Err(failure) = kernel_mount::let_go(plan)
     {
         observer.warning(&failure);
@@ -177,6 +172,7 @@ pub fn run(
     let surroundings = Surroundings { mask, waiter: Waiter::Parent(getpid()), hooks: None };
     let (name, leads) = match &role {
         Some(Role::Member { run, .. }) => (run.clone(), false),
+        Some(Role::Asked(_)) => (name.to_owned(), false),
         _ => (name.to_owned(), true),
     };
     // A member's container has had its hooks.

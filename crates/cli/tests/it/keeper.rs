@@ -440,24 +440,9 @@ fn a_task_with_another_primary_group_gets_at_the_image() {
     }) else {
         return;
     };
-    let job = format!("{}", 2_000_000_000 + std::process::id());
-    let task = |rank: &str, group: u32| {
+    let ran = |rank: &str, group: u32| {
         let script = "echo up; cat /private; busybox id -g; busybox readlink /proc/self/ns/mnt";
-        let words = ["exec", "--rootfs", "fuse", "image.sqsh", "/bin/sh", "-c", script];
-        let mut command = site.command("situla", &words);
-        command.gid(group).envs([
-            ("SLURM_JOB_ID", job.as_str()),
-            ("SLURM_STEP_ID", "0"),
-            ("SLURM_NODEID", "0"),
-            ("SLURM_PROCID", rank),
-            ("SLURM_LOCALID", rank),
-            ("SLURMD_NODENAME", "here"),
-            ("SLURM_STEP_NODELIST", "here"),
-            ("SLURM_STEP_NUM_NODES", "1"),
-            ("SLURM_STEP_NUM_TASKS", "2"),
-            ("SLURM_STEP_TASKS_PER_NODE", "2"),
-        ]);
-        let held = Held::start(&mut command);
+        let held = Held::start(task(&site, 2_000_000_000, rank, script).gid(group));
         let keeper = Pid::from_raw(i32::try_from(held.keeper).expect("small")).expect("not 0");
         let (said, errors, status) = held.end();
         // It waits for the step's other task, which asks for another container.
@@ -466,7 +451,7 @@ fn a_task_with_another_primary_group_gets_at_the_image() {
         said
     };
     let own = rustix::process::getgid().as_raw();
-    let (first, second) = (task("0", own), task("1", OTHER_GROUP));
+    let (first, second) = (ran("0", own), ran("1", OTHER_GROUP));
     assert!(first.starts_with(&format!("read\n{own}\nmnt:")), "{first}");
     assert!(second.starts_with(&format!("read\n{OTHER_GROUP}\nmnt:")), "{second}");
 }
@@ -484,12 +469,12 @@ fn peak(site: &Installation, command: &str, n_bytes: usize) -> usize {
     kib * 1024
 }
 
-/// A task of a step of two, which asks for this.
-fn task(site: &Installation, rank: &str, script: &str) -> Command {
+/// A task of a step of two, which asks for this. Jobs of this process are counted from `jobs` on: each test has its own.
+fn task(site: &Installation, jobs: u32, rank: &str, script: &str) -> Command {
     let words = ["exec", "--rootfs", "fuse", "image.sqsh", "/bin/sh", "-c", script];
     let mut command = site.command("situla", &words);
     command.envs([
-        ("SLURM_JOB_ID", format!("{}", 1_900_000_000 + std::process::id()).as_str()),
+        ("SLURM_JOB_ID", (jobs + std::process::id()).to_string().as_str()),
         ("SLURM_STEP_ID", "0"),
         ("SLURM_NODEID", "0"),
         ("SLURM_PROCID", rank),
@@ -508,10 +493,10 @@ fn task(site: &Installation, rank: &str, script: &str) -> Command {
 #[test]
 fn who_waits_for_it_may_be_asked_to_end() {
     let Some(site) = Installation::with_image() else { return };
-    let held = Held::start(&mut task(&site, "0", "echo up; read x; echo through"));
+    let held = Held::start(&mut task(&site, 1_900_000_000, "0", "echo up; read x; echo through"));
     let keeper = Pid::from_raw(i32::try_from(held.keeper).expect("small")).expect("not 0");
     kill_process(keeper, Signal::STOP).expect("it is there");
-    let mut waiting = task(&site, "1", "echo in vain").spawn().expect("it starts");
+    let mut waiting = task(&site, 1_900_000_000, "1", "echo in vain").spawn().expect("it starts");
     let pid = Pid::from_child(&waiting);
     // It has a connection of its own then, and nobody answers.
     wait_until("the task to wait", || {
