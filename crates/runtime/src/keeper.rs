@@ -22,6 +22,7 @@ use situla_fuse::{Server, Tree};
 use crate::failure::{Context, Failure, FailureClass};
 use crate::meeting::{ANSWER_READY, ANSWER_REFUSED, ANSWER_WITH_IMAGE, is_own};
 use crate::message::{receive, send};
+use crate::near::{Aside, Near};
 use crate::warm_up::WarmUp;
 
 /// From the constructing process: the FUSE device of the new mount.
@@ -159,9 +160,13 @@ fn serve(duties: Duties) {
     // What nobody reads at the control connection would keep the container's namespaces alive, and with them
     // its mount, for good.
     let unheard = AtomicBool::new(false);
-    let serve = |serving: &Serving<'_>| {
+    let warming = Aside::default();
+    let serve = |serving: &Serving<'_>, mut near: Option<Near>| {
         let device: &OwnedFd = serving.device.wait();
         let mut wait = || {
+            if let Some(place) = near.take_if(|_| !warming.is_busy()) {
+                place.leave();
+            }
             if unheard.load(Ordering::Relaxed) && !discard_before(device.as_fd(), control.as_fd()) {
                 unheard.store(false, Ordering::Relaxed);
             }
@@ -203,11 +208,12 @@ fn serve(duties: Duties) {
         let helped = n_servers > 1
             && thread(scope, || {
                 if let Some(warm_up) = &warm_up {
-                    warm_up.run();
+                    warming.do_aside(|| warm_up.run());
                 }
-                serve(last);
+                serve(last, None);
             })
             .is_ok();
+        let mut builder_at = None;
         for serving in &servings {
             let Some(mut message) = receive(control.as_fd()).ok().flatten() else {
                 if let Some(mut meeting) = take_meeting() {
@@ -217,12 +223,15 @@ fn serve(duties: Duties) {
             };
             // Another message comes where the constructing process has failed: then there is nothing to serve.
             let opened = message.descriptors.pop().filter(|_| message.bytes.first() == Some(&DEVICE));
+            builder_at =
+                message.bytes.get(1..).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
             let Some(opened) = opened else { situla_sys::exit_now(0) };
             let _ = serving.device.set(opened);
         }
         for other in others {
             let serve = &serve;
-            let n_started = (0..n_servers).filter(|_| thread(scope, move || serve(other)).is_ok()).count();
+            let n_started =
+                (0..n_servers).filter(|_| thread(scope, move || serve(other, None)).is_ok()).count();
             if n_started == 0 {
                 // Who looks there would wait for good.
                 situla_sys::exit_now(1)
@@ -231,7 +240,7 @@ fn serve(duties: Duties) {
         if n_servers > 2 || meets {
             let tended = thread(scope, || {
                 for _ in 2..n_servers {
-                    let _ = thread(scope, || serve(last));
+                    let _ = thread(scope, || serve(last, None));
                 }
                 tend();
             });
@@ -247,7 +256,11 @@ fn serve(duties: Duties) {
                 }
             }
         }
-        serve(last);
+        let near = builder_at.and_then(|processor| usize::try_from(processor).ok()).and_then(Near::at);
+        if let Some(near) = &near {
+            warming.make_room(near);
+        }
+        serve(last, near);
     });
 }
 
@@ -550,9 +563,16 @@ pub(crate) fn say_done(keeper: BorrowedFd<'_>) {
     let _ = send(keeper, &[DONE], &[]);
 }
 
-/// Sends the keeper what [`serve`] waits for first.
-pub(crate) fn hand_over_device(control: BorrowedFd<'_>, device: BorrowedFd<'_>) -> Result<(), Failure> {
-    send(control, &[DEVICE], &[device])
+/// Sends the keeper what [`serve`] waits for first, and where this process will ask for names.
+pub(crate) fn hand_over_device(
+    control: BorrowedFd<'_>,
+    device: BorrowedFd<'_>,
+    near: Option<&Near>,
+) -> Result<(), Failure> {
+    let mut message = vec![DEVICE];
+    let processor = near.and_then(|near| u32::try_from(near.processor()).ok());
+    message.extend(processor.into_iter().flat_map(u32::to_ne_bytes));
+    send(control, &message, &[device])
         .or_fail(FailureClass::ServerLost, || "the process that is to serve the image has ended".to_owned())
 }
 

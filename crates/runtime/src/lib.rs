@@ -29,6 +29,7 @@ mod mounts;
 #[cfg(test)]
 mod mutations;
 mod namespaces;
+mod near;
 mod overlay;
 mod own_files;
 mod own_program;

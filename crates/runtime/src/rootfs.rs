@@ -12,7 +12,7 @@ use crate::covers::Covers;
 use crate::failure::{Context, Failure, FailureClass};
 use crate::layers::{LayerSources, mount_layers, open_layers};
 use crate::mount_api::{Detached, MountApi, Source};
-use crate::overlay::mount_overlay;
+use crate::overlay::{mount_overlay, shield_server};
 
 /// Where the FUSE device of a new mount goes: to the process that will serve it. Devices go in the order in which
 /// their images are mounted: those of the Plan's mounts, then the root's.
@@ -100,6 +100,11 @@ pub(crate) fn mount(
     let ready = if let Some((overlay, sources)) = overlay {
         let (mount, session) = mount_layers(api, (overlay, name), sources, (&lower, patches), place)?;
         Ready { mount, covers: None, _session: Some(session) }
+    } else if let RootfsSource::Squashfs { .. } = &plan.rootfs.source {
+        match shield_server(api, &lower, place)? {
+            Some((mount, session)) => Ready { mount, covers: None, _session: Some(session) },
+            None => plain(lower),
+        }
     } else if patches.is_empty() {
         plain(lower)
     } else if let Some(covers) = Covers::make(api, patches, &lower, place, attributes)? {

@@ -10,7 +10,7 @@
 //!   └── keeper    serves the image, hands the namespaces to other tasks (first task only)
 //! ```
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ use crate::meeting::{self, Role, meet};
 use crate::message;
 use crate::mounts;
 use crate::namespaces;
+use crate::near::Near;
 use crate::payload::{Command, Surroundings, Waiter, become_payload};
 use crate::supervise::{self, Exit, Keeper, Supervised, forwarded};
 use crate::warm_up::WarmUp;
@@ -401,8 +402,15 @@ impl Start<'_> {
         let keeper_fd = pidfd_open(keeper, PidfdFlags::empty()).map_err(setup("cannot watch the keeper"))?;
         let build = |hooks: &dyn Fn() -> Result<(), Failure>| {
             let mut namespaces = Vec::new();
-            let mut serve = |device: BorrowedFd<'_>| keeper::hand_over_device(ours.as_fd(), device);
+            let near = OnceCell::new();
+            let mut serve = |device: BorrowedFd<'_>| {
+                keeper::hand_over_device(ours.as_fd(), device, near.get_or_init(Near::stay).as_ref())
+            };
             construct(self.plan, &mut serve, &mut || {
+                // Hooks and payload run where the caller may.
+                if let Some(Some(near)) = near.get() {
+                    near.leave();
+                }
                 if shared {
                     namespaces = open_namespaces(self.plan)?;
                 }

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::ends::KILL_WAIT;
-use super::kills::no_partial_file;
+use super::kills::{names, no_partial_file};
 use super::privileged::registry;
 use super::{Desk, Site};
 use crate::cluster::Job;
@@ -392,26 +393,28 @@ pub fn fuse_aborted(site: &Site) -> Check {
         ("-n1", vec!["apptainer", "exec", sif.as_str()], 255),
     ] {
         // A task that comes when all is over leads anew, and is ended with its step.
-        let go = dir.path().join("device");
         let n_begun = || (0..2).filter(|rank| dir.path().join(format!("begun.{rank}")).exists()).count();
         let n_wanted = if n_tasks == "-n2" { 2 } else { 1 };
-        // The root's device number, of which the minor part names the connection.
-        let script = format!(
-            "while read id parent device root point rest; do [ $point = / ] && d=$device; done </proc/self/mountinfo; \
-             echo $d >{here}/device.$SLURM_PROCID; mv {here}/device.$SLURM_PROCID {here}/device; \
-             echo >{here}/begun.$SLURM_PROCID; exec sleep 1000"
-        );
+        let script = format!("echo >{here}/begun.$SLURM_PROCID; exec sleep 1000");
+        let before = names(&control.0);
         let words = [n_tasks, "-N1"].into_iter().chain(enter).chain(["sh", "-c", &script]);
         let (name, running) = site.cluster.start_srun(dir.path(), words)?;
         let id = site.cluster.wait_running(&name)?;
         let began = wait_until(PATIENCE, || n_begun() == n_wanted);
-        let device = fs::read_to_string(&go).unwrap_or_default();
-        let connection = device.trim().split_once(':').map(|(_, minor)| control.0.join(minor).join("abort"));
+        // No file of the root names the connection: an overlay lies above. It is the user's only one that was not there.
+        let uid = site.env().uid()?;
+        let is_new = |name: &String| {
+            let owner = fs::metadata(control.0.join(name)).map(|found| found.uid());
+            !before.contains(name) && owner.is_ok_and(|owner| owner == uid)
+        };
+        let found: Vec<String> = names(&control.0).into_iter().filter(is_new).collect();
+        let connection =
+            found.first().filter(|_| found.len() == 1).map(|name| control.0.join(name).join("abort"));
         let aborted = connection.as_ref().is_some_and(|abort| fs::write(abort, "1").is_ok());
         if !began || !aborted {
             site.cluster.admin(&["scancel", &id])?;
             let output = running.finish_within(PATIENCE)?;
-            return Err(format!("no connection to abort: {connection:?}\n{output}").into());
+            return Err(format!("no connection to abort: {found:?}\n{output}").into());
         }
         let output = running.finish_within(KILL_WAIT)?;
         if output.timed_out {
@@ -423,7 +426,6 @@ pub fn fuse_aborted(site: &Site) -> Check {
         if records.len() != 1 || records[0].class != "engine-server-lost" || job.account.state != "FAILED" {
             return Err(format!("{:?}, the records say {records:#?}\n{}", job.account, job.output).into());
         }
-        fs::remove_file(&go)?;
         for rank in 0..n_wanted {
             fs::remove_file(dir.path().join(format!("begun.{rank}")))?;
         }
