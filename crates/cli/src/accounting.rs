@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 
 use situla_records::Cause;
 
-/// What accounting knows of one job.
-#[derive(Debug)]
+/// What accounting knows of jobs.
+#[derive(Debug, Default)]
 pub(crate) struct Accounting {
     runs: Vec<JobRun>,
 }
@@ -36,20 +36,32 @@ struct Step {
 }
 
 impl Accounting {
-    /// Asks for a job; `cluster` is the one that the record names.
-    pub(crate) fn ask(cluster: Option<&str>, job: u32) -> Option<Self> {
+    /// Asks for jobs of one cluster, as the records name it. Each question costs a connection to the database, whose answer is
+    /// the same however many jobs it is about.
+    pub(crate) fn ask(cluster: Option<&str>, jobs: &[u32]) -> Self {
+        /// A command line has an end (`MAX_ARG_STRLEN`, execve(2)).
+        const AT_ONCE: usize = 1000;
+        let mut all = Self::default();
+        for some in jobs.chunks(AT_ONCE) {
+            all.runs.extend(Self::ask_once(cluster, some).into_iter().flat_map(|known| known.runs));
+        }
+        all
+    }
+
+    fn ask_once(cluster: Option<&str>, jobs: &[u32]) -> Option<Self> {
         let mut command = Command::new("sacct");
         // The raw numbers are those of records also for tasks of arrays and components of heterogeneous jobs.
         command.args(["--noheader", "--parsable2", "--duplicates", "--format=JobIDRaw,State,Start,End"]);
-        command.args(["--jobs", &job.to_string()]).env("SLURM_TIME_FORMAT", "%s");
+        let numbers: Vec<String> = jobs.iter().map(u32::to_string).collect();
+        command.args(["--jobs", &numbers.join(",")]).env("SLURM_TIME_FORMAT", "%s");
         // Numbers repeat from cluster to cluster.
         command.args(cluster.map(|name| format!("--clusters={name}")));
         let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-        output.status.success().then(|| Self::parse(&String::from_utf8_lossy(&output.stdout), job))
+        output.status.success().then(|| Self::parse(&String::from_utf8_lossy(&output.stdout)))
     }
 
     /// Reads the rows: each of the job is followed by those of its steps.
-    fn parse(text: &str, job: u32) -> Self {
+    fn parse(text: &str) -> Self {
         let mut runs: Vec<JobRun> = Vec::new();
         for line in text.lines() {
             let mut fields = line.split('|');
@@ -69,17 +81,16 @@ impl Accounting {
                 (Some(_), _) => {}
             }
         }
-        runs.retain(|run| run.job == job);
         Self { runs }
     }
 
-    /// The cause behind the end of a step that began at a time, in seconds since 1970, with the states that say so.
-    pub(crate) fn cause(&self, step: &str, begun: u64) -> Option<(Cause, String)> {
+    /// The cause behind the end of a step of `job` that began at a time, in seconds since 1970, with the states that say so.
+    pub(crate) fn cause(&self, job: u32, step: &str, begun: u64) -> Option<(Cause, String)> {
         let distance = |run: &&JobRun| {
             let start = run.start.unwrap_or(u64::MAX);
             start.saturating_sub(begun).max(begun.saturating_sub(run.end.unwrap_or(u64::MAX)))
         };
-        let run = self.runs.iter().min_by_key(distance)?;
+        let run = self.runs.iter().filter(|run| run.job == job).min_by_key(distance)?;
         let step = run.steps.iter().find(|known| known.name == step)?;
         // Seconds that begin between the two ends.
         let with_job = step.end.zip(run.end).is_some_and(|(step, job)| step + 1 >= job);
@@ -189,8 +200,8 @@ mod tests {
 
     #[test]
     fn a_record_is_of_the_run_in_whose_time_it_began() {
-        let accounting = Accounting::parse(REQUEUED, 7);
-        let cause = |begun| accounting.cause("0", begun).map(|(cause, _)| cause);
+        let accounting = Accounting::parse(REQUEUED);
+        let cause = |begun| accounting.cause(7, "0", begun).map(|(cause, _)| cause);
         for (begun, wanted) in [
             (1002, Some(Cause::Preempted)),
             // Clocks that differ.
@@ -203,26 +214,26 @@ mod tests {
         ] {
             assert_eq!(cause(begun), wanted, "{begun}");
         }
-        let of = |step, begun| accounting.cause(step, begun).map(|(cause, _)| cause);
+        let of = |step, begun| accounting.cause(7, step, begun).map(|(cause, _)| cause);
         assert_eq!(of("batch", 1002), Some(Cause::Preempted));
         assert_eq!(of("batch", 1102), Some(Cause::Requeued));
         assert_eq!(of("1", 1002), None, "a step that failed before");
         assert_eq!(of("2", 1002), None, "a step that there was not");
-        assert_eq!(Accounting::parse(REQUEUED, 8).cause("0", 1002), None, "another job");
-        assert_eq!(Accounting::parse("", 7).cause("0", 1002), None);
+        assert_eq!(Accounting::parse(REQUEUED).cause(8, "0", 1002), None, "another job");
+        assert_eq!(Accounting::parse("").cause(7, "0", 1002), None);
     }
 
     #[test]
     fn a_job_that_waits_again_is_not_the_one_that_ran() {
         let waits = "7|REQUEUED|1000|1010\n7.0|CANCELLED|1001|1010\n7|PENDING|Unknown|Unknown\n";
-        let found = Accounting::parse(waits, 7).cause("0", 1013);
+        let found = Accounting::parse(waits).cause(7, "0", 1013);
         assert_eq!(found, Some((Cause::Requeued, "sacct: job REQUEUED, step CANCELLED".to_owned())));
     }
 
     #[test]
     fn other_components_and_tasks_of_an_array_are_passed_over() {
         let rows = "6|CANCELLED by 1|10|20\n6.0|CANCELLED by 1|10|20\n7|TIMEOUT|10|20\n7.0|CANCELLED|10|20\n";
-        assert_eq!(Accounting::parse(rows, 7).cause("0", 11).map(|found| found.0), Some(Cause::TimeLimit));
-        assert_eq!(Accounting::parse(rows, 6).cause("0", 11).map(|found| found.0), Some(Cause::Cancelled));
+        assert_eq!(Accounting::parse(rows).cause(7, "0", 11).map(|found| found.0), Some(Cause::TimeLimit));
+        assert_eq!(Accounting::parse(rows).cause(6, "0", 11).map(|found| found.0), Some(Cause::Cancelled));
     }
 }

@@ -1,5 +1,6 @@
 //! `situla runs` and `situla show`: the records.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -86,7 +87,8 @@ pub(crate) fn show(arguments: &ShowArgs) -> Result<ExitCode, CommandError> {
         let message = format!("there is no record {}", arguments.id);
         return Err(CommandError::usage(message, "`situla runs` lists what there is"));
     }
-    let found = loaded(&directory, &ids);
+    let mut found: Vec<Loaded> = ids.iter().filter_map(|id| loaded(&directory, id)).collect();
+    complete(&directory, &mut found);
     if found.is_empty() {
         let message = format!("no record {} can be read", arguments.id);
         return Err(CommandError::refused("setup-failed", message, ""));
@@ -145,30 +147,22 @@ fn newest(directory: &std::path::Path, ids: &[RecordId], limit: usize) -> (Vec<L
             break;
         }
         n_read += 1;
-        for mut one in loaded(directory, std::slice::from_ref(id)) {
-            let too_many = (n_runs + one.records.len()).saturating_sub(limit);
-            one.records.drain(..too_many.min(one.records.len()));
-            n_runs += one.records.len();
-            found.push(one);
-        }
+        let Some(mut one) = loaded(directory, id) else { continue };
+        let too_many = (n_runs + one.records.len()).saturating_sub(limit);
+        one.records.drain(..too_many.min(one.records.len()));
+        n_runs += one.records.len();
+        found.push(one);
     }
     found.reverse();
+    complete(directory, &mut found);
     (found, ids.len() - n_read)
 }
 
-/// Reads records; one that cannot be read is named and passed over.
-fn loaded(directory: &std::path::Path, ids: &[RecordId]) -> Vec<Loaded> {
-    let mut found = Vec::new();
-    for id in ids {
-        match load(directory, id) {
-            Ok(loaded) if loaded.records.iter().any(|record| needs_slurm(id, record)) => {
-                found.push(complete(directory, loaded));
-            }
-            Ok(loaded) => found.push(loaded),
-            Err(error) => note(&format!("situla: {id} is passed over: {}", unreadable(&error))),
-        }
-    }
-    found
+/// Reads a record; one that cannot be read is named.
+fn loaded(directory: &std::path::Path, id: &RecordId) -> Option<Loaded> {
+    load(directory, id)
+        .map_err(|error| note(&format!("situla: {id} is passed over: {}", unreadable(&error))))
+        .ok()
 }
 
 /// Why a record cannot be read, and what helps.
@@ -185,30 +179,55 @@ fn needs_slurm(id: &RecordId, record: &Record) -> bool {
     id.parts().is_some() && matches!(record.outcome.class, OutcomeClass::Incomplete | OutcomeClass::Cancelled)
 }
 
-/// Asks Slurm's accounting why it ended a step, and adds the answer to the journal, so that it is
-/// asked once.
-fn complete(directory: &std::path::Path, loaded: Loaded) -> Loaded {
-    let Some((job, step, _)) = loaded.id.parts() else { return loaded };
-    let Some(accounting) = Accounting::ask(loaded.id.cluster(), job) else { return loaded };
+/// Asks Slurm's accounting why it ended steps, and adds the answers to the journals, so that it is asked once. All of a
+/// cluster together: one question takes as long as hundreds.
+fn complete(directory: &std::path::Path, found: &mut [Loaded]) {
+    let mut jobs: BTreeMap<Option<String>, BTreeSet<u32>> = BTreeMap::new();
+    for loaded in found.iter() {
+        if let Some((job, _, _)) = loaded.id.parts()
+            && loaded.records.iter().any(|record| needs_slurm(&loaded.id, record))
+        {
+            jobs.entry(loaded.id.cluster().map(str::to_owned)).or_default().insert(job);
+        }
+    }
+    for (cluster, jobs) in jobs {
+        let jobs: Vec<u32> = jobs.into_iter().collect();
+        let accounting = Accounting::ask(cluster.as_deref(), &jobs);
+        for loaded in found.iter_mut().filter(|loaded| loaded.id.cluster() == cluster.as_deref()) {
+            add_causes(directory, loaded, &accounting);
+        }
+    }
+}
+
+/// Adds to a record what accounting knows of it.
+fn add_causes(directory: &std::path::Path, loaded: &mut Loaded, accounting: &Accounting) {
+    let Some((job, step, _)) = loaded.id.parts() else { return };
     let answers = loaded.records.iter().filter(|record| needs_slurm(&loaded.id, record));
     let answers = answers.filter_map(|record| {
-        let (cause, evidence) = accounting.cause(step, record.started_ns.unwrap_or(0) / 1_000_000_000)?;
+        let (cause, evidence) =
+            accounting.cause(job, step, record.started_ns.unwrap_or(0) / 1_000_000_000)?;
         // Of a job that goes on it may be asked again, and say the same.
         let is_new = record.outcome.message.as_ref() != Some(&evidence);
         is_new.then(|| (record.run.clone(), EventKind::Observed { cause, evidence }))
     });
     let answers: Vec<(String, EventKind)> = answers.collect();
     if answers.is_empty() {
-        return loaded;
+        return;
     }
-    let Ok(journal) = Journal::open(directory, &loaded.id) else { return loaded };
+    let Ok(journal) = Journal::open(directory, &loaded.id) else { return };
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
     for (run, kind) in answers {
         // What cannot be written is shown the next time all the same.
         let _ = journal.append(&Event { schema: SCHEMA, run, time_ns, kind });
     }
-    load(directory, &loaded.id).unwrap_or(loaded)
+    if let Ok(completed) = load(directory, &loaded.id) {
+        // Older runs may have been left out.
+        let n_shown = loaded.records.len();
+        let n_older = completed.records.len().saturating_sub(n_shown);
+        *loaded = completed;
+        loaded.records.drain(..n_older);
+    }
 }
 
 fn print_json(found: &[Loaded]) -> Result<ExitCode, CommandError> {
