@@ -5,11 +5,14 @@
 //! when another one dies. So Slurm is asked to end the step, as `scancel JOB.STEP` does.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use situla_records::{EngineClass, Record, RecordId, TaskRef, load, load_closed};
 use situla_slurm::{Allocation, StepId};
@@ -32,6 +35,9 @@ const PATIENCE: (Duration, Duration) = (Duration::from_secs(4), Duration::from_s
 /// How long the tasks of other nodes have to record that they were told to end: scancel does not wait until they hear of it.
 const WARNING: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
+/// How long a task waits for another one of its node that asks already. A name that a stranger holds costs no more than that.
+const TURN: Duration = Duration::from_secs(2);
+
 /// Where Slurm's programs are where `PATH` does not lead to them.
 pub(crate) const USUAL_PLACES: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin"];
 
@@ -45,6 +51,8 @@ pub struct StepEnd {
     one_node: bool,
     /// Where this node's tasks say how they end.
     record: Option<OwnRecord>,
+    /// Whose turn it is among the tasks of this node.
+    turn: String,
 }
 
 /// The record of the step on this node.
@@ -130,7 +138,9 @@ impl StepEnd {
         let steps = others(allocation)?;
         let path = host.variable("PATH").unwrap_or_default();
         let places = std::env::split_paths(path).filter(|place| place.is_absolute());
+        let node = allocation.node.as_deref().unwrap_or_default();
         Some(StepEnd {
+            turn: format!("situla/end/{}/{}/{node}", host.user.uid, steps.join(",")),
             steps,
             places: places.chain(USUAL_PLACES.map(PathBuf::from)).collect(),
             one_node: allocation.n_nodes() == Some(1) && allocation.het.is_none(),
@@ -160,6 +170,9 @@ impl StepEnd {
         if all_ended && self.one_node {
             return Ok(());
         }
+        // A hundred tasks that each ran scancel would keep a node busy for seconds. When it has worked, the others are
+        // killed where they wait.
+        let _turn = self.take_turn();
         let begun = Instant::now();
         // Slurm kills the tasks of a step that is cancelled without a warning. With one, those of ours
         // have recorded that they were told to end. Without it the step must end as well.
@@ -167,6 +180,23 @@ impl StepEnd {
             let _ = poll(&mut [], Some(&WARNING));
         }
         self.scancel(&[], PATIENCE.1.saturating_sub(begun.elapsed()))
+    }
+
+    /// Waits until no other task of this node asks; one that has died does not. The kernel gives a name in the abstract
+    /// namespace to one process at a time, and takes it back when that ends (unix(7)).
+    fn take_turn(&self) -> Option<OwnedFd> {
+        let address = SocketAddrUnix::new_abstract_name(self.turn.as_bytes()).ok()?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).ok()?;
+        let begun = Instant::now();
+        loop {
+            match bind(&socket, &address) {
+                Ok(()) => return Some(socket),
+                Err(Errno::ADDRINUSE) if begun.elapsed() < TURN => {
+                    let _ = poll(&mut [], Some(&MOMENT));
+                }
+                Err(_) => return None,
+            }
+        }
     }
 
     /// Waits until all tasks of this node but so many have said how they ended, or could have.
@@ -249,6 +279,30 @@ mod tests {
         let lookup =
             |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
         Allocation::from_env(&lookup).unwrap().unwrap()
+    }
+
+    #[test]
+    fn one_task_of_a_node_asks_at_a_time() {
+        let of = |turn: &str| StepEnd {
+            steps: vec!["7.3".to_owned()],
+            places: Vec::new(),
+            one_node: true,
+            record: None,
+            turn: format!("situla/end/test/{}/{turn}", std::process::id()),
+        };
+        let (step, other) = (of("7.3"), of("7.4"));
+        let first = step.take_turn().unwrap();
+        assert!(other.take_turn().is_some(), "another step");
+        let waited = std::thread::scope(|scope| {
+            let next = scope.spawn(|| step.take_turn().is_some());
+            drop(first);
+            next.join().unwrap()
+        });
+        assert!(waited);
+        let _holds = step.take_turn().unwrap();
+        let begun = Instant::now();
+        assert!(step.take_turn().is_none(), "it asks all the same");
+        assert!(begun.elapsed() >= TURN);
     }
 
     #[test]

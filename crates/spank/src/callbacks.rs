@@ -543,7 +543,9 @@ extern "C" fn slurm_spank_task_exit(spank: Handle, _ac: c_int, _av: *mut *mut c_
 }
 
 fn task_exit(spank: Handle) -> Result<(), String> {
-    let Some(task) = spank.ended_task().filter(TaskEnd::was_killed) else { return Ok(()) };
+    let is_last = killed::is_last(spank.n_local_tasks());
+    let concerns = |task: &TaskEnd| task.was_killed() || is_last && killed::owes_cleaning();
+    let Some(task) = spank.ended_task().filter(concerns) else { return Ok(()) };
     let (given, settings) = with_state(|state| (state.given.clone(), state.settings.clone()));
     let Some(settings) = settings.filter(|settings| settings.flaw.is_none()) else { return Ok(()) };
     let in_container = wanted(spank, &given, Some(&settings))?.asks_for_container();
@@ -555,7 +557,7 @@ fn task_exit(spank: Handle) -> Result<(), String> {
         return Ok(());
     }
     check_trampoline(&settings)?;
-    if killed::look_into(spank, &task, &settings, program)? {
+    if killed::look_into(spank, &task, &settings, program, is_last)? {
         // Whether somebody has cancelled the step that way cannot be known here.
         let what = "was killed while its container ran; ending the step";
         report_error(&format!("situla: task {} {what} (job {job}, step {step})", task.rank));

@@ -27,6 +27,7 @@ const ITEM_GID: c_int = 1;
 const ITEM_JOB_ID: c_int = 2;
 const ITEM_STEP_ID: c_int = 3;
 const ITEM_NODE_ID: c_int = 5;
+const ITEM_LOCAL_TASK_COUNT: c_int = 6;
 const ITEM_ARGV: c_int = 9;
 const ITEM_TASK_ID: c_int = 11;
 const ITEM_TASK_GLOBAL_ID: c_int = 12;
@@ -240,6 +241,14 @@ impl Handle {
         let status = unsafe { spank_get_item(self, ITEM_TASK_EXIT_STATUS, &raw mut end.status) };
         end.local_rank = u32::try_from(local).ok()?;
         [uid, gid, node, rank, local_rank, status].iter().all(|result| *result == SUCCESS).then_some(end)
+    }
+
+    /// How many tasks the step has on this node; 0 where Slurm does not tell.
+    pub(crate) fn n_local_tasks(self) -> u32 {
+        let mut count = 0u32;
+        // SAFETY: S_JOB_LOCAL_TASK_COUNT takes a uint32_t *.
+        unsafe { spank_get_item(self, ITEM_LOCAL_TASK_COUNT, &raw mut count) };
+        count
     }
 
     /// The supplementary groups of the job's owner; none where Slurm does not tell.

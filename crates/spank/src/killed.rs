@@ -5,15 +5,15 @@
 //! nodes go on. So the trampoline is started once more, as the user, to find out from the user's own
 //! record what the death means, and to end the step if a container was lost. That happens after a death
 //! by KILL alone, and at most once a node and step unless the death was the payload's; a second time where it was
-//! killed itself, since nobody else would end the step then. After that it is started to take away what the task was
-//! fetching or extracting. slurmstepd is held up for less than a second by it, and not for each task of hundreds: what takes
+//! killed itself, since nobody else would end the step then. After the first deaths of that kind, and when the last task of the
+//! node has ended, it is started to take away what killed tasks were fetching or extracting. slurmstepd is held up for less than a second by it, and not for each task of hundreds: what takes
 //! longer, as where slurmctld does not answer, goes on by itself. It is in the cgroup of slurmstepd, the job's, so that it is
 //! not killed with the step, which may have no other task here.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::child::{self, End, Job};
@@ -41,6 +41,24 @@ const CLEANING_LIMIT: u32 = 3;
 /// The same for taking away what killed tasks have left on disk, which nothing waits for.
 static CLEANING: Budget = Budget::new(CLEANING_PATIENCE);
 const CLEANING_PATIENCE: Duration = Duration::from_secs(2);
+
+/// After so many deaths it is not taken away each time, but once for all that follow: of a hundred tasks that are killed
+/// together each would hold the end of the step up.
+const CLEANED_AT_ONCE: u32 = 4;
+static N_KILLED: AtomicU32 = AtomicU32::new(0);
+
+/// Tasks of this node that have ended.
+static N_ENDED: AtomicU32 = AtomicU32::new(0);
+
+/// Whether the task that has just ended, for which this is called once, is the last of `n_tasks`.
+pub(crate) fn is_last(n_tasks: u32) -> bool {
+    N_ENDED.fetch_add(1, Ordering::Relaxed) + 1 == n_tasks
+}
+
+/// Whether there may be something to take away that nobody has looked after yet.
+pub(crate) fn owes_cleaning() -> bool {
+    N_KILLED.load(Ordering::Relaxed) > CLEANED_AT_ONCE
+}
 
 /// Time that is used up, by several threads if need be.
 #[derive(Debug)]
@@ -111,8 +129,8 @@ pub(crate) fn is_own(program: &CStr, trampoline: &CStr) -> bool {
             || OWN_NAMES.iter().any(|own| found.as_deref() == Some(OsStr::new(own))))
 }
 
-/// Starts the trampoline, and waits for it. Gives whether the step is being ended because of this task. `program` is
-/// what the task was where only its name says that it was ours.
+/// Starts the trampoline, and waits for it. Gives whether the step is being ended because of this task, which was killed or is
+/// the last. `program` is what the task was where only its name says that it was ours.
 ///
 /// # Errors
 /// It cannot be started, or says that the step could not be ended.
@@ -121,8 +139,12 @@ pub(crate) fn look_into(
     task: &TaskEnd,
     settings: &Settings,
     program: Option<&CStr>,
+    is_last: bool,
 ) -> Result<bool, String> {
-    if LEFT.is_used_up() && CLEANING.is_used_up() {
+    let was_killed = task.was_killed();
+    let n_killed = N_KILLED.fetch_add(u32::from(was_killed), Ordering::Relaxed) + u32::from(was_killed);
+    let cleans = (is_last || n_killed <= CLEANED_AT_ONCE) && !CLEANING.is_used_up();
+    if LEFT.is_used_up() && !cleans {
         return Ok(false);
     }
     let mut environment = environment(spank, task)?;
@@ -144,8 +166,8 @@ pub(crate) fn look_into(
         limit: LIMIT,
     };
     let begun = Instant::now();
-    let verdict = judge(&job);
-    if !CLEANING.is_used_up() {
+    let verdict = if was_killed { judge(&job) } else { Ok(false) };
+    if cleans {
         let judged = begun.elapsed();
         // What is not taken away in time, the next fetch takes.
         let job = Job { argument: c"task-leavings", limit: CLEANING_LIMIT, ..job };
