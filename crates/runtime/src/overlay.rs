@@ -132,3 +132,43 @@ pub(crate) fn copy_mode(lower: BorrowedFd<'_>, path: &str, upper: &Path) -> Resu
     std::fs::set_permissions(upper, permissions)
         .or_fail(FailureClass::Rootfs, || format!("cannot set the mode of {}", upper.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::mounts::staging_place;
+
+    #[test]
+    fn a_server_that_takes_no_overlay_is_the_root_itself() {
+        const SELF: &str = "overlay::tests::a_server_that_takes_no_overlay_is_the_root_itself";
+        const INSIDE: &str = "SITULA_TEST_INSIDE";
+        if std::env::var_os(INSIDE).is_none() {
+            // Once more where it may mount.
+            let mut command = Command::new("unshare");
+            command.args(["--user", "--map-root-user", "--mount"]).env(INSIDE, "1");
+            let output = command.arg(std::env::current_exe().unwrap()).args(["--exact", SELF]).output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+            return;
+        }
+        let api = MountApi::choose();
+        let place = staging_place().unwrap();
+        let tmpfs = new_tmpfs(&api, &[]).unwrap();
+        tmpfs.settle(place.as_fd()).unwrap();
+        mkdirat(tmpfs.as_fd(), "image", Mode::RWXU).unwrap();
+        std::fs::write(format!("{}/image/file", fd_path(tmpfs.as_fd())), "the image's own").unwrap();
+        let image = api.copy_below(tmpfs.as_fd(), "image").unwrap();
+        // The kernel stacks two and no more (FILESYSTEM_MAX_STACK_DEPTH).
+        let (once, first) = shield_server(&api, &image, place.as_fd()).unwrap().expect("one overlay");
+        let (twice, second) = shield_server(&api, &once, place.as_fd()).unwrap().expect("another one");
+        assert!(shield_server(&api, &twice, place.as_fd()).unwrap().is_none(), "there is room for a third");
+        let root = staging_place().unwrap();
+        twice.attach(root.as_fd()).unwrap();
+        let shown = staging_place().unwrap();
+        let found = std::fs::read_to_string(format!("{}/file", fd_path(shown.as_fd()))).unwrap();
+        assert_eq!(found, "the image's own");
+        drop((first, second));
+    }
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use super::small_jobs::{Group, in_group};
 use super::{Desk, Site};
 use crate::cluster::Job;
 use crate::command::{self, Output, wait_until};
@@ -338,6 +339,68 @@ pub fn stats(desk: &Desk) -> Check {
         .expect_text("INSTANCE NAME")?;
     run(desk, dir.path(), &["situla", "instance", "stop", "--force", "busy"])?.success()?;
     if seen { Ok(()) } else { Err(format!("{last:?}").into()) }
+}
+
+/// In a control group of its own what that counts is shown, with its limit; where others are in the group, or it counts memory
+/// alone, the processes are added up.
+///
+/// # Errors
+/// It is otherwise.
+pub fn stats_of_a_control_group(desk: &Desk) -> Check {
+    const LIMIT: u64 = 256 << 20;
+    let dir = desk.env.work_dir("group-stats")?;
+    let image = image_with(desk, dir.path(), "sleep 600 & while :; do :; done")?;
+    let memory = Group::new("stats", LIMIT)?;
+    let cpu = (!memory.is_unified).then(|| Group::below("cpuacct", "stats")).transpose()?;
+    let start = |name: &str, groups: &[&Group]| -> Result<(), String> {
+        let mut command = desk.env.user_command(dir.path(), ["situla", "instance", "start", &image, name])?;
+        for group in groups {
+            command = in_group(&command, dir.path(), &group.path);
+        }
+        command::run(command, PATIENCE)?.success().map(drop)
+    };
+    let look = |name: &str| -> Result<Value, String> {
+        let words = ["situla", "instance", "stats", "--no-stream", "--json", name];
+        let output = run(desk, dir.path(), &words)?.success()?;
+        serde_json::from_str(&output.stdout).map_err(|e| format!("{e}\n{output}"))
+    };
+    let all: Vec<&Group> = [&memory].into_iter().chain(&cpu).collect();
+    start("grouped", &all)?;
+    let of_group = |value: &Value| {
+        let percent = value["cpu_percent"].as_f64();
+        value["source"] == "cgroup"
+            && value["memory_limit_bytes"] == LIMIT
+            && value["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0 && bytes <= LIMIT)
+            && value["n_processes"] == 3
+            && value["cpu_ns"].as_u64().is_some_and(|used| used > 100_000_000)
+            // One shell that turns in a circle: with the whole machine's it would be more.
+            && percent.is_some_and(|percent| percent > 20.0 && percent < 110.0)
+    };
+    let mut last = Ok(Value::Null);
+    let seen = wait_until(PATIENCE, || {
+        last = look("grouped");
+        last.as_ref().is_ok_and(of_group)
+    });
+    // A neighbour in the same groups, and one in the group of memory alone.
+    start("neighbour", &all)?;
+    let shared = look("grouped");
+    run(desk, dir.path(), &["situla", "instance", "stop", "--force", "neighbour"])?.success()?;
+    run(desk, dir.path(), &["situla", "instance", "stop", "--force", "grouped"])?.success()?;
+    if !seen {
+        return Err(format!("in a group of its own: {last:?}").into());
+    }
+    if shared.as_ref().is_ok_and(|value| value["source"] == "cgroup") {
+        return Err(format!("beside a neighbour: {shared:?}").into());
+    }
+    if cpu.is_some() {
+        start("half", &[&memory])?;
+        let half = look("half");
+        run(desk, dir.path(), &["situla", "instance", "stop", "--force", "half"])?.success()?;
+        if half.as_ref().is_ok_and(|value| value["source"] == "cgroup") {
+            return Err(format!("with everybody's processor time: {half:?}").into());
+        }
+    }
+    Ok(())
 }
 
 /// The filter that an instance was started with holds for its command, and for whoever enters: as it was read then,

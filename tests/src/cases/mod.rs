@@ -194,6 +194,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("exhaustion::no_namespaces_left", exhaustion::no_namespaces_left),
     ("exhaustion::full_places", exhaustion::full_places),
     ("exhaustion::no_room_for_a_tree", exhaustion::no_room_for_a_tree),
+    ("instances::stats_of_a_control_group", instances::stats_of_a_control_group),
     ("small_jobs::address_space", small_jobs::address_space),
     ("small_jobs::control_group", small_jobs::control_group),
     ("small_jobs::pull_in_a_control_group", small_jobs::pull_in_a_control_group),
@@ -553,7 +554,8 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             no_helpers::tracer()
         }
         "small_jobs::threads" => small_jobs::processors(),
-        "small_jobs::control_group"
+        "instances::stats_of_a_control_group"
+        | "small_jobs::control_group"
         | "small_jobs::written_into_memory"
         | "small_jobs::nearly_a_million_files" => small_jobs::ready(),
         "crowds::mpi_copies_directly" | "steps::mpich_by_pmi2" => crowds::compilers(),

@@ -43,13 +43,13 @@ pub fn address_space(desk: &Desk) -> Check {
 }
 
 /// A control group with so many bytes of memory and no swap, which goes with the case.
-struct Group {
-    path: PathBuf,
-    is_unified: bool,
+pub(super) struct Group {
+    pub(super) path: PathBuf,
+    pub(super) is_unified: bool,
 }
 
 impl Group {
-    fn new(name: &str, bytes: u64) -> Result<Self, String> {
+    pub(super) fn new(name: &str, bytes: u64) -> Result<Self, String> {
         let (parent, is_unified) = parent().map_err(|Skip(reason)| reason)?;
         let group = Self { path: parent.join(format!("situla-{name}-{}", std::process::id())), is_unified };
         let io = |e: std::io::Error| format!("{}: {e}", group.path.display());
@@ -60,6 +60,15 @@ impl Group {
             // Not there without swap.
             let _ = fs::write(group.path.join("memory.swap.max"), "0");
         }
+        Ok(group)
+    }
+
+    /// One of version 1 that counts something else.
+    pub(super) fn below(controller: &str, name: &str) -> Result<Self, String> {
+        let path = Path::new("/sys/fs/cgroup").join(controller);
+        let group =
+            Self { path: path.join(format!("situla-{name}-{}", std::process::id())), is_unified: false };
+        fs::create_dir(&group.path).map_err(|e| format!("{}: {e}", group.path.display()))?;
         Ok(group)
     }
 
@@ -228,7 +237,7 @@ pub fn threads(desk: &Desk) -> Check {
 }
 
 /// The same command in a control group.
-fn in_group(inside: &Command, dir: &Path, group: &Path) -> Command {
+pub(super) fn in_group(inside: &Command, dir: &Path, group: &Path) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "echo $$ >\"$1/cgroup.procs\" && shift && exec \"$@\"", "sh"]);
     command.arg(group).arg(inside.get_program()).args(inside.get_args()).current_dir(dir).env_clear();

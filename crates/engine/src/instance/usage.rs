@@ -162,9 +162,11 @@ fn sum(processes: &BTreeMap<i32, Process>, inside: &BTreeSet<i32>) -> Usage {
 fn of_own_group(init: i32, own: &BTreeSet<i32>, n_processes: usize) -> Option<Usage> {
     let text = fs::read_to_string(format!("/proc/{init}/cgroup")).ok()?;
     let group = group_files(&text)?;
-    let foreign = group_processes(&group.memory)?.into_iter().any(|pid| !own.contains(&pid));
-    if foreign {
-        return None;
+    // In version 1 they are two, and somebody may have made but one of them.
+    for counted in [&group.memory, &group.cpu] {
+        if group_processes(counted)?.into_iter().any(|pid| !own.contains(&pid)) {
+            return None;
+        }
     }
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let (memory, cpu, limit) = if group.is_unified {
