@@ -21,6 +21,9 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+
     /// Name as written before the colon.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -113,7 +113,7 @@ fn wait(pid: c_int, patience: Duration) -> End {
             ended if ended == pid => return End::Killed,
             _ => return End::Unknown,
         }
-        if begun.elapsed() > patience {
+        if begun.elapsed() >= patience {
             return End::Running;
         }
         std::thread::sleep(MOMENT);

@@ -28,6 +28,11 @@ static LEFT: Budget = Budget::new(PATIENCE);
 const HOLD: Duration = Duration::from_millis(900);
 const FOR_VERDICT: Duration = Duration::from_millis(700);
 
+/// Verdicts that were not waited for to their end. After the first, which is on its way to end the step most likely, nobody is held
+/// up for another one; and of a whole step that is killed a few of them are enough.
+static N_ASIDE: AtomicU32 = AtomicU32::new(0);
+const MOST_ASIDE: u32 = 3;
+
 /// How long all tasks together may hold it up before nothing begins any more.
 const PATIENCE: Duration = Duration::from_secs(13);
 
@@ -184,12 +189,16 @@ fn judge(job: &Job<'_>) -> Result<bool, String> {
         return Ok(false);
     }
     let begun = Instant::now();
-    let mut end = child::run(job, FOR_VERDICT);
+    let n_aside = N_ASIDE.load(Ordering::Relaxed);
+    let patience = if n_aside == 0 { FOR_VERDICT } else { Duration::ZERO };
+    let mut end = child::run(job, patience);
     if matches!(end, Ok(End::Killed)) {
-        end = child::run(job, FOR_VERDICT.saturating_sub(begun.elapsed()));
+        end = child::run(job, patience.saturating_sub(begun.elapsed()));
     }
     let was_last = LEFT.take(begun.elapsed());
-    if !matches!(end, Ok(End::Exited(NOT_LOST) | End::Running)) {
+    let is_aside = matches!(end, Ok(End::Running));
+    let n_aside = N_ASIDE.fetch_add(u32::from(is_aside), Ordering::Relaxed) + u32::from(is_aside);
+    if n_aside >= MOST_ASIDE || !is_aside && !matches!(end, Ok(End::Exited(NOT_LOST))) {
         // Whatever else it says, it is not asked again.
         LEFT.end();
     }
@@ -203,6 +212,7 @@ fn judge(job: &Job<'_>) -> Result<bool, String> {
             "a task was killed, and twice what was to find out why; if a container is lost, the step goes on"
                 .to_owned(),
         ),
+        Ok(End::Running) if n_aside > 1 => Ok(false),
         Ok(End::Running) => {
             Err("a task was killed; if its container is lost, the step ends as soon as Slurm answers"
                 .to_owned())

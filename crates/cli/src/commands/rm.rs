@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 use situla_image::{Place, Store, StoreEntry};
-use situla_oci::{Digest, Reference};
+use situla_oci::{Algorithm, Digest, Reference};
 
 use super::images::{described, failed, open_existing, print_json};
 use crate::Context;
@@ -100,14 +100,20 @@ fn find<'a>(
     short: &dyn Fn(&str) -> Option<Reference>,
 ) -> Result<Vec<&'a StoreEntry>, CommandError> {
     let name = text.strip_prefix("docker://").unwrap_or(text);
-    let hex = name.strip_prefix("sha256:").unwrap_or(name);
+    let of_algorithm = |algorithm: Algorithm| {
+        let hex = name.strip_prefix(algorithm.name())?.strip_prefix(':')?;
+        Some((Some(algorithm), hex))
+    };
+    let (algorithm, hex) = Algorithm::ALL.into_iter().find_map(of_algorithm).unwrap_or((None, name));
     let is_hex = hex.len() >= FEWEST_DIGITS && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     let digest: Option<Digest> = name.parse().ok();
     let reference = Reference::parse(name).ok().or_else(|| short(name));
     let matches = |entry: &&StoreEntry| {
         let manifest = &entry.image.manifest_digest;
         digest.as_ref() == Some(manifest)
-            || is_hex && manifest.hex().starts_with(hex)
+            || is_hex
+                && manifest.hex().starts_with(hex)
+                && algorithm.is_none_or(|algorithm| algorithm == manifest.algorithm())
             || reference.as_ref().is_some_and(|reference| entry.references.contains(reference))
     };
     let found: Vec<&StoreEntry> = entries.iter().filter(matches).collect();
@@ -183,6 +189,17 @@ mod tests {
             let json = find(&entries, Place::Own, text, &short).unwrap_err().to_json();
             assert!(json["message"].as_str().unwrap().contains(message), "{text}: {json}");
             assert!(!json["remedy"].is_null(), "{json}");
+        }
+        let mut long = entry("d", "r.example/d:1", Place::Own);
+        long.image.manifest_digest = format!("sha512:{}", "d5".repeat(64)).parse().unwrap();
+        let with_long = [entries[0].clone(), long];
+        for text in ["sha512:d5d5d5d5", "d5d5d5d5"] {
+            let found = find(&with_long, Place::Own, text, &short).unwrap();
+            assert_eq!(found, [&with_long[1]], "{text}");
+        }
+        for text in ["sha256:d5d5d5d5".to_owned(), format!("sha512:{}", &a.hex()[..12])] {
+            let json = find(&with_long, Place::Own, &text, &short).unwrap_err().to_json();
+            assert!(json["message"].as_str().unwrap().contains("not in your store"), "{text}: {json}");
         }
         // Their administrator's commands are about the site's.
         assert_eq!(find(&entries, Place::Site, "r.example/c:1", &short).unwrap(), [&entries[3]]);
