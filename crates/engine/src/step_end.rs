@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use situla_records::{EngineClass, Record, RecordId, TaskRef, load, load_closed};
 use situla_slurm::{Allocation, StepId};
@@ -35,8 +38,8 @@ const PATIENCE: (Duration, Duration) = (Duration::from_secs(4), Duration::from_s
 /// How long the tasks of other nodes have to record that they were told to end: scancel does not wait until they hear of it.
 const WARNING: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
-/// How long a task waits for another one of its node that asks already. A name that a stranger holds costs no more than that.
-const TURN: Duration = Duration::from_secs(2);
+/// How long of that a task waits for another one of its node that asks already.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Where Slurm's programs are where `PATH` does not lead to them.
 pub(crate) const USUAL_PLACES: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin"];
@@ -140,7 +143,8 @@ impl StepEnd {
         let places = std::env::split_paths(path).filter(|place| place.is_absolute());
         let node = allocation.node.as_deref().unwrap_or_default();
         Some(StepEnd {
-            turn: format!("situla/end/{}/{}/{node}", host.user.uid, steps.join(",")),
+            // The component's own name: a name of a socket has room for one.
+            turn: format!("situla/end/{}/{}/{node}", host.user.uid, steps.first()?),
             steps,
             places: places.chain(USUAL_PLACES.map(PathBuf::from)).collect(),
             one_node: allocation.n_nodes() == Some(1) && allocation.het.is_none(),
@@ -172,31 +176,52 @@ impl StepEnd {
         }
         // A hundred tasks that each ran scancel would keep a node busy for seconds. When it has worked, the others are
         // killed where they wait.
-        let _turn = self.take_turn();
         let begun = Instant::now();
+        let turn = self.take_turn();
         // Slurm kills the tasks of a step that is cancelled without a warning. With one, those of ours
         // have recorded that they were told to end. Without it the step must end as well.
         if self.scancel(&["--signal=TERM"], PATIENCE.0).is_ok() {
             let _ = poll(&mut [], Some(&WARNING));
         }
-        self.scancel(&[], PATIENCE.1.saturating_sub(begun.elapsed()))
+        let ended = self.scancel(&[], PATIENCE.1.saturating_sub(begun.elapsed()));
+        if ended.is_ok() {
+            // Until this process has gone as well, nobody need ask again.
+            std::mem::forget(turn);
+        }
+        ended
     }
 
     /// Waits until no other task of this node asks; one that has died does not. The kernel gives a name in the abstract
-    /// namespace to one process at a time, and takes it back when that ends (unix(7)).
+    /// namespace to one process at a time, and takes it back when that ends (unix(7)). A stranger who has it is not waited for.
     fn take_turn(&self) -> Option<OwnedFd> {
+        /// More tasks than a node has.
+        const BACKLOG: i32 = 4096;
         let address = SocketAddrUnix::new_abstract_name(self.turn.as_bytes()).ok()?;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).ok()?;
         let begun = Instant::now();
-        loop {
+        let own = rustix::process::getuid();
+        while let Some(left) = TURN.checked_sub(begun.elapsed()) {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
             match bind(&socket, &address) {
-                Ok(()) => return Some(socket),
-                Err(Errno::ADDRINUSE) if begun.elapsed() < TURN => {
+                Ok(()) => return listen(&socket, BACKLOG).is_ok().then_some(socket),
+                Err(Errno::ADDRINUSE) => {}
+                Err(_) => return None,
+            }
+            match connect(&socket, &address) {
+                Ok(()) if socket_peercred(&socket).is_ok_and(|peer| peer.uid == own) => {
+                    // Nobody answers; it hangs up when it ends.
+                    let left = Timespec::try_from(left).ok();
+                    let _ = poll(&mut [PollFd::new(&socket, PollFlags::IN)], left.as_ref());
+                }
+                Ok(()) => return None,
+                // It has ended meanwhile, or does not listen yet, or there is a crowd.
+                Err(Errno::CONNREFUSED | Errno::AGAIN) => {
                     let _ = poll(&mut [], Some(&MOMENT));
                 }
                 Err(_) => return None,
             }
         }
+        None
     }
 
     /// Waits until all tasks of this node but so many have said how they ended, or could have.
@@ -273,6 +298,8 @@ impl EngineError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn allocation(variables: &[(&str, &str)]) -> Allocation {
@@ -303,6 +330,32 @@ mod tests {
         let begun = Instant::now();
         assert!(step.take_turn().is_none(), "it asks all the same");
         assert!(begun.elapsed() >= TURN);
+    }
+
+    #[test]
+    fn a_hundred_tasks_ask_one_after_the_other() {
+        let step = StepEnd {
+            steps: vec!["7.5".to_owned()],
+            places: Vec::new(),
+            one_node: true,
+            record: None,
+            turn: format!("situla/end/test/{}/7.5", std::process::id()),
+        };
+        let (asking, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let n_turns = std::thread::scope(|scope| {
+            let tasks = (0..100).map(|_| {
+                scope.spawn(|| {
+                    let turn = step.take_turn();
+                    most.fetch_max(asking.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    std::thread::yield_now();
+                    asking.fetch_sub(1, Ordering::Relaxed);
+                    turn.is_some()
+                })
+            });
+            let tasks: Vec<_> = tasks.collect();
+            tasks.into_iter().map(|task| usize::from(task.join().unwrap())).sum::<usize>()
+        });
+        assert_eq!((n_turns, most.into_inner()), (100, 1));
     }
 
     #[test]

@@ -164,7 +164,7 @@ fn serve(duties: Duties) {
     let serve = |serving: &Serving<'_>, mut near: Option<Near>| {
         let device: &OwnedFd = serving.device.wait();
         let mut wait = || {
-            if let Some(place) = near.take_if(|_| !warming.is_busy()) {
+            if let Some(place) = near.take_if(|_| warming.is_done()) {
                 place.leave();
             }
             if unheard.load(Ordering::Relaxed) && !discard_before(device.as_fd(), control.as_fd()) {
@@ -256,7 +256,9 @@ fn serve(duties: Duties) {
                 }
             }
         }
-        let near = builder_at.and_then(|processor| usize::try_from(processor).ok()).and_then(Near::at);
+        // With more of them the kernel lets threads answer in turn, on whichever processors.
+        let near = builder_at.filter(|_| n_servers == 2 && helped && warm_up.is_some());
+        let near = near.and_then(|processor| usize::try_from(processor).ok()).and_then(Near::at);
         if let Some(near) = &near {
             warming.make_room(near);
         }
@@ -563,16 +565,10 @@ pub(crate) fn say_done(keeper: BorrowedFd<'_>) {
     let _ = send(keeper, &[DONE], &[]);
 }
 
-/// Sends the keeper what [`serve`] waits for first, and where this process will ask for names.
-pub(crate) fn hand_over_device(
-    control: BorrowedFd<'_>,
-    device: BorrowedFd<'_>,
-    near: Option<&Near>,
-) -> Result<(), Failure> {
-    let mut message = vec![DEVICE];
-    let processor = near.and_then(|near| u32::try_from(near.processor()).ok());
-    message.extend(processor.into_iter().flat_map(u32::to_ne_bytes));
-    send(control, &message, &[device])
+/// Sends the keeper what [`serve`] waits for first, and the processor from which this process will ask for names.
+pub(crate) fn hand_over_device(control: BorrowedFd<'_>, device: BorrowedFd<'_>) -> Result<(), Failure> {
+    let processor = u32::try_from(rustix::thread::sched_getcpu()).unwrap_or(u32::MAX);
+    send(control, &[&[DEVICE], processor.to_ne_bytes().as_slice()].concat(), &[device])
         .or_fail(FailureClass::ServerLost, || "the process that is to serve the image has ended".to_owned())
 }
 

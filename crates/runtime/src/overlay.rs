@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, fstat, mkdirat};
+use rustix::fs::{OFlags, fstat};
+use situla_fuse::{NOTHING, TREE};
 use situla_plan::Patch;
 use situla_sys::MountAttributes;
 
@@ -56,27 +57,36 @@ pub(crate) fn mount_overlay(
     Ok((mount, session))
 }
 
-/// Lays an overlay that adds nothing over `server`, the mount of a FUSE file system; `None` where the kernel does not.
+/// Lays an overlay that adds nothing over the image in `server`, the mount of a FUSE file system that has it beside an empty
+/// directory ([`situla_fuse::Paired`]). The mount of the server is returned as well, which lies at `place` now. Where the kernel makes no
+/// such overlay the image itself is returned.
 ///
 /// The kernel passes each ioctl(2) on a file of FUSE on to the server and does not remember that it knows none. Python up to
 /// 3.13 asks of every file that it opens whether it is a terminal: 248 round trips in an import of SciPy. On a file of an
 /// overlay the kernel refuses by itself. A walk that looks at every file pays for it with an inode more for each.
 pub(crate) fn shield_server(
     api: &MountApi,
-    server: &Detached,
+    server: Detached,
     place: BorrowedFd<'_>,
-) -> Result<Option<(Detached, Detached)>, Failure> {
-    let session = new_tmpfs(api, &["mode=0755".to_owned()])?;
+) -> Result<(Detached, Detached), Failure> {
     let fail = |errno| Failure::of_call(FailureClass::Rootfs, "cannot attach the image", errno);
-    session.settle(place).map_err(fail)?;
-    // An overlay without an upper directory has two lower ones at least.
-    mkdirat(session.as_fd(), "nothing", Mode::RWXU).map_err(fail)?;
-    server.settle_within(&session, "server").map_err(fail)?;
+    server.settle(place).map_err(fail)?;
     // The image is the upper of the two, so that owner, times and size of the root are its own.
-    let layers = format!("{}:{}/nothing", fd_path(server.as_fd()), fd_path(session.as_fd()));
-    let settings = [("lowerdir", Some(layers.as_str())), ("userxattr", None), ("source", Some("situla"))];
-    let made = api.create("overlay", &settings, MountAttributes::default());
-    Ok(made.ok().map(|mount| (mount, session)))
+    let at = fd_path(server.as_fd());
+    let layers = format!("{at}/{TREE}:{at}/{NOTHING}");
+    // No `userxattr`: what an image has by the names of overlayfs's own attributes means nothing, and is seen. Attributes of that
+    // kind that count here (`trusted.`) the kernel shows to nobody in a user namespace, and asks no server for them.
+    let settings = [
+        ("lowerdir", Some(layers.as_str())),
+        ("redirect_dir", Some("nofollow")),
+        ("metacopy", Some("off")),
+        ("source", Some("situla")),
+    ];
+    let mount = match api.create("overlay", &settings, MountAttributes::default()) {
+        Ok(mount) => mount,
+        Err(_) => api.copy_below(server.as_fd(), TREE).map_err(fail)?,
+    };
+    Ok((mount, server))
 }
 
 /// Puts one patch into the upper directory, with the directories that lead to it.
@@ -141,8 +151,8 @@ mod tests {
     use crate::mounts::staging_place;
 
     #[test]
-    fn a_server_that_takes_no_overlay_is_the_root_itself() {
-        const SELF: &str = "overlay::tests::a_server_that_takes_no_overlay_is_the_root_itself";
+    fn an_image_that_takes_no_overlay_is_the_root_itself() {
+        const SELF: &str = "overlay::tests::an_image_that_takes_no_overlay_is_the_root_itself";
         const INSIDE: &str = "SITULA_TEST_INSIDE";
         if std::env::var_os(INSIDE).is_none() {
             // Once more where it may mount.
@@ -154,21 +164,24 @@ mod tests {
             return;
         }
         let api = MountApi::choose();
-        let place = staging_place().unwrap();
-        let tmpfs = new_tmpfs(&api, &[]).unwrap();
-        tmpfs.settle(place.as_fd()).unwrap();
-        mkdirat(tmpfs.as_fd(), "image", Mode::RWXU).unwrap();
-        std::fs::write(format!("{}/image/file", fd_path(tmpfs.as_fd())), "the image's own").unwrap();
-        let image = api.copy_below(tmpfs.as_fd(), "image").unwrap();
-        // The kernel stacks two and no more (FILESYSTEM_MAX_STACK_DEPTH).
-        let (once, first) = shield_server(&api, &image, place.as_fd()).unwrap().expect("one overlay");
-        let (twice, second) = shield_server(&api, &once, place.as_fd()).unwrap().expect("another one");
-        assert!(shield_server(&api, &twice, place.as_fd()).unwrap().is_none(), "there is room for a third");
-        let root = staging_place().unwrap();
-        twice.attach(root.as_fd()).unwrap();
-        let shown = staging_place().unwrap();
-        let found = std::fs::read_to_string(format!("{}/file", fd_path(shown.as_fd()))).unwrap();
-        assert_eq!(found, "the image's own");
-        drop((first, second));
+        for (has_both, kind) in [(true, "overlay"), (false, "tmpfs")] {
+            let server = new_tmpfs(&api, &[]).unwrap();
+            let inside = fd_path(server.as_fd());
+            std::fs::create_dir(format!("{inside}/{TREE}")).unwrap();
+            std::fs::write(format!("{inside}/{TREE}/file"), "the image's own").unwrap();
+            if has_both {
+                std::fs::create_dir(format!("{inside}/{NOTHING}")).unwrap();
+            }
+            let place = staging_place().unwrap();
+            let (root, _server) = shield_server(&api, server, place.as_fd()).unwrap();
+            // Attached above what it was made of, as a root is.
+            root.attach(staging_place().unwrap().as_fd()).unwrap();
+            let (path, shown) = crate::mount_api::staging_place().unwrap();
+            let found = std::fs::read_to_string(format!("{}/file", fd_path(shown.as_fd()))).unwrap();
+            assert_eq!(found, "the image's own");
+            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let last = table.lines().rfind(|line| line.split(' ').nth(4) == Some(path)).unwrap();
+            assert!(last.contains(&format!(" - {kind} ")), "{last}");
+        }
     }
 }

@@ -24,8 +24,8 @@ pub(crate) struct Ready {
     pub(crate) mount: Detached,
     /// What goes on top of it once it is attached.
     covers: Option<Covers>,
-    /// A tmpfs that holds the upper directory of an overlay; it must outlive nothing, the overlay
-    /// keeps what it needs, but it hides the staging place until the old root goes.
+    /// What an overlay was made of: a tmpfs with its upper directory, or the mount of an image. It must outlive nothing, the
+    /// overlay keeps what it needs, but it hides the staging place until the old root goes.
     _session: Option<Detached>,
 }
 
@@ -101,10 +101,8 @@ pub(crate) fn mount(
         let (mount, session) = mount_layers(api, (overlay, name), sources, (&lower, patches), place)?;
         Ready { mount, covers: None, _session: Some(session) }
     } else if let RootfsSource::Squashfs { .. } = &plan.rootfs.source {
-        match shield_server(api, &lower, place)? {
-            Some((mount, session)) => Ready { mount, covers: None, _session: Some(session) },
-            None => plain(lower),
-        }
+        let (mount, server) = shield_server(api, lower, place)?;
+        Ready { mount, covers: None, _session: Some(server) }
     } else if patches.is_empty() {
         plain(lower)
     } else if let Some(covers) = Covers::make(api, patches, &lower, place, attributes)? {

@@ -10,7 +10,7 @@
 //!   └── keeper    serves the image, hands the namespaces to other tasks (first task only)
 //! ```
 
-use std::cell::{Cell, OnceCell};
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, getpid, pidfd_open, set_dumpable_behavior};
-use situla_fuse::{Layered, Tree};
+use situla_fuse::{Layered, Paired, Tree};
 use situla_plan::{NamespaceKind, PatchContent, Plan, Share};
 use situla_squashfs::{Image, InodeRef};
 use situla_sys::{Forked, SignalFd, SignalInfo, SignalMask, fork};
@@ -34,7 +34,6 @@ use crate::meeting::{self, Role, meet};
 use crate::message;
 use crate::mounts;
 use crate::namespaces;
-use crate::near::Near;
 use crate::payload::{Command, Surroundings, Waiter, become_payload};
 use crate::supervise::{self, Exit, Keeper, Supervised, forwarded};
 use crate::warm_up::WarmUp;
@@ -402,15 +401,8 @@ impl Start<'_> {
         let keeper_fd = pidfd_open(keeper, PidfdFlags::empty()).map_err(setup("cannot watch the keeper"))?;
         let build = |hooks: &dyn Fn() -> Result<(), Failure>| {
             let mut namespaces = Vec::new();
-            let near = OnceCell::new();
-            let mut serve = |device: BorrowedFd<'_>| {
-                keeper::hand_over_device(ours.as_fd(), device, near.get_or_init(Near::stay).as_ref())
-            };
+            let mut serve = |device: BorrowedFd<'_>| keeper::hand_over_device(ours.as_fd(), device);
             construct(self.plan, &mut serve, &mut || {
-                // Hooks and payload run where the caller may.
-                if let Some(Some(near)) = near.get() {
-                    near.leave();
-                }
                 if shared {
                     namespaces = open_namespaces(self.plan)?;
                 }
@@ -476,7 +468,8 @@ fn served_tree(plan: &Plan, image: Arc<Image>) -> Result<Box<dyn Tree>, Failure>
             Failure::new(FailureClass::Rootfs, format!("{error}{cause}"))
         })?;
     }
-    Ok(Box::new(tree))
+    // Without layers of the user's an overlay lies above all the same: see `overlay`.
+    Ok(if plan.rootfs.overlay.is_none() { Box::new(Paired::new(tree)) } else { Box::new(tree) })
 }
 
 /// The file of `/proc/self/ns` for a type of namespace, in the order in which they are entered.

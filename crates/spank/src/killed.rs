@@ -6,35 +6,40 @@
 //! record what the death means, and to end the step if a container was lost. That happens after a death
 //! by KILL alone, and at most once a node and step unless the death was the payload's; a second time where it was
 //! killed itself, since nobody else would end the step then. After the first deaths of that kind, and when the last task of the
-//! node has ended, it is started to take away what killed tasks were fetching or extracting. slurmstepd is held up for less than a second by it, and not for each task of hundreds: what takes
+//! node has ended, it is started to take away what killed tasks were fetching or extracting. slurmstepd is held up for less than
+//! a second by it, and not for each task of hundreds: what takes
 //! longer, as where slurmctld does not answer, goes on by itself. It is in the cgroup of slurmstepd, the job's, so that it is
 //! not killed with the step, which may have no other task here.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::child::{self, End, Job};
 use crate::ffi::{Handle, TaskEnd};
 use crate::options::{CONFIG_VARIABLE, Settings};
 
-/// What is left of the time that this step may take on this node.
-static LEFT: Budget = Budget::new(PATIENCE);
+/// What is left of the time that this step may take on this node, in milliseconds.
+static LEFT: AtomicU64 = AtomicU64::new(PATIENCE_MS);
 
 /// How long one task may hold slurmstepd up, and how much of that its verdict. A verdict takes 0.3 s where Slurm answers at
 /// once: two thirds of that the tasks of other nodes have to record that they were told to end.
 const HOLD: Duration = Duration::from_millis(900);
 const FOR_VERDICT: Duration = Duration::from_millis(700);
 
-/// Verdicts that were not waited for to their end. After the first, which is on its way to end the step most likely, nobody is held
-/// up for another one; and of a whole step that is killed a few of them are enough.
-static N_ASIDE: AtomicU32 = AtomicU32::new(0);
-const MOST_ASIDE: u32 = 3;
+/// When verdicts began that were not waited for to their end. While one is on its way, which ends the step most likely, nobody is held
+/// up for another one, and of a whole step that is killed a few of them are enough.
+static ASIDE: Mutex<Vec<Instant>> = Mutex::new(Vec::new());
+const MOST_ASIDE: usize = 3;
+
+/// Whether it was said that a death was passed over.
+static PASSED_OVER: AtomicBool = AtomicBool::new(false);
 
 /// How long all tasks together may hold it up before nothing begins any more.
-const PATIENCE: Duration = Duration::from_secs(13);
+const PATIENCE_MS: u64 = 13_000;
 
 /// How long the trampoline may take, whether somebody waits for it or not, in seconds: it waits one for other tasks, and
 /// gives Slurm ten to answer.
@@ -43,13 +48,9 @@ const LIMIT: u32 = 13;
 /// The same for taking away what killed tasks have left: it waits one for those that still do so themselves.
 const CLEANING_LIMIT: u32 = 3;
 
-/// The same for taking away what killed tasks have left on disk, which nothing waits for.
-static CLEANING: Budget = Budget::new(CLEANING_PATIENCE);
-const CLEANING_PATIENCE: Duration = Duration::from_secs(2);
-
-/// After so many deaths it is not taken away each time, but once for all that follow: of a hundred tasks that are killed
-/// together each would hold the end of the step up.
-const CLEANED_AT_ONCE: u32 = 4;
+/// After so many deaths what is left on disk is not taken away each time, but once for all that follow: of a hundred tasks
+/// that are killed together each would hold the end of the step up.
+const CLEANED_AT_ONCE: u32 = 2;
 static N_KILLED: AtomicU32 = AtomicU32::new(0);
 
 /// Tasks of this node that have ended.
@@ -65,34 +66,13 @@ pub(crate) fn owes_cleaning() -> bool {
     N_KILLED.load(Ordering::Relaxed) > CLEANED_AT_ONCE
 }
 
-/// Time that is used up, by several threads if need be.
-#[derive(Debug)]
-struct Budget {
-    milliseconds: AtomicU64,
-}
-
-impl Budget {
-    const fn new(all: Duration) -> Self {
-        // Seconds alone, which a const function can convert.
-        Budget { milliseconds: AtomicU64::new(all.as_secs() * 1000) }
-    }
-
-    fn is_used_up(&self) -> bool {
-        self.milliseconds.load(Ordering::Relaxed) == 0
-    }
-
-    /// Uses up so much, and gives whether that was the last of it.
-    fn take(&self, used: Duration) -> bool {
-        // What takes no time at all cannot go on for ever either.
-        let used = u64::try_from(used.as_millis()).unwrap_or(u64::MAX).max(1);
-        let less = |left: u64| Some(left.saturating_sub(used));
-        let before = self.milliseconds.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        before.is_ok_and(|before| before > 0 && before <= used)
-    }
-
-    fn end(&self) {
-        self.milliseconds.store(0, Ordering::Relaxed);
-    }
+/// Uses up so much of a time in milliseconds, and gives whether that was the last of it.
+fn take(left: &AtomicU64, used: Duration) -> bool {
+    // What takes no time at all cannot go on for ever either.
+    let used = u64::try_from(used.as_millis()).unwrap_or(u64::MAX).max(1);
+    let less = |left: u64| Some(left.saturating_sub(used));
+    let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    before.is_ok_and(|before| before > 0 && before <= used)
 }
 
 /// The programs that are ours under any path.
@@ -148,8 +128,8 @@ pub(crate) fn look_into(
 ) -> Result<bool, String> {
     let was_killed = task.was_killed();
     let n_killed = N_KILLED.fetch_add(u32::from(was_killed), Ordering::Relaxed) + u32::from(was_killed);
-    let cleans = (is_last || n_killed <= CLEANED_AT_ONCE) && !CLEANING.is_used_up();
-    if LEFT.is_used_up() && !cleans {
+    let cleans = is_last || n_killed <= CLEANED_AT_ONCE;
+    if LEFT.load(Ordering::Relaxed) == 0 && !cleans {
         return Ok(false);
     }
     let mut environment = environment(spank, task)?;
@@ -173,11 +153,9 @@ pub(crate) fn look_into(
     let begun = Instant::now();
     let verdict = if was_killed { judge(&job) } else { Ok(false) };
     if cleans {
-        let judged = begun.elapsed();
         // What is not taken away in time, the next fetch takes.
         let job = Job { argument: c"task-leavings", limit: CLEANING_LIMIT, ..job };
-        let _ = child::run(&job, HOLD.saturating_sub(judged));
-        CLEANING.take(begun.elapsed().saturating_sub(judged));
+        let _ = child::run(&job, HOLD.saturating_sub(begun.elapsed()));
     }
     verdict
 }
@@ -185,34 +163,36 @@ pub(crate) fn look_into(
 /// Has the trampoline find out what the death means, and end the step.
 fn judge(job: &Job<'_>) -> Result<bool, String> {
     // It is being ended already, or cannot be, or has had its time.
-    if LEFT.is_used_up() {
+    if LEFT.load(Ordering::Relaxed) == 0 {
         return Ok(false);
     }
     let begun = Instant::now();
-    let n_aside = N_ASIDE.load(Ordering::Relaxed);
-    let patience = if n_aside == 0 { FOR_VERDICT } else { Duration::ZERO };
+    let mut aside = ASIDE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(patience) = next_patience(&mut aside, begun) else {
+        let first = !PASSED_OVER.swap(true, Ordering::Relaxed);
+        return if first { Err(TOO_MANY.to_owned()) } else { Ok(false) };
+    };
     let mut end = child::run(job, patience);
     if matches!(end, Ok(End::Killed)) {
         end = child::run(job, patience.saturating_sub(begun.elapsed()));
     }
-    let was_last = LEFT.take(begun.elapsed());
-    let is_aside = matches!(end, Ok(End::Running));
-    let n_aside = N_ASIDE.fetch_add(u32::from(is_aside), Ordering::Relaxed) + u32::from(is_aside);
-    if n_aside >= MOST_ASIDE || !is_aside && !matches!(end, Ok(End::Exited(NOT_LOST))) {
+    let was_last = take(&LEFT, begun.elapsed());
+    let is_first = patience > Duration::ZERO;
+    if matches!(end, Ok(End::Running)) {
+        aside.push(begun);
+    } else if !matches!(end, Ok(End::Exited(NOT_LOST))) {
         // Whatever else it says, it is not asked again.
-        LEFT.end();
+        LEFT.store(0, Ordering::Relaxed);
     }
     match end {
         Ok(End::Exited(0)) => Ok(true),
-        Ok(End::Exited(NOT_LOST)) if was_last => {
-            Err("so many tasks were killed that no more of them are looked into on this node".to_owned())
-        }
+        Ok(End::Exited(NOT_LOST)) if was_last => Err(TOO_MANY.to_owned()),
         Ok(End::Exited(NOT_LOST)) => Ok(false),
         Ok(End::Killed) => Err(
             "a task was killed, and twice what was to find out why; if a container is lost, the step goes on"
                 .to_owned(),
         ),
-        Ok(End::Running) if n_aside > 1 => Ok(false),
+        Ok(End::Running) if !is_first => Ok(false),
         Ok(End::Running) => {
             Err("a task was killed; if its container is lost, the step ends as soon as Slurm answers"
                 .to_owned())
@@ -223,6 +203,20 @@ fn judge(job: &Job<'_>) -> Result<bool, String> {
         Err(error) => Err(format!("cannot start a process: {error}")),
     }
 }
+
+/// How long the next verdict may hold slurmstepd up, after those that began `aside`; `None` where as many are on their way as
+/// may be. What began long ago has ended, or was ended by the process that stays with it.
+fn next_patience(aside: &mut Vec<Instant>, now: Instant) -> Option<Duration> {
+    aside.retain(|begun| now.saturating_duration_since(*begun).as_secs() <= u64::from(LIMIT));
+    match aside.len() {
+        0 => Some(FOR_VERDICT),
+        MOST_ASIDE.. => None,
+        _ => Some(Duration::ZERO),
+    }
+}
+
+/// What the user is told where deaths are passed over.
+const TOO_MANY: &str = "so many tasks were killed that not all of them are looked into on this node";
 
 /// What the trampoline says where the payload's death was its own.
 const NOT_LOST: i32 = 1;
@@ -302,26 +296,51 @@ mod tests {
     }
 
     #[test]
+    fn slurmstepd_is_held_up_for_one_slow_verdict_at_a_time() {
+        let now = Instant::now() + Duration::from_secs(1000);
+        let over = u64::from(LIMIT) + 1;
+        for (aside, patience, n_left) in [
+            (vec![], Some(FOR_VERDICT), 0),
+            (vec![0], Some(Duration::ZERO), 1),
+            (vec![5, 1], Some(Duration::ZERO), 2),
+            (vec![5, 1, 0], None, 3),
+            (vec![over, 1, 0], Some(Duration::ZERO), 2),
+            (vec![over, over, over], Some(FOR_VERDICT), 0),
+        ] {
+            let mut begun: Vec<Instant> =
+                aside.iter().map(|seconds| now - Duration::from_secs(*seconds)).collect();
+            assert_eq!(next_patience(&mut begun, now), patience, "{aside:?}");
+            assert_eq!(begun.len(), n_left, "{aside:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_task_of_a_node_is_known() {
+        let found: Vec<bool> = (0..4).map(|_| is_last(3)).collect();
+        assert_eq!(found, [false, false, true, false]);
+    }
+
+    #[test]
     fn all_tasks_of_a_step_together_have_one_budget() {
-        let left = Budget::new(PATIENCE);
+        let all = Duration::from_millis(PATIENCE_MS);
+        let full = || AtomicU64::new(PATIENCE_MS);
+        let is_used_up = |left: &AtomicU64| left.load(Ordering::Relaxed) == 0;
+        let left = full();
         let one = Duration::from_millis(700);
         let mut looked = Duration::ZERO;
         let mut told = 0;
         // As look_into does for each task of a large node.
         for _ in 0..1000 {
-            if !left.is_used_up() {
+            if !is_used_up(&left) {
                 looked += one;
-                told += usize::from(left.take(one));
+                told += usize::from(take(&left, one));
             }
         }
-        assert!(looked > PATIENCE - one && looked < PATIENCE + one, "{looked:?}");
+        assert!(looked > all - one && looked < all + one, "{looked:?}");
         assert_eq!(told, 1, "it is said once that nobody looks any more");
-        let left = Budget::new(PATIENCE);
-        assert!(!left.take(Duration::ZERO) && !left.is_used_up());
-        assert!(left.take(PATIENCE * 2) && left.is_used_up() && !left.take(one));
-        let left = Budget::new(PATIENCE);
-        left.end();
-        assert!(left.is_used_up());
+        let left = full();
+        assert!(!take(&left, Duration::ZERO) && !is_used_up(&left));
+        assert!(take(&left, all * 2) && is_used_up(&left) && !take(&left, one));
     }
 
     #[test]
