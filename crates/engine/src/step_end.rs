@@ -170,14 +170,14 @@ impl StepEnd {
     }
 
     fn request_without(&self, n_silent: usize) -> Result<(), StepEndError> {
+        // A hundred tasks that each read the record and ran scancel would keep a node busy for seconds. When it has worked, the
+        // others are killed where they wait.
+        let begun = Instant::now();
+        let turn = self.take_turn();
         let all_ended = self.hear_farewells(n_silent);
         if all_ended && self.one_node {
             return Ok(());
         }
-        // A hundred tasks that each ran scancel would keep a node busy for seconds. When it has worked, the others are
-        // killed where they wait.
-        let begun = Instant::now();
-        let turn = self.take_turn();
         // Slurm kills the tasks of a step that is cancelled without a warning. With one, those of ours
         // have recorded that they were told to end. Without it the step must end as well.
         if self.scancel(&["--signal=TERM"], PATIENCE.0).is_ok() {

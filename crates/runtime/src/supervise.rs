@@ -87,7 +87,8 @@ impl<'a> Keeper<'a> {
         const ABORTED: &str = "a process that waited for another task of this step was killed";
         match self {
             Keeper::Child(pidfd) => {
-                let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+                // It has ended, but the status of one that is traced goes to who traces it first (ptrace(2)).
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
                 let status = waitid(WaitId::PidFd(pidfd), options).ok().flatten();
                 (status.and_then(|status| status.exit_status()) != Some(0)).then_some(LOST)
             }
