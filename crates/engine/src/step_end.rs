@@ -180,7 +180,9 @@ impl StepEnd {
         }
         // Slurm kills the tasks of a step that is cancelled without a warning. With one, those of ours
         // have recorded that they were told to end. Without it the step must end as well.
-        if self.scancel(&["--signal=TERM"], PATIENCE.0).is_ok() {
+        // What a long turn has left is for both.
+        let for_warning = PATIENCE.0.min(PATIENCE.1.saturating_sub(begun.elapsed()) / 2);
+        if self.scancel(&["--signal=TERM"], for_warning).is_ok() {
             let _ = poll(&mut [], Some(&WARNING));
         }
         let ended = self.scancel(&[], PATIENCE.1.saturating_sub(begun.elapsed()));
