@@ -17,16 +17,23 @@ const MAX_ANSWER: usize = 256;
 /// Where this program's profile is installed by the package.
 const PROFILE: &str = "/etc/apparmor.d/situla";
 
-/// What a failure to make or use a user namespace is about, where `proc` is the mount point of `/proc`:
-/// the same failure, or one that names the restriction.
-pub(crate) fn explain(failure: Failure, proc: &Path) -> Failure {
+/// What it is about that a user namespace could not be made or used, which `message` and `errno` tell, where `proc` is
+/// the mount point of `/proc`.
+///
+/// A profile that is in force for this program and has no rule for user namespaces forbids them on a kernel without that
+/// restriction as well; but so do other things where such profiles are, a seccomp filter for one, and they have the same
+/// errno. It is mentioned, and not called the reason.
+pub(crate) fn explain(message: String, errno: Errno, proc: &Path) -> Failure {
+    let none = |message| Failure::of_call(FailureClass::NoUserNamespaces, message, errno);
+    if !matches!(errno, Errno::PERM | Errno::ACCESS) {
+        return none(message);
+    }
+    // attr/apparmor has it where other modules are loaded as well.
+    let current = ["self/attr/apparmor/current", "self/attr/current"];
+    let profile = current.iter().find_map(|name| read(&proc.join(name)));
     let restricted = read(&proc.join("sys/kernel/apparmor_restrict_unprivileged_userns"));
-    let by_module = matches!(failure.errno(), Some(Errno::PERM | Errno::ACCESS));
-    match (failure.class(), restricted.as_deref(), failure.errno()) {
-        (FailureClass::NoUserNamespaces, Some("1"), Some(errno)) if by_module => {
-            // attr/apparmor has it where other modules are loaded as well.
-            let current = ["self/attr/apparmor/current", "self/attr/current"];
-            let profile = current.iter().find_map(|name| read(&proc.join(name)));
+    match (restricted.as_deref(), profile) {
+        (Some("1"), profile) => {
             let profile = profile.unwrap_or_else(|| "unknown".to_owned());
             let program = fs::read_link(proc.join("self/exe")).unwrap_or_default();
             let message = format!(
@@ -35,7 +42,10 @@ pub(crate) fn explain(failure: Failure, proc: &Path) -> Failure {
             );
             Failure::of_call(FailureClass::AppArmor, message, errno)
         }
-        _ => failure,
+        (_, Some(profile)) if profile.ends_with(" (enforce)") => {
+            none(format!("{message}; perhaps AppArmor, whose profile {profile} is in force here"))
+        }
+        _ => none(message),
     }
 }
 
@@ -75,31 +85,45 @@ mod tests {
         }
         std::os::unix::fs::symlink("/opt/situla/bin/situla", proc.join("self/exe")).unwrap();
         let sysctl = proc.join("sys/kernel/apparmor_restrict_unprivileged_userns");
-        let failure = |class, errno| Failure::of_call(class, "this machine does not let you", errno);
-        let explained = |class, errno| explain(failure(class, errno), proc);
-        use FailureClass::{AppArmor, MountFailed, NoUserNamespaces};
+        let explained = |errno| explain("this machine does not let you".to_owned(), errno, proc);
+        use FailureClass::{AppArmor, NoUserNamespaces};
         // Not there, and switched off.
         for value in [None, Some("0\n")] {
             if let Some(value) = value {
                 fs::write(&sysctl, value).unwrap();
             }
-            assert_eq!(explained(NoUserNamespaces, Errno::PERM), failure(NoUserNamespaces, Errno::PERM));
+            let failure = explained(Errno::PERM);
+            assert_eq!(failure.class(), NoUserNamespaces);
+            assert!(!failure.to_string().contains("AppArmor"), "{failure}");
         }
+        // A profile is in force, as in a container of another engine.
+        for (profile, mentioned) in
+            [("unconfined", false), ("site (complain)", false), ("kernel_t", false), ("site (enforce)", true)]
+        {
+            fs::write(proc.join("self/attr/current"), format!("{profile}\n")).unwrap();
+            for (errno, mentioned) in [(Errno::PERM, mentioned), (Errno::NOSPC, false)] {
+                let failure = explained(errno);
+                assert_eq!(failure.class(), NoUserNamespaces);
+                let told = failure.to_string();
+                assert!(told.starts_with("this machine does not let you"), "{told}");
+                assert_eq!(told.contains("profile site (enforce)"), mentioned, "{profile}, {errno}: {told}");
+            }
+        }
+        fs::remove_file(proc.join("self/attr/current")).unwrap();
         fs::write(&sysctl, "1\n").unwrap();
-        for (class, errno, result) in [
-            (NoUserNamespaces, Errno::PERM, AppArmor),
-            (NoUserNamespaces, Errno::ACCESS, AppArmor),
+        for (errno, result) in [
+            (Errno::PERM, AppArmor),
+            (Errno::ACCESS, AppArmor),
             // The limit is reached.
-            (NoUserNamespaces, Errno::NOSPC, NoUserNamespaces),
-            (MountFailed, Errno::PERM, MountFailed),
+            (Errno::NOSPC, NoUserNamespaces),
         ] {
-            assert_eq!(explained(class, errno).class(), result, "{class:?} {errno}");
+            assert_eq!(explained(errno).class(), result, "{errno}");
         }
         fs::write(proc.join("self/attr/current"), "unconfined\n").unwrap();
-        let message = explained(NoUserNamespaces, Errno::PERM).to_string();
+        let message = explained(Errno::PERM).to_string();
         assert!(message.contains("/opt/situla/bin/situla") && message.contains("is unconfined"), "{message}");
         fs::write(proc.join("self/attr/apparmor/current"), "unprivileged_userns (enforce)\n").unwrap();
-        let message = explained(NoUserNamespaces, Errno::PERM).to_string();
+        let message = explained(Errno::PERM).to_string();
         assert!(message.contains("is unprivileged_userns (enforce)"), "{message}");
         assert!(message.contains(PROFILE), "{message}");
     }

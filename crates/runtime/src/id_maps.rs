@@ -138,10 +138,7 @@ fn write_proc(name: &str, text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             let errno = error.raw_os_error().map_or(Errno::PERM, Errno::from_raw_os_error);
             let message = format!("this machine does not let you use a user namespace ({path})");
-            Err(apparmor::explain(
-                Failure::of_call(FailureClass::NoUserNamespaces, message, errno),
-                Path::new("/proc"),
-            ))
+            Err(apparmor::explain(message, errno, Path::new("/proc")))
         }
         other => other.or_fail(FailureClass::Setup, || format!("cannot write {path}")),
     }

@@ -94,14 +94,11 @@ fn refused(errno: Errno) -> Failure {
     match errno {
         // EPERM: forbidden by a sysctl, a security module or a plain chroot. ENOSPC, EUSERS: the
         // limit user.max_user_namespaces is reached, or is 0. EINVAL: not built into the kernel.
-        Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::ACCESS => {
-            explained("this machine does not let you make a user namespace".to_owned(), errno)
-        }
+        Errno::PERM | Errno::NOSPC | Errno::USERS | Errno::INVAL | Errno::ACCESS => apparmor::explain(
+            "this machine does not let you make a user namespace".to_owned(),
+            errno,
+            Path::new("/proc"),
+        ),
         errno => Failure::of_call(FailureClass::Setup, "cannot make namespaces", errno),
     }
-}
-
-fn explained(message: String, errno: Errno) -> Failure {
-    let failure = Failure::of_call(FailureClass::NoUserNamespaces, message, errno);
-    apparmor::explain(failure, Path::new("/proc"))
 }

@@ -28,6 +28,7 @@ pub mod names;
 pub mod neighbour;
 pub mod no_helpers;
 pub mod options;
+pub mod other_kernels;
 pub mod packaging;
 pub mod pins;
 pub mod plain_fs;
@@ -249,6 +250,9 @@ const PRIVILEGED_FULL: &[(&str, DeskCase)] = &[
     ("slurm_of_trixie", releases::trixie),
     ("slurm_without_munge", releases::without_munge),
     ("slurm_of_sid", releases::sid),
+    ("other_kernels::apparmor", other_kernels::apparmor),
+    ("other_kernels::trixie", other_kernels::trixie),
+    ("other_kernels::sid", other_kernels::sid),
 ];
 
 /// Runs the command-line tier.
@@ -563,6 +567,11 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "records::match_the_schema" | "events::are_as_published" => records::validator(),
         "slurm_of_trixie" | "slurm_without_munge" => releases::prepared(env, "trixie"),
         "slurm_of_sid" => releases::prepared(env, "sid"),
+        "other_kernels::trixie" => other_kernels::prepared(env, "trixie"),
+        "other_kernels::sid" => other_kernels::prepared(env, "sid"),
+        "other_kernels::apparmor" => {
+            packaging::parser(env).and_then(|()| other_kernels::prepared(env, "sid"))
+        }
         _ => Ok(()),
     }
 }
