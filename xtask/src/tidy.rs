@@ -6,6 +6,8 @@
 mod crates;
 mod files;
 
+use std::path::PathBuf;
+
 use crate::workspace::{Workspace, tracked_files};
 
 /// One broken rule, as a line for people.
@@ -26,13 +28,15 @@ pub(crate) fn run() -> Result<String, String> {
         Ok(text) => crates::check_architecture(&text, &workspace, &mut findings),
         Err(_) => note.push_str("tidy: ARCHITECTURE.md skipped: there is none yet\n"),
     }
-    for file in &files {
-        // A tracked file may be deleted in the working tree; binary files have no lines.
-        if let Ok(text) = std::fs::read_to_string(workspace.root.join(file)) {
-            files::check_length(file, &text, &mut findings);
-            files::check_paths(file, &text, &workspace.root, &mut findings);
-        }
+    // A tracked file may be deleted in the working tree; binary files have no lines.
+    let read =
+        |file: &PathBuf| Some((file.clone(), std::fs::read_to_string(workspace.root.join(file)).ok()?));
+    let texts: Vec<(PathBuf, String)> = files.iter().filter_map(read).collect();
+    for (file, text) in &texts {
+        files::check_length(file, text, &mut findings);
+        files::check_paths(file, text, &workspace.root, &mut findings);
     }
+    files::check_plugin(texts.iter().map(|(file, text)| (file.as_path(), text.as_str())), &mut findings);
     if findings.is_empty() {
         return Ok(format!(
             "{note}tidy: {} crates and {} files are fine\n",

@@ -275,7 +275,6 @@ fn init_post_opt() -> Result<(), String> {
 fn check(complete: &mut Given, settings: &Settings) -> Result<(), String> {
     /// Who waits in srun must not wait for a file system that does not answer.
     const PATIENCE: Duration = Duration::from_millis(900);
-    const MOMENT: Duration = Duration::from_millis(1);
     if check_trampoline(settings).is_err() {
         return Ok(());
     }
@@ -296,7 +295,7 @@ fn check(complete: &mut Given, settings: &Settings) -> Result<(), String> {
     let begun = Instant::now();
     let status = loop {
         match child.try_wait() {
-            Ok(None) if begun.elapsed() < PATIENCE => std::thread::sleep(MOMENT),
+            Ok(None) if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(1)),
             Ok(Some(status)) => break status,
             _ => {
                 // One that cannot be killed is left to itself.
@@ -556,7 +555,6 @@ fn task_exit(spank: Handle) -> Result<(), String> {
     if step > LAST_STEP_OF_SRUN || !is_own {
         return Ok(());
     }
-    check_trampoline(&settings)?;
     if killed::look_into(spank, &task, &settings, program, is_last)? {
         // Whether somebody has cancelled the step that way cannot be known here.
         let what = "was killed while its container ran; ending the step";

@@ -29,6 +29,7 @@ unsafe extern "C" {
     fn write(fd: c_int, bytes: *const c_void, length: usize) -> isize;
     fn chdir(path: *const c_char) -> c_int;
     fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
+    fn statx(at: c_int, path: *const c_char, flags: c_int, mask: c_uint, found: *mut c_void) -> c_int;
     fn execve(path: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int;
     fn _exit(status: c_int) -> !;
 }
@@ -126,6 +127,7 @@ fn stay_with(job: &Job<'_>, argv: &[*const c_char], env: &[*const c_char]) -> ! 
     let all: SignalSet = [c_ulong::MAX; _];
     // SAFETY: the set lives until the call returns; the old one is not asked for.
     unsafe { sigprocmask(SET_MASK, &raw const all, std::ptr::null_mut()) };
+    stand_down();
     // SAFETY: the child makes async-signal-safe calls alone and never returns from `become_program`.
     let pid = unsafe { fork() };
     if pid == 0 {
@@ -174,7 +176,7 @@ fn stay_with(job: &Job<'_>, argv: &[*const c_char], env: &[*const c_char]) -> ! 
 
 /// The program's part.
 fn become_program(job: &Job<'_>, argv: &[*const c_char], env: &[*const c_char]) -> ! {
-    if prepare(job).is_some() {
+    if prepare(job).is_some() && !is_anybodys(job.program) {
         // SAFETY: all strings are terminated, both arrays end with null.
         unsafe { execve(job.program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
     }
@@ -182,12 +184,21 @@ fn become_program(job: &Job<'_>, argv: &[*const c_char], env: &[*const c_char]) 
     unsafe { _exit(CANNOT_EXECUTE) }
 }
 
+/// Whether everybody may write to a program, so that anybody's could run here. Nobody waits here for a file system that does not
+/// answer but this process itself.
+fn is_anybodys(program: &CStr) -> bool {
+    // `struct statx` has 256 bytes on every architecture, and 28 before `stx_mode`.
+    let mut found = [0u16; 128];
+    // SAFETY: the path is terminated, and what is found has the size of the structure. From `AT_FDCWD`, for `STATX_MODE`.
+    let result = unsafe { statx(-100, program.as_ptr(), 0, 2, found.as_mut_ptr().cast()) };
+    result != 0 || found[14] & 0o002 != 0
+}
+
 /// Gives up all that is slurmstepd's, root's ids last. `None` where that fails.
 fn prepare(job: &Job<'_>) -> Option<()> {
     let done = |result: c_int| (result == 0).then_some(());
     // SAFETY: takes numbers alone.
     done(unsafe { setpgid(0, 0) })?;
-    stand_down();
     release_streams()?;
     close_others_on_exec();
     // SAFETY: the path is terminated.
@@ -237,11 +248,11 @@ const CLOSE_RANGE: c_long = 436;
 /// slurmd's own limit of open files is far above what a slurmstepd opens.
 const MOST: c_int = 4096;
 
-/// Lets the kernel kill this process when memory is short: slurmstepd is exempt from that.
+/// Lets the kernel kill this process and the program when memory is short: slurmstepd is exempt from that.
 fn stand_down() {
     // SAFETY: the path is terminated.
     let file = unsafe { open(c"/proc/self/oom_score_adj".as_ptr(), READ_WRITE) };
-    // It is closed with the others by exec. Where there is none there is nothing to give up.
+    // It is closed with the others. Where there is none there is nothing to give up.
     // SAFETY: one byte of a static string.
     unsafe { write(file, c"0".as_ptr().cast(), 1) };
 }
@@ -289,11 +300,13 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("situla-child-{}", std::process::id()));
         let script = CString::new(dir.to_str().unwrap()).unwrap();
         let open = std::fs::File::open("/dev/zero").unwrap();
+        // slurmstepd has another one than a program is to have; any process may raise its own.
+        std::fs::write("/proc/self/oom_score_adj", "300").unwrap();
         std::fs::write(
             &dir,
             "[ \"$(pwd)\" = / ] || exit 1\n[ \"$(ls /proc/$$/fd | wc -l)\" -le 5 ] || exit 2\n\
              [ \"$(readlink /proc/$$/fd/1)\" = /dev/null ] || exit 3\n\
-             [ \"$(cat /proc/$$/oom_score_adj)\" = 0 ] || exit 4\n\
+             [ \"$(cat /proc/$$/oom_score_adj /proc/$PPID/oom_score_adj | tr -d '\\n')\" = 00 ] || exit 4\n\
              [ \"$(cut -d' ' -f5 /proc/$$/stat)\" = $$ ] || exit 5\n\
              [ \"$(id -u)\" != 0 ] || [ \"$(id -G)\" = '0 4242 4243' ] || exit 6\nexit $STATUS\n",
         )
@@ -306,7 +319,23 @@ mod tests {
 
     #[test]
     fn what_cannot_be_executed_is_told() {
+        use std::os::unix::fs::PermissionsExt;
         let long = Duration::from_secs(60);
+        let program = std::env::temp_dir().join(format!("situla-anybodys-{}", std::process::id()));
+        let path = CString::new(program.to_str().unwrap()).unwrap();
+        for (mode, end) in [(0o755, 7), (0o775, 7), (0o757, CANNOT_EXECUTE)] {
+            // Copied by another process: no descriptor of a thread beside this one keeps it open for writing.
+            let copied = std::process::Command::new("cp").arg("/bin/sh").arg(&program).status().unwrap();
+            assert!(copied.success());
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(mode)).unwrap();
+            let script = std::env::temp_dir().join(format!("situla-seven-{}", std::process::id()));
+            std::fs::write(&script, "exit 7\n").unwrap();
+            let argument = CString::new(script.to_str().unwrap()).unwrap();
+            let status = ran(&path, &argument, long);
+            std::fs::remove_file(&program).unwrap();
+            std::fs::remove_file(&script).unwrap();
+            assert_eq!(status, End::Exited(end), "{mode:o}");
+        }
         assert_eq!(ran(c"/nonexistent", c"", long), End::Exited(CANNOT_EXECUTE));
         assert_eq!(ran(c"/", c"", long), End::Exited(CANNOT_EXECUTE));
     }

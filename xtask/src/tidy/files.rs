@@ -7,6 +7,12 @@ use super::Finding;
 /// Lines of a Rust file before it needs a reason.
 const MAX_LINES: usize = 800;
 
+/// The plugin has fewer lines of code, since it runs in Slurm's own processes: without tests, comments and empty lines.
+const MAX_PLUGIN_LINES: usize = 1500;
+
+/// Where they are.
+const PLUGIN: &str = "crates/spank/src";
+
 /// How a longer file explains itself, in its module documentation.
 const LONG_MARK: &str = "//! Long on purpose:";
 
@@ -33,6 +39,24 @@ pub(super) fn check_length(file: &Path, text: &str, findings: &mut Vec<Finding>)
     if rust && lines > MAX_LINES && !text.lines().any(|line| line.starts_with(LONG_MARK)) {
         findings.push(format!("{}: {lines} lines: split it, or say why with {LONG_MARK:?}", file.display()));
     }
+}
+
+/// Checks that the plugin is small, by the names and texts of `files`.
+pub(super) fn check_plugin<'a>(
+    files: impl Iterator<Item = (&'a Path, &'a str)>,
+    findings: &mut Vec<Finding>,
+) {
+    let lines: usize =
+        files.filter(|(file, _)| file.starts_with(PLUGIN)).map(|(_, text)| lines_of_code(text)).sum();
+    if lines >= MAX_PLUGIN_LINES {
+        findings.push(format!("{PLUGIN}: {lines} lines of code, not fewer than {MAX_PLUGIN_LINES}"));
+    }
+}
+
+/// How many lines are code, where the tests are the end of a file.
+fn lines_of_code(text: &str) -> usize {
+    let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
+    text.lines().take_while(|line| *line != "#[cfg(test)]").filter(is_code).count()
 }
 
 /// Checks that a file does not name directories of the machine it was written on.
@@ -75,6 +99,22 @@ mod tests {
             let mut findings = Vec::new();
             check_length(Path::new(name), &text, &mut findings);
             assert_eq!(findings.len(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_plugin_is_counted_as_one() {
+        let half = "x\n".repeat(MAX_PLUGIN_LINES / 2 - 1);
+        let rest = format!("{half}\n// why\n    /// what\n#[cfg(test)]\nmod tests {{\n    x\n}}\n");
+        let table = [
+            (vec![("crates/spank/src/a.rs", half.clone()), ("crates/spank/src/b.rs", rest.clone())], 0),
+            (vec![("crates/spank/src/a.rs", format!("x\nx\n{half}")), ("crates/spank/src/b.rs", rest)], 1),
+            (vec![("crates/spank/src/a.rs", half.clone()), ("crates/sys/src/b.rs", half.repeat(2))], 0),
+        ];
+        for (files, want) in table {
+            let mut findings = Vec::new();
+            check_plugin(files.iter().map(|(name, text)| (Path::new(*name), text.as_str())), &mut findings);
+            assert_eq!(findings.len(), want, "{findings:?}");
         }
     }
 
