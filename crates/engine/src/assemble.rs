@@ -361,11 +361,11 @@ fn share(
     let root = (&rootfs.source, patches, &overlay);
     let process = (&spec.process.user, &spec.process.capabilities);
     let made = (&spec.mounts, &spec.linux, &spec.hostname, &spec.hooks);
-    let shared = (root, made, process, place, identities);
+    let shared = (situla_runtime::MEETING_PROTOCOL, root, made, process, place, identities);
     let bytes = serde_json::to_vec(&shared).unwrap_or_default();
     // Nothing rests on its being hard to forge: whoever has another user id is turned away, and a user who makes two of his
     // containers meet deceives himself alone. A cryptographic hash would ask the processor what it can do, which takes some percent of joining where a
-    // hypervisor answers. Another release of this program may count differently; then its tasks have a container of their own.
+    // hypervisor answers. Another release of this program may count differently or speak otherwise; then its tasks have a container of their own.
     let mut hasher = DefaultHasher::new();
     hasher.write(&bytes);
     let hash = hasher.finish();

@@ -50,6 +50,7 @@ pub use inside::{Links, open_inside};
 pub use instance::{Channel, Instance, Undisturbed, detach};
 pub use interruption::Interruption;
 pub use kernel_mount::{KernelFormat, MountableFile, mount_by_kernel};
+pub use meeting::MEETING_PROTOCOL;
 pub use own_files::read_own_files;
 pub use run::{MountedImage, Observer, OpenImage, OpenImages, duplicate, is_inherited, replace, run};
 pub use seccomp::check_filter;

@@ -22,6 +22,11 @@ use crate::failure::{Failure, FailureClass};
 use crate::keeper::{self, ABORT};
 use crate::message::{receive, send};
 
+/// How the tasks of a step speak to each other. Whoever compares what tasks ask for counts it in, so that those of another
+/// release, which the program on the node may be replaced by under a running step, meet only where they understand each
+/// other. To be raised whenever what a message means changes.
+pub const MEETING_PROTOCOL: u32 = 1;
+
 /// First byte of the keeper's answer: the name of the run follows, and the namespaces as descriptors.
 pub(crate) const ANSWER_READY: u8 = b'R';
 
@@ -238,6 +243,13 @@ pub(crate) fn is_own(socket: BorrowedFd<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is said here is said to other releases as well.
+    #[test]
+    fn a_change_of_the_messages_raises_the_protocol() {
+        let first_bytes = [ANSWER_READY, ANSWER_WITH_IMAGE, ANSWER_REFUSED, ABORT];
+        assert_eq!((MEETING_PROTOCOL, &first_bytes), (1, b"RIXA"), "raise MEETING_PROTOCOL with them");
+    }
 
     #[test]
     fn the_first_leads_and_the_next_takes_over() {
