@@ -276,6 +276,7 @@ mod tests {
             assert!(tree.xattrs(node).unwrap().is_empty());
             numbers.push(found.inode);
         }
+        numbers.sort_unstable();
         numbers.dedup();
         assert_eq!(numbers.len(), 3, "each has a number: {numbers:?}");
     }
