@@ -67,6 +67,7 @@ use crate::cluster::{Cluster, Variant};
 use crate::environment::TestEnv;
 use crate::images::Images;
 use crate::leaks::Snapshot;
+use crate::reached_registry::ReachedRegistry;
 use crate::tier::{self, Check, Skip};
 
 /// A case of the cluster tier that needs Slurm alone.
@@ -317,6 +318,14 @@ impl Site {
         self.cluster.env()
     }
 
+    /// The test registry, with the images of `scripts/make-image`, as nodes and login node reach it.
+    fn registry(&self) -> Result<ReachedRegistry, String> {
+        let desk = self.desk();
+        let address = privileged::registry(&desk, "up")?.stdout.trim().to_owned();
+        privileged::registry(&desk, "push")?;
+        ReachedRegistry::of(&self.cluster, &address)
+    }
+
     fn prepare(cluster: &Cluster) -> Result<Self, String> {
         let env = cluster.env();
         let trampoline = format!("trampoline={}", env.situla().display());
@@ -372,6 +381,17 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("steps::task_epilog", steps::task_epilog),
     ("records::one_per_step_and_node", records::one_per_step_and_node),
     ("accounts::in_steps", accounts::in_steps),
+    ("uses::image_from_a_registry", uses::image_from_a_registry),
+    ("unfinished::scancel_while_fetching", unfinished::scancel_while_fetching),
+    ("image_faults::registry_goes_away", image_faults::registry_goes_away),
+    ("image_faults::no_room_in_the_store", image_faults::no_room_in_the_store),
+    ("image_faults::converter_is_killed", image_faults::converter_is_killed),
+    ("pins::steps_of_a_job", pins::steps_of_a_job),
+    ("pins::tasks_of_an_array", pins::tasks_of_an_array),
+    ("pins::steps_of_a_bare_script", pins::steps_of_a_bare_script),
+    ("pins::forged", pins::forged),
+    ("pins::components_of_a_job", pins::components_of_a_job),
+    ("pins::tasks_at_once", pins::tasks_at_once),
 ];
 
 /// Cases that need nodes on the machine's own network, whose loopback address isolated ones do not reach; and those
@@ -420,11 +440,6 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("export::keeps_the_container", export::keeps_the_container),
     ("export::steps_of_a_bare_script", export::steps_of_a_bare_script),
     ("faults::image_changes_under_a_job", faults::image_changes_under_a_job),
-    ("uses::image_from_a_registry", uses::image_from_a_registry),
-    ("unfinished::scancel_while_fetching", unfinished::scancel_while_fetching),
-    ("image_faults::registry_goes_away", image_faults::registry_goes_away),
-    ("image_faults::no_room_in_the_store", image_faults::no_room_in_the_store),
-    ("image_faults::converter_is_killed", image_faults::converter_is_killed),
     ("unfinished::scancel_while_extracting", unfinished::scancel_while_extracting),
     ("unfinished::a_slow_pull", unfinished::a_slow_pull),
     ("batch::ends_of_a_script", batch::ends_of_a_script),
@@ -445,12 +460,6 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("kept::cut_off_saves", kept::cut_off_saves),
     ("kept::not_all_started", kept::not_all_started),
     ("kept::requeued", kept::requeued),
-    ("pins::steps_of_a_job", pins::steps_of_a_job),
-    ("pins::tasks_of_an_array", pins::tasks_of_an_array),
-    ("pins::steps_of_a_bare_script", pins::steps_of_a_bare_script),
-    ("pins::forged", pins::forged),
-    ("pins::components_of_a_job", pins::components_of_a_job),
-    ("pins::tasks_at_once", pins::tasks_at_once),
     ("requeues::started_again", requeues::started_again),
     ("requeues::preempted_and_cancelled", requeues::preempted_and_cancelled),
     ("requeues::preempted_by_quality", requeues::preempted_by_quality),
