@@ -469,11 +469,16 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("soak::many_steps", soak::many_steps),
     ("kept::cut_off_saves", kept::cut_off_saves),
     ("batch::ends_of_a_script", batch::ends_of_a_script),
+    // At the end: the node has another process afterwards.
+    ("lost_nodes::slurmd_alone_dies", lost_nodes::slurmd_alone_dies),
 ];
 
 /// Cases that need nodes with processes and a `/tmp` of their own.
-const ON_ISOLATED: &[(&str, SiteCase)] =
-    &[("names::of_each_node", names::of_each_node), ("lost_nodes::a_node_dies", lost_nodes::a_node_dies)];
+const ON_ISOLATED: &[(&str, SiteCase)] = &[
+    ("names::of_each_node", names::of_each_node),
+    ("lost_nodes::slurmd_alone_dies", lost_nodes::slurmd_alone_dies),
+    ("lost_nodes::a_node_dies", lost_nodes::a_node_dies),
+];
 
 /// Cases of isolated nodes that change one and look for leaks themselves, as [`ON_SICK_NODES`].
 const ON_CHANGED_NODES: &[(&str, SiteCase)] = &[("private_tmp::is_the_jobs", private_tmp::is_the_jobs)];
