@@ -359,6 +359,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("environments::image_mounts", environments::image_mounts),
     ("environments::devices", environments::devices),
     ("environments::steps_from_inside", environments::steps_from_inside),
+    ("environments::steps_on_other_nodes_from_inside", environments::steps_on_other_nodes_from_inside),
     ("environments::names_and_inheritance", environments::names_and_inheritance),
     ("environments::refused", environments::refused),
     ("ends::codes_and_signals", ends::codes_and_signals),
