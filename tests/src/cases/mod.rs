@@ -421,14 +421,14 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("steps::overlapping", steps::overlapping),
     ("steps::cancelled_in_an_array", steps::cancelled_in_an_array),
     ("steps::gpus_of_each_task", steps::gpus_of_each_task),
+    ("attacks::outside_the_step", attacks::outside_the_step),
 ];
 
 /// Cases to which nodes of their own would add nothing but time, or of which they keep what the case looks at.
 const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     // Between nodes that are hosts of their own this MPICH hangs in MPI_Finalize every other time, in no container as well.
     ("steps::mpich_by_pmi2", steps::mpich_by_pmi2),
-    // They look at processes, sockets and files of two jobs or steps by the names that the machine has for them.
-    ("attacks::outside_the_step", attacks::outside_the_step),
+    // It looks at processes and sockets of two jobs by the names that the machine has for them.
     ("attacks::two_users_jobs", attacks::two_users_jobs),
     // What srun, sbatch or slurmrestd makes of words.
     ("faults::unknown_option", faults::unknown_option),
