@@ -129,6 +129,19 @@ impl Cluster {
         name.map(str::to_owned).ok_or_else(|| format!("{} names no cluster", self.conf.display()))
     }
 
+    /// The address of this machine at which its nodes reach it.
+    ///
+    /// # Errors
+    /// The configuration cannot be read, or names none.
+    pub fn address(&self) -> Result<String, String> {
+        let text =
+            std::fs::read_to_string(&self.conf).map_err(|e| format!("{}: {e}", self.conf.display()))?;
+        // SlurmctldHost=NAME(ADDRESS)
+        let host = text.lines().find_map(|line| line.strip_prefix("SlurmctldHost="));
+        let address = host.and_then(|host| host.split_once('(')?.1.strip_suffix(')'));
+        address.map(str::to_owned).ok_or_else(|| format!("{} names no address", self.conf.display()))
+    }
+
     /// Its state directory.
     #[must_use]
     pub fn state_dir(&self) -> &Path {
@@ -197,6 +210,26 @@ impl Cluster {
         let mut command = self.env.user_command(cwd, words)?;
         command.env("SLURM_CONF", &self.conf);
         Ok(command)
+    }
+
+    /// As [`Cluster::user_command`], as the user would call it on one of its nodes.
+    ///
+    /// # Errors
+    /// There is no such user, or no such node.
+    pub fn command_on<I, S>(&self, node: &str, cwd: &Path, words: I) -> Result<Command, String>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let pid = self.nodes.get(node).ok_or_else(|| format!("there is no node {node}"))?;
+        let command = self.user_command(cwd, words)?;
+        let mut inside = Command::new("nsenter");
+        inside.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--target", &pid.to_string(), "--"]);
+        inside.args(["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh"]).arg(cwd);
+        inside.arg(command.get_program()).args(command.get_args());
+        inside.env_clear();
+        inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Ok(inside)
     }
 
     /// Lets a command find this cluster.

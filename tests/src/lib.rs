@@ -20,5 +20,6 @@ pub mod outcome;
 pub mod private_registry;
 pub mod processes;
 pub mod random;
+pub mod reached_registry;
 pub mod slow_proxy;
 pub mod tier;

@@ -158,6 +158,26 @@ pub fn variable(pid: u32, name: &str) -> Option<String> {
     all.split(|byte| *byte == 0).find_map(of_name)
 }
 
+/// The PID namespace of a process, and its number there: isolated nodes have namespaces of their own.
+#[must_use]
+pub fn in_its_namespace(pid: u32) -> Option<(String, u32)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    // The innermost one is the last.
+    let number = numbers.split_whitespace().next_back()?.parse().ok()?;
+    let space = fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
+    Some((space.to_string_lossy().into_owned(), number))
+}
+
+/// The process that has this number in the PID namespace of another one.
+#[must_use]
+pub fn beside(other: u32, number: u32) -> Option<u32> {
+    let (space, _) = in_its_namespace(other)?;
+    process_ids()
+        .into_iter()
+        .find(|pid| in_its_namespace(*pid).is_some_and(|one| one == (space.clone(), number)))
+}
+
 /// The children of a process, whatever they run.
 #[must_use]
 pub fn children(pid: u32) -> Vec<u32> {

@@ -46,8 +46,16 @@ impl SlowProxy {
     /// # Errors
     /// There is no port.
     pub fn before(upstream: &str) -> Result<Self, String> {
+        Self::at("127.0.0.1", upstream)
+    }
+
+    /// As [`SlowProxy::before`], on a free port of another address of this machine.
+    ///
+    /// # Errors
+    /// There is no port, or no such address.
+    pub fn at(host: &str, upstream: &str) -> Result<Self, String> {
         let io = |e: std::io::Error| format!("the slow proxy: {e}");
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(io)?;
+        let listener = TcpListener::bind((host, 0)).map_err(io)?;
         let address = listener.local_addr().map_err(io)?.to_string();
         let state = Arc::new(State {
             upstream: upstream.to_owned(),

@@ -7,6 +7,7 @@ use situla_oci::{EnrootReference, MAX_REGISTRIES_BYTES, NameError, Reference, Re
 
 use crate::command_error::CommandError;
 use crate::credentials::Variable;
+use crate::registry_access;
 
 /// Most files of a directory.
 const MAX_FILES: usize = 1000;
@@ -34,7 +35,7 @@ pub(crate) fn short_name(text: &str) -> Result<EnrootReference, EngineError> {
 
 /// What the files of this user and this machine say.
 pub(crate) fn load() -> Result<Registries, CommandError> {
-    load_from(&files(&|name| std::env::var(name).ok()))
+    load_from(&files(&registry_access::variable))
 }
 
 /// The failure of a name.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use situla_engine::admit_reference;
+use situla_engine::{admit_reference, home_of_account};
 use situla_image::{Certificates, ClientOptions, Credentials, Keyring, KeyringError, Route, Transport};
 use situla_oci::{EnrootReference, Place, Reference, Registry, Repository};
 
@@ -13,8 +13,14 @@ use crate::credentials::{Files, Places, Variable};
 use crate::proxy::proxies;
 use crate::registries;
 
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
+/// A variable of the environment. The home is that of the account where none is set: a step of `srun --export=NONE` has the
+/// user's logins and settings as well.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    let set = std::env::var(name).ok();
+    match name {
+        "HOME" => set.or_else(|| home_of_account()?.into_os_string().into_string().ok()),
+        _ => set,
+    }
 }
 
 /// The places of this user's logins; `file` is one that was named on the command line.

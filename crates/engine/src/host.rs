@@ -159,6 +159,16 @@ fn account(uid: u32, gid: u32, lookup: &dyn Fn(&str) -> Option<String>) -> HostU
     }
 }
 
+/// The home of the user's account, where there is one: for what is looked up by a variable that the environment may lack, as
+/// in a step of `srun --export=NONE`.
+#[must_use]
+pub fn home_of_account() -> Option<PathBuf> {
+    let uid = rustix::process::getuid().as_raw();
+    let home = PathBuf::from(account(uid, rustix::process::getgid().as_raw(), &|_| None).home);
+    // Accounts without a home have the root directory.
+    (home.is_absolute() && home != Path::new("/")).then_some(home)
+}
+
 /// The groups of this process that have a name.
 fn groups(primary: u32) -> Vec<HostGroup> {
     let mut ids = vec![primary];
@@ -226,6 +236,17 @@ fn getent(database: &str, keys: &[String]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_home_of_an_account_needs_no_variable() {
+        let uid = rustix::process::getuid().as_raw().to_string();
+        let file = std::fs::read("/etc/passwd").unwrap();
+        let line = find_line(&file, 2, &uid);
+        // What a name service knows is asked for in the same way.
+        let Some(line) = line else { return };
+        let home = line.split(':').nth(5).filter(|home| *home != "/").map(PathBuf::from);
+        assert_eq!(home_of_account(), home);
+    }
 
     #[test]
     fn lines_are_found_by_field() {

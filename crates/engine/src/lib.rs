@@ -45,7 +45,7 @@ pub use aftermath::remove_leavings;
 pub use container::{Swept, check_pattern, containers, parse_container_name, sweep};
 pub use error::EngineError;
 pub use events::{EVENT_SCHEMA, EventLine, Listener, RunEvent};
-pub use host::{Host, HostError};
+pub use host::{Host, HostError, home_of_account};
 pub use instance::{
     Condition, Entering, InstanceError, InstanceFlaw, InstanceName, InstanceState, Instances, Listed, Stop,
     Usage, UsageSource, find, parse_signal, start, stop, usage,

@@ -293,6 +293,56 @@ pub fn steps_from_inside(site: &Site) -> Check {
     Ok(())
 }
 
+/// Steps that a program starts inside run on all nodes of its job, on the host and in containers, and tell the program what they
+/// print and how they ended.
+///
+/// # Errors
+/// They do not.
+pub fn steps_on_other_nodes_from_inside(site: &Site) -> Check {
+    let dir = site.env().work_dir("edf-slurm-nodes")?;
+    let (image, here) = (site.images.path("tiny.sqsh"), dir.path().display());
+    let edf =
+        format!("image = \"{image}\"\nslurm = true\nmounts = [\"{here}:{here}\"]\nworkdir = \"{here}\"\n");
+    dir.write("slurm.toml", &edf)?;
+    let witness = format!("$(cut -d, -f1 {WITNESS} 2>/dev/null || echo on the host)");
+    let inside = format!(
+        "echo outer {witness}; readlink /proc/self/ns/mnt >&2
+        srun --overlap -N2 -n2 sh -c 'echo $SLURMD_NODENAME {witness}' | sort
+        srun --overlap -N2 -n2 sh -c 'exit $((3 * SLURM_PROCID))' 2>/dev/null; echo status $?
+        srun --overlap -N2 -n2 --container-image={image} sh -c 'readlink /proc/self/ns/mnt >&2; echo $SLURMD_NODENAME {witness}' | sort"
+    );
+    dir.write("inside.sh", &inside)?;
+    let script =
+        dir.write("job.sh", "#!/bin/sh\nsrun -N1 -n1 --environment=./slurm.toml sh ./inside.sh 2>errors\n")?;
+    let nodes: Vec<&str> = site.cluster.nodes().keys().take(2).map(String::as_str).collect();
+    let [first, second] = nodes[..] else { return Err("there are no two nodes".into()) };
+    let job = site.cluster.sbatch(dir.path(), &["-N2", "-n2", "-w", &nodes.join(",")], &script)?;
+    let errors = std::fs::read_to_string(dir.path().join("errors"))?;
+    let wanted = [
+        "outer situla tiny image".to_owned(),
+        format!("{first} on the host"),
+        format!("{second} on the host"),
+        "status 3".to_owned(),
+        format!("{first} situla tiny image"),
+        format!("{second} situla tiny image"),
+    ];
+    if job.output.stdout.lines().ne(wanted.iter().map(String::as_str)) {
+        return Err(format!("wanted {wanted:?}\n{}\n{errors}", job.output).into());
+    }
+    spaces_inside(site, &errors, 3)?;
+    let states = ["0", "1", "2", "3"].map(|step| job.step(step).map(|account| account.exit.as_str()));
+    if states != [Ok("0:0"), Ok("0:0"), Ok("3:0"), Ok("0:0")] {
+        return Err(format!("accounting has {:?}", job.steps).into());
+    }
+    for (step, n_records) in [("0", 1), ("3", 2)] {
+        let records = outcome::records(&site.cluster, &format!("{}.{step}", job.id))?;
+        if records.len() != n_records || records.iter().any(|record| record.class != "ok") {
+            return Err(format!("step {step}: {records:#?}").into());
+        }
+    }
+    Ok(())
+}
+
 /// A name is found where the user or `EDF_PATH` has it, in a batch job too, and what it inherits is in it;
 /// `situla environment` shows the same.
 ///

@@ -9,7 +9,7 @@ use super::Site;
 use super::bare::expect_account;
 use super::privileged::with_bad_layer;
 use super::uses::{expect_ok, spaces_inside};
-use crate::cluster::{Job, Variant};
+use crate::cluster::Job;
 use crate::command::{Output, Running, wait_until};
 use crate::environment::PATIENCE;
 use crate::leaks::Snapshot;
@@ -368,21 +368,17 @@ pub fn wrong_layer(site: &Site) -> Check {
     if left.is_empty() { Ok(()) } else { Err(format!("conversion failed and left {left:?}").into()) }
 }
 
-/// The same from a registry, which a task asks when it starts. Nodes with a network of their own do not
-/// reach the registry at all: that is the fault they have.
+/// The same from a registry, which a task asks when it starts.
 ///
 /// # Errors
 /// It does not look as it must.
 pub fn wrong_layer_in_a_registry(site: &Site) -> Check {
     forget_pulled(site)?;
-    with_bad_layer(&site.desk(), |source, layer| {
-        let fault = match site.cluster.variant() {
-            Variant::Loopback => Fault { names: layer, remedy: CHANGED, class: "engine-digest-mismatch" },
-            Variant::Isolated => {
-                Fault { names: "tiny:1", remedy: "a pull on the login node", class: "engine-fetch-failed" }
-            }
-        };
-        both(site, source, (&[], &[]), &[], fault)
+    let registry = site.registry()?;
+    with_bad_layer(&site.desk(), |_, layer| {
+        let source = format!("docker://{}/tiny:1", registry.address());
+        let fault = Fault { names: layer, remedy: CHANGED, class: "engine-digest-mismatch" };
+        both(site, &source, (&[], &[]), &[], fault)
     })
 }
 

@@ -9,15 +9,15 @@ use super::Site;
 use super::bare::expect_account;
 use super::exhaustion::MountedOnNode;
 use super::kills::{names, no_partial_file, whole_store};
-use super::privileged::registry;
 use crate::cluster::Job;
 use crate::command::wait_until;
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
 use crate::leaks::Snapshot;
 use crate::outcome::{self, Exit};
-use crate::processes::{Kind, Watch, kill_if};
-use crate::slow_proxy::{SlowProxy, UNLIMITED};
+use crate::processes::{self, Kind, Process, Watch, kill_if};
+use crate::reached_registry::ReachedRegistry;
+use crate::slow_proxy::UNLIMITED;
 use crate::tier::Check;
 
 /// Bytes after which the layer has begun and is not over: manifest and configuration have passed.
@@ -32,7 +32,7 @@ const LAYOUT: [&str; 3] = ["-N2", "--ntasks-per-node=2", "--kill-on-bad-exit=0"]
 /// # Errors
 /// One runs, or hangs, or says something else, or something is left.
 pub fn registry_goes_away(site: &Site) -> Check {
-    let proxy = proxy(site)?;
+    let proxy = site.registry()?;
     let (source, option) = names_of(&proxy);
     super::faults::forget_pulled(site)?;
     let dir = site.env().work_dir("gone")?;
@@ -62,7 +62,7 @@ pub fn registry_goes_away(site: &Site) -> Check {
 /// # Errors
 /// One runs, or says something else, or something is left.
 pub fn no_room_in_the_store(site: &Site) -> Check {
-    let proxy = proxy(site)?;
+    let proxy = site.registry()?;
     let (_, option) = names_of(&proxy);
     let dir = site.env().work_dir("room")?;
     let nodes: Vec<&str> = site.cluster.nodes().keys().take(2).map(String::as_str).collect();
@@ -85,7 +85,7 @@ pub fn no_room_in_the_store(site: &Site) -> Check {
 /// # Errors
 /// A task hangs, or is on the host, or something is left.
 pub fn converter_is_killed(site: &Site) -> Check {
-    let proxy = proxy(site)?;
+    let proxy = site.registry()?;
     let (source, option) = names_of(&proxy);
     super::faults::forget_pulled(site)?;
     let dir = site.env().work_dir("converter")?;
@@ -102,18 +102,21 @@ pub fn converter_is_killed(site: &Site) -> Check {
     // The lease says whose it is.
     let lease = names(&store.join("leases")).first().cloned().unwrap_or_default();
     let text = std::fs::read_to_string(store.join("leases").join(&lease)).unwrap_or_default();
-    let holder =
-        serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|holder| holder["pid"].as_u64());
-    let victim = fetchers().into_iter().find(|one| Some(u64::from(one.pid)) == holder);
+    let holder = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
+    let is_holder = |one: &Process| {
+        processes::in_its_namespace(one.pid).is_some_and(|(space, number)| {
+            holder["pid"] == number && holder["realm"].as_str().is_some_and(|realm| realm.ends_with(&space))
+        })
+    };
+    let victim = fetchers().into_iter().find(is_holder);
     let hit = victim.filter(|_| in_the_middle).map(|victim| kill_if(victim, || true));
     proxy.pace(UNLIMITED);
     let output = running.finish(PATIENCE * 2)?;
     if !matches!(hit, Some(Ok(true))) || output.timed_out {
         site.cluster.admin(&["scancel", "--name", &name])?;
-        return Err(format!(
-            "in the middle: {in_the_middle}, lease of {holder:?}, killed: {hit:?}\n{output}"
-        )
-        .into());
+        return Err(
+            format!("in the middle: {in_the_middle}, lease of {holder}, killed: {hit:?}\n{output}").into()
+        );
     }
     // As after any kill of a process of ours: the step ends, and not well, though others may come to their end.
     let job = site.cluster.job(&name, output)?;
@@ -138,18 +141,31 @@ pub fn converter_is_killed(site: &Site) -> Check {
     dir.write("lease", &text)?;
     let plant = format!("mkdir -p {0}/leases && cp -p lease {0}/leases/{lease}", store.display());
     site.env().as_user(dir.path(), ["sh", "-c", &plant])?.success()?;
-    next_step_runs(site, dir.path(), &option)
+    let mut nodes = site.cluster.nodes().keys();
+    let Some(his_own) = nodes.find(|node| holder["host"] == **node) else {
+        return next_step_runs(site, dir.path(), &option);
+    };
+    // On another node nobody can know that he is dead, and he is waited for; on his own one it shows, and what is fetched there the
+    // other one has as well.
+    let another =
+        site.cluster.nodes().keys().find(|node| *node != his_own).ok_or("there is one node alone")?;
+    let words = ["-n1", "-w", another, "--error=waits", &option, "cat", WITNESS];
+    let (name, running) = site.cluster.start_srun(dir.path(), words)?;
+    let waits = format!("waiting for process {} on {his_own}", holder["pid"]);
+    let said = || std::fs::read_to_string(dir.path().join("waits")).unwrap_or_default();
+    let is_waiting = wait_until(PATIENCE, || said().contains(&waits));
+    let next = site.cluster.srun(dir.path(), ["-n1", "-w", his_own, &option, "cat", WITNESS]);
+    if !is_waiting {
+        site.cluster.admin(&["scancel", "--name", &name])?;
+        return Err(format!("it does not wait: {}", said()).into());
+    }
+    let at_last = running.finish(PATIENCE)?;
+    next?.output.success()?.expect_text("situla tiny image")?;
+    at_last.success().map_err(|story| format!("{story}\n{}", said()))?.expect_text("situla tiny image")?;
+    whole_store(&store)
 }
 
-/// A registry with the small image, and a way to it that can be disturbed.
-fn proxy(site: &Site) -> Result<SlowProxy, String> {
-    let desk = site.desk();
-    let address = registry(&desk, "up")?.stdout.trim().to_owned();
-    registry(&desk, "push")?;
-    SlowProxy::before(&address)
-}
-
-fn names_of(proxy: &SlowProxy) -> (String, String) {
+fn names_of(proxy: &ReachedRegistry) -> (String, String) {
     let source = format!("{}/tiny:1", proxy.address());
     let option = format!("--container-image=docker://{source}");
     (source, option)

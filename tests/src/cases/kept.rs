@@ -294,7 +294,8 @@ pub fn requeued(site: &Site) -> Check {
          situla container list\n"
     );
     let script = dir.write("requeued.sh", &script)?;
-    let words = ["-N1", "-n1", "-w", site.cluster.a_node(), "--requeue", "--open-mode=append"];
+    let node = site.cluster.a_node();
+    let words = ["-N1", "-n1", "-w", node, "--requeue", "--open-mode=append"];
     let (name, id) = site.cluster.submit(dir.path(), &words.map(str::to_owned), &script)?;
     let has_begun = |time: u8| dir.path().join(format!("go.{id}.{time}")).exists();
     if !wait_until(PATIENCE, || has_begun(0)) {
@@ -309,7 +310,7 @@ pub fn requeued(site: &Site) -> Check {
     let log = fs::read_to_string(dir.path().join(format!("{name}.log")))?;
     let said = |text: &str| log.lines().filter(|line| *line == text).count();
     let listed = log.lines().filter(|line| line.starts_with("work ")).count();
-    let of_job = fs::read_dir(place(site)?.join("containers"))?.flatten().filter(|entry| {
+    let of_job = fs::read_dir(place(site, node)?.join("containers"))?.flatten().filter(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
         name.ends_with(&format!("-{id}")) || name.contains(&format!("-{id}."))
     });

@@ -15,7 +15,7 @@ use crate::environment::PATIENCE;
 use crate::images::WITNESS;
 use crate::leaks::Snapshot;
 use crate::outcome::{self, Exit};
-use crate::processes::{Kind, Watch, kill_if};
+use crate::processes::{self, Kind, Watch, kill_if};
 use crate::tier::Check;
 
 /// How a task gets into its container, and from what.
@@ -154,11 +154,14 @@ const REFUSED: [&str; 8] = [
     "inject=open_tree:error=EIO:signal=SIGSTOP:when=2",
 ];
 
-/// Has the first task of a step by the plugin, which waits before it comes to our program, traced.
-fn trace_the_first(dir: &Path) -> Result<Running, String> {
+/// Has the first task of a step by the plugin, which waits before it comes to our program, traced; `node` is a process of its
+/// node, which may have numbers of its own for them.
+fn trace_the_first(dir: &Path, node: u32) -> Result<Running, String> {
     let mut pid = String::new();
     let waits = wait_until(PATIENCE, || {
-        pid = fs::read_to_string(dir.join("task")).unwrap_or_default().trim().to_owned();
+        let number = fs::read_to_string(dir.join("task")).unwrap_or_default();
+        let task = number.trim().parse().ok().and_then(|number| processes::beside(node, number));
+        pid = task.map(|pid| pid.to_string()).unwrap_or_default();
         !pid.is_empty()
     });
     let tracer = command::start(command::words(["strace"].into_iter().chain(REFUSED).chain(["-p", &pid])))?;
@@ -197,17 +200,18 @@ fn first_fails(site: &Site, image: &str, way: Way, n_others: usize) -> Check {
         Way::Plugin => &[&prolog, &option],
         _ => &["sh", "-c", &script, "sh", "situla", "exec", image],
     };
-    let words = [&n_tasks, "-N1", "--overcommit", "--kill-on-bad-exit=0"].into_iter();
+    let (node, of_node) = site.cluster.nodes().iter().next().ok_or("there is no node")?;
+    let words = [&n_tasks, "-N1", "-w", node, "--overcommit", "--kill-on-bad-exit=0"].into_iter();
     let words = words.chain(enter.iter().copied()).chain(["sh", "-c", &payload]);
     let watch = Watch::begin(site.env().uid()?);
     let (name, running) = site.cluster.start_srun(dir.path(), words)?;
     let tracer = match way {
-        Way::Plugin => Some(trace_the_first(dir.path())?),
+        Way::Plugin => Some(trace_the_first(dir.path(), *of_node)?),
         _ => None,
     };
     // The listening socket has the name, and so has the other end of each connection.
     let n_waiting = || {
-        let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+        let sockets = fs::read_to_string(format!("/proc/{of_node}/net/unix")).unwrap_or_default();
         sockets.lines().filter(|line| line.contains(&point)).count().saturating_sub(1)
     };
     let all_wait = wait_until(PATIENCE, || n_waiting() == n_others);

@@ -12,28 +12,12 @@ use crate::cluster::Cluster;
 use crate::command::{Output, wait_until};
 use crate::environment::PATIENCE;
 use crate::images::WITNESS;
-use crate::leaks::process_ids;
 use crate::outcome::{self, Exit, Outcome};
 use crate::processes::Watch;
 use crate::tier::Check;
 
 /// Until Slurm has killed those that do not heed TERM, and cleaned up after them.
 const ENDED: Duration = Duration::from_secs(2 * KILL_WAIT.as_secs());
-
-/// Slurm's daemons of a node that has a PID namespace of its own: first the ones that watch over steps.
-fn daemons(node: u32) -> Vec<u32> {
-    let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let space = of(node);
-    let is = |pid: u32, name: &str| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
-    };
-    let found = |name| {
-        let all = process_ids().into_iter();
-        let all = all.filter(|pid| is(*pid, name) && space.is_some() && of(*pid) == space);
-        all.collect::<Vec<_>>()
-    };
-    [found("slurmstepd"), found("slurmd")].concat()
-}
 
 /// A node that comes back when this is dropped.
 struct Lost<'a> {
@@ -48,7 +32,7 @@ impl Drop for Lost<'_> {
     }
 }
 
-/// The daemons of one node of a step die, and all else there with them. The step ends on the other node, records and
+/// One node of a step dies, with all that runs there. The step ends on the other node, records and
 /// accounting call it by its name, nothing is left, and the node can be used when it is back.
 ///
 /// # Errors
@@ -72,11 +56,9 @@ pub fn a_node_dies(site: &Site) -> Check {
         return Err("the payloads have not begun".into());
     }
     let lost = Lost { cluster: &cluster, node: victim };
-    for pid in cluster.nodes().get(victim).map(|pid| daemons(*pid)).unwrap_or_default() {
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("no process id")?;
-        // The last ones go with the namespace.
-        let _ = kill_process(pid, Signal::KILL);
-    }
+    // All its processes end with the first one of their namespace.
+    let first = cluster.nodes().get(victim).and_then(|pid| Pid::from_raw(i32::try_from(*pid).ok()?));
+    kill_process(first.ok_or("no process id")?, Signal::KILL)?;
     let of_victim = format!("nodename={victim}");
     // What slurmctld does by itself after SlurmdTimeout.
     cluster.admin(&["scontrol", "update", &of_victim, "state=down", "reason=lost"])?;
@@ -108,6 +90,123 @@ pub fn a_node_dies(site: &Site) -> Check {
     let cluster = Cluster::find(site.env(), site.cluster.variant())?;
     let back = cluster.srun(dir.path(), ["-n2", "-N1", "-w", victim, &image, "cat", WITNESS])?;
     back.output.success()?.expect_text("situla tiny image")?;
+    cluster.settled()?;
+    Ok(())
+}
+
+/// slurmd of one node is killed, and its steps go on: a container has the same processes as before, and ends as it would have,
+/// with its record and in accounting; whether it ends before slurmd is started again, or afterwards, when the new slurmd takes signals to it.
+///
+/// # Errors
+/// One of these does not hold.
+pub fn slurmd_alone_dies(site: &Site) -> Check {
+    for end in [End::Before, End::After, End::Cancelled] {
+        outlives_slurmd(site, end).map_err(|story| format!("{end:?}: {}", story.message().unwrap_or("")))?;
+    }
+    Ok(())
+}
+
+/// How a step ends whose slurmd is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// By itself, while there is no slurmd.
+    Before,
+    /// By itself, when there is one again.
+    After,
+    /// By `scancel`, when there is one again.
+    Cancelled,
+}
+
+/// A node whose slurmd is started again when this is dropped.
+struct WithoutSlurmd<'a> {
+    cluster: &'a Cluster,
+    node: &'a str,
+}
+
+impl Drop for WithoutSlurmd<'_> {
+    fn drop(&mut self) {
+        // If this fails, the next look at the nodes says so.
+        let _ = self.cluster.control(&["daemon", self.node, "start"]);
+    }
+}
+
+fn outlives_slurmd(site: &Site, end: End) -> Check {
+    let dir = site.env().work_dir("no-slurmd")?;
+    let here = dir.path().display();
+    // Other cases may have restarted it.
+    let cluster = Cluster::find(site.env(), site.cluster.variant())?;
+    let nodes: Vec<&str> = cluster.nodes().keys().take(2).map(String::as_str).collect();
+    let [_, victim] = nodes[..] else { return Err("there are no two nodes".into()) };
+    let image = format!("--container-image={}", site.images.path("tiny.sqsh"));
+    let mount = format!("--container-mounts={here}");
+    let script = format!(
+        "touch {here}/go.$SLURM_PROCID; while [ ! -e {here}/end ]; do usleep 100000; done; cat {WITNESS}; \
+         [ $SLURM_PROCID != 3 ] || exit 3"
+    );
+    let watch = Watch::begin(site.env().uid()?);
+    let list = nodes.join(",");
+    let words = ["--kill-on-bad-exit=0", "-N2", "--ntasks-per-node=2", "-w", &list, &image, &mount];
+    let (name, running) = cluster.start_srun(dir.path(), words.into_iter().chain(["sh", "-c", &script]))?;
+    let id = cluster.wait_running(&name)?;
+    if !wait_until(PATIENCE, || (0..4).all(|rank| dir.path().join(format!("go.{rank}")).exists())) {
+        return Err("the payloads have not begun".into());
+    }
+    let ours = || {
+        let mut pids: Vec<u32> = watch.look().iter().map(|one| one.pid).collect();
+        pids.sort_unstable();
+        pids
+    };
+    let before = ours();
+    let without = WithoutSlurmd { cluster: &cluster, node: victim };
+    cluster.control(&["daemon", victim, "kill"])?;
+    let output = match end {
+        End::Before => {
+            dir.write("end", "")?;
+            let output = running.finish_within(ENDED)?;
+            drop(without);
+            output
+        }
+        End::After | End::Cancelled => {
+            drop(without);
+            let after = ours();
+            if before.is_empty() || after != before {
+                return Err(format!("there were {before:?}, and are {after:?}").into());
+            }
+            if end == End::After {
+                dir.write("end", "")?;
+            } else {
+                cluster.admin(&["scancel", &id])?;
+            }
+            running.finish_within(ENDED)?
+        }
+    };
+    let cluster = Cluster::find(site.env(), site.cluster.variant())?;
+    cluster.settled()?;
+    let job = cluster.job(&name, output)?;
+    let records = outcome::records(&cluster, &format!("{id}.0"))?;
+    let mut exits: Vec<Exit> = records.iter().flat_map(|record| record.exits.clone()).collect();
+    exits.sort_unstable_by_key(|exit| *exit != Exit::Code(0));
+    let mut classes: Vec<&str> = records.iter().map(|record| record.class.as_str()).collect();
+    classes.sort_unstable();
+    let step = job.step("0")?;
+    let fits = match end {
+        End::Cancelled => {
+            classes == ["cancelled"; 2] && exits == [Exit::Signal(15); 4] && step.state == "CANCELLED"
+        }
+        _ => {
+            classes == ["app-error", "ok"]
+                && exits == [Exit::Code(0), Exit::Code(0), Exit::Code(0), Exit::Code(3)]
+                && (step.state.as_str(), step.exit.as_str()) == ("FAILED", "3:0")
+                && job.output.code() == 3
+                && job.output.stdout.matches("situla tiny image").count() == 4
+        }
+    };
+    if !fits || job.output.timed_out || !watch.sees_none() {
+        let told = format!("{:?} {:?}, the records say {records:#?}", job.account, job.steps);
+        return Err(format!("{told}\nthere are {:?}\n{}", watch.look(), job.output).into());
+    }
+    let next = cluster.srun(dir.path(), ["-n2", "-N1", "-w", victim, &image, "cat", WITNESS])?;
+    next.output.success()?.expect_text("situla tiny image")?;
     cluster.settled()?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Site;
 use super::kept::stop_saver;
-use crate::cluster::{Account, Job};
+use crate::cluster::{Account, Job, Variant};
 use crate::command::{self, wait_until};
 use crate::environment::{PATIENCE, WorkDir};
 use crate::images::WITNESS;
@@ -53,27 +53,44 @@ pub(super) fn record(
     }
 }
 
-/// Where the user's containers are, on nodes that share a disk.
-pub(super) fn place(site: &Site) -> Result<PathBuf, String> {
-    Ok(PathBuf::from(format!("/var/tmp/situla-{}", site.env().uid()?)))
+/// Where the user's containers are that were made on a node.
+pub(super) fn place(site: &Site, node: &str) -> Result<PathBuf, String> {
+    let name = format!("var/tmp/situla-{}", site.env().uid()?);
+    match site.cluster.variant() {
+        // These share a disk.
+        Variant::Loopback => Ok(Path::new("/").join(name)),
+        Variant::Isolated => {
+            let pid = site.cluster.nodes().get(node).ok_or_else(|| format!("there is no node {node}"))?;
+            Ok(PathBuf::from(format!("/proc/{pid}/root")).join(name))
+        }
+    }
 }
 
-/// Runs our program as the user, with the cluster's Slurm.
-fn situla(site: &Site, dir: &WorkDir, words: &[&str]) -> Result<command::Output, String> {
-    let mut command = site.cluster.user_command(dir.path(), [site.env().situla().as_os_str()])?;
+/// Runs our program as the user on a node, with the cluster's Slurm.
+fn situla(site: &Site, dir: &WorkDir, node: &str, words: &[&str]) -> Result<command::Output, String> {
+    let mut command = site.cluster.command_on(node, dir.path(), [site.env().situla().as_os_str()])?;
     command.args(words);
     command::run(command, PATIENCE)
 }
 
-/// Removes what jobs that are over have left, and expects that nothing else is there.
+/// Removes on every node what jobs that are over have left, and expects that nothing else is there.
 pub(super) fn swept(site: &Site, dir: &WorkDir) -> Result<(), String> {
-    let mut said = String::new();
-    let gone = wait_until(PATIENCE, || {
-        said = situla(site, dir, &["container", "prune"])
-            .map_or_else(|error| error, |output| output.to_string());
-        place(site).is_ok_and(|place| !place.exists())
-    });
-    if gone { Ok(()) } else { Err(format!("there is something left of containers\n{said}")) }
+    for node in site.cluster.nodes().keys() {
+        let place = place(site, node)?;
+        let mut said = String::new();
+        let gone = wait_until(PATIENCE, || {
+            if !place.exists() {
+                return true;
+            }
+            said = situla(site, dir, node, &["container", "prune"])
+                .map_or_else(|error| error, |output| output.to_string());
+            !place.exists()
+        });
+        if !gone {
+            return Err(format!("there is something left of containers on {node}\n{said}"));
+        }
+    }
+    Ok(())
 }
 
 /// A container stays while its job is there, also where the user's variables would have Slurm asked about another cluster;
@@ -346,6 +363,52 @@ pub fn saved_on_two_nodes(site: &Site) -> Check {
     Ok(())
 }
 
+/// Each node has containers of its own: one that was made on one node is not found on another, what a step writes stays on the
+/// node where it was written, and what is removed on one node stays on the others.
+///
+/// # Errors
+/// One of these does not hold.
+pub fn of_each_node(site: &Site) -> Check {
+    let dir = site.env().work_dir("names-nodes")?;
+    let nodes: Vec<&str> = site.cluster.nodes().keys().take(2).map(String::as_str).collect();
+    let [first, second] = nodes[..] else { return Err("there are no two nodes".into()) };
+    let script = format!(
+        "srun -N1 -n1 -w {first} --container-image=$tiny --container-name=work --container-writable \
+            sh -c 'echo of the first > /etc/kept'
+        srun -N1 -n1 -w {second} --container-name=work echo never 2>&1 | grep -o 'there is no container work'
+        srun -N2 -n2 --container-image=$tiny --container-name=work --container-writable \
+            sh -c 'echo before $SLURMD_NODENAME $(cat /etc/kept); echo $SLURMD_NODENAME > /etc/own' 2>/dev/null | sort
+        srun -N2 -n2 --container-name=work sh -c 'echo now $SLURMD_NODENAME $(cat /etc/own)' | sort"
+    );
+    let job = batch(site, &dir, &["-N2", "-n2", "-w", &nodes.join(",")], &script)?;
+    let wanted = [
+        "there is no container work".to_owned(),
+        format!("before {first} of the first"),
+        format!("before {second}"),
+        format!("now {first} {first}"),
+        format!("now {second} {second}"),
+    ];
+    expect_lines("two nodes", &job, &wanted.each_ref().map(String::as_str))?;
+    record(site, &job, 1, ("engine-bad-option", 125))?;
+    for step in [2, 3] {
+        let records = outcome::records(&site.cluster, &format!("{}.{step}", job.id))?;
+        if records.len() != 2 || records.iter().any(|record| container_of(record)["name"] != "work") {
+            return Err(format!("step {step}: {records:#?}").into());
+        }
+    }
+    let here = place(site, first)?;
+    let removed = wait_until(PATIENCE, || {
+        let _ = situla(site, &dir, first, &["container", "prune"]);
+        !here.exists()
+    });
+    let there = situla(site, &dir, second, &["container", "list"])?.success()?;
+    if !removed || !there.stdout.contains("work") {
+        return Err(format!("removed on {first}: {removed}; on {second} there is\n{there}").into());
+    }
+    swept(site, &dir)?;
+    Ok(())
+}
+
 /// Where nothing can be saved, the program is not started; a save that fails afterwards fails the step; and what makes no
 /// sense anywhere is refused before there is a job.
 ///
@@ -498,10 +561,12 @@ pub fn scopes(site: &Site) -> Check {
     let dir = site.env().work_dir("names-scopes")?;
     let tiny = site.images.path("tiny.sqsh");
     let image = format!("--container-image={tiny}");
-    let words = ["-n1", &image, "--container-name=first", "--container-writable", "touch", "/etc/kept"];
+    let node = site.cluster.a_node();
+    let of_first = ["-n1", "-w", node, &image, "--container-name=first"];
+    let words = of_first.into_iter().chain(["--container-writable", "touch", "/etc/kept"]);
     let first = site.cluster.srun(dir.path(), words)?;
     let of_jobs = |job: &Job| {
-        let all = fs::read_dir(place(site)?.join("containers")).into_iter().flatten().flatten();
+        let all = fs::read_dir(place(site, node)?.join("containers")).into_iter().flatten().flatten();
         let names = all.filter_map(|entry| entry.file_name().into_string().ok());
         Ok::<_, String>(names.filter(|name| name.ends_with(&format!("-{}", job.id))).count())
     };
@@ -509,8 +574,7 @@ pub fn scopes(site: &Site) -> Check {
         return Err(format!("job {} has left nothing", first.id).into());
     }
     site.cluster.settled()?;
-    let second =
-        site.cluster.srun(dir.path(), ["-n1", &image, "--container-name=first", "ls", "/etc/kept"])?;
+    let second = site.cluster.srun(dir.path(), of_first.into_iter().chain(["ls", "/etc/kept"]))?;
     if second.output.status.success() || of_jobs(&first)? != 0 || of_jobs(&second)? != 1 {
         return Err(
             format!("what job {} left was there for job {}\n{}", first.id, second.id, second.output).into()
@@ -525,12 +589,7 @@ pub fn scopes(site: &Site) -> Check {
             "SITULA_TASK_SCOPE=global".to_owned(),
             "SITULA_TASK_WRITABLE=1".to_owned(),
         ];
-        let mut words = vec![
-            "-n1".to_owned(),
-            "--nodelist".to_owned(),
-            site.cluster.a_node().to_owned(),
-            "env".to_owned(),
-        ];
+        let mut words = vec!["-n1".to_owned(), "--nodelist".to_owned(), node.to_owned(), "env".to_owned()];
         words.extend(variables);
         words.extend(["situla", "-c", script].map(str::to_owned));
         site.cluster.srun(dir.path(), words)
@@ -539,16 +598,16 @@ pub fn scopes(site: &Site) -> Check {
     site.cluster.settled()?;
     let job = global("stays", "cat /etc/kept")?;
     expect_lines("another job", &job, &["for all"])?;
-    situla(site, &dir, &["container", "prune"])?.success()?;
-    let list = situla(site, &dir, &["container", "list"])?.success()?;
+    situla(site, &dir, node, &["container", "prune"])?.success()?;
+    let list = situla(site, &dir, node, &["container", "list"])?.success()?;
     if !list.stdout.contains("stays") || list.stdout.contains("first") {
         return Err(format!("the list after pruning\n{list}").into());
     }
-    situla(site, &dir, &["container", "rm", "first"])?
+    situla(site, &dir, node, &["container", "rm", "first"])?
         .expect_code(2)?
         .expect_text("there is no container first")?;
-    situla(site, &dir, &["container", "rm", "stays"])?.success()?;
-    if place(site)?.exists() {
+    situla(site, &dir, node, &["container", "rm", "stays"])?.success()?;
+    if place(site, node)?.exists() {
         return Err("something is left".into());
     }
     Ok(())

@@ -4,31 +4,33 @@ use std::fs;
 use std::path::Path;
 
 use super::Site;
-use super::privileged::registry;
 use super::uses::spaces_inside;
 use crate::cluster::Job;
 use crate::command;
 use crate::environment::{PATIENCE, WorkDir};
+use crate::reached_registry::ReachedRegistry;
 use crate::tier::Check;
 
 /// Two images that say which they are, and a repository for them.
 pub(super) struct Images {
     pub(super) dir: WorkDir,
     pub(super) tag: String,
+    /// Ends with them.
+    _registry: ReachedRegistry,
 }
 
 impl Images {
     pub(super) fn make(site: &Site, name: &str) -> Result<Self, String> {
         let dir = site.env().work_dir(name)?;
-        let address = registry(&site.desk(), "up")?.stdout.trim().to_owned();
+        let registry = site.registry()?;
         let tree = site.env().image_tree("tiny").display().to_string();
         for which in ["one", "two"] {
             site.env().as_user(dir.path(), ["cp", "-r", "--preserve=links", &tree, which])?.success()?;
             dir.write(&format!("{which}/which"), &format!("image {which}\n"))?;
         }
         // A repository of its own, so that nobody has pulled it before.
-        let tag = format!("docker://{address}/{name}-{}:latest", std::process::id());
-        let images = Images { dir, tag };
+        let tag = format!("docker://{}/{name}-{}:latest", registry.address(), std::process::id());
+        let images = Images { dir, tag, _registry: registry };
         images.point_to(site, "one")?;
         Ok(images)
     }
@@ -75,7 +77,9 @@ pub fn steps_of_a_job(site: &Site) -> Check {
     let job: Job = site.cluster.sbatch(images.dir.path(), &["-N2"], &script)?;
     expect(&job.output, &["image one"; 7])?;
     let digests = |step: &str| -> Result<Vec<String>, String> {
-        let words = ["situla", "show", "--json", &format!("{}.{step}", job.id)].map(str::to_owned);
+        // The user's records are of several clusters, and job numbers repeat.
+        let name = format!("{}/{}.{step}", site.cluster.name()?, job.id);
+        let words = ["situla", "show", "--json", &name].map(str::to_owned);
         let shown = site.env().as_user(images.dir.path(), words)?.success()?.stdout;
         let digest = |line: &str| Some(line.split_once("sha256:")?.1.get(..64)?.to_owned());
         let lines = shown.split(['\n', ',']).filter(|line| line.contains("manifest_digest"));
@@ -132,8 +136,9 @@ pub fn steps_of_a_bare_script(site: &Site) -> Check {
     let words = ["sbatch", "--quiet", "--wait", "--export=NONE", "-n1", "--output"];
     let mut command = site.cluster.user_command(images.dir.path(), words)?;
     command.env("COLOUR", "host").arg(&log).arg(&script);
-    let mut output = command::run(command, PATIENCE * 2)?.success()?;
+    let mut output = command::run(command, PATIENCE * 2)?;
     output.stdout = fs::read_to_string(&log)?;
+    let output = output.success()?;
     expect(&output, &["==", "image one", "image one"])
 }
 
@@ -153,10 +158,11 @@ pub fn forged(site: &Site) -> Check {
     let digest = pushed["manifest_digest"].as_str().ok_or("a push tells no digest")?;
     let text = format!(
         "#!/bin/bash\nsitula exec {tag} cat /which\nsitula exec {denied} cat /which\necho status $?\n\
-         pins=$(echo ~/.local/state/situla/pins/*-$SLURM_JOB_ID/*)\nsed -i '1s/.*/{digest}/' $pins\n\
+         pins=$(echo ~/.local/state/situla/pins/{cluster}-$SLURM_JOB_ID/*)\nsed -i '1s/.*/{digest}/' $pins\n\
          echo pin $(head -n1 $pins)\nsitula exec {tag} cat /which\necho status $?\n\
          srun -n1 --container-image={tag} cat /which\necho status $?\n",
         tag = images.tag,
+        cluster = site.cluster.name()?,
     );
     let script = images.dir.write("job.sh", &text)?;
     let prefix = site.env().situla().parent().and_then(Path::parent).ok_or("the program has no prefix")?;

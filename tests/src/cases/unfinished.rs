@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use super::Site;
 use super::ends::KILL_WAIT;
 use super::kills::{names, no_partial_file, whole_store};
-use super::privileged::registry;
 use crate::cluster::Job;
 use crate::command::wait_until;
 use crate::environment::PATIENCE;
@@ -13,7 +12,7 @@ use crate::images::WITNESS;
 use crate::leaks::Snapshot;
 use crate::outcome::{self, Exit};
 use crate::processes::{Kind, Watch};
-use crate::slow_proxy::{SlowProxy, UNLIMITED};
+use crate::slow_proxy::UNLIMITED;
 use crate::tier::Check;
 
 /// `scancel` while the step still fetches its image: nothing is left, neither a partial file nor a lease in the user's
@@ -22,10 +21,7 @@ use crate::tier::Check;
 /// # Errors
 /// Something is left, or the step goes on, or the next one fails.
 pub fn scancel_while_fetching(site: &Site) -> Check {
-    let desk = site.desk();
-    let address = registry(&desk, "up")?.stdout.trim().to_owned();
-    registry(&desk, "push")?;
-    let proxy = SlowProxy::before(&address)?;
+    let proxy = site.registry()?;
     let source = format!("docker://{}/tiny:1", proxy.address());
     let option = format!("--container-image={source}");
     let store = site.env().home()?.join(".cache/situla");
@@ -75,10 +71,7 @@ pub fn scancel_while_fetching(site: &Site) -> Check {
 /// It fails, or has not been slow.
 pub fn a_slow_pull(site: &Site) -> Check {
     let least = Duration::from_secs(if site.env().full() { 900 } else { 4 });
-    let desk = site.desk();
-    let address = registry(&desk, "up")?.stdout.trim().to_owned();
-    registry(&desk, "push")?;
-    let proxy = SlowProxy::before(&address)?;
+    let proxy = site.registry()?;
     let option = format!("--container-image=docker://{}/tiny:1", proxy.address());
     let dir = site.env().work_dir("slow")?;
     super::faults::forget_pulled(site)?;

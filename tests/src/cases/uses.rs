@@ -524,9 +524,8 @@ fn keepers(uid: u32) -> Vec<(u32, String)> {
 /// They do not, or it is fetched more than once.
 pub fn image_from_a_registry(site: &Site) -> Check {
     super::faults::forget_pulled(site)?;
-    let desk = site.desk();
-    let address = super::privileged::registry(&desk, "up")?.stdout.trim().to_owned();
-    super::privileged::registry(&desk, "push")?;
+    let registry = site.registry()?;
+    let address = registry.address();
     let dir = site.env().work_dir("registry")?;
     let option = format!("--container-image=docker://{address}/tiny:1");
     let mut images: Vec<serde_json::Value> = Vec::new();

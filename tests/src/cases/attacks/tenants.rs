@@ -66,12 +66,12 @@ fn task(
 
 /// The names of meeting points of a job's steps.
 pub(super) fn meeting_points(uid: u32, job: u32) -> Vec<String> {
-    socket_names(&format!("@situla/{uid}/{job}."))
+    socket_names("self", &format!("@situla/{uid}/{job}."))
 }
 
-/// The names in the abstract namespace that begin with `prefix`, which everybody may list.
-fn socket_names(prefix: &str) -> Vec<String> {
-    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+/// The names that begin with `prefix` in the abstract namespace of a process, which everybody may list there.
+fn socket_names(process: &str, prefix: &str) -> Vec<String> {
+    let table = fs::read_to_string(format!("/proc/{process}/net/unix")).unwrap_or_default();
     let names = table.lines().filter_map(|line| line.split_whitespace().nth(7));
     let mut names: Vec<String> =
         names.filter(|name| name.starts_with(prefix)).map(|name| name[1..].to_owned()).collect();
@@ -82,9 +82,14 @@ fn socket_names(prefix: &str) -> Vec<String> {
 
 /// Waits for a task to have made its meeting point, and gives its name.
 fn meeting_point(uid: u32, job: u32) -> Result<String, String> {
+    meeting_point_of("self", uid, job)
+}
+
+/// The same, where a process is that may have a network of its own.
+fn meeting_point_of(process: &str, uid: u32, job: u32) -> Result<String, String> {
     let mut found = Vec::new();
     command::wait_until(PATIENCE, || {
-        found = meeting_points(uid, job);
+        found = socket_names(process, &format!("@situla/{uid}/{job}."));
         !found.is_empty()
     });
     found.pop().ok_or_else(|| format!("no meeting point of job {job}"))
@@ -207,7 +212,7 @@ print("done: namespaces" if ancillary else "refused: no namespaces", data)
 /// # Errors
 /// It gets the namespaces, or the task has to do without.
 pub fn outside_the_step(site: &Site) -> Check {
-    let (env, desk) = (site.env(), site.desk());
+    let env = site.env();
     let dir = env.work_dir("outside")?;
     let image = site.images.path("tiny.sqsh");
     let show = "readlink /proc/self/ns/mnt; touch up.$SLURM_PROCID; while [ ! -e go ]; do usleep 50000; done";
@@ -215,7 +220,8 @@ pub fn outside_the_step(site: &Site) -> Check {
     let script = format!(
         "while [ $SLURM_PROCID = 1 ] && [ ! -e come ]; do sleep 0.05; done; exec apptainer exec {image} sh -c '{show}'"
     );
-    let words = ["-N1", "-n2", "-w", site.cluster.a_node(), "sh", "-c", &script];
+    let (node, of_node) = site.cluster.nodes().iter().next().ok_or("there is no node")?;
+    let words = ["-N1", "-n2", "-w", node, "sh", "-c", &script];
     let (name, running) = site.cluster.start_srun(dir.path(), words)?;
     let id = site.cluster.wait_running(&name)?;
     let up = |rank: u32| command::wait_until(PATIENCE, || dir.path().join(format!("up.{rank}")).exists());
@@ -223,9 +229,11 @@ pub fn outside_the_step(site: &Site) -> Check {
         if !up(0) {
             return Err("the first task did not start".to_owned());
         }
-        let point = meeting_point(env.uid()?, id.parse().map_err(|_| format!("job {id}"))?)?;
-        let demo = desk.images.path("demo.sqsh");
-        env.as_user(dir.path(), ["situla", "exec", &demo, "python3", "-c", OUTSIDER, &point])
+        let job = id.parse().map_err(|_| format!("job {id}"))?;
+        let point = meeting_point_of(&of_node.to_string(), env.uid()?, job)?;
+        let demo = site.images.path("demo.sqsh");
+        let words = ["situla", "exec", &demo, "python3", "-c", OUTSIDER, &point];
+        command::run(site.cluster.command_on(node, dir.path(), words)?, PATIENCE)
     };
     let visit = visit();
     dir.write("come", "")?;
@@ -489,7 +497,7 @@ fn view_of_an_instance(desk: &Desk, image: &str) -> Check {
     let processes = with_variable(uid, &mark);
     let looks = look_at(desk, &processes);
     let prefix = format!("@situla/{uid}/instance/");
-    let name = socket_names(&prefix).pop();
+    let name = socket_names("self", &prefix).pop();
     let visit = name.as_deref().map(|name| command::run(strangers(desk, VISIT, &[name])?, PATIENCE));
     let closed = closed_directories(desk, &[".local/state/situla/instances"]);
     let words = ["situla", "instance", "stop", "--force", "viewed"];
