@@ -6,8 +6,8 @@ use std::error::Error;
 use std::path::Path;
 
 use situla_image::{
-    Client, ClientOptions, ConvertOptions, Converted, LayoutImage, OutputFormat, Owners, Resources, Source,
-    convert_directory, convert_file, convert_image,
+    Client, ClientOptions, ConvertOptions, Converted, ImageFile, LayoutImage, OutputFormat, Owners,
+    Resources, Source, convert_directory, convert_file, convert_image,
 };
 use situla_oci::Platform;
 
@@ -45,5 +45,5 @@ fn convert(source: &str, out: &Path, options: &ConvertOptions) -> Result<Convert
     if path.is_dir() {
         return Ok(convert_directory(path, Owners::Root, out, format, options, &())?);
     }
-    Ok(convert_file(path, out, format, options)?)
+    Ok(convert_file(&ImageFile::open(path)?, out, format, options, &())?)
 }

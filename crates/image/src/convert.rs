@@ -413,15 +413,10 @@ pub(crate) fn write_output(
 
 /// Hashes a file from `offset` to its end; it was just written, so this reads memory.
 pub(crate) fn hash_from(file: &File, offset: u64) -> io::Result<(Digest, u64)> {
-    hash_range(file, offset, u64::MAX)
+    hash_telling(file, offset, u64::MAX, &())
 }
 
-/// Hashes at most `len` bytes of a file from `offset`, and counts them.
-pub(crate) fn hash_range(file: &File, offset: u64, len: u64) -> io::Result<(Digest, u64)> {
-    hash_telling(file, offset, len, &())
-}
-
-/// The same, and tells how far it is.
+/// Hashes at most `len` bytes of a file from `offset`, counts them, and tells how far it is.
 pub(crate) fn hash_telling(
     file: &File,
     offset: u64,

@@ -16,6 +16,7 @@ mod file_error;
 mod file_system;
 mod flatten;
 mod identity;
+mod image_file;
 mod image_parts;
 mod inspect;
 mod key;
@@ -60,6 +61,7 @@ pub use flatten::{
     FlattenError, FlattenOptions, Flattened, LayerSource, Level, MAX_ENTRIES, MergeError, Merger, flatten,
 };
 pub use identity::{FileIdentity, Identities};
+pub use image_file::ImageFile;
 pub use image_parts::{Addition, ImageParts};
 pub use inspect::{FileKind, ImageLayer, Inspection, SquashfsFacts, file_kind, inspect, inspect_layers};
 pub use key::{CONVERTER_VERSION, Recipe};

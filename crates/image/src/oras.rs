@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::client::{Client, ClientError};
 use crate::convert::ConvertOptions;
 use crate::convert::{
-    ConvertError, create_output, existing, hash_from, let_readers_execute, refuse_existing,
+    ConvertError, create_output, existing, hash_telling, let_readers_execute, refuse_existing,
 };
 use crate::file_error::FileError;
 use crate::inspect::{FileKind, kind_of};
@@ -110,7 +110,8 @@ pub fn push_sif(
     if !matches!(kind_of(path, &file), Ok(FileKind::Sif)) {
         return Err(SifTransferError::NoSifFile { path: path.to_owned() });
     }
-    let (digest, size) = hash_from(&file, 0).map_err(FileError::read(path))?;
+    progress.event(Event::ToRead { bytes: file.metadata().map_err(FileError::read(path))?.len() });
+    let (digest, size) = hash_telling(&file, 0, u64::MAX, progress).map_err(FileError::read(path))?;
     let config = descriptor(SIF_CONFIG, Digest::sha256(NO_CONFIG), NO_CONFIG.len() as u64);
     // The name alone: others need not know where it lay.
     let title = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

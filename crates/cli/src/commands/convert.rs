@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use situla_image::{
-    Client, ConvertError, Converted, DockerArchiveImage, Doing, FileError, ImageSource, LayoutImage,
-    OutputFormat, Owners, SavedImage, Source, Target, Unpacked, convert_directory, convert_file,
+    Client, ConvertError, Converted, DockerArchiveImage, Doing, FileError, ImageFile, ImageSource,
+    LayoutImage, OutputFormat, Owners, SavedImage, Source, Target, Unpacked, convert_directory, convert_file,
     convert_image, save_directory, save_file, save_image, unpack_file, unpack_image,
 };
 use situla_oci::Digest;
@@ -108,10 +108,8 @@ fn save(arguments: &ConvertArgs, target: &Target) -> Result<(), CommandError> {
     let overwrite = options.overwrite;
     let saved = match open_image(&source, client.as_ref(), target.path())? {
         Opened::Image(image) => save_image(&*image, &transfer.platform, target, overwrite, &meter),
-        Opened::Path(path) if path.is_dir() => {
-            save_directory(path, arguments.owners.owners(), target, &options, &meter)
-        }
-        Opened::Path(path) => save_file(path, target, &options, &meter),
+        Opened::Directory(path) => save_directory(path, arguments.owners.owners(), target, &options, &meter),
+        Opened::File(file) => save_file(&file, target, &options, &meter),
     };
     let skipped = meter.finish();
     for skipped in skipped.iter().filter(|_| transfer.warn) {
@@ -174,14 +172,14 @@ pub(crate) fn unpack_source(
     let unpacked = match open_image(&source, client.as_ref(), target)? {
         Opened::Image(image) => unpack_image(&*image, &transfer.platform, target, &options, &meter)
             .map(|(digest, unpacked)| (Some(digest), unpacked)),
-        Opened::Path(path) if path.is_dir() => {
+        Opened::Directory(path) => {
             return Err(CommandError::usage(
                 format!("{} is a directory already", path.display()),
                 "copy it with `cp -a`",
             ));
         }
-        Opened::Path(path) => {
-            unpack_file(path, target, options.n_threads, &meter).map(|unpacked| (None, unpacked))
+        Opened::File(file) => {
+            unpack_file(&file, target, options.n_threads, &meter).map(|unpacked| (None, unpacked))
         }
     };
     let skipped = meter.finish();
@@ -213,8 +211,10 @@ pub(crate) fn client(source: &Source, transfer: &Transfer) -> Result<Option<Clie
 pub(crate) enum Opened<'s> {
     /// An OCI image, wherever it is.
     Image(Box<dyn ImageSource + 's>),
-    /// A file or directory.
-    Path(&'s Path),
+    /// An image file.
+    File(ImageFile),
+    /// A directory.
+    Directory(&'s Path),
 }
 
 /// Opens a source. What has to be decompressed first goes where `target` will be: there must be room anyway.
@@ -238,8 +238,14 @@ pub(crate) fn open_image<'s>(
             DockerArchiveImage::open(path, name.as_deref(), scratch)
                 .map_err(|error| CommandError::docker_archive(&error))?,
         ),
-        Source::Path(path) => return Ok(Opened::Path(path)),
+        Source::Path(path) if path.is_dir() => return Ok(Opened::Directory(path)),
+        Source::Path(path) => return open_file(path).map(Opened::File),
     }))
+}
+
+/// Opens an image file.
+fn open_file(path: &Path) -> Result<ImageFile, CommandError> {
+    ImageFile::open(path).map_err(|error| CommandError::convert(&error.into()))
 }
 
 /// A conversion, whichever command asked for it.
@@ -273,10 +279,8 @@ impl Conversion<'_> {
             Opened::Image(source) => {
                 convert_image(&*source, &self.transfer.platform, target, format, &options, meter)
             }
-            Opened::Path(path) if path.is_dir() => {
-                convert_directory(path, self.owners, target, format, &options, meter)
-            }
-            Opened::Path(path) => convert_file(path, target, format, &options),
+            Opened::Directory(path) => convert_directory(path, self.owners, target, format, &options, meter),
+            Opened::File(file) => convert_file(&file, target, format, &options, meter),
         };
         converted.map_err(|error| CommandError::convert(&error))
     }

@@ -95,13 +95,11 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
 /// Describes an image of a layout or archive, which need not be converted for that.
 fn described_layers(kind: &'static str, source: &Source) -> Result<Inspection, CommandError> {
     remove_temporaries_on_signal();
+    let path = source.path().unwrap_or(Path::new(""));
     match open_image(source, None, &scratch().join("image"))? {
-        Opened::Image(image) => {
-            let path = source.path().unwrap_or(Path::new(""));
-            inspect_layers(kind, path, &*image, &Platform::native())
-                .map_err(|error| CommandError::resolve(&error))
-        }
-        Opened::Path(path) => {
+        Opened::Image(image) => inspect_layers(kind, path, &*image, &Platform::native())
+            .map_err(|error| CommandError::resolve(&error)),
+        Opened::File(_) | Opened::Directory(_) => {
             situla_image::inspect(path, false, None, &()).map_err(|error| CommandError::convert(&error))
         }
     }

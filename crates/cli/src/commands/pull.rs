@@ -76,7 +76,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
         Some(path) => Some((path.as_path(), output_format(path)?)),
         None => None,
     };
-    let overwrite = transfer.overwrite;
+    let (overwrite, show) = (transfer.overwrite, transfer.show);
     if let Some((path, _)) = output {
         // Before minutes of work.
         check_output(path, overwrite)?;
@@ -91,7 +91,7 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     };
     let (path, bytes) = match output {
         None => (pulled.path.clone(), pulled.bytes),
-        Some((path, format)) => (path.to_owned(), export_to(&pulled, path, format, overwrite)?),
+        Some((path, format)) => (path.to_owned(), export_to(&pulled, path, format, overwrite, show)?),
     };
     let made = Made {
         path: &path,
@@ -276,7 +276,7 @@ impl Fetch {
         // Before minutes of work.
         check_output(path, overwrite)?;
         let pulled = self.ensure_stored(&Context::gather()?)?;
-        let bytes = export_to(&pulled, path, format, overwrite)?;
+        let bytes = export_to(&pulled, path, format, overwrite, self.transfer.show)?;
         Ok((pulled, bytes))
     }
 }
@@ -287,6 +287,7 @@ fn export_to(
     path: &Path,
     format: OutputFormat,
     overwrite: bool,
+    show: Show,
 ) -> Result<u64, CommandError> {
     let stored = StoredImage {
         manifest_digest: pulled.manifest_digest.clone(),
@@ -297,7 +298,8 @@ fn export_to(
         place: pulled.place,
         made: None,
     };
-    let exported = export(&stored, path, format, &convert_options(overwrite)?);
+    let meter = Meter::start(show, "");
+    let exported = export(&stored, path, format, &convert_options(overwrite)?, &meter);
     exported.map(|exported| exported.bytes).map_err(|error| CommandError::convert(&error))
 }
 
@@ -320,9 +322,9 @@ fn store_layout(
     let options = convert_options(false)?;
     let image = match open_image(source, None, &scratch().join("image"))? {
         Opened::Image(image) => image,
-        Opened::Path(path) => {
+        Opened::File(_) | Opened::Directory(_) => {
             return Err(CommandError::usage(
-                format!("{} is no layout and no archive", path.display()),
+                format!("{source} is no layout and no archive"),
                 "write oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:NAME",
             ));
         }

@@ -137,12 +137,12 @@ impl Pushing<'_> {
                 send(&PackedImage::of(&*image, platform, &scratch).map_err(save)?, platform)
             }
             Opened::Image(image) => send(&*image, platform),
-            Opened::Path(path) if path.is_dir() => {
+            Opened::Directory(path) => {
                 let owners = self.owners.owners();
                 send_built(BuiltImage::of_directory(path, owners, &scratch, &options, &meter).map_err(save)?)
             }
-            Opened::Path(path) => {
-                send_built(BuiltImage::of_file(path, &scratch, &options, &meter).map_err(save)?)
+            Opened::File(file) => {
+                send_built(BuiltImage::of_file(&file, &scratch, &options, &meter).map_err(save)?)
             }
         };
         let skipped = meter.finish();

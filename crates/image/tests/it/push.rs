@@ -24,7 +24,7 @@ use situla_image::{
 use situla_oci::{Descriptor, Digest, Platform, Reference, Registry, Repository};
 
 use crate::tar_builder::TarBuilder;
-use crate::tools::{TestRegistry, gzip, have, layout, run, serve, status, zstd};
+use crate::tools::{TestRegistry, gzip, have, layout, open, run, serve, status, zstd};
 
 const TOOLS: &[&str] = &["docker-registry", "skopeo"];
 const BASIC: &str = "Basic bWU6aHVudGVyMg==";
@@ -147,7 +147,7 @@ fn files_trees_and_archives_are_pushed_as_they_are_saved() {
     fs::write(root.join("etc/witness"), "here").unwrap();
     let options = ConvertOptions { source_date_epoch: Some(1_000_000), ..ConvertOptions::default() };
     convert_directory(&root, Owners::Root, &at("a.sqsh"), OutputFormat::Sqsh, &options, &()).unwrap();
-    convert_file(&at("a.sqsh"), &at("a.sif"), OutputFormat::Sif, &options).unwrap();
+    convert_file(&open(&at("a.sqsh")), &at("a.sif"), OutputFormat::Sif, &options, &()).unwrap();
     let to_layout = Target::parse(&format!("oci:{}:v", at("saved").display())).unwrap().unwrap();
     let saved = save_directory(&root, Owners::Root, &to_layout, &options, &()).unwrap();
     let native = Platform::native();
@@ -155,8 +155,8 @@ fn files_trees_and_archives_are_pushed_as_they_are_saved() {
     for (name, built) in [
         ("dir", of_dir()),
         ("again", of_dir()),
-        ("sqsh", BuiltImage::of_file(&at("a.sqsh"), dir.path(), &options, &()).unwrap()),
-        ("sif", BuiltImage::of_file(&at("a.sif"), dir.path(), &options, &()).unwrap()),
+        ("sqsh", BuiltImage::of_file(&open(&at("a.sqsh")), dir.path(), &options, &()).unwrap()),
+        ("sif", BuiltImage::of_file(&open(&at("a.sif")), dir.path(), &options, &()).unwrap()),
     ] {
         let pushed = push_image(&client(), &built, &native, &target(registry.port, name), None, &()).unwrap();
         assert_eq!(pushed.manifest_digest, saved.manifest_digest, "{name}");
