@@ -156,6 +156,12 @@ pub enum ConvertError {
         /// Its file system.
         fs: FsType,
     },
+    /// Which of its file systems is the root depends on the machine.
+    #[error("SIF '{}' has several root file systems, for several kinds of machines", path.display())]
+    SifRoots {
+        /// The input.
+        path: PathBuf,
+    },
     /// The input is not a SquashFS.
     #[error("'{}' is not a usable SquashFS", path.display())]
     NotSquashfs {

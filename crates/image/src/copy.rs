@@ -35,18 +35,8 @@ pub fn export(
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<Converted, ConvertError> {
-    let check = |actual: &Digest| match *actual == image.rootfs_digest {
-        true => Ok(()),
-        false => Err(ConvertError::Damaged {
-            path: image.path.clone(),
-            source: VerifyError::DigestMismatch {
-                what: "the stored image".to_owned(),
-                expected: image.rootfs_digest.clone(),
-                actual: actual.clone(),
-            },
-        }),
-    };
-    let mut converted = rewrite(&ImageFile::open(&image.path)?, out, format, options, check, progress)?;
+    let input = ImageFile::open(&image.path)?;
+    let mut converted = rewrite(&input, Some(image), out, format, options, progress)?;
     converted.manifest_digest = Some(image.manifest_digest.clone());
     Ok(converted)
 }
@@ -63,16 +53,16 @@ pub fn convert_file(
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<Converted, ConvertError> {
-    rewrite(input, out, format, options, |_| Ok(()), progress)
+    rewrite(input, None, out, format, options, progress)
 }
 
-/// The output appears only if `check` accepts the digest of the root file system in it.
+/// The output appears only if it holds what was stored, where that is known.
 fn rewrite(
     input: &ImageFile,
+    stored: Option<&StoredImage>,
     out: &Path,
     format: OutputFormat,
     options: &ConvertOptions,
-    check: impl FnOnce(&Digest) -> Result<(), ConvertError>,
     progress: &dyn Progress,
 ) -> Result<Converted, ConvertError> {
     refuse_existing(out, options)?;
@@ -81,16 +71,19 @@ fn rewrite(
     let write = || FileError::write(out);
     let mut file = input.try_clone()?;
     let (kind, window) = input.root_window()?;
-    let (manifest_digest, sif) = describe_image(input.name(), window.over(input.try_clone()?))?;
+    let (inside, sif) = describe_image(input.name(), window.over(input.try_clone()?))?;
     let pending = create_output(out, existing(options))?;
     let mut target = pending.file().map_err(write())?;
     // Of a SIF that stays one everything is copied, else the root file system alone.
-    let (start, len) = match (kind, format) {
-        (FileKind::Sif, OutputFormat::Sif) => (0, file.metadata().map_err(read())?.len()),
-        _ => (window.offset, window.len),
+    let stays_sif = (kind, format) == (FileKind::Sif, OutputFormat::Sif);
+    let (start, len) = match stays_sif {
+        true => (0, file.metadata().map_err(read())?.len()),
+        false => (window.offset, window.len),
     };
-    // What was copied is read once more, for its digest.
-    progress.event(Event::ToRead { bytes: len.saturating_add(window.len) });
+    let sif_digest = stored.and_then(|stored| stored.sif_digest.as_ref()).filter(|_| stays_sif);
+    // What was copied is read once more for each digest of it.
+    let to_hash = window.len.saturating_add(sif_digest.map_or(0, |_| len));
+    progress.event(Event::ToRead { bytes: len.saturating_add(to_hash) });
     file.seek(SeekFrom::Start(start)).map_err(read())?;
     // Where the root file system lies in the output.
     let offset = match (kind, format) {
@@ -112,11 +105,27 @@ fn rewrite(
     if n_hashed != window.len {
         return Err(read()(io::ErrorKind::UnexpectedEof.into()).into());
     }
-    check(&rootfs_digest)?;
+    if let Some(stored) = stored {
+        expect_stored(stored, &stored.rootfs_digest, &rootfs_digest)?;
+    }
+    if let (Some(stored), Some(sif_digest)) = (stored, sif_digest) {
+        let (whole, _) = hash_telling(&target, 0, len, progress).map_err(write())?;
+        expect_stored(stored, sif_digest, &whole)?;
+    }
     let timings = Timings { convert, ..Timings::default() };
+    let manifest_digest = input.manifest_digest().cloned().or(inside);
     let mut converted = Converted { manifest_digest, rootfs_digest, bytes: 0, timings };
     publish(pending, out, format, options, &mut converted)?;
     Ok(converted)
+}
+
+fn expect_stored(stored: &StoredImage, expected: &Digest, actual: &Digest) -> Result<(), ConvertError> {
+    if actual == expected {
+        return Ok(());
+    }
+    let what = "the stored image".to_owned();
+    let source = VerifyError::DigestMismatch { what, expected: expected.clone(), actual: actual.clone() };
+    Err(ConvertError::Damaged { path: stored.path.clone(), source })
 }
 
 /// Copies at most `len` bytes from where `from` stands. The kernel copies, and shares blocks where it can.
@@ -161,7 +170,7 @@ mod tests {
 
     fn image(dir: &Path) -> StoredImage {
         let tree = dir.join("tree");
-        fs::create_dir(&tree).unwrap();
+        fs::create_dir_all(&tree).unwrap();
         fs::write(tree.join("file"), b"content").unwrap();
         let path = dir.join("a.sqsh");
         let options = ConvertOptions::default();
@@ -169,6 +178,7 @@ mod tests {
         StoredImage {
             manifest_digest: Digest::sha256(b"manifest"),
             rootfs_digest: made.rootfs_digest,
+            sif_digest: None,
             bytes: made.bytes,
             recipe: Recipe::of(&options),
             place: Place::Own,
@@ -260,6 +270,20 @@ mod tests {
             assert!(matches!(result, Err(ConvertError::Damaged { .. })), "{result:?}");
             assert!(!out.exists());
         }
+        // Of a SIF file also what is beside its root file system.
+        let stored = image(&dir.path().join("another"));
+        let sif = dir.path().join("another.sif");
+        export(&stored, &sif, OutputFormat::Sif, &ConvertOptions::default(), &()).unwrap();
+        let mut bytes = fs::read(&sif).unwrap();
+        let kept = StoredImage { sif_digest: Some(Digest::sha256(&bytes)), path: sif.clone(), ..stored };
+        let out = |name: &str| dir.path().join(name);
+        export(&kept, &out("whole.sif"), OutputFormat::Sif, &ConvertOptions::default(), &()).unwrap();
+        // The launch line.
+        bytes[0] ^= 1;
+        fs::write(&sif, bytes).unwrap();
+        let result = export(&kept, &out("f.sif"), OutputFormat::Sif, &ConvertOptions::default(), &());
+        assert!(matches!(result, Err(ConvertError::Damaged { .. })), "{result:?}");
+        export(&kept, &out("f.sqsh"), OutputFormat::Sqsh, &ConvertOptions::default(), &()).unwrap();
         let text = dir.path().join("text");
         fs::write(&text, b"no image").unwrap();
         let result = convert_file(

@@ -3,15 +3,22 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use situla_oci::Digest;
+
 use crate::convert::ConvertError;
 use crate::file_error::FileError;
 use crate::inspect::{FileKind, RootWindow, kind_of, root_window};
+use crate::output::PendingFile;
 
 /// An open image file, and what errors call it.
 #[derive(Debug)]
 pub struct ImageFile {
     name: PathBuf,
     file: File,
+    /// Of one that was fetched.
+    manifest: Option<Digest>,
+    /// Takes a name that a fetched one may have away in the end.
+    _pending: Option<PendingFile>,
 }
 
 impl ImageFile {
@@ -21,13 +28,25 @@ impl ImageFile {
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let file = File::open(path).map_err(FileError::read(path))?;
-        Ok(Self { name: path.to_owned(), file })
+        Ok(Self { name: path.to_owned(), file, manifest: None, _pending: None })
+    }
+
+    /// One that was fetched to `pending` by a manifest, and that errors are to call `name`.
+    pub(crate) fn fetched(name: PathBuf, manifest: Digest, pending: PendingFile) -> Result<Self, FileError> {
+        let file = pending.file().map_err(FileError::read(&name))?;
+        Ok(Self { name, file, manifest: Some(manifest), _pending: Some(pending) })
     }
 
     /// Its path, or what it was fetched as.
     #[must_use]
     pub fn name(&self) -> &Path {
         &self.name
+    }
+
+    /// Digest of the manifest that it was fetched by.
+    #[must_use]
+    pub fn manifest_digest(&self) -> Option<&Digest> {
+        self.manifest.as_ref()
     }
 
     /// Finds out what it is, by its first bytes.

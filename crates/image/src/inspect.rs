@@ -9,7 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use serde::Serialize;
 use situla_oci::{Digest, Document, ExecConfig, ImageConfig, MAX_CONFIG_BYTES, Platform};
-use situla_sif::{Arch, DataType, FsType, SifFile};
+use situla_sif::{Arch, DataType, DescriptorInfo, FsType, Kind, PartType, SifFile};
 use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::additions::{CONFIG_PATH, MANIFEST_PATH};
@@ -153,6 +153,22 @@ pub(crate) fn root_window(path: &Path, file: &File) -> Result<(FileKind, RootWin
         FileKind::Sif => sif_window(path, &open_sif(path, file)?)?,
     };
     Ok((kind, window))
+}
+
+/// Finds the root file system of a SIF that has one for all who ask, and the kind of machine that it is for.
+pub(crate) fn only_root(path: &Path, file: &File) -> Result<(RootWindow, Arch), ConvertError> {
+    let sif = open_sif(path, file)?;
+    let arch_of_root = |object: &DescriptorInfo| match object.kind {
+        Kind::Partition { part: PartType::PrimarySystem | PartType::System, arch, .. } => Some(arch),
+        _ => None,
+    };
+    let mut archs = sif.objects().iter().filter_map(arch_of_root);
+    let arch = archs.next().unwrap_or(Arch::UNKNOWN);
+    if archs.next().is_some() {
+        return Err(ConvertError::SifRoots { path: path.to_owned() });
+    }
+    let window = sif_window(path, &sif)?;
+    Ok((window, arch))
 }
 
 fn open_sif<'f>(path: &Path, file: &'f File) -> Result<SifFile<&'f File>, ConvertError> {

@@ -69,7 +69,7 @@ pub(crate) use layer::printable as layer_name;
 pub use layer::{
     Compression, Content, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
 };
-pub use oras::{PulledSif, SifTransferError, pull_sif, push_sif};
+pub use oras::{FetchedSif, SavedSif, SifTransferError, fetch_sif, pull_sif, push_sif, save_sif};
 pub use output::expect_writable;
 pub use process_identity::{realm, start_time};
 pub use progress::{Event, Progress};
@@ -85,7 +85,8 @@ pub use sink::{FileSink, MemorySink};
 pub use situla_sif as sif;
 pub use source::{
     ArchiveError, DirectoryError, DockerArchiveError, DockerArchiveImage, FetchedManifest, ImageSource,
-    LayoutError, LayoutImage, Owners, ResolveError, Source, SourceError, SourceNameError, Which, resolve,
+    LayoutError, LayoutImage, Owners, ResolveError, Scheme, Source, SourceError, SourceNameError, Which,
+    resolve,
 };
 pub use store::{
     Acquired, Lease, Place, RoomLeft, Store, StoreEntry, StoreError, StoreLimits, StoreOptions, StorePruned,

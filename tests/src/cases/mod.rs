@@ -28,6 +28,7 @@ pub mod names;
 pub mod neighbour;
 pub mod no_helpers;
 pub mod options;
+pub mod oras_images;
 pub mod other_kernels;
 pub mod packaging;
 pub mod pins;
@@ -153,6 +154,8 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pull_and_exec", image_commands::pull_and_exec),
     ("pushes::every_source", pushes::every_source),
     ("pushes::sif_both_ways", pushes::sif_both_ways),
+    ("oras_images::as_the_file", oras_images::as_the_file),
+    ("oras_images::refused", oras_images::refused),
     ("stored_images::used_ones_stay", stored_images::used_ones_stay),
     ("stored_images::of_the_site", stored_images::of_the_site),
     ("plain_fs::convert", plain_fs::convert),
@@ -449,6 +452,7 @@ const ON_LOOPBACK: &[(&str, SiteCase)] = &[
     ("pins::tasks_of_an_array", pins::tasks_of_an_array),
     ("pins::steps_of_a_bare_script", pins::steps_of_a_bare_script),
     ("pins::forged", pins::forged),
+    ("pins::of_sif_files", pins::of_sif_files),
     ("pins::components_of_a_job", pins::components_of_a_job),
     ("pins::tasks_at_once", pins::tasks_at_once),
     ("requeues::started_again", requeues::started_again),
@@ -497,6 +501,8 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         }
         "images_for_other_tools"
         | "pushes::every_source"
+        | "oras_images::as_the_file"
+        | "oras_images::refused"
         | "pull"
         | "pull_of_a_tampered_layer"
         | "pull_and_exec"

@@ -324,6 +324,7 @@ pub fn in_the_sites_store(desk: &Desk) -> Check {
     user(&format!("docker://{address}/tiny@{digest}"))?.success()?.expect_text("situla tiny image")?;
     // A tag means what the registry says, and it says nothing to whoever has no login.
     user(&source)?.expect_code(125)?.expect_text("wants a login")?;
+    super::oras_images::into_the_sites_store(desk, &administrator, address, &stored)?;
 
     // A registry that shows everything to everybody, and accepts logins as well.
     let open = super::privileged::registry(desk, "up")?.stdout.trim().to_owned();
