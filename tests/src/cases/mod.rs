@@ -44,6 +44,7 @@ pub mod pushes;
 pub mod pyxis;
 pub mod pyxis_ways;
 pub mod records;
+pub mod registry_sinks;
 pub mod releases;
 pub mod requeues;
 pub mod rest;
@@ -156,6 +157,7 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pushes::sif_both_ways", pushes::sif_both_ways),
     ("oras_images::as_the_file", oras_images::as_the_file),
     ("oras_images::refused", oras_images::refused),
+    ("registry_sinks::as_from_a_layout", registry_sinks::as_from_a_layout),
     ("stored_images::used_ones_stay", stored_images::used_ones_stay),
     ("stored_images::of_the_site", stored_images::of_the_site),
     ("plain_fs::convert", plain_fs::convert),
@@ -555,6 +557,10 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "enroot_images::as_its_import_makes_them" => enroot_images::maker(),
         "plain_fs::convert" | "plain_fs::stores" | "attacks::hostile_layers" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),
+        "registry_sinks::as_from_a_layout" => {
+            privileged::registry_program()?;
+            image_trees::tools()
+        }
         "image_trees::of_many_layers" => image_trees::large_image(env),
         "pull_crashes::at_every_step"
         | "pull_crashes::synced_before_named"

@@ -465,7 +465,7 @@ pub fn by_sha512(desk: &Desk) -> Check {
 }
 
 /// The SHA-512 of `content`, by another program than ours.
-fn sha512(dir: &Path, content: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
+pub(super) fn sha512(dir: &Path, content: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
     let file = dir.join("to-hash");
     fs::write(&file, content)?;
     let printed = command::run(command::words([Path::new("sha512sum"), &file]), PATIENCE)?.success()?;
