@@ -562,10 +562,12 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
             image_trees::tools()
         }
         "image_trees::of_many_layers" => image_trees::large_image(env),
-        "pull_crashes::at_every_step"
-        | "pull_crashes::synced_before_named"
-        | "progress::lines_in_a_log"
-        | "pull_crashes::beyond_a_quota" => {
+        "pull_crashes::at_every_step" => {
+            privileged::registry_program()?;
+            image_trees::tools()?;
+            no_helpers::tracer()
+        }
+        "pull_crashes::synced_before_named" | "progress::lines_in_a_log" | "pull_crashes::beyond_a_quota" => {
             privileged::registry_program()?;
             no_helpers::tracer()
         }

@@ -14,20 +14,25 @@ use crate::command;
 use crate::environment::PATIENCE;
 use crate::tier::Check;
 
-/// Makes layouts of one image: of several layers, one of which hides a file, compressed by gzip and by zstd, and not
-/// compressed.
-const LAYOUTS: &str = r#"
+/// Makes a layout `gzip` of several layers, one of which hides a file.
+const LAYERED: &str = r#"
 set -e
 cp -r "$1" gzip
 umoci unpack --image gzip:1 bundle
 mkdir -p bundle/rootfs/opt
 printf one >bundle/rootfs/opt/one
 ln bundle/rootfs/opt/one bundle/rootfs/opt/linked
+head -c 500000 /dev/urandom >bundle/rootfs/opt/large
 umoci repack --refresh-bundle --image gzip:1 bundle
 rm bundle/rootfs/opt/one
 printf two >bundle/rootfs/opt/two
 umoci repack --image gzip:1 bundle
 umoci gc --layout gzip
+"#;
+
+/// Makes the same image of layers that are compressed by zstd, and not compressed.
+const LAYOUTS: &str = r#"
+set -e
 copy() { skopeo --insecure-policy copy -q "$@"; }
 copy --dest-compress --dest-compress-format zstd oci:gzip:1 oci:zstd:1
 copy --dest-decompress oci:gzip:1 dir:apart
@@ -42,8 +47,9 @@ copy --dest-oci-accept-uncompressed-layers dir:apart oci:plain:1
 pub fn as_from_a_layout(desk: &Desk) -> Check {
     let dir = desk.env.work_dir("registry-sinks")?;
     let address = registry(desk, "up")?.stdout.trim().to_owned();
+    layered(desk, dir.path())?;
     let mut make = Command::new("sh");
-    make.args(["-c", LAYOUTS, "sh"]).arg(desk.env.image_layout("tiny")).current_dir(dir.path());
+    make.args(["-c", LAYOUTS]).current_dir(dir.path());
     command::run(make, PATIENCE)?.success()?;
     let place = dir.path().display().to_string();
     for (name, media_type) in [("gzip", ".tar+gzip"), ("zstd", ".tar+zstd"), ("plain", ".tar")] {
@@ -62,6 +68,13 @@ pub fn as_from_a_layout(desk: &Desk) -> Check {
     root(&[&situla, "convert", "--quiet", &format!("oci:{place}/sha512@{digest}"), &out])?;
     root(&["cmp", &out, &format!("{place}/gzip-of-layout/a.sqsh")])?;
     Ok(())
+}
+
+/// Makes a layout `gzip` in `dir`, of a small image of several layers.
+pub(super) fn layered(desk: &Desk, dir: &Path) -> Result<(), String> {
+    let mut make = Command::new("sh");
+    make.args(["-c", LAYERED, "sh"]).arg(desk.env.image_layout("tiny")).current_dir(dir);
+    command::run(make, PATIENCE)?.success().map(drop)
 }
 
 /// Makes a layout `sha512` of `gzip`, whose manifest is called by its SHA-512; gives that.
