@@ -172,7 +172,9 @@ fn partial(home: &Path, seen: &mut BTreeSet<String>) {
     let finished = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match path.parent().and_then(Path::file_name).and_then(|parent| parent.to_str()) {
-            Some("images") if name.ends_with(".sqsh") => path.with_extension("json").exists(),
+            Some("images") if name.ends_with(".sqsh") || name.ends_with(".sif") => {
+                path.with_extension("json").exists()
+            }
             Some("images" | "refs") => name.ends_with(".json"),
             Some("leases") => name.ends_with(".lease"),
             // Also the mark of a process that was killed: it counts for nothing, and goes with the next prune.
@@ -266,6 +268,8 @@ mod tests {
         let finished = [
             ".cache/situla/images/sha256-a.sqsh",
             ".cache/situla/images/sha256-a.json",
+            ".cache/situla/images/sha256-d.sif",
+            ".cache/situla/images/sha256-d.json",
             ".cache/situla/refs/b.json",
             ".cache/situla/leases/sha256-c.lease",
             ".cache/situla/uses/sha256-a",
@@ -278,6 +282,7 @@ mod tests {
         let partial_ones = [
             ".cache/situla/images/sha256-b.sqsh",
             ".cache/situla/images/sha256-c.sqsh.new",
+            ".cache/situla/images/sha256-e.sif",
             ".cache/situla/tmp/sha256-c",
             ".local/state/situla/records/cluster/1.0.n1.jsonl.tmp",
             ".local/state/situla/pins/cluster-1/.new",

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use situla_engine::{Action, Personality};
-use situla_image::{OutputFormat, Owners, Source, file_kind};
+use situla_image::{OutputFormat, Owners, Scheme, Source, file_kind};
 use situla_oci::Platform;
 
 use crate::command_error::CommandError;
@@ -20,7 +20,7 @@ use crate::commands::apptainer_cache::{ApptainerCache, apptainer_cache};
 use crate::commands::convert::{Conversion, OwnersChoice, parse_source, unpack_source};
 use crate::commands::instance::InstanceCommand;
 use crate::commands::pull::{Fetch, parse_reference};
-use crate::commands::push::{Pushing, parse_oras};
+use crate::commands::push::Pushing;
 use crate::commands::run::RunCommand;
 use crate::commands::sif::SifCommand;
 use crate::commands::transfer::Transfer;
@@ -188,7 +188,7 @@ struct BuildArgs {
     /// The image to make
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
-    /// docker://REF, oci:DIR, oci-archive:FILE, docker-archive:FILE, a directory or an image file
+    /// docker://REF, oras://REF, oci:DIR, oci-archive:FILE, docker-archive:FILE, a directory or an image file
     #[arg(value_name = "SOURCE")]
     source: String,
 }
@@ -368,8 +368,7 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         [uri, ..] => (PathBuf::from(default_name(uri)), uri),
         [] => return Err(CommandError::usage("which image?", "see apptainer pull --help")),
     };
-    let is_sif = uri.starts_with("oras://");
-    if !is_sif && !uri.starts_with("docker://") {
+    if Scheme::split(uri).is_none() {
         return Err(CommandError::refused(
             "bad-option",
             format!("unable to pull {uri}: only docker:// and oras:// are supported"),
@@ -383,10 +382,7 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
         let message = format!("Image file already exists: {:?} - will not overwrite", output.display());
         return Err(CommandError::refused("bad-option", message, "use --force to replace it"));
     }
-    let image = match parse_oras(uri)? {
-        Some(image) => image,
-        None => parse_reference(uri)?,
-    };
+    let (scheme, image) = parse_reference(uri)?;
     let mut platform = Platform::native();
     if let Some(architecture) = arguments.arch.filter(|arch| *arch != platform.architecture) {
         platform = Platform { architecture, variant: None, ..platform };
@@ -395,14 +391,14 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
     let authfile = arguments.authfile.or_else(authfile);
     let transfer =
         Transfer { platform, overwrite: arguments.force, plain_http, authfile, show, ..Transfer::default() };
-    if is_sif {
-        Fetch { image, transfer }.sif_to_file(&output)?;
+    if scheme == Scheme::Oras {
+        Fetch { scheme, image, transfer }.sif_to_file(&output)?;
     } else if arguments.disable_cache || is_set(&["DISABLE_CACHE"]) {
-        let source = Source::Registry(image);
+        let source = Source::Registry(scheme, image);
         let (format, owners) = (OutputFormat::Sif, Owners::Keep);
         Conversion { source, target: &output, format, owners, transfer }.run()?;
     } else {
-        Fetch { image, transfer }.to_file(&output, OutputFormat::Sif)?;
+        Fetch { scheme, image, transfer }.to_file(&output, OutputFormat::Sif)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -410,7 +406,7 @@ fn pull(arguments: PullArgs, show: Show) -> Result<ExitCode, CommandError> {
 /// `apptainer push`: a SIF file as it is.
 fn push(arguments: PushArgs, show: Show) -> Result<ExitCode, CommandError> {
     let uri = &arguments.uri;
-    if !uri.starts_with("oras://") {
+    if !matches!(Scheme::split(uri), Some((Scheme::Oras, _))) {
         return Err(CommandError::refused(
             "bad-option",
             format!("unable to push to {uri}: only oras:// is supported"),
@@ -464,7 +460,7 @@ fn build(arguments: &BuildArgs, show: Show) -> Result<ExitCode, CommandError> {
         return Err(CommandError::refused(
             "bad-option",
             format!("{} is no image; definition files are not supported", path.display()),
-            "build from docker://REF, a directory, or a .sif or .sqsh file",
+            "build from docker://REF, oras://REF, a directory, or a .sif or .sqsh file",
         ));
     }
     let transfer = Transfer {

@@ -83,7 +83,9 @@ impl CommandError {
     pub(crate) fn source_name(error: &SourceNameError) -> Self {
         let remedy = match error {
             SourceNameError::Reference { .. } => "write docker://REGISTRY/NAME:TAG, or NAME@sha256:...",
-            SourceNameError::Scheme(_) => "use docker://REGISTRY/NAME:TAG",
+            SourceNameError::Scheme(_) => {
+                "use docker://REGISTRY/NAME:TAG, or oras://REGISTRY/NAME:TAG for a SIF file"
+            }
             SourceNameError::Tag { .. } => "write oci:DIR:TAG",
             SourceNameError::Digest { .. } => {
                 "write oci:DIR@sha256:... or oci:DIR@sha512:..., with all digits"
@@ -181,6 +183,7 @@ fn of_sif_transfer(error: &SifTransferError) -> Judgement {
         ),
         SifTransferError::Copy { source, .. } => of_io(source),
         SifTransferError::File(source) => of_convert(source),
+        SifTransferError::Store(source) => of_store(source),
         SifTransferError::Push(source) => of_push(source),
     }
 }
@@ -203,10 +206,9 @@ fn of_resolve(error: &ResolveError) -> Judgement {
             EngineClass::ImageMissing,
             Some("the image is not made for this kind of machine; ask its maker, or choose another tag"),
         ),
-        ResolveError::IsSif => (
-            EngineClass::ImageCorrupt,
-            Some("fetch it with `situla pull oras://REGISTRY/NAME:TAG -o FILE.sif`"),
-        ),
+        ResolveError::IsSif => {
+            (EngineClass::ImageCorrupt, Some("name it as a SIF file: oras://REGISTRY/NAME:TAG"))
+        }
         ResolveError::Manifest { .. }
         | ResolveError::TooDeep
         | ResolveError::TooLarge { .. }
@@ -380,6 +382,10 @@ fn of_convert(error: &ConvertError) -> Judgement {
         ConvertError::SifFs { .. } => (
             Class::ImageCorrupt,
             Some("build it again with SquashFS; encrypted and writable images are not supported"),
+        ),
+        ConvertError::SifRoots { .. } => (
+            Class::ImageCorrupt,
+            Some("use the file itself: situla pull oras://REGISTRY/NAME:TAG -o FILE.sif"),
         ),
         ConvertError::UnknownFormat { .. } => {
             (Class::ImageCorrupt, Some("name a .sif or .sqsh image, a directory, oci:DIR or docker://REF"))

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use situla_engine::EngineError;
+use situla_image::Scheme;
 use situla_oci::{EnrootReference, MAX_REGISTRIES_BYTES, NameError, Reference, ReferenceError, Registries};
 
 use crate::command_error::CommandError;
@@ -12,11 +13,12 @@ use crate::registry_access;
 /// Most files of a directory.
 const MAX_FILES: usize = 1000;
 
-/// Understands a reference; files are read only where it names no registry.
+/// Understands a reference, with or without a scheme; files are read only where it names no registry.
 pub(crate) fn parse(text: &str) -> Result<EnrootReference, CommandError> {
     let short = |error: NameError| name_error(text, &error);
-    match Reference::parse_enroot(text) {
-        Err(ReferenceError::NoRegistry { .. }) => load()?.parse(text).map_err(short),
+    let name = without_scheme(text);
+    match Reference::parse_enroot(name) {
+        Err(ReferenceError::NoRegistry { .. }) => load()?.parse(name).map_err(short),
         other => other.map_err(NameError::Reference).map_err(short),
     }
 }
@@ -27,10 +29,14 @@ pub(crate) fn short_name(text: &str) -> Result<EnrootReference, EngineError> {
         let (message, remedy) = error.told();
         EngineError::BadOption { message, remedy }
     };
-    match load().map_err(failed)?.parse(text) {
+    match load().map_err(failed)?.parse(without_scheme(text)) {
         Err(NameError::Reference(source)) => Err(EngineError::Reference { text: text.to_owned(), source }),
         other => other.map_err(|error| failed(name_error(text, &error))),
     }
+}
+
+fn without_scheme(text: &str) -> &str {
+    Scheme::split(text).map_or(text, |(_, name)| name)
 }
 
 /// What the files of this user and this machine say.
@@ -47,13 +53,14 @@ pub(crate) fn name_error(text: &str, error: &NameError) -> CommandError {
         }
         error => error.to_string(),
     };
+    let scheme = Scheme::split(text).map_or(Scheme::Docker, |(scheme, _)| scheme);
     match error {
         NameError::Reference(_) => {
-            CommandError::usage(message, "write docker://REGISTRY/NAME:TAG, or NAME@sha256:...")
+            CommandError::usage(message, format!("write {scheme}REGISTRY/NAME:TAG, or NAME@sha256:..."))
         }
         NameError::Ambiguous { .. } => CommandError::usage(
             message,
-            "name the registry: write docker://REGISTRY/NAME:TAG with one of these",
+            format!("name the registry: write {scheme}REGISTRY/NAME:TAG with one of these"),
         ),
         NameError::Alias { .. } | NameError::Place { .. } => CommandError::refused(
             "bad-option",

@@ -452,7 +452,7 @@ fn assignments(text: &str) -> Result<Vec<(String, String)>, CommandError> {
 /// An image and what follows it: everything behind the image belongs to the command.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ImageAndCommand {
-    /// The image: a .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG
+    /// The image: a .sif or .sqsh file, a directory, or docker:// or oras://REGISTRY/NAME:TAG
     #[arg(value_name = "IMAGE")]
     pub(crate) image: String,
     /// The command and its arguments
@@ -466,7 +466,7 @@ pub(crate) struct ImageAndCommand {
 /// the first argument for an option of ours where we have one of that name.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ImageAndArguments {
-    /// The image (a .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG), and arguments for its own
+    /// The image (a .sif or .sqsh file, a directory, or docker:// or oras://REGISTRY/NAME:TAG), and arguments for its own
     /// command
     #[arg(value_names = ["IMAGE", "ARGUMENT"], trailing_var_arg = true, required = true, num_args = 1..)]
     words: Vec<OsString>,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use rustix::io::Errno;
+use situla_image::Scheme;
 use situla_oci::ReferenceError;
 use situla_policy::{PolicyError, Verdict};
 use situla_records::EngineClass;
@@ -295,14 +296,12 @@ impl EngineError {
             EngineError::Sif { .. } | EngineError::Squashfs { .. } | EngineError::LookInto { .. } => {
                 "the file may be cut short or damaged; copy or pull it again".to_owned()
             }
-            EngineError::Reference { text, source: ReferenceError::NoRegistry { .. } }
-                if text.starts_with("docker://") =>
-            {
-                "name the registry, as in docker://REGISTRY/NAME:TAG".to_owned()
-            }
-            EngineError::Reference { .. } => {
-                "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned()
-            }
+            EngineError::Reference { text, source } => match (Scheme::split(text), source) {
+                (Some((scheme, _)), ReferenceError::NoRegistry { .. }) => {
+                    format!("name the registry, as in {scheme}REGISTRY/NAME:TAG")
+                }
+                _ => "name a file, or a reference such as docker://REGISTRY/NAME:TAG".to_owned(),
+            },
             EngineError::Fetch { remedy, .. }
             | EngineError::Extract { remedy, .. }
             | EngineError::Save { remedy, .. } => return remedy.clone(),

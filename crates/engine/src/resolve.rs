@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use situla_image::{
-    ConvertOptions, FileIdentity, Identities, Recipe, Source, SourceNameError, Store, StoreOptions,
+    ConvertOptions, FileIdentity, Identities, Recipe, Scheme, Source, SourceNameError, Store, StoreOptions,
     StoredImage, UseMark,
 };
 use situla_oci::{Digest, EnrootReference, ExecConfig, ImageConfig, Platform, Reference, ReferenceError};
@@ -48,8 +48,8 @@ const SIF_MAGIC_OFFSET: usize = 32;
 pub(crate) enum Named {
     /// A file or directory of this host.
     Path(PathBuf),
-    /// An image in a registry, and whose login is used to get it, where the user says so.
-    Registry(EnrootReference),
+    /// An image in a registry, as layers or as a SIF file, and whose login is used to get it, where the user says so.
+    Registry(Scheme, EnrootReference),
     /// An image in a layout or archive of this host, by its full path.
     Layout(Source),
 }
@@ -132,19 +132,14 @@ pub(crate) fn name(
     personality: Personality,
     site: &Site,
 ) -> Result<Named, EngineError> {
-    if text.starts_with("docker://") {
-        return reference(text, site);
+    if let Some((scheme, _)) = Scheme::split(text) {
+        return reference(scheme, text, site);
     }
     if let Some((scheme, _)) = text.split_once("://") {
-        let remedy = match scheme {
-            "oras" => {
-                "fetch the SIF file with `situla pull oras://REGISTRY/NAME:TAG -o FILE.sif`, and use that"
-            }
-            _ => "use docker://REGISTRY/NAME:TAG, a .sif or .sqsh file, or a directory",
-        };
         return Err(EngineError::BadOption {
             message: format!("images of the kind {scheme}:// are not supported"),
-            remedy: remedy.to_owned(),
+            remedy: "use docker:// or oras://REGISTRY/NAME:TAG, a .sif or .sqsh file, or a directory"
+                .to_owned(),
         });
     }
     let layout = Source::parse_layout(text, cwd).map_err(|error| {
@@ -165,18 +160,17 @@ pub(crate) fn name(
     if looks_like_path || personality != Personality::Task || path.exists() {
         return Ok(Named::Path(path));
     }
-    reference(text, site)
+    reference(Scheme::Docker, text, site)
 }
 
 /// Understands a reference, in Docker's or enroot's spelling; a short name is what the host's files say.
-fn reference(text: &str, site: &Site) -> Result<Named, EngineError> {
-    let parsed = match (Reference::parse_enroot(text), site.short_names) {
-        (Err(ReferenceError::NoRegistry { .. }), Some(short_names)) => {
-            return short_names(text).map(Named::Registry);
-        }
-        (parsed, _) => parsed,
+fn reference(scheme: Scheme, text: &str, site: &Site) -> Result<Named, EngineError> {
+    let name = Scheme::split(text).map_or(text, |(_, name)| name);
+    let parsed = match (Reference::parse_enroot(name), site.short_names) {
+        (Err(ReferenceError::NoRegistry { .. }), Some(short_names)) => short_names(text),
+        (parsed, _) => parsed.map_err(|source| EngineError::Reference { text: text.to_owned(), source }),
     };
-    parsed.map(Named::Registry).map_err(|source| EngineError::Reference { text: text.to_owned(), source })
+    parsed.map(|image| Named::Registry(scheme, image))
 }
 
 /// The name of an image for somebody in another working directory.
@@ -192,7 +186,7 @@ pub(crate) fn name_anywhere(text: &str, cwd: &Path) -> String {
 /// directories and files.
 pub(crate) fn for_policy(named: &Named) -> PolicyImage {
     let path = match named {
-        Named::Registry(named) => return of_registry(&named.reference),
+        Named::Registry(_, named) => return of_registry(&named.reference),
         Named::Path(path) => path.as_path(),
         Named::Layout(layout) => layout.path().unwrap_or(Path::new("")),
     };
@@ -283,18 +277,18 @@ pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<Found, Engine
             Ok((Opened::Readable(Box::new(resolved)), None).into())
         }
         Named::Layout(_) => fetched(&Wanted::of(named)?, opening).map(Found::from),
-        Named::Registry(named) => {
+        Named::Registry(scheme, named) => {
             let pins = opening.pins.as_ref().filter(|_| named.reference.digest().is_none());
             let pinned = pins.and_then(|pins| pins.find(&named.reference));
             if opening.acts == Acts::No {
-                let resolved = stored(named, pinned, opening)?;
+                let resolved = stored(*scheme, named, pinned, opening)?;
                 return Ok((Opened::Readable(Box::new(resolved)), None).into());
             }
             let mut warning = None;
             let digest = match (pins, pinned) {
                 (_, Some(digest)) => Some(digest),
                 (Some(pins), None) => {
-                    let fetched = fetch(&Wanted::of_registry(named), opening)?;
+                    let fetched = fetch(&Wanted::of_registry(*scheme, named), opening)?;
                     let digest = fetched.manifest_digest.parse().ok();
                     digest.map(|digest| match pins.pin(&named.reference, digest) {
                         Ok(digest) => digest,
@@ -316,9 +310,9 @@ pub(crate) fn open(named: &Named, opening: &Opening<'_>) -> Result<Found, Engine
                 (None, Some(digest)) => {
                     let reference = named.reference.with_digest(digest);
                     let named = EnrootReference { reference, ..named.clone() };
-                    fetched(&Wanted::of_registry(&named), opening)?
+                    fetched(&Wanted::of_registry(*scheme, &named), opening)?
                 }
-                (None, None) => fetched(&Wanted::of_registry(named), opening)?,
+                (None, None) => fetched(&Wanted::of_registry(*scheme, named), opening)?,
             };
             Ok(Found { opened, mark, warning })
         }
@@ -371,12 +365,13 @@ fn present(digest: &Digest, opening: &Opening<'_>) -> Option<(Opened, Option<Use
 
 /// Opens an image of a registry as it was fetched last; nothing is asked for and nothing changes.
 fn stored(
+    scheme: Scheme,
     named: &EnrootReference,
     pinned: Option<Digest>,
     opening: &Opening<'_>,
 ) -> Result<Resolved, EngineError> {
     let reference = &named.reference;
-    let shown = format!("docker://{reference}");
+    let shown = format!("{scheme}{reference}");
     let absent = || EngineError::NotFetched { image: shown.clone() };
     let own = opening.stores.own.as_deref().ok_or_else(absent)?;
     let store = Store::look(own, opening.stores.site.as_deref(), StoreOptions::default());
@@ -600,17 +595,17 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of_registry(EnrootReference { user, reference }: &EnrootReference) -> Self {
+    fn of_registry(scheme: Scheme, EnrootReference { user, reference }: &EnrootReference) -> Self {
         let argument = match user {
-            Some(user) => format!("docker://{user}@{reference}"),
-            None => format!("docker://{reference}"),
+            Some(user) => format!("{scheme}{user}@{reference}"),
+            None => format!("{scheme}{reference}"),
         };
         Self { argument, shown: reference.to_string() }
     }
 
     fn of(named: &Named) -> Result<Self, EngineError> {
         match named {
-            Named::Registry(named) => Ok(Self::of_registry(named)),
+            Named::Registry(scheme, named) => Ok(Self::of_registry(*scheme, named)),
             Named::Layout(layout) => {
                 let path = layout.path().unwrap_or(Path::new(""));
                 let missing = |error: io::Error| match error.kind() {
@@ -685,7 +680,9 @@ mod tests {
     fn a_name_without_transport_is_a_path_unless_a_task_names_a_registry() {
         let cwd = Path::new("/nonexistent");
         let path = |text: &str| Named::Path(PathBuf::from(text));
-        let image = |text: &str| Named::Registry(Reference::parse_enroot(text).expect("a reference"));
+        let image_of =
+            |scheme, text: &str| Named::Registry(scheme, Reference::parse_enroot(text).expect("a reference"));
+        let image = |text: &str| image_of(Scheme::Docker, text);
         let site = Site::default();
         for personality in EVERYONE {
             for (text, want) in [
@@ -693,6 +690,8 @@ mod tests {
                 ("a.sqsh", path("/nonexistent/a.sqsh")),
                 ("/images/a", path("/images/a")),
                 ("docker://registry.example/a/b:1", image("registry.example/a/b:1")),
+                ("oras://registry.example/a/b:1", image_of(Scheme::Oras, "registry.example/a/b:1")),
+                ("oras://me@registry.example#b", image_of(Scheme::Oras, "me@registry.example#b")),
             ] {
                 assert_eq!(name(text, cwd, personality, &site).expect(text), want, "{personality:?}");
             }
@@ -707,6 +706,9 @@ mod tests {
             assert_eq!(got, Named::Layout(layout.clone()), "{personality:?}");
             let error = name("docker-daemon:a:1", cwd, personality, &site).expect_err("no source");
             assert_eq!(error.class(), EngineClass::BadOption);
+            let error = name("oras://alpine", cwd, personality, &site).expect_err("no registry");
+            let remedy = error.remedy().expect("a remedy");
+            assert_eq!(remedy, "name the registry, as in oras://REGISTRY/NAME:TAG", "{personality:?}");
         }
         // Whoever has another working directory means the same.
         let anywhere = name_anywhere("oci:a:1", cwd);
@@ -739,19 +741,21 @@ mod tests {
     #[test]
     fn short_names_and_users_are_understood() {
         let short_names: crate::ShortNames = |text| {
-            Reference::parse_enroot(&text.replace("tool", "short.example/tool"))
+            let name = text.trim_start_matches("oras://").replace("tool", "short.example/tool");
+            Reference::parse_enroot(&name)
                 .map_err(|source| EngineError::Reference { text: text.to_owned(), source })
         };
         let site = Site { short_names: Some(short_names), ..Site::default() };
         let cwd = Path::new("/nonexistent");
         for (text, personality, user, reference) in [
+            ("oras://tool:2", Personality::Native, None, "short.example/tool:2"),
             ("docker://tool:2", Personality::Native, None, "short.example/tool:2"),
             ("docker://tool:2", Personality::Apptainer, None, "short.example/tool:2"),
             ("tool", Personality::Task, None, "short.example/tool:latest"),
             ("docker://me@a.example#tool", Personality::Task, Some("me"), "a.example/tool:latest"),
             ("me@a.example#tool", Personality::Task, Some("me"), "a.example/tool:latest"),
         ] {
-            let Ok(Named::Registry(named)) = name(text, cwd, personality, &site) else { panic!("{text}") };
+            let Ok(Named::Registry(_, named)) = name(text, cwd, personality, &site) else { panic!("{text}") };
             assert_eq!(
                 (named.user.as_deref(), named.reference.to_string().as_str()),
                 (user, reference),

@@ -1,13 +1,13 @@
 //! Converts an image from the command line, for trying the library out:
-//! `convert SOURCE OUTPUT [MIB]`, where SOURCE is `docker://…`, `oci:DIR[:TAG]`, a directory, a `.sif` or a
+//! `convert SOURCE OUTPUT [MIB]`, where SOURCE is `docker://…`, `oras://…`, `oci:DIR[:TAG]`, a directory, a `.sif` or a
 //! `.sqsh`, OUTPUT is a `.sif` or `.sqsh`, and MIB is the memory to plan with.
 
 use std::error::Error;
 use std::path::Path;
 
 use situla_image::{
-    Client, ClientOptions, ConvertOptions, Converted, LayoutImage, OutputFormat, Owners, Resources, Source,
-    convert_directory, convert_file, convert_image,
+    Client, ClientOptions, ConvertOptions, Converted, ImageFile, LayoutImage, OutputFormat, Owners,
+    Resources, Scheme, Source, convert_directory, convert_file, convert_image, fetch_sif,
 };
 use situla_oci::Platform;
 
@@ -31,8 +31,12 @@ fn convert(source: &str, out: &Path, options: &ConvertOptions) -> Result<Convert
     let format = OutputFormat::of_path(out);
     let platform = Platform::native();
     match Source::parse(source)? {
-        Source::Registry(named) => {
+        Source::Registry(scheme, named) => {
             let client = Client::new(ClientOptions::default());
+            if scheme == Scheme::Oras {
+                let fetched = fetch_sif(&client, &named.reference, &platform, &std::env::temp_dir(), &())?;
+                return Ok(convert_file(&fetched.file, out, format, options, &())?);
+            }
             return Ok(convert_image(&client.image(&named.reference), &platform, out, format, options, &())?);
         }
         Source::Layout(dir, which) => {
@@ -45,5 +49,5 @@ fn convert(source: &str, out: &Path, options: &ConvertOptions) -> Result<Convert
     if path.is_dir() {
         return Ok(convert_directory(path, Owners::Root, out, format, options, &())?);
     }
-    Ok(convert_file(path, out, format, options)?)
+    Ok(convert_file(&ImageFile::open(path)?, out, format, options, &())?)
 }

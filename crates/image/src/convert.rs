@@ -156,6 +156,12 @@ pub enum ConvertError {
         /// Its file system.
         fs: FsType,
     },
+    /// Which of its file systems is the root depends on the machine.
+    #[error("SIF '{}' has several root file systems, for several kinds of machines", path.display())]
+    SifRoots {
+        /// The input.
+        path: PathBuf,
+    },
     /// The input is not a SquashFS.
     #[error("'{}' is not a usable SquashFS", path.display())]
     NotSquashfs {
@@ -413,15 +419,10 @@ pub(crate) fn write_output(
 
 /// Hashes a file from `offset` to its end; it was just written, so this reads memory.
 pub(crate) fn hash_from(file: &File, offset: u64) -> io::Result<(Digest, u64)> {
-    hash_range(file, offset, u64::MAX)
+    hash_telling(file, offset, u64::MAX, &())
 }
 
-/// Hashes at most `len` bytes of a file from `offset`, and counts them.
-pub(crate) fn hash_range(file: &File, offset: u64, len: u64) -> io::Result<(Digest, u64)> {
-    hash_telling(file, offset, len, &())
-}
-
-/// The same, and tells how far it is.
+/// Hashes at most `len` bytes of a file from `offset`, counts them, and tells how far it is.
 pub(crate) fn hash_telling(
     file: &File,
     offset: u64,

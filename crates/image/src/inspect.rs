@@ -9,13 +9,14 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use serde::Serialize;
 use situla_oci::{Digest, Document, ExecConfig, ImageConfig, MAX_CONFIG_BYTES, Platform};
-use situla_sif::{Arch, DataType, FsType, SifFile};
+use situla_sif::{Arch, DataType, DescriptorInfo, FsType, Kind, PartType, SifFile};
 use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::additions::{CONFIG_PATH, MANIFEST_PATH};
 use crate::convert::{ConvertError, hash_telling};
 use crate::file_error::FileError;
 use crate::identity::{FileIdentity, Identities};
+use crate::image_file::ImageFile;
 use crate::image_parts::ImageParts;
 use crate::progress::{Event, Progress};
 use crate::sif_file::SifDescription;
@@ -154,6 +155,22 @@ pub(crate) fn root_window(path: &Path, file: &File) -> Result<(FileKind, RootWin
     Ok((kind, window))
 }
 
+/// Finds the root file system of a SIF that has one for all who ask, and the kind of machine that it is for.
+pub(crate) fn only_root(path: &Path, file: &File) -> Result<(RootWindow, Arch), ConvertError> {
+    let sif = open_sif(path, file)?;
+    let arch_of_root = |object: &DescriptorInfo| match object.kind {
+        Kind::Partition { part: PartType::PrimarySystem | PartType::System, arch, .. } => Some(arch),
+        _ => None,
+    };
+    let mut archs = sif.objects().iter().filter_map(arch_of_root);
+    let arch = archs.next().unwrap_or(Arch::UNKNOWN);
+    if archs.next().is_some() {
+        return Err(ConvertError::SifRoots { path: path.to_owned() });
+    }
+    let window = sif_window(path, &sif)?;
+    Ok((window, arch))
+}
+
 fn open_sif<'f>(path: &Path, file: &'f File) -> Result<SifFile<&'f File>, ConvertError> {
     SifFile::open(file).map_err(|source| ConvertError::SifRead { path: path.to_owned(), source })
 }
@@ -181,28 +198,41 @@ pub fn inspect(
     progress: &dyn Progress,
 ) -> Result<Inspection, ConvertError> {
     let metadata = std::fs::metadata(path).map_err(FileError::read(path))?;
-    let limit = usize::try_from(MAX_CONFIG_BYTES).unwrap_or(usize::MAX);
     if metadata.is_dir() {
         let mut found = Inspection::empty("directory", path, None);
         let read = |inside: &str| read_in_root(path, inside).map_err(FileError::read(path.join(inside)));
         found.take_documents(read(MANIFEST_PATH)?, read(CONFIG_PATH)?);
         return Ok(found);
     }
-    let file = File::open(path).map_err(FileError::read(path))?;
-    let kind = kind_of(path, &file)?;
-    let (name, window, sif, sif_config) = match kind {
-        FileKind::Squashfs => ("squashfs", root_window(path, &file)?.1, None, None),
+    inspect_file(&ImageFile::open(path)?, hash, identities, progress)
+}
+
+/// Describes an image file that is open, as [`inspect`].
+///
+/// # Errors
+/// When it cannot be read, or is no image.
+pub(crate) fn inspect_file(
+    image: &ImageFile,
+    hash: bool,
+    identities: Option<&Identities>,
+    progress: &dyn Progress,
+) -> Result<Inspection, ConvertError> {
+    let limit = usize::try_from(MAX_CONFIG_BYTES).unwrap_or(usize::MAX);
+    let (path, file) = (image.name(), image.file());
+    let (kind, window) = image.root_window()?;
+    let (name, sif, sif_config) = match kind {
+        FileKind::Squashfs => ("squashfs", None, None),
         FileKind::Sif => {
-            let mut sif = open_sif(path, &file)?;
+            let mut sif = open_sif(path, file)?;
             let config = sif_config(path, &mut sif)?;
-            ("sif", sif_window(path, &sif)?, Some(SifDescription::of(&sif)), config)
+            ("sif", Some(SifDescription::of(&sif)), config)
         }
     };
-    let mut found = Inspection::empty(name, path, Some(metadata.len()));
+    let bytes = file.metadata().map_err(FileError::read(path))?.len();
+    let mut found = Inspection::empty(name, path, Some(bytes));
     found.sif = sif;
     let failed = |source| ConvertError::NotSquashfs { path: path.to_owned(), source };
-    let clone = file.try_clone().map_err(FileError::read(path))?;
-    let image = Image::open(window.over(clone), ReadOptions::default()).map_err(failed)?;
+    let image = Image::open(window.over(image.try_clone()?), ReadOptions::default()).map_err(failed)?;
     let superblock = image.superblock();
     found.squashfs = Some(SquashfsFacts {
         offset: window.offset,
@@ -223,7 +253,7 @@ pub fn inspect(
     if hash && found.rootfs_digest.is_none() {
         progress.event(Event::ToRead { bytes: window.len });
         let (digest, _) =
-            hash_telling(&file, window.offset, window.len, progress).map_err(FileError::read(path))?;
+            hash_telling(file, window.offset, window.len, progress).map_err(FileError::read(path))?;
         if let Some(identities) = identities
             && state().is_ok_and(|after| after == before)
         {
@@ -350,7 +380,7 @@ mod tests {
         let (sqsh, sif) = (dir.path().join("a.sqsh"), dir.path().join("a.sif"));
         let options = ConvertOptions::default();
         let made = convert_directory(&tree, Owners::Root, &sqsh, OutputFormat::Sqsh, &options, &()).unwrap();
-        convert_file(&sqsh, &sif, OutputFormat::Sif, &options).unwrap();
+        convert_file(&ImageFile::open(&sqsh).unwrap(), &sif, OutputFormat::Sif, &options, &()).unwrap();
         for (path, kind) in [(&tree, "directory"), (&sqsh, "squashfs"), (&sif, "sif")] {
             let found = inspect(path, true, None, &()).unwrap();
             assert_eq!(found.kind, kind);

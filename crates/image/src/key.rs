@@ -27,6 +27,9 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Of what is kept as it came: nothing of this program has a part in its bytes.
+    pub const VERBATIM: Self = Self { converter: 0, zstd: 0, level: 0, source_date_epoch: None };
+
     /// The recipe by which this program converts with `options`.
     #[must_use]
     pub fn of(options: &ConvertOptions) -> Self {
@@ -54,10 +57,11 @@ impl Recipe {
     }
 
     /// Whether an image of `other` serves whoever asks for this one: what users choose is equal, and only
-    /// versions of programs are not.
+    /// versions of programs are not. What is kept as it came serves everybody.
     #[must_use]
     pub(crate) fn is_served_by(&self, other: &Recipe) -> bool {
-        (self.level, self.source_date_epoch) == (other.level, other.source_date_epoch)
+        *other == Self::VERBATIM
+            || (self.level, self.source_date_epoch) == (other.level, other.source_date_epoch)
     }
 }
 
@@ -84,6 +88,9 @@ mod tests {
         assert_eq!(names.len(), others.len() + 1);
         let served: Vec<bool> = others.iter().map(|other| recipe.is_served_by(other)).collect();
         assert_eq!(served, [true, true, false, false, false]);
+        let dated = Recipe { source_date_epoch: Some(1), ..recipe };
+        assert!(recipe.is_served_by(&Recipe::VERBATIM) && dated.is_served_by(&Recipe::VERBATIM));
+        assert!(!Recipe::VERBATIM.is_served_by(&recipe));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod file_error;
 mod file_system;
 mod flatten;
 mod identity;
+mod image_file;
 mod image_parts;
 mod inspect;
 mod key;
@@ -60,6 +61,7 @@ pub use flatten::{
     FlattenError, FlattenOptions, Flattened, LayerSource, Level, MAX_ENTRIES, MergeError, Merger, flatten,
 };
 pub use identity::{FileIdentity, Identities};
+pub use image_file::ImageFile;
 pub use image_parts::{Addition, ImageParts};
 pub use inspect::{FileKind, ImageLayer, Inspection, SquashfsFacts, file_kind, inspect, inspect_layers};
 pub use key::{CONVERTER_VERSION, Recipe};
@@ -67,7 +69,7 @@ pub(crate) use layer::printable as layer_name;
 pub use layer::{
     Compression, Content, Entry, EntryKind, MAX_LINK, MAX_NAME, MAX_PATH, TarError, TarReader, decompress,
 };
-pub use oras::{PulledSif, SifTransferError, pull_sif, push_sif};
+pub use oras::{FetchedSif, SavedSif, SifTransferError, fetch_sif, pull_sif, push_sif, save_sif};
 pub use output::expect_writable;
 pub use process_identity::{realm, start_time};
 pub use progress::{Event, Progress};
@@ -83,7 +85,8 @@ pub use sink::{FileSink, MemorySink};
 pub use situla_sif as sif;
 pub use source::{
     ArchiveError, DirectoryError, DockerArchiveError, DockerArchiveImage, FetchedManifest, ImageSource,
-    LayoutError, LayoutImage, Owners, ResolveError, Source, SourceError, SourceNameError, Which, resolve,
+    LayoutError, LayoutImage, Owners, ResolveError, Scheme, Source, SourceError, SourceNameError, Which,
+    resolve,
 };
 pub use store::{
     Acquired, Lease, Place, RoomLeft, Store, StoreEntry, StoreError, StoreLimits, StoreOptions, StorePruned,

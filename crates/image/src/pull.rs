@@ -13,8 +13,8 @@ use crate::convert::{
 };
 use crate::key::Recipe;
 use crate::progress::{Event, Progress};
-use crate::source::{FoundManifest, ImageSource, ResolveError, Source, find_manifest};
-use crate::store::{Acquired, Place, Store, StoreError, StoredImage, least_size};
+use crate::source::{FoundManifest, ImageSource, ResolveError, Scheme, Source, find_manifest};
+use crate::store::{Acquired, Contents, Place, Store, StoreError, StoredImage, least_size};
 
 /// Why a pull failed.
 #[derive(Debug, Error)]
@@ -47,9 +47,11 @@ pub enum PullError {
 pub struct PulledImage {
     /// Digest of the image manifest.
     pub manifest_digest: Digest,
-    /// SHA-256 of the SquashFS file.
+    /// SHA-256 of the SquashFS.
     pub rootfs_digest: Digest,
-    /// The SquashFS file.
+    /// SHA-256 of the SIF file that the SquashFS is a part of, if it is.
+    pub sif_digest: Option<Digest>,
+    /// The SquashFS or SIF file.
     pub path: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
@@ -141,9 +143,8 @@ pub fn pull_from(
     )
     .map_err(|source| PullError::Convert { image: Box::new(named.clone()), source })?;
     let began = Instant::now();
-    let stored = store
-        .publish(lease, pending, platform, converted.rootfs_digest, converted.bytes)
-        .map_err(PullError::Store)?;
+    let contents = Contents { rootfs: converted.rootfs_digest, sif: None, bytes: converted.bytes };
+    let stored = store.publish(lease, pending, platform, contents).map_err(PullError::Store)?;
     let mut timings = converted.timings;
     timings.resolve = resolve_time;
     timings.finish += began.elapsed();
@@ -151,13 +152,14 @@ pub fn pull_from(
 }
 
 fn of_registry(reference: &Reference) -> Source {
-    Source::Registry(EnrootReference { user: None, reference: reference.clone() })
+    Source::Registry(Scheme::Docker, EnrootReference { user: None, reference: reference.clone() })
 }
 
-fn present(image: StoredImage, timings: Timings) -> PulledImage {
+pub(crate) fn present(image: StoredImage, timings: Timings) -> PulledImage {
     PulledImage {
         manifest_digest: image.manifest_digest,
         rootfs_digest: image.rootfs_digest,
+        sif_digest: image.sif_digest,
         path: image.path,
         bytes: image.bytes,
         recipe: image.recipe,

@@ -31,7 +31,7 @@ use crate::convert::ConvertError;
 use crate::file_error::FileError;
 use crate::file_system::{Incapable, Lacks, is_inability};
 use crate::flatten::MAX_ENTRIES;
-use crate::inspect::root_window;
+use crate::image_file::ImageFile;
 use crate::progress::{Event, Progress};
 use crate::resources::Ledger;
 use crate::traces::Trace;
@@ -66,16 +66,15 @@ pub struct Unpacked {
 /// When `out` exists (other than as an empty directory), the image cannot be read, or a file cannot be
 /// made. Nothing is left then.
 pub fn unpack_file(
-    input: &Path,
+    input: &ImageFile,
     out: &Path,
     n_threads: usize,
     progress: &dyn Progress,
 ) -> Result<Unpacked, ConvertError> {
-    let file = File::open(input).map_err(FileError::read(input))?;
-    let (_, window) = root_window(input, &file)?;
-    let image = Image::open(window.over(file), ReadOptions::default())
-        .map_err(|source| ConvertError::NotSquashfs { path: input.to_owned(), source })?;
-    unpack(&image, input, out, n_threads, progress)
+    let (name, (_, window)) = (input.name(), input.root_window()?);
+    let image = Image::open(window.over(input.try_clone()?), ReadOptions::default())
+        .map_err(|source| ConvertError::NotSquashfs { path: name.to_owned(), source })?;
+    unpack(&image, name, out, n_threads, progress)
 }
 
 /// Unpacks an open image, which `input` names in errors, into a new directory `out`.
@@ -532,6 +531,10 @@ mod tests {
         convert_directory(tree, Owners::Keep, out, format, &options, &()).unwrap();
     }
 
+    fn open(path: &Path) -> ImageFile {
+        ImageFile::open(path).unwrap()
+    }
+
     #[test]
     fn a_tree_comes_back_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
@@ -556,14 +559,14 @@ mod tests {
         let wanted = listing(&tree);
         for (name, n_threads) in [("one", 1), ("many", 4)] {
             let out = dir.path().join(name);
-            let unpacked = unpack_file(&image, &out, n_threads, &()).unwrap();
+            let unpacked = unpack_file(&open(&image), &out, n_threads, &()).unwrap();
             assert_eq!(listing(&out), wanted);
             assert_eq!(unpacked.n_entries, wanted.len() as u64);
             assert!(fs::metadata(out.join("hole")).unwrap().blocks() < 100, "holes stay holes");
         }
         let sif = dir.path().join("image.sif");
         image_of(&tree, &sif);
-        unpack_file(&sif, &dir.path().join("of-sif"), 2, &()).unwrap();
+        unpack_file(&open(&sif), &dir.path().join("of-sif"), 2, &()).unwrap();
         assert!(dir.path().join("of-sif/.singularity.d").is_dir());
     }
 
@@ -615,7 +618,7 @@ mod tests {
             assert_eq!(names, [link.clone(), link.clone()], "both entries are read");
             for n_threads in [1, 4] {
                 let out = dir.path().join("out");
-                let unpacked = unpack_file(&image, &out, n_threads, &());
+                let unpacked = unpack_file(&open(&image), &out, n_threads, &());
                 assert!(unpacked.is_err(), "{kind} {link_first}: {unpacked:?}");
                 assert!(!out.exists(), "{kind} {link_first}");
                 let left: Vec<_> =
@@ -674,10 +677,10 @@ mod tests {
         image_of(&tree, &image);
         let out = dir.path().join("out");
         fs::create_dir(&out).unwrap();
-        unpack_file(&image, &out, 2, &()).unwrap();
+        unpack_file(&open(&image), &out, 2, &()).unwrap();
         // An empty directory was no obstacle; a full one is, and a file.
         for taken in [&out, &image] {
-            let again = unpack_file(&image, taken, 2, &());
+            let again = unpack_file(&open(&image), taken, 2, &());
             assert!(matches!(again, Err(ConvertError::Exists { .. })), "{again:?}");
         }
         let mode = |name: &str| fs::metadata(out.join(name)).unwrap().mode() & 0o7777;
@@ -695,7 +698,7 @@ mod tests {
         fs::create_dir_all(dir.path().join(format!(".bad.unpack.{host}.4194999/sub"))).unwrap();
         fs::create_dir(dir.path().join(format!(".bad.unpack.{host}.1"))).unwrap();
         fs::create_dir(dir.path().join(".bad.unpack.elsewhere.4194999")).unwrap();
-        let failed = unpack_file(&image, &dir.path().join("bad"), 2, &());
+        let failed = unpack_file(&open(&image), &dir.path().join("bad"), 2, &());
         assert!(matches!(failed, Err(ConvertError::NotSquashfs { .. })), "{failed:?}");
         assert_eq!(names(), before + 2);
     }

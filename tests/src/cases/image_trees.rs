@@ -139,12 +139,12 @@ fn has_each_kind(tree: &BTreeMap<String, String>) -> Check {
 }
 
 /// Runs a program as root.
-fn root(words: &[&str]) -> Result<Output, String> {
+pub(super) fn root(words: &[&str]) -> Result<Output, String> {
     command::run(command::words(words.iter().map(ToString::to_string)), PATIENCE)?.success()
 }
 
 /// What a tree is: a line for each name.
-fn listing(desk: &Desk, tree: &Path) -> Result<BTreeMap<String, String>, String> {
+pub(super) fn listing(desk: &Desk, tree: &Path) -> Result<BTreeMap<String, String>, String> {
     let program = desk.env.file("tests/src/cases/listing.py").display().to_string();
     let text = root(&["python3", &program, &tree.display().to_string()])?.stdout;
     let entry = |line: &str| line.split_once(" [").map(|(name, facts)| (name.to_owned(), facts.to_owned()));

@@ -28,6 +28,7 @@ pub mod names;
 pub mod neighbour;
 pub mod no_helpers;
 pub mod options;
+pub mod oras_images;
 pub mod other_kernels;
 pub mod packaging;
 pub mod pins;
@@ -43,6 +44,7 @@ pub mod pushes;
 pub mod pyxis;
 pub mod pyxis_ways;
 pub mod records;
+pub mod registry_sinks;
 pub mod releases;
 pub mod requeues;
 pub mod rest;
@@ -154,6 +156,9 @@ const PRIVILEGED: &[(&str, DeskCase)] = &[
     ("pull_and_exec", image_commands::pull_and_exec),
     ("pushes::every_source", pushes::every_source),
     ("pushes::sif_both_ways", pushes::sif_both_ways),
+    ("oras_images::as_the_file", oras_images::as_the_file),
+    ("oras_images::refused", oras_images::refused),
+    ("registry_sinks::as_from_a_layout", registry_sinks::as_from_a_layout),
     ("stored_images::used_ones_stay", stored_images::used_ones_stay),
     ("stored_images::of_the_site", stored_images::of_the_site),
     ("plain_fs::convert", plain_fs::convert),
@@ -413,6 +418,7 @@ const ON_SITE: &[(&str, SiteCase)] = &[
     ("pins::tasks_of_an_array", pins::tasks_of_an_array),
     ("pins::steps_of_a_bare_script", pins::steps_of_a_bare_script),
     ("pins::forged", pins::forged),
+    ("pins::of_sif_files", pins::of_sif_files),
     ("pins::components_of_a_job", pins::components_of_a_job),
     ("pins::tasks_at_once", pins::tasks_at_once),
     ("requeues::started_again", requeues::started_again),
@@ -515,6 +521,8 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         }
         "images_for_other_tools"
         | "pushes::every_source"
+        | "oras_images::as_the_file"
+        | "oras_images::refused"
         | "pull"
         | "pull_of_a_tampered_layer"
         | "pull_and_exec"
@@ -567,11 +575,17 @@ fn tools(env: &TestEnv, name: &str) -> Result<(), Skip> {
         "enroot_images::as_its_import_makes_them" => enroot_images::maker(),
         "plain_fs::convert" | "plain_fs::stores" | "attacks::hostile_layers" => plain_fs::interpreter(),
         "image_trees::of_the_demonstration" => image_trees::tools(),
+        "registry_sinks::as_from_a_layout" => {
+            privileged::registry_program()?;
+            image_trees::tools()
+        }
         "image_trees::of_many_layers" => image_trees::large_image(env),
-        "pull_crashes::at_every_step"
-        | "pull_crashes::synced_before_named"
-        | "progress::lines_in_a_log"
-        | "pull_crashes::beyond_a_quota" => {
+        "pull_crashes::at_every_step" => {
+            privileged::registry_program()?;
+            image_trees::tools()?;
+            no_helpers::tracer()
+        }
+        "pull_crashes::synced_before_named" | "progress::lines_in_a_log" | "pull_crashes::beyond_a_quota" => {
             privileged::registry_program()?;
             no_helpers::tracer()
         }

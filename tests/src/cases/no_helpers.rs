@@ -29,7 +29,8 @@ const WATCHED: &str = "trace=execve,execveat,clone,clone3,fork,vfork,open,openat
                        symlink,symlinkat,link,linkat,rename,renameat,renameat2,flock,fcntl";
 
 /// Pulls and conversions of all kinds execute nothing but the program itself, need no search path, and make no
-/// file but the one that was asked for and those of the store: nothing is extracted. None locks a file, and where an image is
+/// file but the one that was asked for and those of the store: nothing is extracted, and what has to be decompressed or fetched
+/// first has no name. None locks a file, and where an image is
 /// present nobody claims the right to make it.
 ///
 /// # Errors
@@ -43,6 +44,15 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
     let layout = format!("oci:{}:1", desk.env.image_layout("tiny").display());
     let several_layers = format!("oci:{}:1", desk.env.image_layout("demo").display());
     let source = format!("docker://{address}/tiny:1");
+    let sif = format!("oras://{address}/alone-{}:1", std::process::id());
+    let script = format!(
+        "tar -C {} -czf packed.tar.gz . && situla convert --quiet {layout} docker-archive:saved.tar:tiny:1 && gzip saved.tar &&
+         situla push --quiet {} {sif}",
+        desk.env.image_layout("tiny").display(),
+        desk.images.path("tiny.sif")
+    );
+    desk.env.as_user(dir.path(), ["sh", "-c", &script])?.success()?;
+    let first = ["oci-archive:packed.tar.gz", "docker-archive:saved.tar.gz", &sif];
     let mut leased = 0;
     for words in [
         &["convert", &tree, "a.sqsh"][..],
@@ -51,6 +61,9 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
         &["convert", &several_layers, "f.sqsh"],
         &["convert", "b.sif", "c.sqsh"],
         &["convert", "c.sqsh", "d.sif"],
+        &["convert", first[0], "g.sqsh"],
+        &["convert", first[1], "h.sqsh"],
+        &["convert", first[2], "i.sqsh"],
         &["pull", "--store-only", &source],
         &["pull", &source, "-o", "e.sqsh"],
         &["pull", &source, "-o", "e.sif"],
@@ -67,6 +80,13 @@ pub fn nothing_is_started(desk: &Desk) -> Check {
             |path: &&PathBuf| is_target(dir.path(), target.copied(), path) || of_store(dir.path(), path);
         if let Some(other) = seen.made.iter().find(|path| !expected(path)) {
             return Err(format!("situla {words:?} made {}: {:#?}", other.display(), seen.made).into());
+        }
+        // The other one is the target, until it is complete.
+        let n_unnamed = seen.made.iter().filter(|path| *path == dir.path()).count();
+        if words.get(1).is_some_and(|word| first.contains(word)) && n_unnamed != 2 {
+            return Err(
+                format!("situla {words:?} made {n_unnamed} files without a name: {:#?}", seen.made).into()
+            );
         }
         if target.is_some_and(|name| words[0] != "inspect" && !seen.made.contains(&dir.path().join(name))) {
             return Err(format!("the tracer did not see what situla {words:?} made: {:#?}", seen.made).into());

@@ -93,6 +93,30 @@ pub fn steps_of_a_job(site: &Site) -> Check {
     expect(&next.output, &["image two"])
 }
 
+/// A SIF file is pinned like an image of layers.
+///
+/// # Errors
+/// It is not.
+pub fn of_sif_files(site: &Site) -> Check {
+    let images = Images::make(site, "pinned-sif")?;
+    let (tag, dir) = (images.tag.replace("docker:", "oras:"), images.dir.path());
+    let push = |which: &str| format!("situla push --quiet {}/{which}.sif {tag} >/dev/null", dir.display());
+    let make = "for n in one two; do situla convert --quiet $n $n.sif >/dev/null || exit; done";
+    site.env().as_user(dir, ["sh", "-c", &format!("{make}; {}", push("one"))])?.success()?;
+    let text = format!(
+        "#!/bin/bash\nsrun -N2 -n2 situla exec {tag} cat /which\n{} || echo not pushed\n\
+         srun -N2 -n2 situla exec {tag} cat /which\n\
+         srun -N1 -n1 --export=NONE --container-image={tag} cat /which\n\
+         apptainer exec {tag} cat /which\n",
+        push("two")
+    );
+    let script = images.dir.write("job.sh", &text)?;
+    let job: Job = site.cluster.sbatch(dir, &["-N2"], &script)?;
+    expect(&job.output, &["image one"; 6])?;
+    let next = site.cluster.srun(dir, ["-n1", "situla", "exec", &tag, "cat", "/which"])?;
+    expect(&next.output, &["image two"])
+}
+
 /// The tasks of an array are one job in that.
 ///
 /// # Errors

@@ -113,7 +113,12 @@ pub fn forbidden_registry(desk: &Desk) -> Check {
             &["run", &image],
             &["plan", &image, "true"],
             &["pull", &image],
+            &["exec", &sif, "true"],
+            &["plan", &sif, "true"],
+            &["pull", &sif],
             &["pull", &sif, "-o", "a.sif"],
+            &["convert", &sif, "a.sqsh"],
+            &["push", &sif, "oras://registry.example/a:1"],
             // What comes from there does not go elsewhere either.
             &["push", &image, "docker://registry.example/a:1"],
         ] {

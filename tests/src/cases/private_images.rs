@@ -324,6 +324,7 @@ pub fn in_the_sites_store(desk: &Desk) -> Check {
     user(&format!("docker://{address}/tiny@{digest}"))?.success()?.expect_text("situla tiny image")?;
     // A tag means what the registry says, and it says nothing to whoever has no login.
     user(&source)?.expect_code(125)?.expect_text("wants a login")?;
+    super::oras_images::into_the_sites_store(desk, &administrator, address, &stored)?;
 
     // A registry that shows everything to everybody, and accepts logins as well.
     let open = super::privileged::registry(desk, "up")?.stdout.trim().to_owned();
@@ -464,7 +465,7 @@ pub fn by_sha512(desk: &Desk) -> Check {
 }
 
 /// The SHA-512 of `content`, by another program than ours.
-fn sha512(dir: &Path, content: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
+pub(super) fn sha512(dir: &Path, content: &[u8]) -> Result<String, Box<dyn std::error::Error>> {
     let file = dir.join("to-hash");
     fs::write(&file, content)?;
     let printed = command::run(command::words([Path::new("sha512sum"), &file]), PATIENCE)?.success()?;

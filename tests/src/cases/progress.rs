@@ -11,7 +11,7 @@ use crate::environment::PATIENCE;
 use crate::slow_proxy::{SlowProxy, UNLIMITED};
 use crate::tier::Check;
 
-/// Pull, conversion, push, and both commands that hash whole files tell how far they are, and again a few seconds later, in
+/// Pull, conversion, also of one image file to another, push, and both commands that hash whole files tell how far they are, and again a few seconds later, in
 /// lines of a log. All at once, each held up for the time of two lines.
 ///
 /// # Errors
@@ -48,6 +48,9 @@ pub fn lines_in_a_log(desk: &Desk) -> Check {
         held_up(desk, dir.path(), (&image, "pread64", 160), &["push", "large.sqsh", &target])?,
         held_up(desk, dir.path(), (&image, "pread64", 880), &["inspect", "--hash", "large.sqsh"])?,
         held_up(desk, dir.path(), (stored, "pread64", 3800), &["images", "--verify"])?,
+        // What is there already is copied to the file.
+        held_up(desk, dir.path(), (stored, "read", 3800), &["pull", "-o", "pulled.sif", &tiny])?,
+        held_up(desk, dir.path(), (&image, "read", 1300), &["convert", "large.sqsh", "large.sif"])?,
     ];
     let mut told = Vec::new();
     for running in slow {
@@ -59,11 +62,11 @@ pub fn lines_in_a_log(desk: &Desk) -> Check {
     if !held {
         return Err("the proxy has held nothing up".into());
     }
-    for (output, word) in told.iter().zip(["reading, ", "reading, ", "reading, ", "reading, ", "layer 1/1, "])
-    {
-        two_lines(output, word)?;
+    let pulled = told.pop().ok_or("no pull")?;
+    for output in &told {
+        two_lines(output, "reading, ")?;
     }
-    Ok(())
+    two_lines(&pulled, "layer 1/1, ")
 }
 
 /// Starts a command with every `call` on a file taking longer by so many milliseconds.

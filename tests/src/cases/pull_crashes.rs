@@ -9,8 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Desk;
+use super::image_trees::root;
 use super::kills::{names, no_partial_file, whole_store};
 use super::privileged::registry;
+use super::registry_sinks::layered;
 use crate::command::{self, Output, wait_until};
 use crate::environment::PATIENCE;
 use crate::processes::Watch;
@@ -20,6 +22,9 @@ use crate::tier::Check;
 
 /// How many kills, in `make test` and in `make test-full`.
 const KILLS: (usize, usize) = (20, 200);
+
+/// Each so many kills one is of an image of several layers.
+const SEVERAL_LAYERS: usize = 5;
 
 /// How often in all a pull may come to its end before the chosen call was made: how a layer arrives is not always the same.
 const MISSES: usize = 20;
@@ -145,20 +150,20 @@ const OUTPUT: &str = "pulled.sif";
 fn killed_in_turn(desk: &Desk, random: &mut Random) -> Check {
     let address = registry(desk, "up")?.stdout.trim().to_owned();
     registry(desk, "push")?;
-    let source = format!("docker://{address}/tiny:1");
-    let (points, expected) = steps(desk, &source)?;
-    if let Some(missing) = PHASES.iter().find(|phase| !points.contains_key(phase)) {
-        return Err(format!("no call is made in {missing:?}: {points:#?}").into());
-    }
+    let images = [
+        Image::look_at(desk, format!("docker://{address}/tiny:1"))?,
+        Image::look_at(desk, of_several_layers(desk, &address)?)?,
+    ];
     let wanted = if desk.env.full() { KILLS.1 } else { KILLS.0 };
     let mut hits: BTreeMap<Phase, usize> = BTreeMap::new();
     let (mut n_missed, mut n_hit) = (0, 0);
     while n_hit < wanted {
         let phase = PHASES[n_hit % PHASES.len()];
-        let of_phase = &points[&phase];
+        let image = &images[usize::from(n_hit % SEVERAL_LAYERS == SEVERAL_LAYERS - 1)];
+        let of_phase = &image.steps[&phase];
         let point = &of_phase[usize::try_from(random.below(of_phase.len() as u64))?];
-        let story = |why: String| format!("kill {n_hit}, {phase:?}, {point:?}: {why}");
-        let was_hit = killed_at(desk, &source, phase, point, &expected)
+        let story = |why: String| format!("kill {n_hit} of {}, {phase:?}, {point:?}: {why}", image.source);
+        let was_hit = killed_at(desk, &image.source, phase, point, &image.expected)
             .map_err(|why| story(why.message().unwrap_or("").to_owned()))?;
         if was_hit {
             n_hit += 1;
@@ -175,6 +180,34 @@ fn killed_in_turn(desk: &Desk, random: &mut Random) -> Check {
         writeln!(out, "  a pull killed in {phase:?}: {n}")?;
     }
     Ok(())
+}
+
+/// An image whose pulls are killed.
+struct Image {
+    source: String,
+    steps: Steps,
+    /// The file that a pull makes.
+    expected: Vec<u8>,
+}
+
+impl Image {
+    fn look_at(desk: &Desk, source: String) -> Result<Self, libtest_mimic::Failed> {
+        let (steps, expected) = steps(desk, &source)?;
+        if let Some(missing) = PHASES.iter().find(|phase| !steps.contains_key(phase)) {
+            return Err(format!("{source}: no call is made in {missing:?}: {steps:#?}").into());
+        }
+        Ok(Self { source, steps, expected })
+    }
+}
+
+/// Pushes a small image of several layers, which arrive at the same time; tells its name.
+fn of_several_layers(desk: &Desk, address: &str) -> Result<String, libtest_mimic::Failed> {
+    let dir = desk.env.work_dir("layered")?;
+    layered(desk, dir.path())?;
+    let source = format!("docker://{address}/layered-{}:1", std::process::id());
+    let situla = desk.env.situla().display().to_string();
+    root(&[&situla, "push", "--quiet", &format!("oci:{}:1", dir.path().join("gzip").display()), &source])?;
+    Ok(source)
 }
 
 /// Kills one pull; false where it came to its end before.

@@ -197,7 +197,9 @@ pub fn refused(desk: &Desk) -> Check {
         (sqsh.as_str(), "docker://127.0.0.1:1/a:1", 125, "cannot push to '127.0.0.1:1/a:1'"),
         ("./text", "docker://127.0.0.1:1/a:1", 125, "text"),
         ("./none", "docker://127.0.0.1:1/a:1", 125, "none"),
-        ("oras://127.0.0.1:1/a:1", "docker://127.0.0.1:1/a:1", 2, "situla pull oras://"),
+        ("library://a/b:1", "docker://127.0.0.1:1/a:1", 2, "oras://REGISTRY/NAME:TAG"),
+        ("oras://127.0.0.1:1/a:1", "docker://127.0.0.1:1/a:1", 125, "cannot pull '127.0.0.1:1/a:1'"),
+        ("docker://127.0.0.1:1/a:1", "oras://127.0.0.1:1/a:1", 2, "situla convert"),
     ] {
         run(&["situla", "push", source, target])?.expect_code(code)?.expect_text(text)?;
     }
@@ -206,7 +208,6 @@ pub fn refused(desk: &Desk) -> Check {
     if told["class"] != "push-failed" || !told["remedy"].is_string() {
         return Err(told.to_string().into());
     }
-    run(&["situla", "pull", "oras://127.0.0.1:1/a:1"])?.expect_code(2)?.expect_text("-o FILE.sif")?;
     run(&["apptainer", "push", &sqsh, "library://a/b:1"])?.expect_code(255)?.expect_text("oras://")?;
     nothing_in(&dir.path().join("tmp"))
 }

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use situla_image::{
-    Client, ConvertError, Converted, DockerArchiveImage, Doing, FileError, ImageSource, LayoutImage,
-    OutputFormat, Owners, SavedImage, Source, Target, Unpacked, convert_directory, convert_file,
-    convert_image, save_directory, save_file, save_image, unpack_file, unpack_image,
+    Client, ConvertError, Converted, DockerArchiveImage, Doing, FileError, ImageFile, ImageSource,
+    LayoutImage, OutputFormat, Owners, Progress, SavedImage, Scheme, Source, Target, Unpacked,
+    convert_directory, convert_file, convert_image, fetch_sif, save_directory, save_file, save_image,
+    unpack_file, unpack_image,
 };
-use situla_oci::Digest;
+use situla_oci::{Digest, Platform};
 
 use super::pull::{Fetch, parse_reference};
 use super::transfer::{Made, Transfer, TransferOptions, convert_options};
@@ -27,8 +28,8 @@ pub(crate) struct ConvertArgs {
     /// Whose the files of a directory are in the image
     #[arg(long, value_enum, default_value_t = OwnersChoice::Keep, value_name = "WHOSE")]
     owners: OwnersChoice,
-    /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], or
-    /// docker://REGISTRY/NAME:TAG; a layout's image may also be named by @sha256:DIGEST or @sha512:DIGEST
+    /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME],
+    /// docker://REGISTRY/NAME:TAG, or oras://REGISTRY/NAME:TAG for a SIF file; a layout's image may also be named by @sha256:DIGEST or @sha512:DIGEST
     #[arg(value_name = "SOURCE")]
     source: String,
     /// The file to write, whose name ends in .sif or .sqsh; or the directory to unpack to, with a / at
@@ -101,17 +102,16 @@ fn run(arguments: &ConvertArgs) -> Result<(), CommandError> {
 fn save(arguments: &ConvertArgs, target: &Target) -> Result<(), CommandError> {
     let transfer = arguments.options.transfer();
     let source = parse_source(&arguments.source)?;
-    let client = client(&source, &transfer)?;
+    let client = client_of(&source, &transfer)?;
     remove_temporaries_on_signal();
     let meter = Meter::start(transfer.show, "");
     let options = convert_options(transfer.overwrite)?;
     let overwrite = options.overwrite;
-    let saved = match open_image(&source, client.as_ref(), target.path())? {
+    let opened = open_image(&source, client.as_ref(), &transfer.platform, target.path(), &meter)?;
+    let saved = match opened {
         Opened::Image(image) => save_image(&*image, &transfer.platform, target, overwrite, &meter),
-        Opened::Path(path) if path.is_dir() => {
-            save_directory(path, arguments.owners.owners(), target, &options, &meter)
-        }
-        Opened::Path(path) => save_file(path, target, &options, &meter),
+        Opened::Directory(path) => save_directory(path, arguments.owners.owners(), target, &options, &meter),
+        Opened::File(file) => save_file(&file, target, &options, &meter),
     };
     let skipped = meter.finish();
     for skipped in skipped.iter().filter(|_| transfer.warn) {
@@ -167,21 +167,23 @@ pub(crate) fn unpack_source(
             "remove it first, or name one that does not exist",
         ));
     }
-    let client = client(&source, transfer)?;
+    let client = client_of(&source, transfer)?;
     remove_temporaries_on_signal();
     let meter = Meter::start(transfer.show, "");
     let options = convert_options(false)?;
-    let unpacked = match open_image(&source, client.as_ref(), target)? {
+    let opened = open_image(&source, client.as_ref(), &transfer.platform, target, &meter)?;
+    let unpacked = match opened {
         Opened::Image(image) => unpack_image(&*image, &transfer.platform, target, &options, &meter)
             .map(|(digest, unpacked)| (Some(digest), unpacked)),
-        Opened::Path(path) if path.is_dir() => {
+        Opened::Directory(path) => {
             return Err(CommandError::usage(
                 format!("{} is a directory already", path.display()),
                 "copy it with `cp -a`",
             ));
         }
-        Opened::Path(path) => {
-            unpack_file(path, target, options.n_threads, &meter).map(|unpacked| (None, unpacked))
+        Opened::File(file) => {
+            let unpacked = unpack_file(&file, target, options.n_threads, &meter);
+            unpacked.map(|unpacked| (file.manifest_digest().cloned(), unpacked))
         }
     };
     let skipped = meter.finish();
@@ -196,16 +198,16 @@ pub(crate) fn unpack_source(
 pub(crate) fn parse_source(text: &str) -> Result<Source, CommandError> {
     // What a reference means is the host's business as well: short names, and whose login is used.
     if text.contains("://") {
-        return parse_reference(text).map(Source::Registry);
+        return parse_reference(text).map(|(scheme, image)| Source::Registry(scheme, image));
     }
     Source::parse(text).map_err(|error| CommandError::source_name(&error))
 }
 
 /// The client of the registry, if the source is in one.
-pub(crate) fn client(source: &Source, transfer: &Transfer) -> Result<Option<Client>, CommandError> {
-    let Source::Registry(image) = source else { return Ok(None) };
+pub(crate) fn client_of(source: &Source, transfer: &Transfer) -> Result<Option<Client>, CommandError> {
+    let Source::Registry(scheme, image) = source else { return Ok(None) };
     let context = Context::gather()?;
-    let fetch = Fetch { image: image.clone(), transfer: transfer.clone() };
+    let fetch = Fetch { scheme: *scheme, image: image.clone(), transfer: transfer.clone() };
     fetch.client(&context).map(Some)
 }
 
@@ -213,23 +215,33 @@ pub(crate) fn client(source: &Source, transfer: &Transfer) -> Result<Option<Clie
 pub(crate) enum Opened<'s> {
     /// An OCI image, wherever it is.
     Image(Box<dyn ImageSource + 's>),
-    /// A file or directory.
-    Path(&'s Path),
+    /// An image file, here or just fetched.
+    File(ImageFile),
+    /// A directory.
+    Directory(&'s Path),
 }
 
-/// Opens a source. What has to be decompressed first goes where `target` will be: there must be room anyway.
+/// Opens a source. What has to be fetched or decompressed first goes where `target` will be: there must be room anyway.
 pub(crate) fn open_image<'s>(
     source: &'s Source,
     client: Option<&'s Client>,
+    platform: &Platform,
     target: &Path,
+    progress: &dyn Progress,
 ) -> Result<Opened<'s>, CommandError> {
     let scratch = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let failed = |error| CommandError::layout(&error);
     Ok(Opened::Image(match source {
-        Source::Registry(image) => match client {
-            Some(client) => Box::new(client.image(&image.reference)),
-            None => return Err(CommandError::refused("setup-failed", "no client for a registry", "")),
-        },
+        Source::Registry(scheme, image) => {
+            let client = client
+                .ok_or_else(|| CommandError::refused("setup-failed", "no client for a registry", ""))?;
+            if *scheme == Scheme::Oras {
+                let fetched = fetch_sif(client, &image.reference, platform, scratch, progress);
+                let fetched = fetched.map_err(|error| CommandError::sif_transfer(&error))?;
+                return Ok(Opened::File(fetched.file));
+            }
+            Box::new(client.image(&image.reference))
+        }
         Source::Layout(dir, which) => Box::new(LayoutImage::open(dir, which).map_err(failed)?),
         Source::LayoutArchive(path, which) => {
             Box::new(LayoutImage::open_archive(path, which, scratch).map_err(failed)?)
@@ -238,8 +250,14 @@ pub(crate) fn open_image<'s>(
             DockerArchiveImage::open(path, name.as_deref(), scratch)
                 .map_err(|error| CommandError::docker_archive(&error))?,
         ),
-        Source::Path(path) => return Ok(Opened::Path(path)),
+        Source::Path(path) if path.is_dir() => return Ok(Opened::Directory(path)),
+        Source::Path(path) => return open_file(path).map(Opened::File),
     }))
+}
+
+/// Opens an image file.
+pub(crate) fn open_file(path: &Path) -> Result<ImageFile, CommandError> {
+    ImageFile::open(path).map_err(|error| CommandError::convert(&error.into()))
 }
 
 /// A conversion, whichever command asked for it.
@@ -255,7 +273,7 @@ impl Conversion<'_> {
     /// Converts; also gives the files that cannot be in an image and were left out.
     pub(crate) fn run(self) -> Result<(Converted, Vec<String>), CommandError> {
         check_output(self.target, self.transfer.overwrite)?;
-        let client = client(&self.source, &self.transfer)?;
+        let client = client_of(&self.source, &self.transfer)?;
         remove_temporaries_on_signal();
         let meter = Meter::start(self.transfer.show, "");
         let converted = self.converted(client.as_ref(), &meter)?;
@@ -269,14 +287,13 @@ impl Conversion<'_> {
     fn converted(&self, client: Option<&Client>, meter: &Meter) -> Result<Converted, CommandError> {
         let options = convert_options(self.transfer.overwrite)?;
         let (target, format) = (self.target, self.format);
-        let converted = match open_image(&self.source, client, target)? {
+        let opened = open_image(&self.source, client, &self.transfer.platform, target, meter)?;
+        let converted = match opened {
             Opened::Image(source) => {
                 convert_image(&*source, &self.transfer.platform, target, format, &options, meter)
             }
-            Opened::Path(path) if path.is_dir() => {
-                convert_directory(path, self.owners, target, format, &options, meter)
-            }
-            Opened::Path(path) => convert_file(path, target, format, &options),
+            Opened::Directory(path) => convert_directory(path, self.owners, target, format, &options, meter),
+            Opened::File(file) => convert_file(&file, target, format, &options, meter),
         };
         converted.map_err(|error| CommandError::convert(&error))
     }
@@ -334,8 +351,9 @@ mod tests {
     #[test]
     fn wrong_names_of_sources_have_remedies() {
         for (text, remedy) in [
-            ("oras://a/b:1", "situla pull oras://"),
+            ("library://a/b:1", "oras://REGISTRY"),
             ("docker://A/b", "docker://REGISTRY"),
+            ("oras://A/b", "oras://REGISTRY"),
             ("oci:dir:b@d", "oci:DIR:TAG"),
             ("oci:dir@sha256:12", "@sha256:"),
             ("docker-daemon:a:1", "docker save"),

@@ -28,7 +28,7 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     hash: bool,
     /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], or
-    /// docker://REGISTRY/NAME:TAG that was pulled before
+    /// docker://REGISTRY/NAME:TAG or oras://REGISTRY/NAME:TAG that was pulled before
     #[arg(value_name = "IMAGE")]
     image: String,
 }
@@ -62,12 +62,12 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
         source @ Source::Layout(..) => described_layers("oci-layout", &source)?,
         source @ Source::LayoutArchive(..) => described_layers("oci-archive", &source)?,
         source @ Source::DockerArchive(..) => described_layers("docker-archive", &source)?,
-        Source::Registry(EnrootReference { reference, .. }) => {
+        Source::Registry(scheme, EnrootReference { reference, .. }) => {
             let missing = || {
                 CommandError::refused(
                     "image-missing",
                     format!("{reference} is not in your store"),
-                    format!("fetch it with `situla pull docker://{reference}`"),
+                    format!("fetch it with `situla pull {scheme}{reference}`"),
                 )
             };
             let store = look(&context)?.ok_or_else(missing)?;
@@ -95,13 +95,11 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
 /// Describes an image of a layout or archive, which need not be converted for that.
 fn described_layers(kind: &'static str, source: &Source) -> Result<Inspection, CommandError> {
     remove_temporaries_on_signal();
-    match open_image(source, None, &scratch().join("image"))? {
-        Opened::Image(image) => {
-            let path = source.path().unwrap_or(Path::new(""));
-            inspect_layers(kind, path, &*image, &Platform::native())
-                .map_err(|error| CommandError::resolve(&error))
-        }
-        Opened::Path(path) => {
+    let path = source.path().unwrap_or(Path::new(""));
+    match open_image(source, None, &Platform::native(), &scratch().join("image"), &())? {
+        Opened::Image(image) => inspect_layers(kind, path, &*image, &Platform::native())
+            .map_err(|error| CommandError::resolve(&error)),
+        Opened::File(_) | Opened::Directory(_) => {
             situla_image::inspect(path, false, None, &()).map_err(|error| CommandError::convert(&error))
         }
     }

@@ -57,7 +57,7 @@ pub(crate) struct StartArgs {
     /// Show no progress while an image is fetched
     #[arg(short, long)]
     quiet: bool,
-    /// The image (a .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG), a name for the instance
+    /// The image (a .sif or .sqsh file, a directory, or docker:// or oras://REGISTRY/NAME:TAG), a name for the instance
     /// (letters, digits, dots, hyphens and underscores), and arguments for its command
     #[arg(value_names = ["IMAGE", "NAME", "ARGUMENT"], trailing_var_arg = true, required = true, num_args = 2..)]
     words: Vec<OsString>,

@@ -1,5 +1,6 @@
 //! `situla pull`: an image from a registry, a layout or an archive into the user's store, and from there to a file.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,14 +8,14 @@ use clap::Args;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use situla_engine::store_places;
 use situla_image::{
-    Client, ClientError, ClientOptions, OutputFormat, PulledImage, PulledSif, Source, Store, StoreOptions,
-    StoredImage, export, pull_from, pull_sif,
+    Client, ClientError, ClientOptions, OutputFormat, PulledImage, SavedSif, Scheme, Source, Store,
+    StoreOptions, StoredImage, export, pull_from, pull_sif, save_sif,
 };
 use situla_oci::{EnrootReference, Reference};
 
 use super::convert::{Opened, check_output, open_image, output_format};
 use super::images::place;
-use super::push::{parse_oras, scratch};
+use super::push::scratch;
 use super::transfer::{Made, Transfer, TransferOptions, convert_options};
 use crate::Context;
 use crate::command_error::CommandError;
@@ -25,10 +26,11 @@ use crate::progress::{Meter, Show};
 use crate::registries;
 use crate::registry_access::{anonymous, options_for};
 
-/// Fetch an image from a registry, a layout or an archive into your store, or to a file; a SIF file always to a file.
+/// Fetch an image from a registry, a layout or an archive into your store, and to a file.
 #[derive(Args, Debug)]
 pub(crate) struct PullArgs {
-    /// Write the image to this file as well; its name ends in .sif or .sqsh
+    /// Write the image to this file as well; its name ends in .sif or .sqsh. A SIF file of a registry goes to a .sif file
+    /// alone, as it is
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Only make sure that the image is in the store (so it is without --output)
@@ -43,7 +45,7 @@ pub(crate) struct PullArgs {
     #[arg(long, hide = true, value_name = "PID", requires = "json")]
     for_process: Option<i32>,
     /// The image: [docker://][USER@][REGISTRY/]NAME[:TAG][@DIGEST]; oci:DIR[:TAG], oci-archive:FILE[:TAG] or
-    /// docker-archive:FILE[:NAME]; or oras://... for a SIF file that is kept as it is
+    /// docker-archive:FILE[:NAME]; or oras://[USER@][REGISTRY/]NAME[:TAG][@DIGEST] for a SIF file, which is kept as it is
     #[arg(value_name = "REFERENCE")]
     reference: String,
 }
@@ -60,12 +62,11 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     if let Some(parent) = arguments.for_process {
         end_with(parent)?;
     }
-    if let Some(image) = parse_oras(&arguments.reference)? {
-        return run_sif(arguments, image);
-    }
     let source = match parse_layout(&arguments.reference)? {
         Some(layout) => layout,
-        None => Source::Registry(parse_reference(&arguments.reference)?),
+        None => {
+            parse_reference(&arguments.reference).map(|(scheme, image)| Source::Registry(scheme, image))?
+        }
     };
     let mut transfer = Transfer { for_all: arguments.for_all, ..arguments.options.transfer() };
     if arguments.for_process.is_some() {
@@ -76,22 +77,26 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
         Some(path) => Some((path.as_path(), output_format(path)?)),
         None => None,
     };
-    let overwrite = transfer.overwrite;
+    let (overwrite, show) = (transfer.overwrite, transfer.show);
     if let Some((path, _)) = output {
         // Before minutes of work.
         check_output(path, overwrite)?;
     }
     let context = Context::gather()?;
     let (pulled, reference) = match source {
-        Source::Registry(image) => {
+        Source::Registry(scheme, image) => {
             let reference = image.reference.to_string();
-            (Fetch { image, transfer }.ensure_stored(&context)?, reference)
+            let fetch = Fetch { scheme, image, transfer };
+            if let (Scheme::Oras, Some((path, OutputFormat::Sif))) = (scheme, output) {
+                return as_it_is(&fetch, path, arguments.options.json);
+            }
+            (fetch.ensure_stored(&context)?, reference)
         }
         layout => (store_layout(&layout, &transfer, &context)?, layout.to_string()),
     };
     let (path, bytes) = match output {
         None => (pulled.path.clone(), pulled.bytes),
-        Some((path, format)) => (path.to_owned(), export_to(&pulled, path, format, overwrite)?),
+        Some((path, format)) => (path.to_owned(), export_to(&pulled, path, format, overwrite, show)?),
     };
     let made = Made {
         path: &path,
@@ -110,26 +115,12 @@ fn run(arguments: &PullArgs) -> Result<(), CommandError> {
     data(&made.described())
 }
 
-/// Fetches a SIF file.
-fn run_sif(arguments: &PullArgs, image: EnrootReference) -> Result<(), CommandError> {
-    let Some(path) = &arguments.output else {
-        return Err(CommandError::usage(
-            format!("{} is a SIF file, which the store does not keep", arguments.reference),
-            "name a file for it, with -o FILE.sif",
-        ));
-    };
-    if output_format(path)? != OutputFormat::Sif {
-        return Err(CommandError::usage(
-            format!("{} is to be a SIF file, but {} is not called so", arguments.reference, path.display()),
-            "name a file that ends in .sif; `situla convert` takes the root file system out of it",
-        ));
-    }
-    let fetch = Fetch { image, transfer: arguments.options.transfer() };
-    let pulled = fetch.sif_to_file(path)?;
-    let PulledSif { manifest_digest, file_digest, bytes } = &pulled;
-    if arguments.options.json {
+/// Fetches a SIF file to where it is wanted. It need not be one that can be mounted here, and is in no store.
+fn as_it_is(fetch: &Fetch, path: &Path, json: bool) -> Result<(), CommandError> {
+    let SavedSif { manifest_digest, file_digest, bytes } = fetch.sif_to_file(path)?;
+    if json {
         let value = serde_json::json!({
-            "path": std::path::absolute(path).unwrap_or_else(|_| path.clone()),
+            "path": std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             "reference": fetch.image.reference.to_string(), "manifest_digest": manifest_digest.to_string(),
             "file_digest": file_digest.to_string(), "bytes": bytes,
         });
@@ -138,7 +129,7 @@ fn run_sif(arguments: &PullArgs, image: EnrootReference) -> Result<(), CommandEr
     data(&format!(
         "{} ({})\nmanifest {manifest_digest}\nfile     {file_digest}\n",
         path.display(),
-        size(*bytes)
+        size(bytes)
     ))
 }
 
@@ -153,28 +144,25 @@ pub(crate) fn end_with(parent: i32) -> Result<(), CommandError> {
     }
 }
 
-/// Understands a reference, with or without `docker://`, a user whose login is used, and a registry.
-pub(crate) fn parse_reference(text: &str) -> Result<EnrootReference, CommandError> {
-    if let Some((scheme, _)) = text.split_once("://")
-        && scheme != "docker"
-    {
-        let remedy = match scheme {
-            "oras" => {
-                "fetch the SIF file with `situla pull oras://REGISTRY/NAME:TAG -o FILE.sif`, and use that"
-            }
-            _ => "use docker://REGISTRY/NAME:TAG",
-        };
-        return Err(CommandError::usage(
-            format!("images of the kind {scheme}:// cannot be used here"),
-            remedy,
-        ));
+/// Understands a reference, with or without `docker://`, or with `oras://`; a user whose login is used; and a registry.
+pub(crate) fn parse_reference(text: &str) -> Result<(Scheme, EnrootReference), CommandError> {
+    match Scheme::split(text) {
+        Some((scheme, _)) => registries::parse(text).map(|image| (scheme, image)),
+        None if text.contains("://") => {
+            let scheme = text.split("://").next().unwrap_or_default();
+            Err(CommandError::usage(
+                format!("images of the kind {scheme}:// cannot be used here"),
+                "use docker://REGISTRY/NAME:TAG, or oras://REGISTRY/NAME:TAG for a SIF file",
+            ))
+        }
+        None => registries::parse(text).map(|image| (Scheme::Docker, image)),
     }
-    registries::parse(text)
 }
 
 /// An image to be fetched.
 #[derive(Debug)]
 pub(crate) struct Fetch {
+    pub(crate) scheme: Scheme,
     pub(crate) image: EnrootReference,
     pub(crate) transfer: Transfer,
 }
@@ -214,12 +202,20 @@ impl Fetch {
             String::new()
         };
         let meter = Meter::start(self.transfer.show, &about);
-        let options = convert_options(false)?;
-        situla_image::pull(&client, &self.image.reference, &self.transfer.platform, &store, &options, &meter)
-            .map_err(|error| match is_for_strangers && wants_login(&error) {
-                true => self.not_public(),
-                false => CommandError::pull(&error),
-            })
+        let (reference, platform) = (&self.image.reference, &self.transfer.platform);
+        let refused = |error: &(dyn Error + 'static), told: CommandError| match wants_login(error) {
+            true if is_for_strangers => self.not_public(),
+            _ => told,
+        };
+        match self.scheme {
+            Scheme::Docker => {
+                let options = convert_options(false)?;
+                situla_image::pull(&client, reference, platform, &store, &options, &meter)
+                    .map_err(|error| refused(&error, CommandError::pull(&error)))
+            }
+            Scheme::Oras => pull_sif(&client, reference, platform, &store, &meter)
+                .map_err(|error| refused(&error, CommandError::sif_transfer(&error))),
+        }
     }
 
     /// Fails where an image is for those who have a login: in the site's store it is for all. Whether a login was used
@@ -249,20 +245,21 @@ impl Fetch {
             "policy-denied",
             format!("{reference} is not to be had without a login, and everybody can read the site's store"),
             format!(
-                "if all users of the site may have it, say so: situla pull --for-all docker://{reference}; else pull it \
-                 into your own store"
+                "if all users of the site may have it, say so: situla pull --for-all {}{reference}; else pull it \
+                 into your own store",
+                self.scheme
             ),
         )
     }
 
     /// Fetches a SIF file, as it is.
-    pub(crate) fn sif_to_file(&self, path: &Path) -> Result<PulledSif, CommandError> {
+    pub(crate) fn sif_to_file(&self, path: &Path) -> Result<SavedSif, CommandError> {
         check_output(path, self.transfer.overwrite)?;
         let client = self.client(&Context::gather()?)?;
         remove_temporaries_on_signal();
         let meter = Meter::start(self.transfer.show, "");
         let options = convert_options(self.transfer.overwrite)?;
-        pull_sif(&client, &self.image.reference, &self.transfer.platform, path, &options, &meter)
+        save_sif(&client, &self.image.reference, &self.transfer.platform, path, &options, &meter)
             .map_err(|error| CommandError::sif_transfer(&error))
     }
 
@@ -276,7 +273,7 @@ impl Fetch {
         // Before minutes of work.
         check_output(path, overwrite)?;
         let pulled = self.ensure_stored(&Context::gather()?)?;
-        let bytes = export_to(&pulled, path, format, overwrite)?;
+        let bytes = export_to(&pulled, path, format, overwrite, self.transfer.show)?;
         Ok((pulled, bytes))
     }
 }
@@ -287,17 +284,20 @@ fn export_to(
     path: &Path,
     format: OutputFormat,
     overwrite: bool,
+    show: Show,
 ) -> Result<u64, CommandError> {
     let stored = StoredImage {
         manifest_digest: pulled.manifest_digest.clone(),
         rootfs_digest: pulled.rootfs_digest.clone(),
+        sif_digest: pulled.sif_digest.clone(),
         recipe: pulled.recipe,
         path: pulled.path.clone(),
         bytes: pulled.bytes,
         place: pulled.place,
         made: None,
     };
-    let exported = export(&stored, path, format, &convert_options(overwrite)?);
+    let meter = Meter::start(show, "");
+    let exported = export(&stored, path, format, &convert_options(overwrite)?, &meter);
     exported.map(|exported| exported.bytes).map_err(|error| CommandError::convert(&error))
 }
 
@@ -318,11 +318,12 @@ fn store_layout(
     let about = if transfer.for_run { format!("converting {}: ", last_part(source)) } else { String::new() };
     let meter = Meter::start(transfer.show, &about);
     let options = convert_options(false)?;
-    let image = match open_image(source, None, &scratch().join("image"))? {
+    let opened = open_image(source, None, &transfer.platform, &scratch().join("image"), &meter)?;
+    let image = match opened {
         Opened::Image(image) => image,
-        Opened::Path(path) => {
+        Opened::File(_) | Opened::Directory(_) => {
             return Err(CommandError::usage(
-                format!("{} is no layout and no archive", path.display()),
+                format!("{source} is no layout and no archive"),
                 "write oci:DIR:TAG, oci-archive:FILE:TAG or docker-archive:FILE:NAME",
             ));
         }
@@ -384,11 +385,15 @@ mod tests {
             ("registry.example/a/b", "registry.example/a/b:latest"),
             ("docker://127.0.0.1:5000/a:1", "127.0.0.1:5000/a:1"),
         ] {
-            assert_eq!(parse_reference(text).unwrap().reference.to_string(), full);
+            let (scheme, image) = parse_reference(text).unwrap();
+            assert_eq!((scheme, image.reference.to_string().as_str()), (Scheme::Docker, full));
         }
+        let (scheme, image) = parse_reference("oras://me@registry.example/a:1").unwrap();
+        assert_eq!((scheme, image.user.as_deref()), (Scheme::Oras, Some("me")));
+        assert_eq!(image.reference.to_string(), "registry.example/a:1");
         for (text, remedy) in [
-            ("library://a/b", "docker://"),
-            ("oras://x/y:1", "situla pull oras://"),
+            ("library://a/b", "oras://REGISTRY"),
+            ("oras://", "oras://REGISTRY"),
             ("docker://", "docker://"),
             ("Bad/Name:1", "docker://"),
             ("a b", "docker://"),

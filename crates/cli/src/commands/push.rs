@@ -7,12 +7,12 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 use situla_image::{
-    BuiltImage, Client, ImageSource, PackedImage, PushTarget, Pushed, Route, Source, Transport, push_image,
-    push_sif,
+    BuiltImage, Client, FetchedSif, ImageSource, PackedImage, PushTarget, Pushed, Route, Scheme, Source,
+    Transport, fetch_sif, push_image, push_sif,
 };
 use situla_oci::{EnrootReference, Place, Platform, Reference, ReferenceError, Registries, Repository, Tag};
 
-use super::convert::{Opened, OwnersChoice, client, open_image, parse_source};
+use super::convert::{Opened, OwnersChoice, client_of, open_file, open_image, parse_source};
 use super::transfer::{Transfer, convert_options};
 use crate::command_error::CommandError;
 use crate::credentials::Files;
@@ -44,10 +44,10 @@ pub(crate) struct PushArgs {
     #[arg(short, long)]
     quiet: bool,
     /// A .sif or .sqsh file, a directory, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], or
-    /// docker://REGISTRY/NAME:TAG
+    /// docker://REGISTRY/NAME:TAG, or oras://REGISTRY/NAME:TAG for a SIF file
     #[arg(value_name = "SOURCE")]
     source: String,
-    /// docker://[USER@]REGISTRY/NAME[:TAG] for an image of layers, or oras://[USER@]REGISTRY/NAME[:TAG] for a .sif
+    /// docker://[USER@]REGISTRY/NAME[:TAG] for an image of layers, or oras://[USER@]REGISTRY/NAME[:TAG] for a SIF
     /// file as it is
     #[arg(value_name = "TARGET")]
     target: String,
@@ -103,24 +103,18 @@ pub(crate) struct Pushing<'a> {
 impl Pushing<'_> {
     /// Pushes; also tells where to, and what cannot be in an image and was left out.
     pub(crate) fn run(self) -> Result<(Pushed, String, Vec<String>), CommandError> {
-        let (kind, image) = parse_target(self.target)?;
-        let shown = format!("{}{}", kind.scheme(), image.reference);
+        let (scheme, image) = parse_target(self.target)?;
+        let shown = format!("{scheme}{}", image.reference);
         let registries = registries::load()?;
         let target = push_target(&registries, &image, self.transfer.plain_http)?;
         let source = parse_source(self.source)?;
-        if kind == Kind::Sif {
-            let Source::Path(path) = &source else { return Err(no_sif(self.source)) };
-            if path.is_dir() {
-                return Err(no_sif(self.source));
-            }
-            let (client, meter) = (self.client(&image, &registries), self.meter());
-            let pushed = push_sif(&client, path, &target, &meter);
-            meter.finish();
-            return Ok((pushed.map_err(|error| CommandError::sif_transfer(&error))?, shown, Vec::new()));
+        if scheme == Scheme::Oras {
+            let pushed = self.push_as_it_is(&source, &self.client(&image, &registries), &target)?;
+            return Ok((pushed, shown, Vec::new()));
         }
         let from = blobs_from(&registries, &source, &target.route)?;
         // The policy judges what comes out of a registry, also here; what goes into one runs nothing.
-        let of_source = client(&source, &self.transfer)?;
+        let of_source = client_of(&source, &self.transfer)?;
         let scratch = scratch();
         let (client, meter) = (self.client(&image, &registries), self.meter());
         let send = |image: &dyn ImageSource, platform: &Platform| {
@@ -132,17 +126,18 @@ impl Pushing<'_> {
         let platform = &self.transfer.platform;
         let save = |error| CommandError::save(&error);
         let options = convert_options(false)?;
-        let pushed = match open_image(&source, of_source.as_ref(), &scratch.join("image"))? {
+        let opened = open_image(&source, of_source.as_ref(), platform, &scratch.join("image"), &meter)?;
+        let pushed = match opened {
             Opened::Image(image) if matches!(source, Source::DockerArchive(..)) => {
                 send(&PackedImage::of(&*image, platform, &scratch).map_err(save)?, platform)
             }
             Opened::Image(image) => send(&*image, platform),
-            Opened::Path(path) if path.is_dir() => {
+            Opened::Directory(path) => {
                 let owners = self.owners.owners();
                 send_built(BuiltImage::of_directory(path, owners, &scratch, &options, &meter).map_err(save)?)
             }
-            Opened::Path(path) => {
-                send_built(BuiltImage::of_file(path, &scratch, &options, &meter).map_err(save)?)
+            Opened::File(file) => {
+                send_built(BuiltImage::of_file(&file, &scratch, &options, &meter).map_err(save)?)
             }
         };
         let skipped = meter.finish();
@@ -150,6 +145,35 @@ impl Pushing<'_> {
             note(&format!("warning: left out {skipped}"));
         }
         Ok((pushed?, shown, skipped))
+    }
+
+    /// Pushes a SIF file as it is, from here or from a registry.
+    fn push_as_it_is(
+        &self,
+        source: &Source,
+        client: &Client,
+        target: &PushTarget,
+    ) -> Result<Pushed, CommandError> {
+        let failed = |error| CommandError::sif_transfer(&error);
+        let (file, title, meter) = match source {
+            Source::Path(path) if !path.is_dir() => {
+                // The name alone: others need not know where it lay.
+                let title = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                (open_file(path)?, title, self.meter())
+            }
+            Source::Registry(Scheme::Oras, image) => {
+                // The policy judges what comes out of a registry, also here.
+                let of_source = client_of(source, &self.transfer)?.ok_or_else(|| no_sif(self.source))?;
+                let (platform, meter) = (&self.transfer.platform, self.meter());
+                let fetched = fetch_sif(&of_source, &image.reference, platform, &scratch(), &meter);
+                let FetchedSif { file, title } = fetched.map_err(failed)?;
+                (file, title, meter)
+            }
+            _ => return Err(no_sif(self.source)),
+        };
+        let pushed = push_sif(client, &file, &title, target, &meter);
+        meter.finish();
+        pushed.map_err(failed)
     }
 
     fn client(&self, image: &EnrootReference, registries: &Registries) -> Client {
@@ -171,32 +195,12 @@ pub(crate) fn scratch() -> PathBuf {
     named.unwrap_or_else(|| Path::new("/var/tmp").to_owned())
 }
 
-/// What a target takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// An image of layers.
-    Layers,
-    /// A SIF file.
-    Sif,
-}
-
-impl Kind {
-    fn scheme(self) -> &'static str {
-        match self {
-            Self::Layers => "docker://",
-            Self::Sif => "oras://",
-        }
-    }
-}
-
 const TARGETS: &str = "write docker://REGISTRY/NAME:TAG, or oras://REGISTRY/NAME:TAG for a .sif file";
 
 /// Understands a target. It names its registry itself: what a short name means may change, and who pushes has to know
 /// where to.
-fn parse_target(text: &str) -> Result<(Kind, EnrootReference), CommandError> {
-    let (kind, rest) = [Kind::Layers, Kind::Sif]
-        .into_iter()
-        .find_map(|kind| Some((kind, text.strip_prefix(kind.scheme())?)))
+fn parse_target(text: &str) -> Result<(Scheme, EnrootReference), CommandError> {
+    let (scheme, rest) = Scheme::split(text)
         .ok_or_else(|| CommandError::usage(format!("{text} is no place in a registry"), TARGETS))?;
     let image = Reference::parse_enroot(rest).map_err(|error| match error {
         ReferenceError::NoRegistry { .. } => {
@@ -208,12 +212,7 @@ fn parse_target(text: &str) -> Result<(Kind, EnrootReference), CommandError> {
         let message = format!("{text}: the digest is what comes out of a push");
         return Err(CommandError::usage(message, "name a tag"));
     }
-    Ok((kind, image))
-}
-
-/// Understands the reference of `oras://`, which is for a SIF file.
-pub(crate) fn parse_oras(text: &str) -> Result<Option<EnrootReference>, CommandError> {
-    text.strip_prefix(Kind::Sif.scheme()).map(registries::parse).transpose()
+    Ok((scheme, image))
 }
 
 /// The place of a reference as `registries.conf` has it: that of the registry itself, since nobody pushes to mirrors.
@@ -255,7 +254,7 @@ fn blobs_from(
     source: &Source,
     target: &Route,
 ) -> Result<Option<Repository>, CommandError> {
-    let Source::Registry(image) = source else { return Ok(None) };
+    let Source::Registry(Scheme::Docker, image) = source else { return Ok(None) };
     let place = own_place(registries, &image.reference)?;
     Ok((place.registry == target.registry).then_some(place.repository))
 }
@@ -273,13 +272,13 @@ mod tests {
 
     #[test]
     fn targets_name_registry_and_tag() {
-        for (text, kind, full) in [
-            ("docker://r.example/a/b:1", Kind::Layers, "r.example/a/b:1"),
-            ("oras://r.example:5000/a", Kind::Sif, "r.example:5000/a:latest"),
-            ("docker://me@r.example/a:1", Kind::Layers, "r.example/a:1"),
+        for (text, scheme, full) in [
+            ("docker://r.example/a/b:1", Scheme::Docker, "r.example/a/b:1"),
+            ("oras://r.example:5000/a", Scheme::Oras, "r.example:5000/a:latest"),
+            ("docker://me@r.example/a:1", Scheme::Docker, "r.example/a:1"),
         ] {
             let (found, image) = parse_target(text).unwrap();
-            assert_eq!((found, image.reference.to_string().as_str()), (kind, full), "{text}");
+            assert_eq!((found, image.reference.to_string().as_str()), (scheme, full), "{text}");
         }
         let digest = "0".repeat(64);
         for text in [
@@ -306,7 +305,7 @@ mod tests {
             .unwrap();
         let from = |registries: &Registries, source: &str, target: &str| {
             let source = match source.strip_prefix("docker://") {
-                Some(name) => Source::Registry(registries::parse(name).unwrap()),
+                Some(name) => Source::Registry(Scheme::Docker, registries::parse(name).unwrap()),
                 None => Source::Path(source.into()),
             };
             let target = push_target(registries, &registries::parse(target).unwrap(), false).unwrap();

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
-use situla_image::{Place, Store, StoreEntry};
+use situla_image::{Place, Scheme, Store, StoreEntry};
 use situla_oci::{Algorithm, Digest, Reference};
 
 use super::images::{described, failed, open_existing, print_json};
@@ -99,7 +99,7 @@ fn find<'a>(
     text: &str,
     short: &dyn Fn(&str) -> Option<Reference>,
 ) -> Result<Vec<&'a StoreEntry>, CommandError> {
-    let name = text.strip_prefix("docker://").unwrap_or(text);
+    let name = Scheme::split(text).map_or(text, |(_, name)| name);
     let of_algorithm = |algorithm: Algorithm| {
         let hex = name.strip_prefix(algorithm.name())?.strip_prefix(':')?;
         Some((Some(algorithm), hex))
@@ -151,6 +151,7 @@ mod tests {
         let image = StoredImage {
             manifest_digest: Digest::sha256(content.as_bytes()),
             rootfs_digest: Digest::sha256(b"rootfs"),
+            sif_digest: None,
             recipe: Recipe::of(&ConvertOptions::default()),
             path: "/images/x.sqsh".into(),
             bytes: 1,
@@ -171,7 +172,14 @@ mod tests {
         ];
         let a = Digest::sha256(b"a");
         let short = |name: &str| (name == "a:1").then(|| "r.example/a:1".parse().unwrap());
-        for text in ["r.example/a:1", "docker://r.example/a:1", "a:1", "docker://a:1", a.hex()] {
+        for text in [
+            "r.example/a:1",
+            "docker://r.example/a:1",
+            "oras://r.example/a:1",
+            "a:1",
+            "docker://a:1",
+            a.hex(),
+        ] {
             let found = find(&entries, Place::Own, text, &short).unwrap();
             assert_eq!(found, [&entries[0]], "{text}");
         }

@@ -60,7 +60,7 @@ pub(crate) struct ShellArgs {
     /// The shell to use
     #[arg(short, long, value_name = "PATH")]
     shell: Option<OsString>,
-    /// The image: a .sif or .sqsh file, a directory, or docker://REGISTRY/NAME:TAG
+    /// The image: a .sif or .sqsh file, a directory, or docker:// or oras://REGISTRY/NAME:TAG
     #[arg(value_name = "IMAGE")]
     image: String,
 }

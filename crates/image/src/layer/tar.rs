@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::mem;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -385,16 +386,22 @@ impl<R: Read> TarReader<R> {
     }
 
     fn skip_rest(&mut self) -> Result<(), TarError> {
-        let n = self.stored_left + self.padding;
-        self.stored_left = 0;
-        self.padding = 0;
+        let (data, padding) = (mem::take(&mut self.stored_left), mem::take(&mut self.padding));
         self.sparse = None;
-        self.discard(n)
+        self.discard(data)?;
+        // After the last file it may be missing: the layers of `umoci insert` 0.4.7 have none. Go's reader takes them, and
+        // so does every tool that is built on it.
+        self.ended |= self.skip(padding)? < padding;
+        Ok(())
     }
 
     fn discard(&mut self, n: u64) -> Result<(), TarError> {
-        let skipped = io::copy(&mut (&mut self.inner).take(n), &mut io::sink()).map_err(TarError::Read)?;
-        if skipped == n { Ok(()) } else { Err(TarError::UnexpectedEnd) }
+        if self.skip(n)? == n { Ok(()) } else { Err(TarError::UnexpectedEnd) }
+    }
+
+    /// Skips `n` bytes, or fewer where the source ends; tells how many.
+    fn skip(&mut self, n: u64) -> Result<u64, TarError> {
+        io::copy(&mut (&mut self.inner).take(n), &mut io::sink()).map_err(TarError::Read)
     }
 }
 

@@ -5,6 +5,7 @@ mod directory;
 mod docker_archive;
 mod layout;
 mod name;
+mod scheme;
 
 use std::io::Read;
 
@@ -25,6 +26,7 @@ pub(crate) use layout::{INDEX_FILE, LAYOUT_FILE, REF_NAME, blob};
 pub use layout::{LayoutError, LayoutImage};
 pub use name::{Source, SourceNameError, Which};
 pub(crate) use name::{split_name, which};
+pub use scheme::Scheme;
 
 use crate::client::ClientError;
 use crate::flatten::LayerSource;

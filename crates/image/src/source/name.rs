@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use situla_oci::{Digest, DigestError, EnrootReference, Reference, ReferenceError, Tag};
 use thiserror::Error;
 
+use super::scheme::Scheme;
+
 /// Where an image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A registry, and whose login is used there.
-    Registry(EnrootReference),
+    /// A registry, what is wanted of it, and whose login is used there.
+    Registry(Scheme, EnrootReference),
     /// An OCI layout directory, and which of its images.
     Layout(PathBuf, Which),
     /// An OCI layout in a tar archive, and which of its images.
@@ -54,7 +56,7 @@ pub enum SourceNameError {
         /// The cause.
         source: ReferenceError,
     },
-    /// A scheme other than that of registries.
+    /// A scheme other than those of registries.
     #[error("images of the kind {0}:// cannot be pulled")]
     Scheme(String),
     /// What follows the last colon is no tag.
@@ -82,20 +84,20 @@ pub enum SourceNameError {
 const OTHERS: [&str; 3] = ["docker-daemon:", "containers-storage:", "instance:"];
 
 impl Source {
-    /// Understands `docker://REF`, `oci:DIR[:TAG|@DIGEST]`, `oci-archive:FILE[:TAG|@DIGEST]`,
+    /// Understands `docker://REF`, `oras://REF`, `oci:DIR[:TAG|@DIGEST]`, `oci-archive:FILE[:TAG|@DIGEST]`,
     /// `docker-archive:FILE[:NAME]` and paths.
     ///
     /// # Errors
     /// When the text has one of these forms and breaks its rules, or another form that is known elsewhere.
     pub fn parse(text: &str) -> Result<Self, SourceNameError> {
-        if let Some((scheme, _)) = text.split_once("://") {
-            if scheme != "docker" {
-                return Err(SourceNameError::Scheme(scheme.to_owned()));
-            }
-            let reference = Reference::parse(text);
+        if let Some((scheme, name)) = Scheme::split(text) {
+            let reference = Reference::parse(name);
             return reference
-                .map(|reference| Source::Registry(EnrootReference { user: None, reference }))
+                .map(|reference| Source::Registry(scheme, EnrootReference { user: None, reference }))
                 .map_err(|source| SourceNameError::Reference { text: text.to_owned(), source });
+        }
+        if let Some((scheme, _)) = text.split_once("://") {
+            return Err(SourceNameError::Scheme(scheme.to_owned()));
         }
         match Self::parse_layout(text, Path::new(""))? {
             Some(layout) => Ok(layout),
@@ -131,7 +133,7 @@ impl Source {
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Registry(_) => None,
+            Self::Registry(..) => None,
             Self::Layout(path, _)
             | Self::LayoutArchive(path, _)
             | Self::DockerArchive(path, _)
@@ -143,7 +145,7 @@ impl Source {
     #[must_use]
     pub fn at(self, path: PathBuf) -> Self {
         match self {
-            Self::Registry(_) => self,
+            Self::Registry(..) => self,
             Self::Layout(_, which) => Self::Layout(path, which),
             Self::LayoutArchive(_, which) => Self::LayoutArchive(path, which),
             Self::DockerArchive(_, name) => Self::DockerArchive(path, name),
@@ -156,9 +158,11 @@ impl Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Registry(EnrootReference { user: None, reference }) => write!(f, "docker://{reference}"),
-            Self::Registry(EnrootReference { user: Some(user), reference }) => {
-                write!(f, "docker://{user}@{reference}")
+            Self::Registry(scheme, EnrootReference { user: None, reference }) => {
+                write!(f, "{scheme}{reference}")
+            }
+            Self::Registry(scheme, EnrootReference { user: Some(user), reference }) => {
+                write!(f, "{scheme}{user}@{reference}")
             }
             Self::Layout(path, which) => write!(f, "oci:{}{}", path.display(), suffix(which)),
             Self::LayoutArchive(path, which) => write!(f, "oci-archive:{}{}", path.display(), suffix(which)),
@@ -235,6 +239,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let odd = dir.path().join("with:colon");
         std::fs::create_dir(&odd).unwrap();
+        let registry = |scheme| {
+            let reference = "r.example/a:1".parse().unwrap();
+            Source::Registry(scheme, EnrootReference { user: None, reference })
+        };
         let sha256 = format!("sha256:{HEX}");
         let sha512 = format!("sha512:{HEX}{HEX}");
         for (text, expected) in [
@@ -258,10 +266,8 @@ mod tests {
                 Source::DockerArchive(odd.clone(), Some("b:1".to_owned())),
             ),
             ("./a.sif", Source::Path("./a.sif".into())),
-            (
-                "docker://r.example/a:1",
-                Source::Registry(EnrootReference { user: None, reference: "r.example/a:1".parse().unwrap() }),
-            ),
+            ("docker://r.example/a:1", registry(Scheme::Docker)),
+            ("oras://r.example/a:1", registry(Scheme::Oras)),
         ] {
             assert_eq!(Source::parse(text).unwrap(), expected, "{text}");
             // What it is called leads to it again.
@@ -272,7 +278,8 @@ mod tests {
             "oci:dir@sha256:12",
             "oci-archive:a.tar:",
             "docker-daemon:x:1",
-            "oras://a/b:1",
+            "library://a/b:1",
+            "oras://A/b",
             "docker://A/b",
         ] {
             assert!(Source::parse(text).is_err(), "{text}");

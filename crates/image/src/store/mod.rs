@@ -1,7 +1,7 @@
 //! Stores of converted images: the user's own, and one of the site that he can only read.
 //!
-//! `images/sha256-….sqsh` are the images, by manifest digest and recipe; a name there is complete. Beside each
-//! lies a small record. `refs/` maps reference and platform to a digest. `leases/` holds who is converting what, so
+//! `images/sha256-….sqsh` are the images, by manifest digest and recipe, and `images/sha256-….sif` those that are kept as they
+//! came; a name there is complete. Beside each lies a small record. `refs/` maps reference and platform to a digest. `leases/` holds who is converting what, so
 //! that one process of several works and the others wait. `uses/` holds who runs what. Opening a present image
 //! takes no lock.
 
@@ -114,11 +114,13 @@ pub enum Place {
 pub struct StoredImage {
     /// Digest of the image manifest.
     pub manifest_digest: Digest,
-    /// SHA-256 of the file.
+    /// SHA-256 of the SquashFS.
     pub rootfs_digest: Digest,
+    /// SHA-256 of the SIF file that the SquashFS is a part of, if it is.
+    pub sif_digest: Option<Digest>,
     /// How it was made of the manifest.
     pub recipe: Recipe,
-    /// The SquashFS file.
+    /// The SquashFS or SIF file.
     pub path: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
@@ -126,6 +128,17 @@ pub struct StoredImage {
     pub place: Place,
     /// When it was made, by the clock of the file system.
     pub made: Option<SystemTime>,
+}
+
+/// What is in a file that is to be published.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    /// SHA-256 of the SquashFS.
+    pub(crate) rootfs: Digest,
+    /// SHA-256 of the SIF file that the SquashFS is a part of, if it is.
+    pub(crate) sif: Option<Digest>,
+    /// Size of the file in bytes.
+    pub(crate) bytes: u64,
 }
 
 /// Result of [`Store::acquire`].
@@ -322,10 +335,10 @@ impl Store {
         lease: Lease,
         file: PendingFile,
         platform: &Platform,
-        rootfs: Digest,
-        bytes: u64,
+        contents: Contents,
     ) -> Result<StoredImage, StoreError> {
         let (manifest, recipe) = (lease.manifest().clone(), *lease.recipe());
+        let Contents { rootfs, sif, bytes } = contents;
         let path = self.own.image_path(lease.stem());
         let record = ImageRecord {
             version: RECORD_VERSION,
@@ -333,6 +346,7 @@ impl Store {
             recipe: Some(recipe),
             rootfs,
             bytes,
+            sif,
             platform: Some(general(platform)),
         };
         // The record first: an image without one does not count.
@@ -340,8 +354,18 @@ impl Store {
         file.publish(&path, Existing::Replace).map_err(FileError::write(&path))?;
         drop(lease);
         let made = fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
-        let (rootfs_digest, place) = (record.rootfs, self.own.place);
-        Ok(StoredImage { manifest_digest: manifest, rootfs_digest, recipe, path, bytes, place, made })
+        let ImageRecord { rootfs: rootfs_digest, sif: sif_digest, .. } = record;
+        let place = self.own.place;
+        Ok(StoredImage {
+            manifest_digest: manifest,
+            rootfs_digest,
+            sif_digest,
+            recipe,
+            path,
+            bytes,
+            place,
+            made,
+        })
     }
 
     /// Whether an image is known to be for a platform; the variant is a matter of its index.

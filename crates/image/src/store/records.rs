@@ -30,6 +30,9 @@ pub(super) struct ImageRecord {
     pub(super) recipe: Option<Recipe>,
     pub(super) rootfs: Digest,
     pub(super) bytes: u64,
+    /// Of a SIF file, whose root file system is a part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sif: Option<Digest>,
     /// Operating system and architecture for which it was fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) platform: Option<String>,

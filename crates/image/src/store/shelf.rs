@@ -14,8 +14,9 @@ use super::{Place, StoreError, StoredImage};
 use crate::file_error::FileError;
 use crate::key::Recipe;
 
-/// The end of an image's name.
-pub(super) const SUFFIX: &str = ".sqsh";
+/// The ends of the names of images: of what was made here, and of what is kept as it came.
+const SQUASHFS: &str = ".sqsh";
+const SIF: &str = ".sif";
 
 /// The directory of a store, for reading.
 #[derive(Debug, Clone)]
@@ -27,6 +28,18 @@ pub(super) struct Shelf {
 /// The name of an image, without the directory and what follows the dot.
 pub(super) fn stem(manifest: &Digest, recipe: &Recipe) -> String {
     format!("{}-{}", manifest.file_stem(), recipe.short())
+}
+
+/// The end of the name of an image, which follows from its stem: nothing but SIF files is kept as it came.
+fn suffix(stem: &str) -> &'static str {
+    let recipe = stem.rsplit('-').next().unwrap_or_default();
+    if recipe == Recipe::VERBATIM.short() { SIF } else { SQUASHFS }
+}
+
+/// The stem of what has the name of an image.
+fn stem_of_name(name: &str) -> Option<&str> {
+    let stem = name.strip_suffix(SQUASHFS).or_else(|| name.strip_suffix(SIF))?;
+    (manifest_of(stem).is_some() && name.ends_with(suffix(stem))).then_some(stem)
 }
 
 /// The manifest digest in a stem, of any version of the store.
@@ -51,7 +64,7 @@ impl Shelf {
     }
 
     pub(super) fn image_path(&self, stem: &str) -> PathBuf {
-        self.images().join(format!("{stem}{SUFFIX}"))
+        self.images().join(format!("{stem}{}", suffix(stem)))
     }
 
     pub(super) fn ref_path(&self, reference: &Reference, platform: &Platform) -> PathBuf {
@@ -62,8 +75,10 @@ impl Shelf {
     /// The image of this recipe, else one that serves as well: an update of the program must neither fetch
     /// everything anew nor fail where there is no network.
     pub(super) fn get(&self, manifest: &Digest, recipe: &Recipe) -> Result<Option<StoredImage>, StoreError> {
-        if let Some(image) = self.by_stem(&stem(manifest, recipe))? {
-            return Ok(Some(image));
+        for recipe in [recipe, &Recipe::VERBATIM] {
+            if let Some(image) = self.by_stem(&stem(manifest, recipe))? {
+                return Ok(Some(image));
+            }
         }
         let mut others = self.of_manifest(manifest)?;
         others.retain(|image| recipe.is_served_by(&image.recipe));
@@ -102,6 +117,7 @@ impl Shelf {
         Ok(Some(StoredImage {
             manifest_digest: record.manifest,
             rootfs_digest: record.rootfs,
+            sif_digest: record.sif,
             recipe,
             path,
             bytes: record.bytes,
@@ -113,8 +129,7 @@ impl Shelf {
     /// The stems of what has the name of an image.
     pub(super) fn stems(&self) -> Result<Vec<String>, StoreError> {
         let names = list_dir(&self.images())?;
-        let stems = names.iter().filter_map(|name| name.strip_suffix(SUFFIX));
-        Ok(stems.filter(|stem| manifest_of(stem).is_some()).map(str::to_owned).collect())
+        Ok(names.iter().filter_map(|name| stem_of_name(name)).map(str::to_owned).collect())
     }
 
     pub(super) fn list(&self) -> Result<Vec<StoredImage>, StoreError> {
@@ -152,9 +167,8 @@ impl Shelf {
 
 /// The stem of an image of a store, by its path alone, and the store's directory.
 pub(super) fn placed(image: &Path) -> Option<(&Path, &str)> {
-    let stem = image.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+    let stem = stem_of_name(image.file_name()?.to_str()?)?;
     let images = image.parent().filter(|directory| directory.ends_with("images"))?;
-    manifest_of(stem)?;
     Some((images.parent()?, stem))
 }
 
@@ -183,6 +197,11 @@ mod tests {
         let name = stem(&manifest, &recipe);
         let path = PathBuf::from(format!("/cache/situla/images/{name}.sqsh"));
         assert_eq!(placed(&path), Some((Path::new("/cache/situla"), name.as_str())));
+        // What is kept as it came is a SIF file, and nothing else is.
+        let kept = stem(&manifest, &Recipe::VERBATIM);
+        let path = PathBuf::from(format!("/cache/situla/images/{kept}.sif"));
+        assert_eq!(placed(&path), Some((Path::new("/cache/situla"), kept.as_str())));
+        assert_eq!(placed(&path.with_extension("sqsh")), None);
         for other in [format!("/cache/situla/other/{name}.sqsh"), format!("/cache/situla/images/{name}.sif")]
         {
             assert_eq!(placed(Path::new(&other)), None);

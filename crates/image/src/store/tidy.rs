@@ -107,7 +107,8 @@ impl Store {
         let failed = || FileError::read(&image.path);
         let file = File::open(&image.path).map_err(failed())?;
         let (digest, bytes) = hash_telling(&file, 0, u64::MAX, progress).map_err(failed())?;
-        Ok(digest == image.rootfs_digest && bytes == image.bytes)
+        let stored = image.sif_digest.as_ref().unwrap_or(&image.rootfs_digest);
+        Ok(digest == *stored && bytes == image.bytes)
     }
 
     /// Removes an image of the store itself and, if it was the last of its manifest, what references meant it. False
@@ -384,7 +385,7 @@ mod tests {
     use super::*;
     use crate::convert::ConvertOptions;
     use crate::process_identity::realm;
-    use crate::store::{Acquired, StoreOptions, UseMark};
+    use crate::store::{Acquired, Contents, StoreOptions, UseMark};
 
     fn open(dir: &Path) -> Store {
         Store::open(&dir.join("store"), None, StoreOptions::default()).unwrap()
@@ -395,7 +396,8 @@ mod tests {
         let Acquired::Ours(lease) = store.acquire(&manifest, &recipe, &()).unwrap() else { panic!("empty") };
         let file = store.create_file(&lease, 5).unwrap();
         file.file().unwrap().write_all(b"image").unwrap();
-        store.publish(lease, file, &situla_oci::Platform::native(), Digest::sha256(b"image"), 5).unwrap()
+        let contents = Contents { rootfs: Digest::sha256(b"image"), sif: None, bytes: 5 };
+        store.publish(lease, file, &situla_oci::Platform::native(), contents).unwrap()
     }
 
     const ALL: StoreLimits = StoreLimits { bytes: Some(0), age: None };

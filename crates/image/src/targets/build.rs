@@ -1,6 +1,5 @@
 //! The configuration of an image that is made of one root file system.
 
-use std::fs::File;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -10,8 +9,8 @@ use situla_squashfs::{Image, ReadOptions};
 use super::SaveError;
 use crate::additions::CONFIG_PATH;
 use crate::convert::ConvertError;
-use crate::file_error::FileError;
-use crate::inspect::{RootWindow, inspect, root_window};
+use crate::image_file::ImageFile;
+use crate::inspect::inspect_file;
 
 /// What a new image says about itself, but for its layer.
 #[derive(Debug)]
@@ -21,15 +20,15 @@ pub(crate) struct Description {
 
 impl Description {
     /// That of an image file: the configuration that it carries, or what a SIF says beside its root file system.
-    pub(crate) fn of_file(path: &Path, image: &Image) -> Result<Self, SaveError> {
+    pub(crate) fn of_file(input: &ImageFile, image: &Image) -> Result<Self, SaveError> {
         let limit = usize::try_from(MAX_CONFIG_BYTES).unwrap_or(usize::MAX);
-        let carried = image.read_file(CONFIG_PATH, limit).map_err(not_squashfs(path))?;
+        let carried = image.read_file(CONFIG_PATH, limit).map_err(not_squashfs(input.name()))?;
         // It comes from the image, which anybody may have made: one that makes no sense says nothing.
         let carried = carried.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         if let Some(config) = carried.filter(Value::is_object) {
             return Ok(Self { config });
         }
-        let found = inspect(path, false, None, &()).map_err(SaveError::Image)?;
+        let found = inspect_file(input, false, None, &()).map_err(SaveError::Image)?;
         let native = Platform::native().architecture;
         let sif = found.sif.map(|sif| sif.architecture).filter(|name| *name != "unknown");
         let architecture = sif.map_or(native, str::to_owned);
@@ -59,10 +58,10 @@ impl Description {
 }
 
 /// Opens the root file system of an image file.
-pub(crate) fn open_file(path: &Path) -> Result<Image, SaveError> {
-    let file = File::open(path).map_err(FileError::read(path))?;
-    let (_, window): (_, RootWindow) = root_window(path, &file).map_err(SaveError::Image)?;
-    Image::open(window.over(file), ReadOptions::default()).map_err(not_squashfs(path))
+pub(crate) fn open_root(input: &ImageFile) -> Result<Image, SaveError> {
+    let (_, window) = input.root_window().map_err(SaveError::Image)?;
+    let file = input.try_clone()?;
+    Image::open(window.over(file), ReadOptions::default()).map_err(not_squashfs(input.name()))
 }
 
 pub(crate) fn not_squashfs(path: &Path) -> impl FnOnce(situla_squashfs::Error) -> SaveError {

@@ -10,11 +10,12 @@ use situla_sif::SifOptions;
 use situla_squashfs::{Image, ReadOptions};
 
 use super::SaveError;
-use super::build::{Description, not_squashfs, open_file};
+use super::build::{Description, not_squashfs, open_root};
 use super::save::{GZIP_TYPE, gzip_layer};
 use crate::convert::{ConvertOptions, OutputFormat, directory_tree, write_output};
 use crate::file_error::FileError;
 use crate::flatten::LayerSource;
+use crate::image_file::ImageFile;
 use crate::output::PendingFile;
 use crate::progress::Progress;
 use crate::source::{
@@ -38,12 +39,12 @@ impl BuiltImage {
     /// # Errors
     /// When the file is no usable image, has something that cannot be in a layer, or there is no room.
     pub fn of_file(
-        input: &Path,
+        input: &ImageFile,
         scratch: &Path,
         options: &ConvertOptions,
         progress: &dyn Progress,
     ) -> Result<Self, SaveError> {
-        let image = open_file(input)?;
+        let image = open_root(input)?;
         let description = Description::of_file(input, &image)?;
         Self::of(&image, description, scratch, options, progress)
     }

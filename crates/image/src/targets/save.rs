@@ -8,13 +8,14 @@ use flate2::write::GzEncoder;
 use situla_oci::{Algorithm, Descriptor, Digest, DigestWriter, Platform, Tag};
 use situla_squashfs::Image;
 
-use super::build::{Description, open_file};
+use super::build::{Description, open_root};
 use super::built::squashed;
 use super::docker_archive::{DockerArchiveWriter, check_name};
 use super::layer::write_layer;
 use super::layout::LayoutWriter;
 use super::{SaveError, SavedImage, Target};
 use crate::convert::{ConvertOptions, resolved};
+use crate::image_file::ImageFile;
 use crate::image_parts::ImageParts;
 use crate::layer::decompress;
 use crate::output::Existing;
@@ -58,12 +59,12 @@ pub fn save_image(
 /// # Errors
 /// When the file is no usable image, has something that cannot be in a layer, or the target cannot be written.
 pub fn save_file(
-    input: &Path,
+    input: &ImageFile,
     target: &Target,
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<SavedImage, SaveError> {
-    let image = open_file(input)?;
+    let image = open_root(input)?;
     let place = Place::open(target, options.overwrite)?;
     let description = Description::of_file(input, &image)?;
     built(&image, description, place, options, progress)

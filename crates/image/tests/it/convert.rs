@@ -14,7 +14,7 @@ use situla_oci::Platform;
 use situla_sif::{Arch, DataType, SifFile};
 
 use crate::tar_builder::TarBuilder;
-use crate::tools::{gzip, have, layout, run, skip, zstd};
+use crate::tools::{gzip, have, layout, open, run, skip, zstd};
 
 fn amd64() -> Platform {
     "linux/amd64".parse().expect("a platform")
@@ -150,13 +150,15 @@ fn sif_and_squashfs_turn_into_each_other_unchanged() {
         convert_image(&image, &amd64(), &path("a.sqsh"), OutputFormat::Sqsh, &options(1), &()).unwrap();
     let sif = convert_image(&image, &amd64(), &path("a.sif"), OutputFormat::Sif, &options(1), &()).unwrap();
     assert_eq!(sif.rootfs_digest, sqsh.rootfs_digest);
-    let wrapped = convert_file(&path("a.sqsh"), &path("b.sif"), OutputFormat::Sif, &options(1)).unwrap();
+    let wrapped =
+        convert_file(&open(&path("a.sqsh")), &path("b.sif"), OutputFormat::Sif, &options(1), &()).unwrap();
     assert_eq!(
         (&wrapped.rootfs_digest, &wrapped.manifest_digest),
         (&sqsh.rootfs_digest, &sqsh.manifest_digest)
     );
     assert_eq!(fs::read(path("a.sif")).unwrap(), fs::read(path("b.sif")).unwrap());
-    let unwrapped = convert_file(&path("b.sif"), &path("b.sqsh"), OutputFormat::Sqsh, &options(1)).unwrap();
+    let unwrapped =
+        convert_file(&open(&path("b.sif")), &path("b.sqsh"), OutputFormat::Sqsh, &options(1), &()).unwrap();
     assert_eq!(unwrapped.rootfs_digest, sqsh.rootfs_digest);
     assert_eq!(fs::read(path("a.sqsh")).unwrap(), fs::read(path("b.sqsh")).unwrap());
     assert_eq!(fs::metadata(path("a.sif")).unwrap().permissions().mode() & 0o777, 0o755);
@@ -169,18 +171,18 @@ fn sif_and_squashfs_turn_into_each_other_unchanged() {
     for (from, to, format) in
         [("a.sqsh", "c.sqsh", OutputFormat::Sqsh), ("a.sif", "c.sif", OutputFormat::Sif)]
     {
-        let copied = convert_file(&path(from), &path(to), format, &options(1)).unwrap();
+        let copied = convert_file(&open(&path(from)), &path(to), format, &options(1), &()).unwrap();
         assert_eq!(copied.rootfs_digest, sqsh.rootfs_digest);
         assert_eq!(fs::read(path(from)).unwrap(), fs::read(path(to)).unwrap());
     }
-    let exists = convert_file(&path("a.sqsh"), &path("a.sif"), OutputFormat::Sif, &options(1));
+    let exists = convert_file(&open(&path("a.sqsh")), &path("a.sif"), OutputFormat::Sif, &options(1), &());
     assert!(matches!(exists, Err(ConvertError::Exists { .. })));
     let replaced = ConvertOptions { overwrite: true, ..options(1) };
-    convert_file(&path("a.sqsh"), &path("a.sif"), OutputFormat::Sif, &replaced).unwrap();
+    convert_file(&open(&path("a.sqsh")), &path("a.sif"), OutputFormat::Sif, &replaced, &()).unwrap();
     let cut = fs::read(path("a.sif")).unwrap();
     fs::write(path("cut.sif"), &cut[..cut.len() - 1]).unwrap();
     assert!(matches!(
-        convert_file(&path("cut.sif"), &path("c"), OutputFormat::Sqsh, &options(1)),
+        convert_file(&open(&path("cut.sif")), &path("c"), OutputFormat::Sqsh, &options(1), &()),
         Err(ConvertError::SifRead { .. })
     ));
     assert!(!path("c").exists());

@@ -9,6 +9,7 @@ mod merge;
 #[path = "../../../../fuzz/mutate.rs"]
 mod mutate;
 mod mutations;
+mod oras;
 mod push;
 mod registry;
 mod sources;

@@ -18,13 +18,13 @@ use situla_image::{
     BuiltImage, Certificates, Client, ClientError, ClientOptions, ConvertOptions, Credentials,
     DockerArchiveImage, FetchedManifest, ImageSource, Keyring, KeyringError, LayerSource, LayoutImage, Login,
     OutputFormat, Owners, PackedImage, PushError, PushTarget, Pushed, Route, Secret, SifTransferError,
-    SourceError, Target, Transport, Which, convert_directory, convert_file, pull_sif, push_image, push_sif,
-    resolve, save_directory, save_image,
+    SourceError, Target, Transport, Which, convert_directory, convert_file, push_image, push_sif, resolve,
+    save_directory, save_image, save_sif,
 };
 use situla_oci::{Descriptor, Digest, Platform, Reference, Registry, Repository};
 
 use crate::tar_builder::TarBuilder;
-use crate::tools::{TestRegistry, gzip, have, layout, run, serve, status, zstd};
+use crate::tools::{TestRegistry, gzip, have, layout, open, run, serve, status, zstd};
 
 const TOOLS: &[&str] = &["docker-registry", "skopeo"];
 const BASIC: &str = "Basic bWU6aHVudGVyMg==";
@@ -147,7 +147,7 @@ fn files_trees_and_archives_are_pushed_as_they_are_saved() {
     fs::write(root.join("etc/witness"), "here").unwrap();
     let options = ConvertOptions { source_date_epoch: Some(1_000_000), ..ConvertOptions::default() };
     convert_directory(&root, Owners::Root, &at("a.sqsh"), OutputFormat::Sqsh, &options, &()).unwrap();
-    convert_file(&at("a.sqsh"), &at("a.sif"), OutputFormat::Sif, &options).unwrap();
+    convert_file(&open(&at("a.sqsh")), &at("a.sif"), OutputFormat::Sif, &options, &()).unwrap();
     let to_layout = Target::parse(&format!("oci:{}:v", at("saved").display())).unwrap().unwrap();
     let saved = save_directory(&root, Owners::Root, &to_layout, &options, &()).unwrap();
     let native = Platform::native();
@@ -155,8 +155,8 @@ fn files_trees_and_archives_are_pushed_as_they_are_saved() {
     for (name, built) in [
         ("dir", of_dir()),
         ("again", of_dir()),
-        ("sqsh", BuiltImage::of_file(&at("a.sqsh"), dir.path(), &options, &()).unwrap()),
-        ("sif", BuiltImage::of_file(&at("a.sif"), dir.path(), &options, &()).unwrap()),
+        ("sqsh", BuiltImage::of_file(&open(&at("a.sqsh")), dir.path(), &options, &()).unwrap()),
+        ("sif", BuiltImage::of_file(&open(&at("a.sif")), dir.path(), &options, &()).unwrap()),
     ] {
         let pushed = push_image(&client(), &built, &native, &target(registry.port, name), None, &()).unwrap();
         assert_eq!(pushed.manifest_digest, saved.manifest_digest, "{name}");
@@ -599,7 +599,7 @@ fn whoever_may_read_a_pulled_sif_may_execute_it() {
         _ => status(200, "", &sif),
     });
     let reference = Reference::parse(&format!("127.0.0.1:{port}/a:1")).unwrap();
-    pull_sif(&client(), &reference, &Platform::native(), &at("b.sif"), &options, &()).unwrap();
+    save_sif(&client(), &reference, &Platform::native(), &at("b.sif"), &options, &()).unwrap();
     let mode = |name: &str| fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("a.sif"), mode("b.sif")), (0o750, 0o750));
 }
@@ -616,11 +616,12 @@ fn sif_files_go_there_and_back() {
     let options = ConvertOptions::default();
     convert_directory(&at("tree"), Owners::Root, &at("a.sif"), OutputFormat::Sif, &options, &()).unwrap();
     let to = target(registry.port, "sif/a");
-    let pushed = push_sif(&client(), &at("a.sif"), &to, &()).unwrap();
-    assert_eq!(push_sif(&client(), &at("a.sif"), &to, &()).unwrap().manifest_digest, pushed.manifest_digest);
+    let push_as_it_is = |name: &str| push_sif(&client(), &open(&at(name)), name, &to, &());
+    let pushed = push_as_it_is("a.sif").unwrap();
+    assert_eq!(push_as_it_is("a.sif").unwrap().manifest_digest, pushed.manifest_digest);
     let reference = Reference::parse(&registry.name("sif/a:1")).unwrap();
     let fetch = |out: &str, reference: &Reference| {
-        pull_sif(&client(), reference, &Platform::native(), &at(out), &options, &())
+        save_sif(&client(), reference, &Platform::native(), &at(out), &options, &())
     };
     let pulled = fetch("b.sif", &reference).unwrap();
     assert_eq!(pulled.manifest_digest, pushed.manifest_digest);
@@ -634,7 +635,7 @@ fn sif_files_go_there_and_back() {
     let error = resolve(&client().image(&reference), &Platform::native()).unwrap_err();
     assert!(error.to_string().contains("it is a SIF file"), "{error}");
     fs::write(at("text.sif"), "no SIF").unwrap();
-    assert!(push_sif(&client(), &at("text.sif"), &to, &()).is_err());
+    assert!(push_as_it_is("text.sif").is_err());
     // A registry that delivers other bytes.
     let blob = registry.blob_path(&pulled.file_digest.to_string());
     let mut bytes = fs::read(&blob).unwrap();

@@ -116,10 +116,11 @@ fn refuses_hostile_names() {
 #[test]
 fn refuses_damage() {
     let good = TarBuilder::new().file("a", &[1; 700]).file("b", b"x").build();
-    for cut in [100, 512, 600, 1000, 1536, 1600] {
+    for cut in [100, 512, 600, 1000, 1211, 1212, 1300, 1536, 1600] {
         let result = entries(&good[..cut]);
         match cut {
             1536 => assert_eq!(result.unwrap().len(), 1, "a cut at an entry's border ends the archive"),
+            1212..1536 => assert_eq!(result.unwrap()[0].1, [1; 700], "and so does one in the padding"),
             _ => assert!(result.is_err(), "cut at {cut}"),
         }
     }

@@ -14,7 +14,7 @@ use situla_image::{
 use situla_oci::{Digest, Platform};
 
 use crate::tar_builder::TarBuilder;
-use crate::tools::{gzip, have, layout, run, zstd};
+use crate::tools::{gzip, have, layout, open, run, zstd};
 
 const EXEC: &str = r#"{"Env":["A=1"],"Cmd":["/bin/true"]}"#;
 
@@ -177,16 +177,16 @@ fn trees_and_files_become_images_of_one_layer() {
     let sqsh = dir.path().join("a.sqsh");
     convert_directory(&root, Owners::Keep, &sqsh, OutputFormat::Sqsh, &options(), &()).unwrap();
     let sif = dir.path().join("a.sif");
-    situla_image::convert_file(&sqsh, &sif, OutputFormat::Sif, &options()).unwrap();
+    situla_image::convert_file(&open(&sqsh), &sif, OutputFormat::Sif, &options(), &()).unwrap();
     let to = |name: &str| target(&format!("oci:{}:v", dir.path().join(name).display()));
     let of_dir = save_directory(&root, Owners::Keep, &to("d"), &ConvertOptions::default(), &()).unwrap();
-    let of_sqsh = save_file(&sqsh, &to("s"), &ConvertOptions::default(), &()).unwrap();
-    let of_sif = save_file(&sif, &to("f"), &ConvertOptions::default(), &()).unwrap();
+    let of_sqsh = save_file(&open(&sqsh), &to("s"), &ConvertOptions::default(), &()).unwrap();
+    let of_sif = save_file(&open(&sif), &to("f"), &ConvertOptions::default(), &()).unwrap();
     assert_eq!(of_dir, of_sqsh);
     assert_eq!(of_sif.manifest_digest, of_sqsh.manifest_digest);
     let archive = dir.path().join("a.tar");
     let in_archive = target(&format!("docker-archive:{}:a:1", archive.display()));
-    let saved = save_file(&sqsh, &in_archive, &ConvertOptions::default(), &()).unwrap();
+    let saved = save_file(&open(&sqsh), &in_archive, &ConvertOptions::default(), &()).unwrap();
     let read = DockerArchiveImage::open(&archive, None, dir.path()).unwrap();
     assert_eq!(resolve(&read, &Platform::native()).unwrap().digest, saved.manifest_digest);
     if !have("trees_and_files_become_images_of_one_layer", &["umoci"]) {
@@ -207,11 +207,11 @@ fn no_file_is_younger_than_was_asked_for() {
     convert_directory(&root, Owners::Keep, &sqsh, OutputFormat::Sqsh, &options(), &()).unwrap();
     let dated = ConvertOptions { source_date_epoch: Some(1000), ..options() };
     let to = |name: &str| target(&format!("oci:{}:v", dir.path().join(name).display()));
-    let of_file = save_file(&sqsh, &to("file"), &dated, &()).unwrap();
+    let of_file = save_file(&open(&sqsh), &to("file"), &dated, &()).unwrap();
     assert_eq!(of_file, save_directory(&root, Owners::Keep, &to("dir"), &dated, &()).unwrap());
-    assert_ne!(of_file, save_file(&sqsh, &to("plain"), &options(), &()).unwrap());
+    assert_ne!(of_file, save_file(&open(&sqsh), &to("plain"), &options(), &()).unwrap());
     let archive = dir.path().join("a.tar");
-    save_file(&sqsh, &target(&format!("docker-archive:{}", archive.display())), &dated, &()).unwrap();
+    save_file(&open(&sqsh), &target(&format!("docker-archive:{}", archive.display())), &dated, &()).unwrap();
     let read = DockerArchiveImage::open(&archive, None, dir.path()).unwrap();
     let parts = resolve(&read, &Platform::native()).unwrap();
     let layer = read.open_layer("the layer", &parts.manifest.layers[0]).unwrap();
@@ -274,7 +274,8 @@ fn a_configuration_goes_the_whole_way() {
     let sif = dir.path().join("a.sif");
     convert_image(&image, &amd64(), &sif, OutputFormat::Sif, &options(), &()).unwrap();
     let out = dir.path().join("out");
-    save_file(&sif, &target(&format!("oci:{}", out.display())), &ConvertOptions::default(), &()).unwrap();
+    save_file(&open(&sif), &target(&format!("oci:{}", out.display())), &ConvertOptions::default(), &())
+        .unwrap();
     let back = LayoutImage::open(&out, &Which::Only).unwrap();
     let parts = resolve(&back, &amd64()).unwrap();
     assert_eq!(parts.config.config, resolve(&image, &amd64()).unwrap().config.config);

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use situla_image::ImageFile;
+
 /// Tells whether all `tools` are installed. If not, says so and returns false, or fails where nothing may
 /// be skipped.
 pub(crate) fn have(test: &str, tools: &[&str]) -> bool {
@@ -29,6 +31,11 @@ pub(crate) fn skip(reason: &str) {
 #[expect(clippy::print_stdout, reason = "a skipped test must say so")]
 fn say(text: &str) {
     println!("{text}");
+}
+
+/// Opens an image file.
+pub(crate) fn open(path: &Path) -> ImageFile {
+    ImageFile::open(path).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Runs a command that must succeed and returns its standard output.
