@@ -6,7 +6,7 @@
 //! feeds the layer again through [`Merger::rescue`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::Read;
+use std::io::{BufRead, ErrorKind};
 use std::rc::Rc;
 
 use thiserror::Error;
@@ -37,8 +37,8 @@ const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 /// Other names with this prefix are a union file system's own and mean nothing here.
 const RESERVED_PREFIX: &[u8] = b".wh..wh.";
-/// Bytes moved at a time from a layer to the sink.
-const COPY_BUFFER: usize = 256 * 1024;
+/// Bytes moved at a time from a file to the sink: they are in the processor's cache when they are moved on.
+const COPY_BUFFER: usize = 64 * 1024;
 
 /// Why layers cannot be merged.
 #[derive(Debug, Error)]
@@ -155,7 +155,7 @@ impl<'s, S: FileSink> Merger<'s, S> {
     ///
     /// # Errors
     /// When the layer is malformed or the sink fails.
-    pub fn layer<R: Read>(&mut self, level: Level, tar: &mut TarReader<R>) -> Result<(), MergeError> {
+    pub fn layer<R: BufRead>(&mut self, level: Level, tar: &mut TarReader<R>) -> Result<(), MergeError> {
         self.begin_layer(level);
         while let Some(entry) = tar.next_entry().map_err(MergeError::Tar)? {
             self.entry(entry, tar)?;
@@ -413,11 +413,25 @@ impl<'s, S: FileSink> Merger<'s, S> {
                 left -= hole;
                 continue;
             }
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            match data.ahead(most) {
+                Ok([]) => {}
+                Ok(bytes) => {
+                    let n = bytes.len();
+                    self.take_content(n as u64, 0)?;
+                    self.sink.write(bytes).map_err(sink_error)?;
+                    data.pass(n);
+                    left -= n as u64;
+                    continue;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => return Err(read_error(e)),
+            }
+            let want = most.min(self.buffer.len());
             let n = match data.read(&mut self.buffer[..want]) {
                 Ok(0) => return Err(MergeError::Tar(TarError::UnexpectedEnd)),
                 Ok(n) => n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) => return Err(read_error(e)),
             };
             self.take_content(n as u64, 0)?;
@@ -460,7 +474,7 @@ impl<'s, S: FileSink> Merger<'s, S> {
     ///
     /// # Errors
     /// When the layer is malformed or the sink fails.
-    pub fn rescue<R: Read>(&mut self, tar: &mut TarReader<R>) -> Result<(), MergeError> {
+    pub fn rescue<R: BufRead>(&mut self, tar: &mut TarReader<R>) -> Result<(), MergeError> {
         let mut found: HashSet<InodeId> = HashSet::new();
         while let Some(Entry { path, kind, meta }) = tar.next_entry().map_err(MergeError::Tar)? {
             if let EntryKind::File { size } = kind

@@ -6,7 +6,7 @@
 //! ([`Turns`]), so memory stays bounded whatever the sizes and the number of layers. The layer whose turn it
 //! is always has a worker, which waits for nobody, so there is no deadlock.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -27,6 +27,8 @@ use crate::{Addition, ImageParts};
 
 /// Uncompressed bytes handed over at a time.
 const CHUNK: usize = 256 * 1024;
+/// Emptied chunks that are kept to be filled again: whoever is ahead of the merge takes what it has just given back.
+const SPARE: usize = 2;
 /// Most chunks waiting in one layer's queue.
 const QUEUE: usize = 32;
 /// Uncompressed bytes of all layers that are taken however small they are when compressed.
@@ -170,10 +172,35 @@ struct Shared<'a> {
     ledger: &'a Ledger,
     turns: &'a Turns,
     memory: MemoryPlan,
+    spare: &'a Spare,
     /// Uncompressed bytes so far, their limit, and all compressed bytes.
     plain: AtomicU64,
     plain_limit: u64,
     compressed: u64,
+}
+
+/// Chunks to be filled again: their pages are there, and need not be cleared once more.
+#[derive(Default)]
+struct Spare(Mutex<Vec<Vec<u8>>>);
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match spare {
+            Some(mut chunk) => {
+                chunk.resize(CHUNK, 0);
+                chunk
+            }
+            None => vec![0; CHUNK],
+        }
+    }
+
+    fn give(&self, chunk: Vec<u8>) {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if chunk.capacity() >= CHUNK && spare.len() < SPARE {
+            spare.push(chunk);
+        }
+    }
 }
 
 struct Job<'a> {
@@ -209,12 +236,13 @@ pub fn flatten<S: FileSink>(
 
     let compressed = image.manifest.layers.iter().map(|l| l.size).fold(0, u64::saturating_add);
     let chunks = usize::try_from(options.memory.queues / CHUNK as u64).unwrap_or(usize::MAX);
-    let turns = Turns::new(chunks);
+    let (turns, spare) = (Turns::new(chunks), Spare::default());
     let shared = Shared {
         source,
         ledger: &ledger,
         turns: &turns,
         memory: options.memory,
+        spare: &spare,
         plain: AtomicU64::new(0),
         plain_limit: compressed.saturating_mul(MAX_RATIO).max(options.always_taken).min(NEVER_TAKEN),
         compressed,
@@ -249,7 +277,7 @@ pub fn flatten<S: FileSink>(
         for (job, receiver) in jobs.iter().zip(receivers) {
             turns.give_to(job.position);
             let level = Level(n_layers - u32::try_from(job.position).unwrap_or(n_layers));
-            consume(job, receiver, |tar| merger.layer(level, tar))?;
+            consume(job, receiver, &spare, |tar| merger.layer(level, tar))?;
             if merger.end_layer().map_err(|e| merge(&job.what, e))? {
                 let (sender, receiver) = sync_channel(queue);
                 let shared = &shared;
@@ -257,7 +285,7 @@ pub fn flatten<S: FileSink>(
                     .name("layer".to_owned())
                     .spawn_scoped(scope, move || run_job(shared, job, &sender, &()))
                     .map_err(FlattenError::Thread)?;
-                consume(job, receiver, |tar| merger.rescue(tar))?;
+                consume(job, receiver, shared.spare, |tar| merger.rescue(tar))?;
             }
             progress.event(Event::LayerDone { layer_idx: job.layer_idx });
         }
@@ -304,9 +332,10 @@ fn add_all<S: FileSink>(
 fn consume<'t>(
     job: &Job<'_>,
     receiver: Receiver<Message<'t>>,
+    spare: &'t Spare,
     parse: impl FnOnce(&mut TarReader<ChannelReader<'t>>) -> Result<(), MergeError>,
 ) -> Result<(), FlattenError> {
-    let mut tar = TarReader::new(ChannelReader { receiver, chunk: Vec::new(), at: 0, end: None });
+    let mut tar = TarReader::new(ChannelReader { receiver, spare, chunk: Vec::new(), at: 0, end: None });
     let parsed = parse(&mut tar);
     let mut reader = tar.into_inner();
     if let Err(source @ (MergeError::Sink(_) | MergeError::Memory(_))) = parsed {
@@ -327,6 +356,7 @@ fn consume<'t>(
 
 struct ChannelReader<'t> {
     receiver: Receiver<Message<'t>>,
+    spare: &'t Spare,
     chunk: Vec<u8>,
     at: usize,
     end: Option<Result<(), FlattenError>>,
@@ -340,7 +370,7 @@ impl ChannelReader<'_> {
         }
         match self.receiver.recv() {
             Ok(Message::Chunk(chunk, _room)) => {
-                self.chunk = chunk;
+                self.spare.give(std::mem::replace(&mut self.chunk, chunk));
                 self.at = 0;
                 true
             }
@@ -360,20 +390,27 @@ impl ChannelReader<'_> {
 
 impl Read for ChannelReader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.chunk.len() {
-            self.chunk.clear();
-            self.at = 0;
-            if !self.refill() {
-                return match &self.end {
-                    Some(Ok(())) => Ok(0),
-                    _ => Err(io::Error::other("the layer's stream failed")),
-                };
-            }
-        }
-        let n = buf.len().min(self.chunk.len() - self.at);
-        buf[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
-        self.at += n;
+        let there = self.fill_buf()?;
+        let n = buf.len().min(there.len());
+        buf[..n].copy_from_slice(&there[..n]);
+        self.consume(n);
         Ok(n)
+    }
+}
+
+impl BufRead for ChannelReader<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at == self.chunk.len() && !self.refill() {
+            return match &self.end {
+                Some(Ok(())) => Ok(&[]),
+                _ => Err(io::Error::other("the layer's stream failed")),
+            };
+        }
+        Ok(&self.chunk[self.at..])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at += n;
     }
 }
 
@@ -489,7 +526,7 @@ fn pump<'t, R: Read + Send>(
     loop {
         // Before the memory is taken, not after.
         let room = shared.turns.room(position).map_err(|_| PumpError::NobodyListens)?;
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = shared.spare.take();
         let mut have = 0;
         let mut ended = false;
         while have < CHUNK {

@@ -5,7 +5,7 @@
 //! mounts the result decides about them.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, BufRead, Read, Seek};
 use std::mem;
 
 use rustix::fs::SeekFrom;
@@ -123,6 +123,21 @@ pub trait Content: Read {
     fn skip_hole(&mut self) -> io::Result<u64> {
         Ok(0)
     }
+
+    /// What comes next, where it lies in memory already, and at most `most` bytes of it: whoever has taken it says so to
+    /// [`Content::pass`], and nothing was copied on the way. Without an answer [`Read`] has to be asked.
+    ///
+    /// # Errors
+    /// When the source cannot be read.
+    fn ahead(&mut self, most: usize) -> io::Result<&[u8]> {
+        let _ = most;
+        Ok(&[])
+    }
+
+    /// Passes over bytes that [`Content::ahead`] has shown.
+    fn pass(&mut self, n_bytes: usize) {
+        let _ = n_bytes;
+    }
 }
 
 impl Content for &[u8] {}
@@ -163,6 +178,15 @@ impl<R: Read> TarReader<R> {
     /// Starts at the first block of `inner`.
     pub fn new(inner: R) -> Self {
         Self { inner, stored_left: 0, padding: 0, sparse: None, position: 0, ended: false }
+    }
+
+    /// What comes next of the current file.
+    fn run(&mut self) -> Run {
+        match &mut self.sparse {
+            Some((map, piece)) => map.run_at(self.position, piece),
+            None if self.stored_left == 0 => Run::End,
+            None => Run::Data(self.stored_left),
+        }
     }
 
     /// Returns the source. After the last entry it still holds whatever follows the archive's end mark.
@@ -408,11 +432,7 @@ impl<R: Read> TarReader<R> {
 /// The data of the current entry, with holes filled by zeros.
 impl<R: Read> Read for TarReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let run = match &mut self.sparse {
-            Some((map, piece)) => map.run_at(self.position, piece),
-            None if self.stored_left == 0 => Run::End,
-            None => Run::Data(self.stored_left),
-        };
+        let run = self.run();
         let clamp = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(buf.len());
         let n = match run {
             Run::End => 0,
@@ -436,12 +456,25 @@ impl<R: Read> Read for TarReader<R> {
     }
 }
 
-impl<R: Read> Content for TarReader<R> {
+impl<R: BufRead> Content for TarReader<R> {
     fn skip_hole(&mut self) -> io::Result<u64> {
         let Some((map, piece)) = &mut self.sparse else { return Ok(0) };
         let Run::Hole(len) = map.run_at(self.position, piece) else { return Ok(0) };
         self.position += len;
         Ok(len)
+    }
+
+    fn ahead(&mut self, most: usize) -> io::Result<&[u8]> {
+        let Run::Data(len) = self.run() else { return Ok(&[]) };
+        let most = usize::try_from(len.min(self.stored_left)).unwrap_or(usize::MAX).min(most);
+        let there = self.inner.fill_buf()?;
+        Ok(&there[..there.len().min(most)])
+    }
+
+    fn pass(&mut self, n_bytes: usize) {
+        self.inner.consume(n_bytes);
+        self.stored_left -= n_bytes as u64;
+        self.position += n_bytes as u64;
     }
 }
 

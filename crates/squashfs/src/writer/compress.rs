@@ -29,10 +29,15 @@ impl Compressor {
     /// Compresses `data` into `packed`; `false` if that does not make it smaller.
     pub(crate) fn compress(&mut self, data: &[u8], packed: &mut Vec<u8>) -> Result<bool> {
         packed.clear();
-        packed.reserve(zstd_safe::compress_bound(data.len()));
+        packed.reserve(packed_bound(data.len()));
         let length = self.context.compress2(packed, data).map_err(refused)?;
         Ok(length < data.len())
     }
+}
+
+/// The most that so many bytes can become.
+pub(crate) fn packed_bound(n_bytes: usize) -> usize {
+    zstd_safe::compress_bound(n_bytes)
 }
 
 impl std::fmt::Debug for Compressor {

@@ -20,7 +20,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Seek, Write};
 
 use crate::layout::DATA_RAW;
-use crate::writer::compress::{Block, Pool, Ticket};
+use crate::writer::compress::{Block, Pool, Ticket, packed_bound};
 use crate::writer::error::{Result, WriteError};
 use crate::writer::sink::Sink;
 use crate::writer::trail::{Hash, Trail};
@@ -512,7 +512,8 @@ impl<W: Read + Write + Seek> DataWriter<W> {
     }
 
     fn buffer(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_else(|| Vec::with_capacity(self.block_size))
+        // With room for what a compressor may make of a block, so that none has to grow in the middle of its use.
+        self.spare.pop().unwrap_or_else(|| Vec::with_capacity(packed_bound(self.block_size)))
     }
 
     fn recycle(&mut self, mut buffer: Vec<u8>) {

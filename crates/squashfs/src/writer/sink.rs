@@ -4,8 +4,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 
 use crate::writer::error::{Result, WriteError};
 
-/// Bytes gathered before they go to the output.
-const BUFFER: usize = 1 << 20;
+/// Bytes gathered before they go to the output: two blocks of the usual size. More would be more pages to touch, and fewer
+/// calls, which cost nothing beside what is copied.
+const BUFFER: usize = 256 << 10;
 
 /// Appends to an output and can read back what was appended.
 #[derive(Debug)]
