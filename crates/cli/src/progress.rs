@@ -115,6 +115,9 @@ impl Progress for Meter {
             Event::Resolved { n_layers, bytes, .. } => {
                 counts.n_layers.store(u64::try_from(n_layers).unwrap_or(u64::MAX), Relaxed);
                 counts.total.store(bytes, Relaxed);
+                // Whoever fetches an image and sends it on has two.
+                counts.n_done.store(0, Relaxed);
+                counts.bytes.store(0, Relaxed);
             }
             Event::Present => counts.notes().holder = None,
             Event::Waiting { holder } => counts.notes().holder = Some(holder),

@@ -1,5 +1,6 @@
 //! The files of containers' `registries.conf`: which there are, and in which order they count.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use situla_engine::EngineError;
@@ -41,7 +42,7 @@ fn without_scheme(text: &str) -> &str {
 
 /// What the files of this user and this machine say.
 pub(crate) fn load() -> Result<Registries, CommandError> {
-    load_from(&files(&registry_access::variable))
+    load_from(&files(&registry_access::variable), registry_access::assumed_home())
 }
 
 /// The failure of a name.
@@ -110,8 +111,21 @@ fn drop_ins(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn load_from(files: &[(PathBuf, bool)]) -> Result<Registries, CommandError> {
+/// Whether there is no such file for this user. The home of an account that is for no person is often `/dev/null`. A file that may
+/// not be read may block a registry, so it is an error, but for one in a home that nobody has named: that may be another's, or
+/// one for which there is no ticket.
+fn is_absent(kind: ErrorKind, is_assumed: bool) -> bool {
+    match kind {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => true,
+        ErrorKind::PermissionDenied => is_assumed,
+        _ => false,
+    }
+}
+
+/// `assumed` is the home of the account, where no variable names one.
+fn load_from(files: &[(PathBuf, bool)], assumed: Option<&Path>) -> Result<Registries, CommandError> {
     let mut registries = Registries::default();
+    let is_assumed = |path: &Path| assumed.is_some_and(|home| path.starts_with(home));
     for (path, required) in files {
         let failed = |why: &str| {
             CommandError::refused(
@@ -125,7 +139,7 @@ fn load_from(files: &[(PathBuf, bool)]) -> Result<Registries, CommandError> {
                 return Err(failed("it is too long"));
             }
             Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => continue,
+            Err(error) if !required && is_absent(error.kind(), is_assumed(path)) => continue,
             Err(error) => return Err(failed(&error.to_string())),
         }
         let text = std::fs::read_to_string(path).map_err(|error| failed(&error.to_string()))?;
@@ -161,7 +175,7 @@ mod tests {
             "XDG_CACHE_HOME" => Some(format!("{dir_text}/cache")),
             _ => None,
         };
-        let registries = load_from(&files(&variable)).unwrap();
+        let registries = load_from(&files(&variable), None).unwrap();
         for (name, want) in
             [("a", "x.example/4:latest"), ("b", "x.example/3:latest"), ("c", "x.example/1:latest")]
         {
@@ -170,13 +184,35 @@ mod tests {
         // One that was named must be there; one that makes no sense is named.
         let named = |path: &str| {
             let path = path.to_owned();
-            load_from(&files(&move |name: &str| (name == "CONTAINERS_REGISTRIES_CONF").then(|| path.clone())))
+            load_from(
+                &files(&move |name: &str| (name == "CONTAINERS_REGISTRIES_CONF").then(|| path.clone())),
+                None,
+            )
         };
         let missing = named("/nonexistent/registries.conf").unwrap_err().to_json();
         assert!(missing["message"].as_str().unwrap().contains("/nonexistent/registries.conf"), "{missing}");
         write(config.join("bad.conf"), "[registries.search]\nregistries = ['a b']");
         let bad = named(config.join("bad.conf").to_str().unwrap()).unwrap_err().to_json();
         assert!(bad["message"].as_str().unwrap().contains("a b"), "{bad}");
+    }
+
+    #[test]
+    fn a_home_that_nobody_named_may_be_out_of_reach() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home");
+        let variable = |name: &str| (name == "HOME").then(|| home.display().to_string());
+        // A file, as /dev/null is one.
+        std::fs::write(&home, "").unwrap();
+        load_from(&files(&variable), None).unwrap();
+        for (kind, is_assumed, wanted) in [
+            (ErrorKind::NotFound, false, true),
+            (ErrorKind::NotADirectory, false, true),
+            (ErrorKind::PermissionDenied, false, false),
+            (ErrorKind::PermissionDenied, true, true),
+            (ErrorKind::InvalidData, true, false),
+        ] {
+            assert_eq!(is_absent(kind, is_assumed), wanted, "{kind} {is_assumed}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The settings by which registries are spoken to, from the files and variables of user and site.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use situla_engine::{admit_reference, home_of_account};
 use situla_image::{Certificates, ClientOptions, Credentials, Keyring, KeyringError, Route, Transport};
@@ -13,12 +13,21 @@ use crate::credentials::{Files, Places, Variable};
 use crate::proxy::proxies;
 use crate::registries;
 
+/// The home of the account, where no variable names one. Asking for an account may ask a directory service.
+pub(crate) fn assumed_home() -> Option<&'static Path> {
+    static HOME: OnceLock<Option<PathBuf>> = OnceLock::new();
+    if std::env::var_os("HOME").is_some() {
+        return None;
+    }
+    HOME.get_or_init(home_of_account).as_deref()
+}
+
 /// A variable of the environment. The home is that of the account where none is set: a step of `srun --export=NONE` has the
 /// user's logins and settings as well.
 pub(crate) fn variable(name: &str) -> Option<String> {
     let set = std::env::var(name).ok();
     match name {
-        "HOME" => set.or_else(|| home_of_account()?.into_os_string().into_string().ok()),
+        "HOME" => set.or_else(|| assumed_home()?.to_str().map(str::to_owned)),
         _ => set,
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use situla_oci::Digest;
+use situla_oci::{Digest, Platform};
 
 use crate::convert::ConvertError;
 use crate::file_error::FileError;
@@ -17,6 +17,8 @@ pub struct ImageFile {
     file: File,
     /// Of one that was fetched.
     manifest: Option<Digest>,
+    /// The machine that one was fetched for: its root file system must be for that.
+    machine: Option<Box<Platform>>,
     /// Takes a name that a fetched one may have away in the end.
     _pending: Option<PendingFile>,
 }
@@ -28,13 +30,18 @@ impl ImageFile {
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let file = File::open(path).map_err(FileError::read(path))?;
-        Ok(Self { name: path.to_owned(), file, manifest: None, _pending: None })
+        Ok(Self { name: path.to_owned(), file, manifest: None, machine: None, _pending: None })
     }
 
-    /// One that was fetched to `pending` by a manifest, and that errors are to call `name`.
-    pub(crate) fn fetched(name: PathBuf, manifest: Digest, pending: PendingFile) -> Result<Self, FileError> {
+    /// One that was fetched to `pending` by a manifest for a machine, and that errors are to call `name`.
+    pub(crate) fn fetched(
+        name: PathBuf,
+        manifest: Digest,
+        machine: Platform,
+        pending: PendingFile,
+    ) -> Result<Self, FileError> {
         let file = pending.file().map_err(FileError::read(&name))?;
-        Ok(Self { name, file, manifest: Some(manifest), _pending: Some(pending) })
+        Ok(Self { name, file, manifest: Some(manifest), machine: Some(Box::new(machine)), _pending: Some(pending) })
     }
 
     /// Its path, or what it was fetched as.
@@ -68,6 +75,6 @@ impl ImageFile {
 
     /// Finds its root file system.
     pub(crate) fn root_window(&self) -> Result<(FileKind, RootWindow), ConvertError> {
-        root_window(&self.name, &self.file)
+        root_window(&self.name, &self.file, self.machine.as_deref())
     }
 }

@@ -9,7 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use serde::Serialize;
 use situla_oci::{Digest, Document, ExecConfig, ImageConfig, MAX_CONFIG_BYTES, Platform};
-use situla_sif::{Arch, DataType, DescriptorInfo, FsType, Kind, PartType, SifFile};
+use situla_sif::{Arch, DataType, DescriptorInfo, FsType, Kind, PartType, SifError, SifFile};
 use situla_squashfs::{Image, ReadOptions, Window};
 
 use crate::additions::{CONFIG_PATH, MANIFEST_PATH};
@@ -143,14 +143,18 @@ pub(crate) fn kind_of(path: &Path, file: &File) -> Result<FileKind, ConvertError
 }
 
 /// Finds the root file system of an image file.
-pub(crate) fn root_window(path: &Path, file: &File) -> Result<(FileKind, RootWindow), ConvertError> {
+pub(crate) fn root_window(
+    path: &Path,
+    file: &File,
+    machine: Option<&Platform>,
+) -> Result<(FileKind, RootWindow), ConvertError> {
     let kind = kind_of(path, file)?;
     let window = match kind {
         FileKind::Squashfs => {
             let len = file.metadata().map_err(FileError::read(path))?.len();
             RootWindow { offset: 0, len }
         }
-        FileKind::Sif => sif_window(path, &open_sif(path, file)?)?,
+        FileKind::Sif => sif_window(path, &open_sif(path, file)?, machine)?,
     };
     Ok((kind, window))
 }
@@ -167,7 +171,7 @@ pub(crate) fn only_root(path: &Path, file: &File) -> Result<(RootWindow, Arch), 
     if archs.next().is_some() {
         return Err(ConvertError::SifRoots { path: path.to_owned() });
     }
-    let window = sif_window(path, &sif)?;
+    let window = sif_window(path, &sif, None)?;
     Ok((window, arch))
 }
 
@@ -175,11 +179,20 @@ fn open_sif<'f>(path: &Path, file: &'f File) -> Result<SifFile<&'f File>, Conver
     SifFile::open(file).map_err(|source| ConvertError::SifRead { path: path.to_owned(), source })
 }
 
-fn sif_window(path: &Path, sif: &SifFile<&File>) -> Result<RootWindow, ConvertError> {
-    let native = Arch::from_go_name(&Platform::native().architecture);
-    let partition = sif
-        .root_partition(native)
-        .map_err(|source| ConvertError::SifRead { path: path.to_owned(), source })?;
+/// The root file system for `machine`, or else the one that would be run here: a file with a single root has that for any
+/// machine where nobody has asked for one.
+fn sif_window(
+    path: &Path,
+    sif: &SifFile<&File>,
+    machine: Option<&Platform>,
+) -> Result<RootWindow, ConvertError> {
+    let native = Platform::native();
+    let wanted = Arch::from_go_name(&machine.unwrap_or(&native).architecture);
+    let failed = |source| ConvertError::SifRead { path: path.to_owned(), source };
+    let partition = sif.root_partition(wanted).map_err(failed)?;
+    if machine.is_some() && ![wanted, Arch::UNKNOWN].contains(&partition.arch) {
+        return Err(failed(SifError::OtherArch { wanted, found: vec![partition.arch] }));
+    }
     if partition.fs != FsType::Squashfs {
         return Err(ConvertError::SifFs { path: path.to_owned(), fs: partition.fs });
     }

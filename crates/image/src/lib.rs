@@ -93,8 +93,8 @@ pub use store::{
     StoredImage, UseMark, User,
 };
 pub use targets::{
-    BuiltImage, LayerWriteError, PackedImage, SaveError, SavedImage, Target, save_directory, save_file,
-    save_image,
+    BuiltImage, LayerWriteError, PackedImage, SaveError, SavedImage, Target, refuse_taken, save_directory,
+    save_file, save_image,
 };
 pub use traces::abandon;
 pub use tree::{Child, Directory, Inode, InodeId, InodeKind, Meta, Tree, Xattrs};

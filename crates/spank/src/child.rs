@@ -16,7 +16,7 @@ unsafe extern "C" {
     fn fork() -> c_int;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn kill(pid: c_int, signal: c_int) -> c_int;
-    fn getpid() -> c_int;
+    fn prctl(option: c_int, ...) -> c_int;
     fn poll(files: *mut c_void, count: c_ulong, milliseconds: c_int) -> c_int;
     fn setpgid(pid: c_int, group: c_int) -> c_int;
     fn setgroups(count: usize, groups: *const c_uint) -> c_int;
@@ -166,17 +166,17 @@ fn stay_with(job: &Job<'_>, argv: &[*const c_char], env: &[*const c_char]) -> ! 
         // SAFETY: there is no file to look at; it sleeps.
         unsafe { poll(std::ptr::null_mut(), 0, LONGER_MS) };
     }
-    // SAFETY: takes nothing.
-    let own = unsafe { getpid() };
     // SAFETY: takes numbers alone.
-    unsafe { kill(own, SIGKILL) };
+    unsafe { kill(std::process::id().cast_signed(), SIGKILL) };
     // SAFETY: as above; nobody comes here.
     unsafe { _exit(CANNOT_EXECUTE) }
 }
 
 /// The program's part.
 fn become_program(job: &Job<'_>, argv: &[*const c_char], env: &[*const c_char]) -> ! {
-    if prepare(job).is_some() && !is_anybodys(job.program) {
+    // With PR_SET_PDEATHSIG it does not outlive the process that would end it in time. Taking other ids cancels that.
+    // SAFETY: takes numbers alone.
+    if prepare(job).is_some() && unsafe { prctl(1, 9 as c_ulong) } == 0 && !is_anybodys(job.program) {
         // SAFETY: all strings are terminated, both arrays end with null.
         unsafe { execve(job.program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
     }

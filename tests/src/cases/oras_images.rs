@@ -151,8 +151,12 @@ fn kept(scene: &Scene<'_>, manifest: &Value) -> Check {
         scene.json(&["situla", "inspect", "--hash", "--json", &scene.file])?,
         scene.json(&["situla", "inspect", "--hash", "--json", source])?,
     );
+    if of_registry["manifest_digest"] != *manifest {
+        return Err(format!("pulled was {manifest}, described is {of_registry}").into());
+    }
     for facts in [&mut of_file, &mut of_registry] {
         facts["path"] = Value::Null;
+        facts["manifest_digest"] = Value::Null;
     }
     let has_descriptors = of_file["sif"].to_string().contains("oci-config.json");
     if of_file != of_registry || of_file["sif"]["launch"].is_null() || !has_descriptors {

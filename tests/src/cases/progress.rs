@@ -11,8 +11,8 @@ use crate::environment::PATIENCE;
 use crate::slow_proxy::{SlowProxy, UNLIMITED};
 use crate::tier::Check;
 
-/// Pull, conversion, also of one image file to another, push, and both commands that hash whole files tell how far they are, and again a few seconds later, in
-/// lines of a log. All at once, each held up for the time of two lines.
+/// Pull, conversion, also of one image file to another, push, and both commands that hash whole files tell how far they are,
+/// and again a few seconds later, in lines of a log. All at once, each held up for the time of two lines.
 ///
 /// # Errors
 /// One is silent, or tells no bytes.
@@ -41,13 +41,13 @@ pub fn lines_in_a_log(desk: &Desk) -> Check {
     let slow = format!("docker://{}/tiny:1", proxy.address());
     let words = ["env", &cache("pulled"), "situla", "pull", "--store-only", &slow];
     let pull = command::start(desk.env.user_command(dir.path(), words)?)?;
-    // Each read of the file takes so many milliseconds longer. A directory is read in pieces of 256 KiB, an image that is packed
-    // in those of a block, and what is hashed in mebibytes, of which the small image has two, and then its end.
+    // Each read of the file takes so many milliseconds longer. A directory is read in pieces of 64 KiB, an image that is packed
+    // in those of a block, and what is hashed in pieces of 128 KiB, of which the small image has nine, and then its end.
     let slow = [
-        held_up(desk, dir.path(), (&large, "read", 345), &["convert", "tree", "again.sqsh"])?,
+        held_up(desk, dir.path(), (&large, "read", 90), &["convert", "tree", "again.sqsh"])?,
         held_up(desk, dir.path(), (&image, "pread64", 160), &["push", "large.sqsh", &target])?,
-        held_up(desk, dir.path(), (&image, "pread64", 880), &["inspect", "--hash", "large.sqsh"])?,
-        held_up(desk, dir.path(), (stored, "pread64", 3800), &["images", "--verify"])?,
+        held_up(desk, dir.path(), (&image, "pread64", 180), &["inspect", "--hash", "large.sqsh"])?,
+        held_up(desk, dir.path(), (stored, "pread64", 1200), &["images", "--verify"])?,
         // What is there already is copied to the file.
         held_up(desk, dir.path(), (stored, "read", 3800), &["pull", "-o", "pulled.sif", &tiny])?,
         held_up(desk, dir.path(), (&image, "read", 1300), &["convert", "large.sqsh", "large.sif"])?,

@@ -120,7 +120,7 @@ pub fn submitted(site: &Site) -> Check {
         [one, first, two, second, host]
             if one.starts_with("situla tiny image")
                 && one == two
-                && first != second
+                // The second may well have the number that the first had, which has ended by then.
                 && ![first, second].iter().any(|space| host.ends_with(space)) => {}
         _ => return Err(format!("not both in containers\n{}", job.output).into()),
     }

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use situla_image::{
     Client, ConvertError, Converted, DockerArchiveImage, Doing, FileError, ImageFile, ImageSource,
     LayoutImage, OutputFormat, Owners, Progress, SavedImage, Scheme, Source, Target, Unpacked,
-    convert_directory, convert_file, convert_image, fetch_sif, save_directory, save_file, save_image,
-    unpack_file, unpack_image,
+    convert_directory, convert_file, convert_image, fetch_sif, refuse_taken, save_directory, save_file,
+    save_image, unpack_file, unpack_image,
 };
 use situla_oci::{Digest, Platform};
 
@@ -107,6 +107,9 @@ fn save(arguments: &ConvertArgs, target: &Target) -> Result<(), CommandError> {
     let meter = Meter::start(transfer.show, "");
     let options = convert_options(transfer.overwrite)?;
     let overwrite = options.overwrite;
+    if matches!(source, Source::Registry(Scheme::Oras, _)) {
+        refuse_taken(target, overwrite).map_err(|error| CommandError::save(&error))?;
+    }
     let opened = open_image(&source, client.as_ref(), &transfer.platform, target.path(), &meter)?;
     let saved = match opened {
         Opened::Image(image) => save_image(&*image, &transfer.platform, target, overwrite, &meter),

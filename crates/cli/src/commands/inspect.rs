@@ -79,6 +79,8 @@ fn run(arguments: &InspectArgs) -> Result<(), CommandError> {
             };
             let stored = stored.ok_or_else(missing)?;
             let mut found = described(&stored.path)?;
+            // By which it is known here; a SIF file may also say from which layers it was once made.
+            found.manifest_digest = Some(stored.manifest_digest.clone());
             // What was hashed now is worth more than what was written down then.
             found.rootfs_digest = found.rootfs_digest.or(Some(stored.rootfs_digest));
             found

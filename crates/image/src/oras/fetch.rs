@@ -18,6 +18,7 @@ use crate::inspect::{FileKind, kind_of};
 use crate::output::PendingFile;
 use crate::progress::{Event, Progress};
 use crate::source::Scheme;
+use crate::store::require_of;
 use crate::verify::VerifiedReader;
 
 /// A SIF file that was written.
@@ -56,6 +57,7 @@ pub fn save_sif(
     let found = FoundSif::find(client, reference, platform)?;
     progress.event(found.event());
     let pending = create_output(out, existing(options))?;
+    require_room(&found, &pending, out)?;
     let file = fetch_into(client, reference, &found, &pending, out, progress)?;
     let_readers_execute(&file).map_err(FileError::write(out))?;
     pending.publish(out, existing(options)).map_err(|source| match source.kind() {
@@ -80,12 +82,19 @@ pub fn fetch_sif(
     let found = FoundSif::find(client, reference, platform)?;
     progress.event(found.event());
     let pending = PendingFile::create_scratch(scratch, "sif").map_err(FileError::write(scratch))?;
+    require_room(&found, &pending, scratch)?;
     fetch_into(client, reference, &found, &pending, scratch, progress)?;
     let name = format!("{}{reference}", Scheme::Oras);
     let last = || reference.repository().as_str().rsplit('/').next().unwrap_or_default().to_owned();
     let title = found.title().map_or_else(last, str::to_owned);
-    let file = ImageFile::fetched(name.into(), found.manifest, pending)?;
+    let file = ImageFile::fetched(name.into(), found.manifest, platform.clone(), pending)?;
     Ok(FetchedSif { title, file })
+}
+
+/// Fails before the first byte where the file cannot become as large as it will.
+fn require_room(found: &FoundSif, pending: &PendingFile, place: &Path) -> Result<(), SifTransferError> {
+    let file = pending.file().map_err(FileError::write(place))?;
+    require_of(&file, place, found.layer.size).map_err(SifTransferError::Store)
 }
 
 /// Fetches the bytes, all of which are held against their digest; `place` is where `pending` lies.

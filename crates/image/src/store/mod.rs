@@ -23,7 +23,7 @@ use thiserror::Error;
 
 pub use lease::Lease;
 pub use room::RoomLeft;
-pub(crate) use room::least_size;
+pub(crate) use room::{least_size, require_of};
 pub use tidy::{StoreEntry, StoreLimits, StorePruned};
 pub use uses::{UseMark, User};
 

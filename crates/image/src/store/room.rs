@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, StatVfs, fallocate, fstatfs, ftruncate, statvfs};
+use rustix::fs::{FallocateFlags, StatVfs, fallocate, fstatfs, fstatvfs, ftruncate, statvfs};
 use rustix::io::Errno;
 use situla_oci::Descriptor;
 
@@ -61,6 +61,13 @@ pub(super) fn require(directory: &Path, needed: u64, file: Option<&File>) -> Res
     };
     let left = left.map_err(|errno| FileError::read(directory)(errno.into()))?;
     left.map_or(Ok(()), |left| Err(StoreError::NoRoom { path: directory.to_owned(), needed, left }))
+}
+
+/// Fails where an empty file cannot get `needed` bytes where it lies, in memory as well; errors call the place `place`.
+pub(crate) fn require_of(file: &File, place: &Path, needed: u64) -> Result<(), StoreError> {
+    let found = fstatvfs(file).map_err(|errno| FileError::read(place)(errno.into()))?;
+    let left = lacks(&found, needed).or_else(|| refuses(file, needed));
+    left.map_or(Ok(()), |left| Err(StoreError::NoRoom { path: place.to_owned(), needed, left }))
 }
 
 fn lacks(found: &StatVfs, needed: u64) -> Option<RoomLeft> {
@@ -125,6 +132,8 @@ mod tests {
         let error = require(dir.path(), u64::MAX, None).unwrap_err().to_string();
         assert!(error.contains("has no room") && error.contains("are free"), "{error}");
         assert!(require(&dir.path().join("none"), 1, None).is_err());
+        require_of(&file, dir.path(), 1 << 16).unwrap();
+        assert_eq!(require_of(&file, dir.path(), u64::MAX).unwrap_err().to_string(), error);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use built::BuiltImage;
 pub(crate) use built::FromStart;
 pub use layer::LayerWriteError;
 pub use packed::PackedImage;
-pub use save::{save_directory, save_file, save_image};
+pub use save::{refuse_taken, save_directory, save_file, save_image};
 
 use crate::convert::ConvertError;
 use crate::file_error::FileError;

@@ -54,6 +54,14 @@ pub fn save_image(
     }
 }
 
+/// Fails where `target` is taken, for whoever has to fetch a file before it is saved.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn refuse_taken(target: &Target, overwrite: bool) -> Result<(), SaveError> {
+    Place::open(target, overwrite).map(drop)
+}
+
 /// Makes an image of one layer of an image file and brings it to `target`.
 ///
 /// # Errors

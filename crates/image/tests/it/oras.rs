@@ -204,3 +204,25 @@ fn a_fetched_file_has_no_name_and_becomes_what_is_asked_for() {
         assert!(fs::read(scene.path(name)).unwrap() == fs::read(scene.path(original)).unwrap(), "{name}");
     }
 }
+
+#[test]
+fn the_root_of_a_fetched_file_is_for_the_machine_that_was_asked_for() {
+    let other = if cfg!(target_arch = "aarch64") { "amd64" } else { "arm64" };
+    let native = Platform::native().architecture;
+    // The second of the file with two is for another one still.
+    for (promised, wanted, is_there) in [
+        ("a.sif", native.as_str(), true),
+        ("a.sif", other, false),
+        ("other-machine.sif", other, true),
+        ("other-machine.sif", native.as_str(), false),
+        ("two-roots.sif", "riscv64", true),
+        ("two-roots.sif", other, false),
+    ] {
+        let scene = Scene::new(promised, |sif| sif);
+        let platform = Platform { architecture: wanted.to_owned(), ..Platform::native() };
+        let fetched = fetch_sif(&client(), &scene.reference, &platform, scene.dir.path(), &()).unwrap();
+        let (made, options) = (scene.path("made.sqsh"), ConvertOptions::default());
+        let result = convert_file(&fetched.file, &made, OutputFormat::Sqsh, &options, &());
+        assert_eq!(result.is_ok(), is_there, "{promised} for {wanted}: {result:?}");
+    }
+}
