@@ -41,7 +41,13 @@ impl ImageFile {
         pending: PendingFile,
     ) -> Result<Self, FileError> {
         let file = pending.file().map_err(FileError::read(&name))?;
-        Ok(Self { name, file, manifest: Some(manifest), machine: Some(Box::new(machine)), _pending: Some(pending) })
+        Ok(Self {
+            name,
+            file,
+            manifest: Some(manifest),
+            machine: Some(Box::new(machine)),
+            _pending: Some(pending),
+        })
     }
 
     /// Its path, or what it was fetched as.
